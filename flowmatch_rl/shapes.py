@@ -1,0 +1,51 @@
+"""Checks that keep broadcasting from happening in silence."""
+
+from torch import Tensor
+
+
+def append_dims(t: Tensor, like: Tensor) -> Tensor:
+    """Append unit dimensions to ``t`` until it has as many as ``like``.
+
+    Args:
+        t: Values per sample; its shape is a prefix of the shape of ``like``, or () for one value shared by all.
+            A size of 1 in ``t`` stands for any size.
+        like: Tensor to line up with, shape (*batch, *event).
+
+    Returns:
+        ``t`` with shape (*t.shape, 1, ..., 1).
+
+    Raises:
+        ValueError: If the shape of ``t`` is not a prefix of the shape of ``like``.
+    """
+    if t.dim() > like.dim() or any(a not in (1, b) for a, b in zip(t.shape, like.shape, strict=False)):
+        raise ValueError(f"expected a shape that is a prefix of {tuple(like.shape)}, got {tuple(t.shape)}")
+    return t.reshape(t.shape + (1,) * (like.dim() - t.dim()))
+
+
+def check_same_shape(**tensors: Tensor) -> None:
+    """Raise unless all tensors have one shape.
+
+    Args:
+        **tensors: Tensors by the names to use in the error.
+
+    Raises:
+        ValueError: If two shapes differ.
+    """
+    if len({tuple(x.shape) for x in tensors.values()}) > 1:
+        got = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
+        raise ValueError(f"expected equal shapes, got {got}")
+
+
+def check_shape(name: str, x: Tensor, wanted: tuple[int, ...]) -> None:
+    """Raise unless ``x`` has the shape ``wanted``.
+
+    Args:
+        name: Name to use in the error.
+        x: Tensor to check.
+        wanted: Wanted shape.
+
+    Raises:
+        ValueError: If the shape is another one.
+    """
+    if tuple(x.shape) != wanted:
+        raise ValueError(f"expected {name} of shape {wanted}, got {tuple(x.shape)}")
