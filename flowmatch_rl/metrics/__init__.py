@@ -1,0 +1,3 @@
+from flowmatch_rl.metrics.distances import energy_distance
+
+__all__ = ["energy_distance"]

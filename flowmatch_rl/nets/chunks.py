@@ -1,0 +1,30 @@
+"""Evaluation in pieces that stay in a processor's cache."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+CPU_ROWS = 2048
+"""Rows per piece on a CPU: 2048 rows of 256 floats are 2 MB, about the size of a core's cache. Without pieces the
+elementwise functions between two matrix products wait for main memory; see ``benchmarks/update_speed.py``."""
+
+
+def map_in_chunks(
+    function: Callable[..., tuple[Tensor, ...]], rows_per_state: int, *inputs: Tensor
+) -> tuple[Tensor, ...]:
+    """Apply a function that treats states independently, on a CPU a few states at a time.
+
+    Args:
+        function: Takes tensors whose first dimension counts states and returns a tuple of such tensors.
+        rows_per_state: Rows of the largest matrix product inside the function, per state.
+        *inputs: Tensors of shape (B, ...).
+
+    Returns:
+        What ``function(*inputs)`` returns.
+    """
+    states = max(1, CPU_ROWS // rows_per_state)
+    if inputs[0].device.type != "cpu" or len(inputs[0]) <= states or torch.compiler.is_compiling():
+        return function(*inputs)
+    pieces = [function(*piece) for piece in zip(*(x.split(states) for x in inputs), strict=True)]
+    return tuple(torch.cat(column) for column in zip(*pieces, strict=True))

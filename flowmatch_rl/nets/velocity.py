@@ -1,0 +1,144 @@
+"""The velocity network."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowmatch_rl.nets.embeddings import SinusoidalEmbedding
+from flowmatch_rl.shapes import append_dims
+from flowmatch_rl.types import Velocity
+
+Activation = Literal["gelu", "gelu_tanh", "mish", "relu", "silu"]
+
+_ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "mish": F.mish,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class VelocityArchitecture:
+    """Shape of a velocity network.
+
+    Args:
+        hidden_dim: Width of every layer.
+        num_blocks: Residual blocks ``h + activation(linear(h))`` after the first layer.
+        activation: Nonlinearity.
+        time_features: Number of sinusoidal features of the flow time, even.
+        max_frequency: Highest frequency of those features, radians per unit of flow time. At 1 the field is very
+            smooth in time; sharp densities may want more.
+        residual: Whether the blocks add their input.
+    """
+
+    hidden_dim: int = 256
+    num_blocks: int = 2
+    activation: Activation = "gelu"
+    time_features: int = 128
+    max_frequency: float = 1.0
+    residual: bool = True
+
+    def build(self, sample_dim: int, condition_dim: int) -> "VelocityNetwork":
+        """Build the network for samples of dimension ``sample_dim`` given conditions of dimension ``condition_dim``."""
+        return VelocityNetwork(self, sample_dim, condition_dim)
+
+
+class VelocityNetwork(nn.Module):
+    """A residual network ``velocity(x, t, condition)``.
+
+    The first layer is a sum of one linear map per input: for particles (B, N, D) with a condition of shape (B, 1, C)
+    the condition's map is computed once per state, and that of a scalar time once.
+
+    Args:
+        architecture: Shape of the network.
+        sample_dim: Dimension D of the samples.
+        condition_dim: Dimension C of the condition; 0 for none.
+    """
+
+    def __init__(self, architecture: VelocityArchitecture, sample_dim: int, condition_dim: int) -> None:
+        super().__init__()
+        width = architecture.hidden_dim
+        self.residual = architecture.residual
+        self.activation = _ACTIVATIONS[architecture.activation]
+        self.embed_time = SinusoidalEmbedding(architecture.time_features, architecture.max_frequency)
+        self.from_sample = nn.Linear(sample_dim, width)
+        self.from_time = nn.Linear(architecture.time_features, width, bias=False)
+        self.from_condition = nn.Linear(condition_dim, width, bias=False) if condition_dim else None
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(architecture.num_blocks))
+        self.to_velocity = nn.Linear(width, sample_dim)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Orthogonal matrices of gain sqrt(2), the first layer's as one matrix over all its inputs; zero biases."""
+        parts = [m for m in (self.from_sample, self.from_time, self.from_condition) if m is not None]
+        joint = torch.empty(parts[0].out_features, sum(m.in_features for m in parts))
+        nn.init.orthogonal_(joint, gain=2.0**0.5)
+        with torch.no_grad():
+            for part, block in zip(parts, joint.split([m.in_features for m in parts], dim=1), strict=True):
+                part.weight.copy_(block)
+        for layer in (*self.blocks, self.to_velocity):
+            nn.init.orthogonal_(layer.weight, gain=2.0**0.5)
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.from_sample.bias)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Velocity at x.
+
+        Args:
+            x: Samples, shape (*batch, D).
+            t: Flow time in [0, 1]; its shape a prefix of the batch shape.
+            condition: Context, shape (*batch, C), where a batch size of 1 is shared; None for a network without one.
+
+        Returns:
+            Velocity, shape (*batch, D).
+
+        Raises:
+            ValueError: If a shape does not fit.
+        """
+        return self._from_features(x, t, self._condition_features(condition, x))
+
+    def bind(self, condition: Tensor | None) -> Velocity:
+        """The field at a fixed condition, whose features are then computed once for all evaluations.
+
+        Args:
+            condition: Context, shape (*batch, C), or None.
+
+        Returns:
+            Function of (x, t, None).
+        """
+        features = None if condition is None or self.from_condition is None else self.from_condition(condition)
+
+        def velocity(x: Tensor, t: Tensor, _: Tensor | None = None) -> Tensor:
+            return self._from_features(x, t, features)
+
+        return velocity
+
+    def _condition_features(self, condition: Tensor | None, x: Tensor) -> Tensor | None:
+        if (condition is None) != (self.from_condition is None):
+            wanted = "no condition" if self.from_condition is None else "a condition"
+            raise ValueError(
+                f"this network takes {wanted}, got {None if condition is None else tuple(condition.shape)}"
+            )
+        if condition is None or self.from_condition is None:
+            return None
+        append_dims(condition[..., 0], like=x[..., 0])
+        if condition.dim() != x.dim():
+            raise ValueError(
+                f"expected as many dimensions as x {tuple(x.shape)}, got condition {tuple(condition.shape)}"
+            )
+        return self.from_condition(condition)
+
+    def _from_features(self, x: Tensor, t: Tensor, features: Tensor | None) -> Tensor:
+        shared = self.from_time(self.embed_time(append_dims(t, like=x[..., 0])))
+        if features is not None:
+            shared = shared + features
+        h = self.activation(self.from_sample(x) + shared)
+        for block in self.blocks:
+            update = self.activation(block(h))
+            h = h + update if self.residual else update
+        return self.to_velocity(h)

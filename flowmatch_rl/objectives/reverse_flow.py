@@ -1,0 +1,111 @@
+"""Reverse flow matching: regression of a velocity onto the posterior mean of a density known up to a constant."""
+
+import abc
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.estimators import PosteriorMean, PosteriorMeanEstimator
+from flowmatch_rl.paths import AffinePath
+from flowmatch_rl.shapes import append_dims, check_same_shape
+from flowmatch_rl.types import LogDensityAndScore, Velocity
+
+
+@dataclass(frozen=True)
+class TimeWeight(abc.ABC):
+    """Weight of a loss by flow time."""
+
+    @abc.abstractmethod
+    def weight(self, path: AffinePath, t: Tensor) -> Tensor:
+        """Weight at each flow time, same shape as ``t``."""
+
+
+@dataclass(frozen=True)
+class UniformWeight(TimeWeight):
+    """Weight 1 at every flow time."""
+
+    def weight(self, path: AffinePath, t: Tensor) -> Tensor:
+        """Weight at each flow time, same shape as ``t``."""
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class PowerWeight(TimeWeight):
+    """Weight ``t ** exponent``: less of the early, noisy targets.
+
+    Args:
+        exponent: Power of the flow time.
+    """
+
+    exponent: float = 2.0
+
+    def weight(self, path: AffinePath, t: Tensor) -> Tensor:
+        """Weight at each flow time, same shape as ``t``."""
+        return t**self.exponent
+
+
+@dataclass(frozen=True)
+class CappedSignalWeight(TimeWeight):
+    """Weight ``min(1, (alpha / sigma)^2)``, the signal-to-noise ratio capped at 1."""
+
+    def weight(self, path: AffinePath, t: Tensor) -> Tensor:
+        """Weight at each flow time, same shape as ``t``."""
+        return (path.schedule.alpha(t) / path.schedule.sigma(t)).square().clamp_max(1.0)
+
+
+def reverse_flow_target(
+    estimator: PosteriorMeanEstimator,
+    path: AffinePath,
+    log_density_and_score: LogDensityAndScore,
+    x_t: Tensor,
+    t: Tensor,
+    z: Tensor,
+) -> tuple[Tensor, PosteriorMean]:
+    """Velocity at x_t of the flow to an unnormalised density, by the estimated posterior means.
+
+    Holds for x_t from any proposal whose support contains that of the path's marginal.
+
+    Args:
+        estimator: Estimator of the posterior means.
+        path: Path from standard normal noise to the density.
+        log_density_and_score: Unnormalised log-density (B, K) and its gradient (B, K, D) at x_1 (B, K, D).
+        x_t: Points on the path, shape (B, D).
+        t: Flow time in (0, 1), shape (B,).
+        z: Standard normal noise, shape (B, K, D).
+
+    Returns:
+        Velocity target without gradient, shape (B, D), and the posterior means it was made of.
+
+    Raises:
+        ValueError: If a shape is not as stated.
+
+    Reference:
+        Li et al., arXiv:2601.08136 (alpha, sigma here are alpha, beta there).
+    """
+    with torch.no_grad():
+        posterior = estimator.estimate(path, log_density_and_score, x_t, t, z)
+        return path.conditional_velocity(posterior.x_0, posterior.x_1, t), posterior
+
+
+def velocity_regression_loss(
+    velocity: Velocity, x_t: Tensor, t: Tensor, velocity_target: Tensor, condition: Tensor | None = None
+) -> Tensor:
+    """Squared error of a learned velocity against a target.
+
+    Args:
+        velocity: Learned field, called as ``velocity(x, t, condition)``.
+        x_t: Points on the path, shape (B, D).
+        t: Flow time in [0, 1], shape (B,).
+        velocity_target: Target, detached, shape (B, D).
+        condition: Context, shape (B, C), or None.
+
+    Returns:
+        Loss per sample, mean over dimensions, shape (B,).
+
+    Raises:
+        ValueError: If target and x_t differ in shape, or the shape of t is not a prefix of it.
+    """
+    check_same_shape(x_t=x_t, velocity_target=velocity_target)
+    append_dims(t, like=x_t)
+    return (velocity(x_t, t, condition) - velocity_target).square().mean(-1)

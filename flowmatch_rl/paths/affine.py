@@ -1,0 +1,106 @@
+"""Affine probability paths and the exact conversions between what a network may predict along them."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.paths.schedules import LinearSchedule, Schedule
+from flowmatch_rl.shapes import append_dims, check_same_shape
+from flowmatch_rl.types import Prediction
+
+
+@dataclass(frozen=True)
+class AffinePath:
+    """The path ``x_t = alpha_t x_1 + sigma_t x_0`` from noise at t = 0 to data at t = 1.
+
+    Velocity, data, noise and score are all linear in the posterior means of x_0 and x_1 given x_t,
+    so that any of them follows exactly from x_t and any other one.
+
+    Args:
+        schedule: Coefficients alpha_t and sigma_t.
+    """
+
+    schedule: Schedule = field(default_factory=LinearSchedule)
+
+    def sample(self, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
+        """Point on the path.
+
+        Args:
+            x_0: Noise, shape (*batch, *event).
+            x_1: Data, shape (*batch, *event).
+            t: Flow time in [0, 1], shape (*batch).
+
+        Returns:
+            x_t, shape (*batch, *event).
+
+        Raises:
+            ValueError: If x_0 and x_1 differ in shape, or the shape of t is not a prefix of it.
+        """
+        check_same_shape(x_0=x_0, x_1=x_1)
+        t = append_dims(t, like=x_1)
+        return self.schedule.alpha(t) * x_1 + self.schedule.sigma(t) * x_0
+
+    def conditional_velocity(self, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
+        """Velocity of the path through given end points, ``d_alpha x_1 + d_sigma x_0``.
+
+        With posterior means in place of the end points this is the marginal velocity.
+
+        Args:
+            x_0: Noise, shape (*batch, *event).
+            x_1: Data, shape (*batch, *event).
+            t: Flow time in [0, 1], shape (*batch).
+
+        Returns:
+            Velocity, shape (*batch, *event).
+
+        Raises:
+            ValueError: If x_0 and x_1 differ in shape, or the shape of t is not a prefix of it.
+        """
+        check_same_shape(x_0=x_0, x_1=x_1)
+        t = append_dims(t, like=x_1)
+        return self.schedule.d_alpha(t) * x_1 + self.schedule.d_sigma(t) * x_0
+
+    def convert(self, value: Tensor, x_t: Tensor, t: Tensor, source: Prediction, target: Prediction) -> Tensor:
+        """Turn one prediction at x_t into another.
+
+        Each prediction is a linear functional of (x_0, x_1); with x_t itself, a source determines every target.
+        The formula divides by zero where x_t and the source say the same thing: data at t = 1 and noise or
+        score at t = 0 (for a path that ends in pure data and begins in pure noise).
+
+        Args:
+            value: Predicted velocity, data, noise or score at x_t, shape (*batch, *event).
+            x_t: Point on the path, shape (*batch, *event).
+            t: Flow time in [0, 1], shape (*batch).
+            source: What ``value`` is.
+            target: What is wanted.
+
+        Returns:
+            The wanted prediction, shape (*batch, *event).
+
+        Raises:
+            ValueError: If ``value`` and ``x_t`` differ in shape, or the shape of t is not a prefix of it.
+        """
+        check_same_shape(value=value, x_t=x_t)
+        t = append_dims(t, like=x_t)
+        if source == target:
+            return value
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        (f_0, f_1), (g_0, g_1) = self._functional(source, t), self._functional(target, t)
+        determinant = sigma * f_1 - alpha * f_0
+        return ((g_0 * f_1 - g_1 * f_0) * x_t + (sigma * g_1 - alpha * g_0) * value) / determinant
+
+    def _functional(self, prediction: Prediction, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients (c_0, c_1) of the prediction ``c_0 x_0 + c_1 x_1``."""
+        zero, one = torch.zeros_like(t), torch.ones_like(t)
+        match prediction:
+            case "velocity":
+                return self.schedule.d_sigma(t), self.schedule.d_alpha(t)
+            case "data":
+                return zero, one
+            case "noise":
+                return one, zero
+            case "score":
+                return -1.0 / self.schedule.sigma(t), zero
+            case _:
+                raise ValueError(f"expected velocity, data, noise or score, got {prediction!r}")

@@ -1,0 +1,142 @@
+"""Schedules: the coefficients alpha_t and sigma_t of an affine probability path."""
+
+import abc
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Schedule(abc.ABC):
+    """Coefficients of the path ``x_t = alpha_t x_1 + sigma_t x_0`` for flow time t in [0, 1].
+
+    Noise stands at t = 0 and data at t = 1. Every method takes t of any shape and returns that shape.
+    """
+
+    @abc.abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Weight of the data at flow time ``t``."""
+
+    @abc.abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Weight of the noise at flow time ``t``."""
+
+    @abc.abstractmethod
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """Derivative of alpha with respect to flow time."""
+
+    @abc.abstractmethod
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """Derivative of sigma with respect to flow time."""
+
+
+@dataclass(frozen=True)
+class LinearSchedule(Schedule):
+    """Conditional optimal transport: ``alpha = t``, ``sigma = 1 - (1 - sigma_min) t``.
+
+    Args:
+        sigma_min: Noise left at t = 1, in [0, 1).
+
+    Raises:
+        ValueError: If ``sigma_min`` is outside [0, 1).
+
+    Reference:
+        Lipman et al., arXiv:2210.02747 (there the path of the optimal transport displacement map).
+    """
+
+    sigma_min: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.sigma_min < 1.0:
+            raise ValueError(f"sigma_min must lie in [0, 1), got {self.sigma_min}")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Weight of the data at flow time ``t``."""
+        return t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Weight of the noise at flow time ``t``."""
+        return 1.0 - (1.0 - self.sigma_min) * t
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """Derivative of alpha with respect to flow time."""
+        return torch.ones_like(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """Derivative of sigma with respect to flow time."""
+        return torch.full_like(t, self.sigma_min - 1.0)
+
+
+@dataclass(frozen=True)
+class CosineSchedule(Schedule):
+    """Trigonometric variance-preserving path: ``alpha = sin(pi t / 2)``, ``sigma = cos(pi t / 2)``."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Weight of the data at flow time ``t``."""
+        return torch.sin(0.5 * math.pi * t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Weight of the noise at flow time ``t``."""
+        return torch.cos(0.5 * math.pi * t)
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """Derivative of alpha with respect to flow time."""
+        return 0.5 * math.pi * torch.cos(0.5 * math.pi * t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """Derivative of sigma with respect to flow time."""
+        return -0.5 * math.pi * torch.sin(0.5 * math.pi * t)
+
+
+@dataclass(frozen=True)
+class VariancePreservingSchedule(Schedule):
+    """Variance-preserving diffusion with a linear noise rate, run backwards in time.
+
+    With diffusion time ``u = 1 - t`` and ``T(u) = beta_min u + (beta_max - beta_min) u^2 / 2``:
+    ``alpha = exp(-T / 2)``, ``sigma = sqrt(1 - exp(-T))``. At t = 0 a little of the data is left,
+    ``alpha = exp(-(beta_min + beta_max) / 4)``.
+
+    Args:
+        beta_min: Noise rate at the data end, positive.
+        beta_max: Noise rate at the noise end, at least ``beta_min``.
+
+    Raises:
+        ValueError: If not ``0 < beta_min <= beta_max``.
+
+    Reference:
+        Song et al., arXiv:2011.13456 (variance preserving SDE).
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.beta_min <= self.beta_max:
+            raise ValueError(
+                f"expected 0 < beta_min <= beta_max, got beta_min={self.beta_min}, beta_max={self.beta_max}"
+            )
+
+    def _integrated_rate(self, t: Tensor) -> Tensor:
+        u = 1.0 - t
+        return self.beta_min * u + 0.5 * (self.beta_max - self.beta_min) * u.square()
+
+    def _rate(self, t: Tensor) -> Tensor:
+        return self.beta_min + (self.beta_max - self.beta_min) * (1.0 - t)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Weight of the data at flow time ``t``."""
+        return torch.exp(-0.5 * self._integrated_rate(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Weight of the noise at flow time ``t``."""
+        return torch.sqrt(-torch.expm1(-self._integrated_rate(t)))
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """Derivative of alpha with respect to flow time."""
+        return 0.5 * self._rate(t) * self.alpha(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """Derivative of sigma with respect to flow time; unbounded at t = 1."""
+        return -0.5 * self._rate(t) * torch.exp(-self._integrated_rate(t)) / self.sigma(t)
