@@ -43,7 +43,7 @@ class NoControlVariate(ControlVariate):
 
 @dataclass(frozen=True)
 class GradientControlVariate(ControlVariate):
-    """Coefficient 1: the gradient expectation. Unusable below t = 0.5 on the linear path, where its variance explodes."""
+    """Coefficient 1: the gradient expectation. Below t = 0.5 on the linear path its variance explodes."""
 
     def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor) -> Tensor:
         """Coefficient per state and dimension."""

@@ -141,11 +141,14 @@ class CriticEnsemble(nn.Module):
             if reduction == "mean":
                 share = stacked.new_full((), 1.0 / self.num_members).expand_as(stacked)
             else:
-                share = torch.nn.functional.one_hot(stacked.argmin(0), self.num_members).movedim(-1, 0)
-            gradient = sum(self._member_gradient(m, hiddens[m], share[m]) for m in range(self.num_members))
+                share = nn.functional.one_hot(stacked.argmin(0), self.num_members).movedim(-1, 0)
+            gradient = torch.stack(
+                [self._member_gradient(m, hiddens[m], share[m]) for m in range(self.num_members)]
+            ).sum(0)
             return (stacked.mean(0) if reduction == "mean" else stacked.amin(0)), gradient
 
-        return map_in_chunks(evaluate, actions.shape[1], observation, actions)
+        values, gradients = map_in_chunks(evaluate, actions.shape[1], observation, actions)
+        return values, gradients
 
     def _member(self, m: int, observation: Tensor, actions: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Values (B, N) of one member and its hidden layers, each (B N, H). Separate products win on many rows."""

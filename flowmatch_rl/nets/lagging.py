@@ -23,4 +23,6 @@ def update_lagging_copy(copy: nn.Module, network: nn.Module, ema_decay: float) -
         network: The network it follows.
         ema_decay: Rate in [0, 1]; 0 copies the network, 1 changes nothing.
     """
-    torch._foreach_lerp_(list(copy.parameters()), list(network.parameters()), 1.0 - ema_decay)
+    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+        list(copy.parameters()), list(network.parameters()), 1.0 - ema_decay
+    )

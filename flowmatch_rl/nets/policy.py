@@ -1,6 +1,7 @@
 """Flow policies: from noise to actions, and the actor that chooses among several of their particles."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDictBase
@@ -75,7 +76,8 @@ class FlowPolicy(nn.Module):
         return self.solver.trajectory(velocity, noise, self.t_min, 1.0 - self.t_min)
 
 
-class ParticleActor(nn.Module):
+@dataclass(frozen=True)
+class ParticleActor:
     """Draws several particles of a policy and acts by one of them, chosen by its value.
 
     Args:
@@ -91,26 +93,17 @@ class ParticleActor(nn.Module):
         ValueError: If ``num_particles`` is below 1.
     """
 
-    def __init__(
-        self,
-        policy: FlowPolicy,
-        critic: CriticEnsemble,
-        action_dim: int,
-        num_particles: int,
-        selection: Selection,
-        reduction: ValueReduction,
-        temperature: float,
-    ) -> None:
-        super().__init__()
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {num_particles}")
-        self.policy = policy
-        self.critic = critic
-        self.action_dim = action_dim
-        self.num_particles = num_particles
-        self.selection = selection
-        self.reduction: ValueReduction = reduction
-        self.temperature = temperature
+    policy: FlowPolicy
+    critic: CriticEnsemble
+    action_dim: int
+    num_particles: int
+    selection: Selection
+    reduction: ValueReduction
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if self.num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1, got {self.num_particles}")
 
     @torch.no_grad()
     def particles(self, observation: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -148,7 +141,7 @@ class ParticleActor(nn.Module):
         return latents[torch.arange(len(latents), device=latents.device), index]
 
     @torch.no_grad()
-    def forward(self, observation: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, observation: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Act.
 
         Args:

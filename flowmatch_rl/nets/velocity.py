@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from flowmatch_rl.nets.embeddings import SinusoidalEmbedding
 from flowmatch_rl.shapes import append_dims
@@ -14,11 +14,11 @@ from flowmatch_rl.types import Velocity
 Activation = Literal["gelu", "gelu_tanh", "mish", "relu", "silu"]
 
 _ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "mish": F.mish,
-    "relu": F.relu,
-    "silu": F.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "mish": functional.mish,
+    "relu": functional.relu,
+    "silu": functional.silu,
 }
 
 
@@ -81,10 +81,14 @@ class VelocityNetwork(nn.Module):
         with torch.no_grad():
             for part, block in zip(parts, joint.split([m.in_features for m in parts], dim=1), strict=True):
                 part.weight.copy_(block)
-        for layer in (*self.blocks, self.to_velocity):
+        for layer in (*self.hidden_layers(), self.to_velocity):
             nn.init.orthogonal_(layer.weight, gain=2.0**0.5)
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.from_sample.bias)
+
+    def hidden_layers(self) -> list[nn.Linear]:
+        """Linear maps of the residual blocks."""
+        return [layer for layer in self.blocks if isinstance(layer, nn.Linear)]
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """Velocity at x.

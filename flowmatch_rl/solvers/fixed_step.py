@@ -71,9 +71,10 @@ class Solver(abc.ABC):
         Raises:
             ValueError: If the shape of a time is not a prefix of the shape of x.
         """
-        for _, x in self._walk(velocity, x, t_start, t_end, condition):  # noqa: B007 (the last state is the result)
+        state = x
+        for _, state in self._walk(velocity, x, t_start, t_end, condition):  # noqa: B007 (the last state is wanted)
             continue
-        return x
+        return state
 
     def trajectory(
         self,

@@ -1,0 +1,62 @@
+"""A trained policy for use outside training."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
+
+
+class TrainedPolicy:
+    """Maps NumPy observations to actions in the environment's own unit.
+
+    Args:
+        module: The trained module.
+        seed: Seed of the policy's noise.
+    """
+
+    def __init__(self, module: ReverseFlowActorCritic, seed: int = 0) -> None:
+        self.module = module.eval()
+        self._actor = module.actor("eval")
+        self._generator = torch.Generator().manual_seed(seed)
+        low, high = module.hparams["action_low"], module.hparams["action_high"]
+        self._low = np.full(module.action_dim, -1.0) if low is None else np.asarray(low)
+        self._high = np.full(module.action_dim, 1.0) if high is None else np.asarray(high)
+
+    def __call__(self, observation: np.ndarray) -> np.ndarray:
+        """Act: the particle of highest value.
+
+        Args:
+            observation: Shape (*batch, S); entries of a dictionary concatenated in the order of their names.
+
+        Returns:
+            Action in the environment's unit, float32, shape (*batch, A).
+
+        Raises:
+            ValueError: If the last dimension is not S.
+        """
+        observation = np.asarray(observation)
+        if observation.ndim < 1 or observation.shape[-1] != self.module.observation_dim:
+            raise ValueError(
+                f"expected an observation of shape (..., {self.module.observation_dim}), got {observation.shape}"
+            )
+        states = torch.as_tensor(observation, dtype=torch.float32, device=self.module.device)
+        action = self._actor(states, self._generator).cpu().numpy()
+        return (self._low + (action + 1.0) / 2.0 * (self._high - self._low)).astype(np.float32)
+
+
+def load_policy(checkpoint: str | Path, device: str = "cpu") -> TrainedPolicy:
+    """Load the policy of a checkpoint.
+
+    Args:
+        checkpoint: Path of a ``.ckpt`` file.
+        device: Where to run it.
+
+    Returns:
+        The policy, a function of an observation.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    return TrainedPolicy(ReverseFlowActorCritic.load_from_checkpoint(checkpoint, map_location=device))

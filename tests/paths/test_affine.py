@@ -1,0 +1,173 @@
+import itertools
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowmatch_rl.paths import AffinePath, CosineSchedule, LinearSchedule, Schedule, VariancePreservingSchedule
+from flowmatch_rl.shapes import append_dims
+from flowmatch_rl.solvers import RK4, Euler
+from flowmatch_rl.types import Prediction
+from tests.families import SCHEDULES
+from tests.oracles import F64, ONE_D, TWO_D, GaussianMixture, normal, stratified_normal, uniform
+
+PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
+PAIRS = list(itertools.permutations(PREDICTIONS, 2))
+ENDS = [
+    (LinearSchedule(), 1.0, 0.02),
+    (LinearSchedule(sigma_min=0.1), 1.0, 0.02),
+    (CosineSchedule(), 1.0, 0.007),
+    # Its sigma has an unbounded slope at t = 1.
+    (VariancePreservingSchedule(), 0.999, 0.007),
+]
+"""Schedules with the time to stop at and the distance allowed to 50 Euler steps."""
+
+
+def all_predictions(path: AffinePath, x_0: Tensor, x_1: Tensor, t: Tensor) -> dict[Prediction, Tensor]:
+    """The four predictions at a point of the path whose end points are known."""
+    return {
+        "velocity": path.conditional_velocity(x_0, x_1, t),
+        "data": x_1,
+        "noise": x_0,
+        "score": -x_0 / append_dims(path.schedule.sigma(t), like=x_0),
+    }
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_conversions_agree_with_the_definitions_and_return_to_the_start(
+    source: Prediction, target: Prediction, schedule: Schedule
+) -> None:
+    path = AffinePath(schedule)
+    t = torch.linspace(0.05, 0.95, 7, dtype=F64)
+    x_0, x_1 = normal(7, 7, seed=1), normal(7, 7, seed=2)
+    x_t = path.sample(x_0, x_1, t)
+    known = all_predictions(path, x_0, x_1, t)
+    there = path.convert(known[source], x_t, t, source, target)
+    torch.testing.assert_close(there, known[target], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(path.convert(there, x_t, t, target, source), known[source], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_prediction_converts_to_itself_unchanged_even_at_the_ends(prediction: Prediction) -> None:
+    value, x_t = normal(2, 3, seed=1), normal(2, 3, seed=2)
+    t = torch.tensor([0.0, 1.0], dtype=F64)
+    assert torch.equal(AffinePath().convert(value, x_t, t, prediction, prediction), value)
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule()], ids=repr)
+@pytest.mark.parametrize("end", [0.0, 1.0])
+def test_conversions_hold_at_the_ends_of_the_path_wherever_the_source_tells_something(
+    schedule: Schedule, end: float
+) -> None:
+    path, t = AffinePath(schedule), torch.full((4,), end, dtype=F64)
+    x_0, x_1 = normal(4, 3, seed=1), normal(4, 3, seed=2)
+    x_t = path.sample(x_0, x_1, t)
+    known = all_predictions(path, x_0, x_1, t)
+    sources = ("velocity", "data") if end == 0.0 else ("velocity", "noise")
+    for source, target in itertools.product(sources, ("velocity", "data", "noise")):
+        torch.testing.assert_close(path.convert(known[source], x_t, t, source, target), known[target])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_the_velocity_is_the_time_derivative_of_the_path(schedule: Schedule) -> None:
+    path = AffinePath(schedule)
+    x_0, x_1 = normal(5, 1, seed=1), normal(5, 1, seed=2)
+    t = torch.linspace(0.1, 0.9, 5, dtype=F64, requires_grad=True)
+    (slope,) = torch.autograd.grad(path.sample(x_0, x_1, t).sum(), t)
+    torch.testing.assert_close(path.conditional_velocity(x_0, x_1, t)[:, 0], slope)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_the_three_formulas_of_the_marginal_velocity_agree(schedule: Schedule) -> None:
+    path = AffinePath(schedule)
+    t = torch.linspace(0.05, 0.95, 8, dtype=F64)
+    x_t = normal(8, 2, seed=3)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    d_alpha, d_sigma = schedule.d_alpha(t)[:, None], schedule.d_sigma(t)[:, None]
+    x_0, x_1 = TWO_D.posterior_means(x_t, alpha, sigma)
+    by_ends = path.conditional_velocity(x_0, x_1, t)
+    alpha, sigma = alpha[:, None], sigma[:, None]
+    by_noise = d_alpha / alpha * x_t + (alpha * d_sigma - d_alpha * sigma) / alpha * x_0
+    by_data = d_sigma / sigma * x_t + (d_alpha * sigma - alpha * d_sigma) / sigma * x_1
+    torch.testing.assert_close(by_ends, by_noise, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(by_ends, by_data, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(path.convert(x_0, x_t, t, "noise", "velocity"), by_ends, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(path.convert(x_1, x_t, t, "data", "velocity"), by_ends, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_posterior_means_convert_to_the_score_of_the_marginal(schedule: Schedule) -> None:
+    t = torch.linspace(0.1, 0.9, 6, dtype=F64)
+    x_t = normal(6, 2, seed=4).requires_grad_()
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    (score,) = torch.autograd.grad(TWO_D.log_marginal(x_t, alpha, sigma).sum(), x_t)
+    _, x_1 = TWO_D.posterior_means(x_t, alpha, sigma)
+    torch.testing.assert_close(AffinePath(schedule).convert(x_1, x_t, t, "data", "score"), score)
+
+
+@pytest.mark.parametrize(("schedule", "t_end", "allowed"), ENDS, ids=[repr(s) for s, _, _ in ENDS])
+def test_the_exact_field_carries_the_noise_to_the_mixture(schedule: Schedule, t_end: float, allowed: float) -> None:
+    path = AffinePath(schedule)
+
+    def velocity(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        alpha, sigma = (c.expand(x.shape[0]) for c in (schedule.alpha(t), schedule.sigma(t)))
+        return path.conditional_velocity(*ONE_D.posterior_means(x, alpha, sigma), t)
+
+    def law_at(t: float) -> GaussianMixture:
+        time = torch.tensor(t, dtype=F64)
+        return ONE_D.at(schedule.alpha(time), schedule.sigma(time))
+
+    start = law_at(0.0).quantiles(1000)
+    if schedule.alpha(torch.zeros(())) == 0.0:
+        torch.testing.assert_close(start, stratified_normal(1000))
+    # On the line the flow keeps the order of its points, and the distance W1 is that of quantiles.
+    for solver, limit in ((Euler(50), allowed), (RK4(50), 1e-3)):
+        end = solver.integrate(velocity, start[:, None], 0.0, t_end)[:, 0]
+        assert (end - law_at(t_end).quantiles(1000)).abs().mean() < limit
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize(
+    ("t_shape", "x_shape"),
+    [((), (3, 3)), ((3,), (3, 3)), ((1,), (1, 1)), ((2,), (2, 4, 3)), ((2, 4), (2, 4, 3)), ((4, 4), (4, 4, 4))],
+)
+def test_times_of_any_prefix_shape_equal_a_loop_over_samples(
+    schedule: Schedule, t_shape: tuple[int, ...], x_shape: tuple[int, ...]
+) -> None:
+    path = AffinePath(schedule)
+    t = 0.1 + 0.8 * uniform(*t_shape, seed=5)
+    x_0, x_1 = normal(*x_shape, seed=6), normal(*x_shape, seed=7)
+    x_t, velocity = path.sample(x_0, x_1, t), path.conditional_velocity(x_0, x_1, t)
+    noise = path.convert(velocity, x_t, t, "velocity", "noise")
+    torch.testing.assert_close(noise, x_0)
+    for index in itertools.product(*map(range, t_shape)):
+        time = t[index]
+        expected = schedule.alpha(time) * x_1[index] + schedule.sigma(time) * x_0[index]
+        torch.testing.assert_close(x_t[index], expected)
+        slope = schedule.d_alpha(time) * x_1[index] + schedule.d_sigma(time) * x_0[index]
+        torch.testing.assert_close(velocity[index], slope)
+
+
+def test_shapes_that_would_broadcast_are_refused() -> None:
+    path, x, t = AffinePath(), torch.zeros(4, 3), torch.full((4,), 0.5)
+    for other in (torch.zeros(4, 1), torch.zeros(3), torch.zeros(4), torch.zeros(1, 3)):
+        for call in (path.sample, path.conditional_velocity):
+            with pytest.raises(ValueError, match="equal shapes"):
+                call(other, x, t)
+        with pytest.raises(ValueError, match="equal shapes"):
+            path.convert(other, x, t, "data", "noise")
+    for time in (torch.full((3,), 0.5), torch.full((4, 1, 1), 0.5), torch.full((5,), 0.5)):
+        for call in (path.sample, path.conditional_velocity):
+            with pytest.raises(ValueError, match="prefix"):
+                call(x, x, time)
+        for source, target in (*PAIRS, ("data", "data")):
+            with pytest.raises(ValueError, match="prefix"):
+                path.convert(x, x, time, source, target)
+
+
+def test_an_unknown_prediction_is_named() -> None:
+    x, t = torch.zeros(4, 3), torch.full((4,), 0.5)
+    with pytest.raises(ValueError, match="'epsilon'"):
+        AffinePath().convert(x, x, t, "data", "epsilon")

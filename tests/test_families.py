@@ -1,0 +1,47 @@
+import inspect
+
+import pytest
+
+from flowmatch_rl.estimators import ControlVariate, Proposal
+from flowmatch_rl.nets import Selection
+from flowmatch_rl.objectives import TimeWeight
+from flowmatch_rl.paths import Schedule, Squash, TimeDistribution
+from flowmatch_rl.solvers import Solver
+from tests import families
+
+FAMILIES = [
+    (Schedule, families.SCHEDULES),
+    (Solver, [solver for solver, _ in families.SOLVERS]),
+    (Proposal, families.PROPOSALS),
+    (ControlVariate, families.CONTROL_VARIATES),
+    (Selection, families.SELECTIONS),
+    (TimeWeight, families.TIME_WEIGHTS),
+    (TimeDistribution, families.TIME_DISTRIBUTIONS),
+    (Squash, families.SQUASHES),
+]
+
+
+def descendants(base: type) -> set[type]:
+    """All classes of the package below ``base``."""
+    children = {c for c in base.__subclasses__() if c.__module__.startswith("flowmatch_rl.")}
+    return children.union(*map(descendants, children))
+
+
+@pytest.mark.parametrize(("base", "members"), FAMILIES, ids=[base.__name__ for base, _ in FAMILIES])
+def test_every_concrete_member_of_a_family_is_listed(base: type, members: list) -> None:
+    listed = {member if isinstance(member, type) else type(member) for member in members}
+    assert listed == {c for c in descendants(base) if not inspect.isabstract(c)}
+
+
+@pytest.mark.parametrize("base", [base for base, _ in FAMILIES])
+def test_a_class_is_abstract_or_final(base: type) -> None:
+    assert inspect.isabstract(base)
+    for member in descendants(base):
+        assert inspect.isabstract(member) or not descendants(member)
+
+
+@pytest.mark.parametrize("member", [m for _, members in FAMILIES for m in members if not isinstance(m, type)], ids=repr)
+def test_members_compare_by_value_and_cannot_change(member: object) -> None:
+    assert eval(repr(member), {type(member).__name__: type(member)}) == member
+    with pytest.raises(AttributeError):
+        member.anything = 1

@@ -1,0 +1,152 @@
+"""Imports point downward: the table of rooms, and a check of every file against it."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import flowmatch_rl
+
+PACKAGE = "flowmatch_rl"
+ROOT = Path(flowmatch_rl.__file__).parent
+
+GROUND = {"types", "shapes", "keys"}
+FLOOR_1 = {"paths", "solvers", "estimators", "objectives", "planning", "metrics"}
+ROOF = "cli"
+
+ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    # room: (rooms it may import from, third-party packages it may import)
+    "types": (set(), {"torch"}),
+    "shapes": (set(), {"torch"}),
+    "keys": ({"types", "shapes"}, {"torch", "tensordict"}),
+    "paths": ({"types", "shapes"}, {"torch"}),
+    "solvers": ({"types", "shapes"}, {"torch"}),
+    "metrics": ({"types", "shapes"}, {"torch", "scipy", "ot"}),
+    "estimators": ({"types", "shapes", "paths"}, {"torch"}),
+    "objectives": ({"types", "shapes", "paths", "solvers", "estimators"}, {"torch"}),
+    "planning": ({"types", "shapes", "solvers"}, {"torch"}),
+    "nets": ({"types", "shapes", "paths", "solvers"}, {"torch", "tensordict"}),
+    "data": (
+        GROUND,
+        {"torch", "tensordict", "torchrl", "gymnasium", "lightning", "numpy", "dm_control", "mujoco"},
+    ),
+    "modules": (GROUND | FLOOR_1 | {"nets"}, {"torch", "tensordict", "lightning", "numpy"}),
+    "callbacks": (
+        GROUND | {"metrics"},
+        {"torch", "tensordict", "torchrl", "lightning", "matplotlib", "mlflow", "imageio", "tqdm", "numpy"},
+    ),
+    ROOF: (GROUND | FLOOR_1 | {"nets", "data", "modules", "callbacks"}, {"lightning", "jsonargparse"}),
+}
+
+
+def room_of(path: Path) -> str:
+    """Room of a file, by its path inside the package; files of the package's own folder are rooms or the roof."""
+    first = path.parts[0].removesuffix(".py")
+    return ROOF if first in ("__init__", "__main__") else first
+
+
+def imported_names(source: str) -> list[str]:
+    """Dotted names that a file imports anywhere, a leading dot for a relative import."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            # ``from flowmatch_rl import paths`` names a room only in the second half.
+            names += [f"{module}.{alias.name}" for alias in node.names] if module == PACKAGE else [module]
+    return names
+
+
+def forbidden_imports(path: Path, source: str) -> list[str]:
+    """Complaints about the imports of one file, ``path`` being relative to the package."""
+    room = room_of(path)
+    if room not in ROOMS:
+        return [f"{path}: the room {room!r} is not in the table"]
+    rooms, third_party = ROOMS[room]
+    complaints = []
+    for name in imported_names(source):
+        top, _, rest = name.partition(".")
+        if name.startswith("."):
+            complaints.append(f"{path}: relative import {name}")
+        elif top == PACKAGE:
+            target = rest.partition(".")[0]
+            target = target if target in ROOMS else ROOF
+            if target not in rooms | {room}:
+                complaints.append(f"{path}: {room} may not import {name}")
+        elif top not in sys.stdlib_module_names and top not in third_party:
+            complaints.append(f"{path}: {room} may not import {name}")
+    return complaints
+
+
+FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+
+
+def test_the_package_has_files_to_check() -> None:
+    assert {"types", "paths", "estimators"} <= {room_of(path) for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_point_downward(path: Path) -> None:
+    assert forbidden_imports(path, (ROOT / path).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("paths/affine.py", "from flowmatch_rl.estimators import PosteriorMean"),
+        ("paths/affine.py", "from flowmatch_rl import estimators"),
+        ("paths/affine.py", "import flowmatch_rl.solvers"),
+        ("paths/affine.py", "import flowmatch_rl.solvers.fixed_step as solvers"),
+        ("paths/affine.py", "import flowmatch_rl"),
+        ("paths/affine.py", "from flowmatch_rl import __version__"),
+        ("paths/affine.py", "from .. import estimators"),
+        ("paths/affine.py", "from . import schedules"),
+        ("paths/affine.py", "def f():\n    from flowmatch_rl.nets import VelocityNetwork"),
+        ("paths/affine.py", "if TYPE_CHECKING:\n    from flowmatch_rl.modules import FlowModule"),
+        ("paths/affine.py", "import os, tensordict"),
+        ("types.py", "from flowmatch_rl.shapes import append_dims"),
+        ("shapes.py", "import numpy as np"),
+        ("keys.py", "from flowmatch_rl.paths import AffinePath"),
+        ("solvers/fixed_step.py", "from flowmatch_rl.paths import AffinePath"),
+        ("planning/search.py", "from flowmatch_rl.paths import AffinePath"),
+        ("objectives/bellman.py", "from flowmatch_rl.nets import CriticEnsemble"),
+        ("nets/policy.py", "from flowmatch_rl.estimators import PosteriorMean"),
+        ("nets/policy.py", "import lightning.pytorch as pl"),
+        ("data/replay.py", "from flowmatch_rl.paths import AffinePath"),
+        ("data/replay.py", "from flowmatch_rl.modules import FlowModule"),
+        ("callbacks/video.py", "from flowmatch_rl.modules import FlowModule"),
+        ("callbacks/video.py", "from flowmatch_rl.data import envs"),
+        ("modules/policy.py", "from flowmatch_rl.callbacks import Video"),
+        ("modules/policy.py", "from flowmatch_rl.data.envs import make"),
+        ("modules/policy.py", "from flowmatch_rl.cli import main"),
+        ("cli/__init__.py", "import pandas"),
+        ("attic/old.py", "import math"),
+    ],
+)
+def test_a_planted_upward_import_is_caught(path: str, source: str) -> None:
+    assert len(forbidden_imports(Path(path), source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("paths/affine.py", "import abc, math\nimport torch.nn.functional as F\nfrom torch import Tensor"),
+        (
+            "paths/affine.py",
+            "from flowmatch_rl.paths.schedules import Schedule\nfrom flowmatch_rl.types import Velocity",
+        ),
+        ("estimators/__init__.py", "from flowmatch_rl import paths, shapes"),
+        (
+            "callbacks/video.py",
+            "import imageio.v3\nimport numpy as np\nfrom flowmatch_rl.metrics import energy_distance",
+        ),
+        ("data/envs.py", "from dm_control import suite\nfrom flowmatch_rl import keys"),
+        ("modules/policy.py", "import lightning\nfrom flowmatch_rl.objectives import bellman_target"),
+        ("__main__.py", "from flowmatch_rl.cli import main"),
+        ("__init__.py", '__version__ = "0"'),
+    ],
+)
+def test_downward_and_standard_library_imports_pass(path: str, source: str) -> None:
+    assert forbidden_imports(Path(path), source) == []
