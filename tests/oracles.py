@@ -16,12 +16,12 @@ F64 = torch.float64
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = F64) -> Tensor:
     """Standard normal draws that depend on the seed alone."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
 
 
 def uniform(*shape: int, seed: int, dtype: torch.dtype = F64) -> Tensor:
     """Uniform draws that depend on the seed alone."""
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
 
 
 def stratified_normal(count: int) -> Tensor:

@@ -224,7 +224,7 @@ def spaces_of(env: EnvBase, label: str) -> Spaces:
     )
 
 
-def _raw(env: EnvBase) -> Any:  # noqa: ANN401 (an environment of another library)
+def _raw(env: EnvBase) -> Any:
     return env._env
 
 

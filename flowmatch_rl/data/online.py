@@ -304,7 +304,7 @@ class _Episodes(IterableDataset):
         yield self.data.episodes(self.number)
 
 
-def _identity(batch: Any) -> Any:  # noqa: ANN401 (whatever the dataset yields)
+def _identity(batch: Any) -> Any:
     return batch
 
 

@@ -87,7 +87,7 @@ class RegressControlVariate(ControlVariate):
     ridge: float = 1e-4
 
     def __post_init__(self) -> None:
-        if not self.limit > 0.0 or self.ridge < 0.0:
+        if not self.limit > 0.0 or not self.ridge >= 0.0:
             raise ValueError(f"expected limit > 0 and ridge >= 0, got limit={self.limit}, ridge={self.ridge}")
 
     def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor) -> Tensor:
@@ -97,7 +97,9 @@ class RegressControlVariate(ControlVariate):
         r_centred = r - (weights * r).sum(1, keepdim=True)
         covariance = (squared * x_centred * r_centred).sum(1)
         # In units of x_1 the score is r / rho and the coefficient rho^2 eta: hence the factors.
-        eta = covariance / ((squared * r_centred.square()).sum(1) + self.ridge * rho.square())
+        variance = (squared * r_centred.square()).sum(1) + self.ridge * rho.square()
+        # Without a ridge the variance is 0 where one sample holds all the weight; so is the covariance.
+        eta = covariance / variance.clamp_min(torch.finfo(r.dtype).tiny)
         bound = self.limit / rho.square()
         return torch.maximum(torch.minimum(eta, bound), -bound)
 

@@ -77,11 +77,13 @@ class PosteriorMeanEstimator:
             ValueError: If a shape is not as stated.
         """
         check_shape("z", z, (x_t.shape[0], self.num_samples, x_t.shape[1]))
-        t = append_dims(t, like=z[:, :, :1])  # (B, 1, 1)
+        t = append_dims(t, like=x_t[:, 0]).reshape(-1, 1, 1)  # (B, 1, 1)
         alpha, sigma = path.schedule.alpha(t), path.schedule.sigma(t)
         rho = sigma / alpha
         x_1, x_0, correction = self.proposal.draw(z, x_t[:, None], alpha, sigma)  # (B, K, D)
         log_density, score = log_density_and_score(x_1)
+        check_shape("log density", log_density, tuple(z.shape[:2]))
+        check_shape("score", score, tuple(z.shape))
         # Log-weights span thousands of nats: never in half precision.
         log_density, score = log_density.to(x_t.dtype), score.to(x_t.dtype)
         weights = torch.softmax(log_density + correction, dim=1)[..., None]  # (B, K, 1)

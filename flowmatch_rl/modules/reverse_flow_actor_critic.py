@@ -190,7 +190,7 @@ class ReverseFlowActorCritic(LightningModule):
         self._log_means()
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the lagging critics."""
         update_lagging_copy(self.critic_ema, self.critic, self.ema_decay)
 
@@ -214,7 +214,7 @@ class ReverseFlowActorCritic(LightningModule):
         ]
         return torch.optim.Adam(groups, fused=True)
 
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:  # noqa: ANN401
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clip the gradient of each network by itself."""
         for group in optimizer.param_groups:
             norm = torch.nn.utils.clip_grad_norm_(group["params"], self.max_gradient_norm)

@@ -163,10 +163,16 @@ class CriticEnsemble(nn.Module):
 
     def _member_gradient(self, m: int, hiddens: list[Tensor], share: Tensor) -> Tensor:
         """Gradient (B, N, A) of ``share`` times one member's values."""
-        gradient = share.to(hiddens[-1].dtype).reshape(-1, 1) * self.value_weight[m].squeeze(-1).to(hiddens[-1].dtype)
+        last = hiddens[-1]
+        gradient = share.to(last.dtype).reshape(-1, 1) * self.value_weight[m].squeeze(-1).to(last.dtype)
         for hidden, weight in zip(reversed(hiddens[1:]), reversed(list(self.hidden_weights)), strict=True):
-            gradient = gradient.mul_(hidden > 0) @ weight[m].T
-        return (gradient.mul_(hiddens[0] > 0) @ self.action_weight[m].T).view(*share.shape, -1)
+            gradient = _through_relu(gradient, hidden) @ weight[m].T
+        return (_through_relu(gradient, hiddens[0]) @ self.action_weight[m].T).view(*share.shape, -1)
+
+
+def _through_relu(gradient: Tensor, output: Tensor) -> Tensor:
+    """Gradient at the input of a rectified linear unit: one pass, without a mask in memory."""
+    return torch.ops.aten.threshold_backward(gradient, output, 0)
 
 
 def _orthogonal(members: int, rows: int, columns: int) -> Tensor:

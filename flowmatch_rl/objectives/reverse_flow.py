@@ -104,8 +104,9 @@ def velocity_regression_loss(
         Loss per sample, mean over dimensions, shape (B,).
 
     Raises:
-        ValueError: If target and x_t differ in shape, or the shape of t is not a prefix of it.
+        ValueError: If velocity, target and x_t differ in shape, or the shape of t is not a prefix of it.
     """
-    check_same_shape(x_t=x_t, velocity_target=velocity_target)
     append_dims(t, like=x_t)
-    return (velocity(x_t, t, condition) - velocity_target).square().mean(-1)
+    predicted = velocity(x_t, t, condition)
+    check_same_shape(x_t=x_t, velocity=predicted, velocity_target=velocity_target)
+    return (predicted - velocity_target).square().mean(-1)

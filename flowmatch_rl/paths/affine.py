@@ -86,6 +86,11 @@ class AffinePath:
         if source == target:
             return value
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        # The score is the noise over -sigma: taken as noise it stays usable where sigma is 0.
+        if source == "score":
+            return self.convert(-sigma * value, x_t, t, "noise", target)
+        if target == "score":
+            return self.convert(value, x_t, t, source, "noise") / -sigma
         (f_0, f_1), (g_0, g_1) = self._functional(source, t), self._functional(target, t)
         determinant = sigma * f_1 - alpha * f_0
         return ((g_0 * f_1 - g_1 * f_0) * x_t + (sigma * g_1 - alpha * g_0) * value) / determinant
@@ -100,7 +105,5 @@ class AffinePath:
                 return zero, one
             case "noise":
                 return one, zero
-            case "score":
-                return -1.0 / self.schedule.sigma(t), zero
             case _:
                 raise ValueError(f"expected velocity, data, noise or score, got {prediction!r}")

@@ -108,6 +108,9 @@ class Solver(abc.ABC):
         start, end = (torch.as_tensor(t, dtype=x.dtype, device=x.device) for t in (t_start, t_end))
         append_dims(start, like=x)
         append_dims(end, like=x)
+        # Line the two up from the left: (B,) against (B, N) would otherwise broadcast from the right.
+        rank = max(start.dim(), end.dim())
+        start, end = (t.reshape(t.shape + (1,) * (rank - t.dim())) for t in (start, end))
         dt = (end - start) / self.num_steps
         start = start.expand_as(dt)
         yield start, x

@@ -70,6 +70,16 @@ def test_conversions_hold_at_the_ends_of_the_path_wherever_the_source_tells_some
         torch.testing.assert_close(path.convert(known[source], x_t, t, source, target), known[target])
 
 
+@pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule()], ids=repr)
+def test_a_finite_score_leaves_no_noise_at_the_data_end(schedule: Schedule) -> None:
+    path, t = AffinePath(schedule), torch.ones(4, dtype=F64)
+    x_t, score = normal(4, 3, seed=1), normal(4, 3, seed=2)
+    torch.testing.assert_close(path.convert(score, x_t, t, "score", "data"), x_t)
+    torch.testing.assert_close(path.convert(score, x_t, t, "score", "noise"), torch.zeros_like(x_t))
+    velocity = schedule.d_alpha(t)[:, None] * x_t
+    torch.testing.assert_close(path.convert(score, x_t, t, "score", "velocity"), velocity)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_the_velocity_is_the_time_derivative_of_the_path(schedule: Schedule) -> None:
     path = AffinePath(schedule)

@@ -1,0 +1,47 @@
+# Every target sets up what it needs. PYTHON chooses the interpreter, PIP_ARGS the source of torch.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CONFIG ?= conf/actor_critic/pendulum.yaml
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+export MLFLOW_DISABLE_TELEMETRY ?= true
+
+.PHONY: setup train test test-all check format bench ui clean
+
+setup: $(READY)  ## install everything into .venv
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	touch $@
+
+train: $(READY)  ## train a flow policy on Pendulum-v1; CONFIG=conf/... for another task
+	$(BIN)/flowmatch-rl fit -c $(CONFIG)
+
+test: $(READY)  ## all tests but the slow ones
+	$(BIN)/python -m pytest -q
+
+test-all: $(READY)  ## the slow ones too
+	$(BIN)/python -m pytest -q -m "not gpu"
+
+check: $(READY)  ## format, lint, types, Dockerfile
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/hadolint --failure-threshold warning Dockerfile
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## measure, and write benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks
+
+ui: $(READY)  ## open the tracked runs at http://localhost:5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db
+
+clean:  ## remove the environment and caches; runs stay
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,75 @@
+"""Checkpoints: written atomically, the last and the best kept, and one more when a run is interrupted."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and renames it, so that a killed process never leaves half a file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint.
+
+        Args:
+            checkpoint: What Lightning made.
+            path: Target on a local file system.
+            storage_options: Must be None.
+
+        Raises:
+            TypeError: If storage options are given.
+        """
+        if storage_options is not None:
+            raise TypeError(f"expected no storage_options, got {storage_options}")
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{target.name}.tmp{os.getpid()}")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+class Checkpoints(ModelCheckpoint):
+    """Keeps ``last.ckpt``, of the latest evaluation or interruption, and ``best.ckpt``, of the highest return.
+
+    Args:
+        dirpath: Folder; ``checkpoints`` under the run's folder if None.
+        monitor: Metric whose maximum is the best.
+        every_n_epochs: Evaluations between two checkpoints.
+    """
+
+    def __init__(self, dirpath: str | None = None, monitor: str = "val/return_mean", every_n_epochs: int = 1) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="best",
+            monitor=monitor,
+            mode="max",
+            save_last=True,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+            every_n_epochs=every_n_epochs,
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose the folder."""
+        if self.dirpath is None:
+            self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write ``last.ckpt`` when the user or the system ends a run; after an error the last good one stays."""
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.training and self.dirpath:
+            path = Path(self.dirpath) / "last.ckpt"
+            trainer.save_checkpoint(path)
+            self.last_model_path = str(path)

@@ -1,0 +1,50 @@
+"""Writes the episodes of the ``predict`` command."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from tensordict import TensorDictBase
+
+from flowmatch_rl.keys import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED
+
+
+class EpisodeWriter(BasePredictionWriter):
+    """Writes ``episodes.npz`` into the run's folder: one row per step, episodes one after another.
+
+    Its arrays are observation (L, S), action in [-1, 1] (L, A), reward, terminated, truncated (L,), next_observation
+    (L, S), and episode, the index of each step's episode (L,).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="epoch")
+
+    def write_on_epoch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        predictions: Sequence[TensorDictBase],
+        batch_indices: Sequence[object],
+    ) -> None:
+        """Write the file of this process."""
+        suffix = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = Path(trainer.default_root_dir) / f"episodes{suffix}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        steps = predictions[0].cpu()
+        mask = steps["mask"]
+        keys = {
+            "observation": OBSERVATION,
+            "action": ACTION,
+            "reward": REWARD,
+            "next_observation": NEXT_OBSERVATION,
+            "terminated": TERMINATED,
+            "truncated": ("next", "truncated"),
+        }
+        arrays = {name: steps[key][mask].numpy() for name, key in keys.items()}
+        arrays = {name: x[:, 0] if name in ("reward", "terminated", "truncated") else x for name, x in arrays.items()}
+        episode = np.broadcast_to(np.arange(len(mask))[:, None], mask.shape)[mask.numpy()]
+        with path.open("wb") as file:
+            np.savez_compressed(file, episode=episode, **arrays)
+        print(f"{int(mask.sum())} steps of {len(mask)} episodes in {path}")

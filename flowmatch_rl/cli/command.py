@@ -1,0 +1,199 @@
+"""The command line: LightningCLI with run folders, tracking, figures, video and a summary."""
+
+import inspect
+import logging
+import os
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import flowmatch_rl.callbacks
+import flowmatch_rl.data
+import flowmatch_rl.estimators
+import flowmatch_rl.modules
+import flowmatch_rl.nets
+import flowmatch_rl.objectives
+import flowmatch_rl.paths
+import flowmatch_rl.solvers
+from flowmatch_rl.callbacks import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    EnvStepProgress,
+    EpisodeWriter,
+    LearningCurve,
+    PolicyFigures,
+    RunRecord,
+    Summary,
+    Throughput,
+    Video,
+)
+from flowmatch_rl.cli.messages import Parser, fail, shorten, suggestion
+from flowmatch_rl.types import RunError
+
+_ROOMS = ("callbacks", "data", "estimators", "modules", "nets", "objectives", "paths", "solvers")
+_RUN_DIR = "FLOWMATCH_RL_RUN_DIR"
+
+
+class FlowMatchCLI(LightningCLI):
+    """Wires data, module, callbacks and tracking from YAML files and options.
+
+    Dimensions flow from the data to the model. Without ``trainer.default_root_dir`` a run gets a folder of its own,
+    ``runs/<environment>/<time>``, for checkpoints, figures, video and configuration.
+    """
+
+    def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
+        Parser.known_names = _known_names()
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=Parser,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={
+                "logger": {"class_path": "flowmatch_rl.callbacks.Tracker"},
+                "accelerator": "auto",
+                "devices": 1,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 100,
+                "enable_model_summary": False,
+            },
+            args=args,
+            run=run,
+        )
+
+    def add_arguments_to_parser(self, parser: Parser) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Link dimensions from data to model and add the options of the callbacks."""
+        for name in ("observation_dim", "action_dim", "action_low", "action_high"):
+            parser.link_arguments(
+                "data.spaces",
+                f"model.init_args.{name}",
+                compute_fn=lambda spaces, name=name: getattr(spaces, name),
+                apply_on="instantiate",
+            )
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(Video, "video")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer with the run's folder, its length in environment steps, and the callbacks."""
+        options = self._get(self.config_init, "trainer", default={})
+        data: Any = self.datamodule
+        if options.get("max_epochs") is None and options.get("max_steps", -1) == -1:
+            kwargs["max_epochs"] = data.num_epochs
+        kwargs["default_root_dir"] = options.get("default_root_dir") or _run_directory(data.environment.label)
+        kwargs["plugins"] = [*_as_list(options.get("plugins")), AtomicCheckpointIO()]
+        callbacks = [Throughput(), LearningCurve(), PolicyFigures(), Summary(), EpisodeWriter(), self._record()]
+        if options.get("enable_progress_bar") is not False:
+            callbacks.append(EnvStepProgress())
+        # Before the callbacks of the parser, so that the summary, printed last, sees the video.
+        kwargs["callbacks"] = [*_as_list(options.get("callbacks")), *callbacks]
+        return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        """Evaluate the trained policy, draw it, film it, and print the summary."""
+        if not self.trainer.fast_dev_run and self.trainer.state.finished:  # pyright: ignore
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+    def _record(self) -> RunRecord:
+        config = self.config.get(str(self.subcommand), self.config)
+        text = self._parser(self.subcommand).dump(config, skip_none=False)
+        parameters = {
+            key.removeprefix("init_args."): value
+            for part in ("model", "data")
+            for key, value in _flatten(config[part].as_dict(), part).items()
+        }
+        return RunRecord(text, parameters, config.get("seed_everything"))
+
+
+def run(args: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: Arguments; those of the process if None.
+
+    Returns:
+        Exit status: 0, or 1 for a run that could not go on. Wrong arguments exit with 2.
+    """
+    _quieten()
+    debug = bool(os.environ.get("FLOWMATCH_RL_DEBUG"))
+    try:
+        FlowMatchCLI(args)
+    except RunError as error:
+        if debug:
+            traceback.print_exc()
+        fail(str(error), code=1)
+    except (ValueError, FileNotFoundError, MisconfigurationException) as error:
+        if debug or not _is_users(error):
+            raise
+        short = shorten(str(error))
+        fail(short, None if "did you mean" in short else suggestion(short, ()))
+    return 0
+
+
+def _is_users(error: BaseException) -> bool:
+    """Whether an error was raised while arguments were checked, not in the middle of a run."""
+    frames = traceback.extract_tb(error.__traceback__)
+    checked = any(
+        frame.name in ("instantiate_classes", "instantiate_trainer", "on_load_checkpoint") for frame in frames
+    )
+    return checked or (
+        isinstance(error, FileNotFoundError) and any(frame.name == "_restore_modules_and_callbacks" for frame in frames)
+    )
+
+
+def _quieten() -> None:
+    """Leave out what libraries say about themselves."""
+    for name in ("lightning.pytorch", "lightning.fabric", "torchrl"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for category in (DeprecationWarning, FutureWarning, UserWarning):
+        warnings.filterwarnings(
+            "ignore",
+            category=category,
+            module=r"(torch|tensordict|torchrl|lightning|mlflow|gymnasium|jsonargparse|pydantic)",
+        )
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def _run_directory(label: str) -> str:
+    """A new folder for a run, the same on all its processes."""
+    if _RUN_DIR not in os.environ:
+        parent = Path("runs") / label
+        name = time.strftime("%Y-%m-%d_%H-%M-%S")
+        folder, copies = parent / name, 1
+        while folder.exists():
+            copies += 1
+            folder = parent / f"{name}-{copies}"
+        folder.mkdir(parents=True)
+        # Processes that Lightning launches inherit it.
+        os.environ[_RUN_DIR] = str(folder)
+    return os.environ[_RUN_DIR]
+
+
+def _known_names() -> frozenset[str]:
+    """Names of the package's classes and of their arguments, and of Lightning's commands."""
+    names = {"fit", "validate", "test", "predict", "class_path", "init_args", "model", "data", "trainer"}
+    for room in _ROOMS:
+        for name, value in vars(getattr(flowmatch_rl, room)).items():
+            if inspect.isclass(value):
+                names |= {name, *inspect.signature(value).parameters}
+    return frozenset(names - {"args", "kwargs"})
+
+
+def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = prefix if key == "init_args" else f"{prefix}.{key}"
+        flat |= _flatten(value, name) if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list) else [value]

@@ -1,0 +1,79 @@
+"""Errors of the command line in three lines at most."""
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable
+from typing import NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+_NOISE = re.compile(
+    r"^(Subtypes|Errors|Given value|Does not validate|Expected a path but|Expected a <class 'NoneType'>|Got value"
+    r"|Problem with)"
+)
+
+
+def shorten(message: str) -> str:
+    """Reduce a message of the parser to one line: where, and what is wrong.
+
+    Args:
+        message: What jsonargparse says, often several lines with every alternative it tried.
+    """
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    text = re.sub(r'Parser key "[^"]+":', "", message)
+    text = re.sub(r"Expected a dot import path string: (\S+)", r"unknown class '\1'", text)
+    text = re.sub(r"Expected a <class '([\w.]+)'>\. Got value: (.+)", r"expected \1, got '\2'", text)
+    text = re.sub(r"Option '([^']+)' is not accepted", r"unknown key '\1'", text)
+    text = re.sub(r"Key '([^']+)' is not expected", r"unknown key '\1'", text)
+    text = re.sub(r"^unrecognized arguments: (.+)$", r"unknown option \1", text)
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
+    kept = [line for line in lines if line and not _NOISE.match(line)]
+    reason = kept[0] if kept else " ".join(lines)
+    return f"{'.'.join(keys)}: {reason}" if keys and keys[-1] not in reason else reason
+
+
+def suggestion(message: str, names: Iterable[str]) -> str | None:
+    """A known name that is nearly one of the words of a message, or None.
+
+    Args:
+        message: One line.
+        names: Known keys, options, classes and commands.
+    """
+    known = sorted(set(names))
+    for word in re.findall(r"[\w-]{3,}", message):
+        if word in known:
+            continue
+        if near := difflib.get_close_matches(word, known, n=1, cutoff=0.75):
+            return near[0]
+    return None
+
+
+def fail(message: str, hint: str | None = None, code: int = 2) -> NoReturn:
+    """Print an error of at most three lines and exit.
+
+    Args:
+        message: What is wrong, one line.
+        hint: A name that may have been meant.
+        code: Exit status.
+    """
+    print(f"flowmatch-rl: error: {message}", file=sys.stderr)
+    if hint:
+        print(f"  did you mean '{hint}'?", file=sys.stderr)
+    sys.exit(code)
+
+
+class Parser(LightningArgumentParser):
+    """The parser of every command, with short errors.
+
+    Its class attribute holds the names that suggestions are made from.
+    """
+
+    known_names: frozenset[str] = frozenset()
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the error and exit with status 2."""
+        short = shorten(message)
+        options = {option.lstrip("-") for action in self._actions for option in action.option_strings}
+        leaves = {option.rpartition(".")[2] for option in options}
+        fail(short, suggestion(short, self.known_names | leaves))
