@@ -1,16 +1,21 @@
 from flowmatch_rl.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from flowmatch_rl.callbacks.episodes import EpisodeWriter
+from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
 from flowmatch_rl.callbacks.progress import EnvStepProgress, Throughput
 from flowmatch_rl.callbacks.summary import Summary
 from flowmatch_rl.callbacks.tracking import RunRecord, Tracker
+from flowmatch_rl.callbacks.video import Video
 
 __all__ = [
     "AtomicCheckpointIO",
     "Checkpoints",
     "EnvStepProgress",
     "EpisodeWriter",
+    "LearningCurve",
+    "PolicyFigures",
     "RunRecord",
     "Summary",
     "Throughput",
     "Tracker",
+    "Video",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -73,3 +74,4 @@ class Checkpoints(ModelCheckpoint):
             path = Path(self.dirpath) / "last.ckpt"
             trainer.save_checkpoint(path)
             self.last_model_path = str(path)
+            rank_zero_only(print)(f"\ninterrupted; go on with --ckpt_path {path}")

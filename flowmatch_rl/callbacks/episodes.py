@@ -46,5 +46,5 @@ class EpisodeWriter(BasePredictionWriter):
         arrays = {name: x[:, 0] if name in ("reward", "terminated", "truncated") else x for name, x in arrays.items()}
         episode = np.broadcast_to(np.arange(len(mask))[:, None], mask.shape)[mask.numpy()]
         with path.open("wb") as file:
-            np.savez_compressed(file, episode=episode, **arrays)
+            np.savez_compressed(file, allow_pickle=False, episode=episode, **arrays)
         print(f"{int(mask.sum())} steps of {len(mask)} episodes in {path}")

@@ -100,7 +100,6 @@ class EnvStepProgress(ProgressBar):
             {label: f"{float(metrics[name]):.4g}" for label, name in shown.items() if name in metrics}, False
         )
         bar.update(counts(trainer).env_steps - bar.n)
-        bar.refresh()
 
 
 class Throughput(Callback):

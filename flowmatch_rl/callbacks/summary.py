@@ -11,7 +11,7 @@ class Summary(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the summary."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         root = Path(trainer.default_root_dir)

@@ -9,10 +9,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 _VERSIONS = ("flowmatch_rl", "torch", "lightning", "torchrl", "tensordict", "gymnasium", "mujoco", "dm_control")
 
@@ -88,20 +88,23 @@ class RunRecord(Callback):
         self.config = config
         self.parameters = parameters
         self.seed = seed
+        self._recorded = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write ``config.yaml`` into the run's folder and everything into MLflow, once per run."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
-        path = Path(trainer.default_root_dir) / f"{stage}_config.yaml"
-        if stage == "fit" or not (path.parent / "fit_config.yaml").exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.config)
+        path = Path(trainer.default_root_dir) / "config.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self._recorded:
+            return
+        self._recorded = True
+        path.write_text(self.config)
         for logger in trainer.loggers:
             if isinstance(logger, Tracker):
-                self._record(logger, path, stage)
+                self._record(logger, path)
 
-    def _record(self, logger: Tracker, path: Path, stage: str) -> None:
+    def _record(self, logger: Tracker, path: Path) -> None:
         client, run = logger.experiment, logger.run_id
         known = client.get_run(run).data
         tags = {"seed": str(self.seed), "commit": commit(), "command": " ".join(sys.argv), "run_dir": str(path.parent)}
@@ -109,8 +112,7 @@ class RunRecord(Callback):
         tags |= {"version/python": platform.python_version(), "threads": os.environ.get("OMP_NUM_THREADS", "")}
         for name, value in tags.items():
             client.set_tag(run, name, value)
-        if path.exists():
-            client.log_artifact(run, str(path))
+        client.log_artifact(run, str(path))
         # A parameter of a run can't be changed: those of a resumed run that differ stay as they were first.
         for name, value in self.parameters.items():
             if name not in known.params:

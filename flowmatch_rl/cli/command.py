@@ -3,16 +3,17 @@
 import inspect
 import logging
 import os
+import signal
 import time
 import traceback
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import flowmatch_rl.callbacks
 import flowmatch_rl.data
@@ -34,7 +35,7 @@ from flowmatch_rl.callbacks import (
     Throughput,
     Video,
 )
-from flowmatch_rl.cli.messages import Parser, fail, shorten, suggestion
+from flowmatch_rl.cli.messages import Parser, report, shorten
 from flowmatch_rl.types import RunError
 
 _ROOMS = ("callbacks", "data", "estimators", "modules", "nets", "objectives", "paths", "solvers")
@@ -120,21 +121,26 @@ def run(args: list[str] | None = None) -> int:
         args: Arguments; those of the process if None.
 
     Returns:
-        Exit status: 0, or 1 for a run that could not go on. Wrong arguments exit with 2.
+        Exit status: 0; 1 for a run that could not go on, 2 for wrong arguments, 130 and 143 for an interruption.
     """
     _quieten()
     debug = bool(os.environ.get("FLOWMATCH_RL_DEBUG"))
     try:
         FlowMatchCLI(args)
+    except SIGTERMException:
+        return 128 + signal.SIGTERM
+    except SystemExit as end:
+        # Lightning ends an interrupted run with status 1, from inside the handler of the interruption.
+        return 128 + signal.SIGINT if isinstance(end.__context__, KeyboardInterrupt) else int(end.code or 0)
     except RunError as error:
         if debug:
             traceback.print_exc()
-        fail(str(error), code=1)
+        return report(str(error), code=1)
     except (ValueError, FileNotFoundError, MisconfigurationException) as error:
         if debug or not _is_users(error):
             raise
         short = shorten(str(error))
-        fail(short, None if "did you mean" in short else suggestion(short, ()))
+        return report(short)
     return 0
 
 
@@ -159,7 +165,6 @@ def _quieten() -> None:
             category=category,
             module=r"(torch|tensordict|torchrl|lightning|mlflow|gymnasium|jsonargparse|pydantic)",
         )
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def _run_directory(label: str) -> str:

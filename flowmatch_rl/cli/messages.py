@@ -34,33 +34,36 @@ def shorten(message: str) -> str:
 
 
 def suggestion(message: str, names: Iterable[str]) -> str | None:
-    """A known name that is nearly one of the words of a message, or None.
+    """A known name that is nearly the name a message complains about, or None.
 
     Args:
         message: One line.
         names: Known keys, options, classes and commands.
     """
     known = sorted(set(names))
-    for word in re.findall(r"[\w-]{3,}", message):
-        if word in known:
-            continue
-        if near := difflib.get_close_matches(word, known, n=1, cutoff=0.75):
-            return near[0]
-    return None
+    received = re.search(r"'([^']+)'|unknown option -*(\S+)", message)
+    if received is None:
+        return None
+    word = (received[1] or received[2]).partition("=")[0].rpartition(".")[2]
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.65)
+    return near[0] if near and near[0] != word else None
 
 
-def fail(message: str, hint: str | None = None, code: int = 2) -> NoReturn:
-    """Print an error of at most three lines and exit.
+def report(message: str, hint: str | None = None, code: int = 2) -> int:
+    """Print an error of at most three lines.
 
     Args:
         message: What is wrong, one line.
         hint: A name that may have been meant.
         code: Exit status.
+
+    Returns:
+        ``code``.
     """
     print(f"flowmatch-rl: error: {message}", file=sys.stderr)
     if hint:
         print(f"  did you mean '{hint}'?", file=sys.stderr)
-    sys.exit(code)
+    return code
 
 
 class Parser(LightningArgumentParser):
@@ -76,4 +79,4 @@ class Parser(LightningArgumentParser):
         short = shorten(message)
         options = {option.lstrip("-") for action in self._actions for option in action.option_strings}
         leaves = {option.rpartition(".")[2] for option in options}
-        fail(short, suggestion(short, self.known_names | leaves))
+        sys.exit(report(short, suggestion(short, self.known_names | leaves)))

@@ -182,7 +182,7 @@ def build_environment(
     return TransformedEnv(
         base,
         Compose(
-            DoubleToFloat(),
+            DoubleToFloat(),  # pyright: ignore[reportCallIssue]
             ActionScaling(),
             CatTensors(in_keys=observation_keys, out_key="observation", del_keys=observation_keys != ["observation"]),
             RewardSum(),

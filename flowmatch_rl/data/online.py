@@ -15,6 +15,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 
 from flowmatch_rl.data.envs import Environment, GymnasiumEnvironment, Spaces, build_environment, spaces_of
+from flowmatch_rl.data.rendered import RenderedEnvironment
 from flowmatch_rl.data.rollouts import roll_out_episodes
 from flowmatch_rl.keys import DONE, NEXT_OBSERVATION, OBSERVATION, REWARD, TRANSITION
 from flowmatch_rl.types import RunError
@@ -196,6 +197,12 @@ class OnlineData(LightningDataModule):
         return roll_out_episodes(
             self._evaluation_envs[share], self._module.evaluation_policy(), seed, self.max_episode_steps
         )
+
+    def rendering_environment(self) -> RenderedEnvironment:
+        """An environment to film, which starts where the first evaluation episode does. The caller closes it."""
+        env = build_environment(self.environment, render=True)
+        env.set_seed(self.eval_seed)
+        return RenderedEnvironment(self.environment, env)
 
     def teardown(self, stage: str) -> None:
         """Close environments and the collector."""

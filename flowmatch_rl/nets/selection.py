@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowmatch_rl.shapes import check_same_shape
+
 
 @dataclass(frozen=True)
 class Selection(abc.ABC):
@@ -15,7 +17,7 @@ class Selection(abc.ABC):
     """Whether the choice depends on the values; if not, they need not be computed."""
 
     @abc.abstractmethod
-    def choose(self, values: Tensor, temperature: Tensor | float, uniform: Tensor) -> Tensor:
+    def choose(self, values: Tensor, temperature: float, uniform: Tensor) -> Tensor:
         """Index of the chosen particle.
 
         Args:
@@ -25,6 +27,9 @@ class Selection(abc.ABC):
 
         Returns:
             Index in 0..N-1, shape (B,).
+
+        Raises:
+            ValueError: If values and noise differ in shape.
         """
 
 
@@ -32,8 +37,9 @@ class Selection(abc.ABC):
 class SoftmaxSelection(Selection):
     """Draws particle i with probability proportional to ``exp(value_i / temperature)``."""
 
-    def choose(self, values: Tensor, temperature: Tensor | float, uniform: Tensor) -> Tensor:
+    def choose(self, values: Tensor, temperature: float, uniform: Tensor) -> Tensor:
         """Index of the chosen particle."""
+        check_same_shape(values=values, uniform=uniform)
         # Gumbel-max: exact, and needs no normalisation of values that differ by thousands of temperatures.
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1.0 - 6e-8)))
         return (values / temperature + gumbel).argmax(dim=1)
@@ -43,7 +49,7 @@ class SoftmaxSelection(Selection):
 class GreedySelection(Selection):
     """Takes the particle of highest value."""
 
-    def choose(self, values: Tensor, temperature: Tensor | float, uniform: Tensor) -> Tensor:
+    def choose(self, values: Tensor, temperature: float, uniform: Tensor) -> Tensor:
         """Index of the chosen particle."""
         return values.argmax(dim=1)
 
@@ -54,6 +60,6 @@ class FirstSelection(Selection):
 
     needs_values = False
 
-    def choose(self, values: Tensor, temperature: Tensor | float, uniform: Tensor) -> Tensor:
+    def choose(self, values: Tensor, temperature: float, uniform: Tensor) -> Tensor:
         """Index of the chosen particle."""
         return torch.zeros(uniform.shape[0], dtype=torch.long, device=uniform.device)

@@ -131,7 +131,8 @@ class VariancePreservingSchedule(Schedule):
 
     def sigma(self, t: Tensor) -> Tensor:
         """Weight of the noise at flow time ``t``."""
-        return torch.sqrt(-torch.expm1(-self._integrated_rate(t)))
+        # A solver may overstep t = 1 by a rounding error.
+        return torch.sqrt(-torch.expm1(-self._integrated_rate(t).clamp_min(0.0)))
 
     def d_alpha(self, t: Tensor) -> Tensor:
         """Derivative of alpha with respect to flow time."""

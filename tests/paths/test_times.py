@@ -39,6 +39,13 @@ def test_times_keep_the_shape_and_type_of_the_noise(
     assert times.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_logit_normal_time_never_reaches_the_ends(dtype: torch.dtype) -> None:
+    times = LogitNormalTime().quantile(torch.tensor([0.0, 1.0], dtype=dtype))
+    assert 0.0 < times[0] < 0.01
+    assert 0.99 < times[1] < 1.0
+
+
 def test_uniform_time_is_the_noise() -> None:
     noise = torch.linspace(0.0, 0.99, 10, dtype=F64)
     assert torch.equal(UniformTime().quantile(noise), noise)

@@ -1,0 +1,79 @@
+# docker build --build-arg GIT_COMMIT="$(git rev-parse HEAD)" -t flowmatch-rl .
+# docker run --rm --init --gpus all --ipc=host -v flowmatch-runs:/workspace/runs flowmatch-rl fit -c conf/actor_critic/pendulum.yaml
+
+# The wheels of torch bring CUDA's libraries, so any Debian or Ubuntu with Python 3.11 or newer works as base. NVIDIA's images
+# add a check of the driver at start and libraries for older drivers of data-centre GPUs; this tag has the CUDA release that the
+# torch in constraints.txt is built with. Its smaller sibling "-base-" leaves out the second copy of the libraries.
+ARG BASE_IMAGE=nvidia/cuda:13.0.3-runtime-ubuntu24.04
+FROM ${BASE_IMAGE}
+
+ARG BASE_IMAGE
+ARG DEBIAN_FRONTEND=noninteractive
+
+# Compilers and headers are for torch.compile, which builds code while it runs; the GL libraries for headless rendering.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends \
+        ca-certificates \
+        g++ \
+        gcc \
+        libc6-dev \
+        libegl1 \
+        libgl1 \
+        libglvnd0 \
+        python3 \
+        python3-dev \
+        python3-venv \
+    && rm -rf /var/lib/apt/lists/* \
+    && /usr/bin/python3 -m venv /opt/venv
+
+# Tells EGL of the driver's library, which older versions of the NVIDIA container toolkit mount without saying so.
+RUN mkdir -p /usr/share/glvnd/egl_vendor.d \
+    && printf '{"file_format_version": "1.0.0", "ICD": {"library_path": "libEGL_nvidia.so.0"}}\n' \
+        > /usr/share/glvnd/egl_vendor.d/10_nvidia.json
+
+ENV PATH=/opt/venv/bin:$PATH \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# Dependencies alone, so that a change of the source leaves this layer as it is.
+COPY pyproject.toml constraints.txt /opt/flowmatch_rl/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -c 'import tomllib; p = tomllib.load(open("/opt/flowmatch_rl/pyproject.toml", "rb")); print(*p["build-system"]["requires"], *p["project"]["dependencies"], sep="\n")' \
+        > /opt/flowmatch_rl/requirements.txt \
+    && pip install -c /opt/flowmatch_rl/constraints.txt -r /opt/flowmatch_rl/requirements.txt
+
+# A numeric id lets Kubernetes see that it isn't root. Every id may write here, for `docker run --user`.
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /workspace --shell /usr/sbin/nologin flowmatch \
+    && install -d -m 1777 -o 10001 -g 10001 /workspace /workspace/runs
+WORKDIR /workspace
+
+COPY README.md LICENSE /opt/flowmatch_rl/
+COPY flowmatch_rl /opt/flowmatch_rl/flowmatch_rl
+RUN pip install --no-cache-dir --no-deps --no-build-isolation /opt/flowmatch_rl
+COPY conf conf
+
+# HOME and USER hold for ids without an entry in /etc/passwd too. Temporary files and compiled code lie on the volume: moving a
+# file within one file system is atomic, and the next container needs no second compilation.
+ENV HOME=/workspace \
+    USER=flowmatch \
+    TMPDIR=/workspace/runs \
+    XDG_CACHE_HOME=/workspace/runs/.cache \
+    MUJOCO_GL=egl \
+    SDL_VIDEODRIVER=dummy \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics \
+    OMP_NUM_THREADS=1 \
+    OMP_WAIT_POLICY=PASSIVE \
+    PYTHONUNBUFFERED=1
+VOLUME /workspace/runs
+USER 10001:10001
+ENTRYPOINT ["flowmatch-rl"]
+CMD ["--help"]
+
+# Last, since it changes with every commit.
+ARG GIT_COMMIT=unknown
+ENV FLOWMATCH_RL_GIT_COMMIT=${GIT_COMMIT}
+LABEL org.opencontainers.image.title="flowmatch_rl" \
+      org.opencontainers.image.description="A modular PyTorch Lightning trainer for flow-based reinforcement learning." \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.revision="${GIT_COMMIT}" \
+      org.opencontainers.image.base.name="${BASE_IMAGE}"

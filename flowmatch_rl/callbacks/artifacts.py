@@ -1,0 +1,38 @@
+"""Files that callbacks write: where they go, who writes them, and their copy in MLflow."""
+
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import MLFlowLogger
+
+
+def writes_files(trainer: Trainer) -> bool:
+    """Whether this process writes files: the first one, in a real run."""
+    trial: bool | int = trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue]
+    return trainer.is_global_zero and not trainer.sanity_checking and not trial
+
+
+def file_path(trainer: Trainer, folder: str, name: str) -> Path:
+    """Path of a file in a folder of the run; the folder is made.
+
+    Args:
+        trainer: The run's trainer.
+        folder: Folder under the run's.
+        name: Name of the file.
+    """
+    path = Path(trainer.default_root_dir) / folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def publish(trainer: Trainer, path: Path, folder: str) -> None:
+    """Copy a file to every MLflow run that the trainer logs to.
+
+    Args:
+        trainer: The run's trainer.
+        path: The file.
+        folder: Folder among the run's artifacts.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, MLFlowLogger):
+            logger.experiment.log_artifact(logger.run_id, str(path), folder)

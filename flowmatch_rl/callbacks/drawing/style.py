@@ -1,0 +1,63 @@
+"""The look of the figures: colours that colour-blind readers tell apart, light axes, no global state."""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
+FLOW_COLORS = "viridis"
+VALUE_COLORS = "Blues"
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure on a canvas of its own, of no interest to ``pyplot``.
+
+    Args:
+        width: Inches.
+        height: Inches.
+        title: Title above all panels.
+    """
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def tidy(axes: Axes, x_label: str = "", y_label: str = "") -> None:
+    """Label a panel and take away what draws the eye from its data.
+
+    Args:
+        axes: The panel.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
+    """
+    axes.set_xlabel(x_label, fontsize=9)
+    axes.set_ylabel(y_label, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def count_steps(axes: Axes) -> None:
+    """Write the numbers of a horizontal axis of counts as 10k, 1M."""
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def action_name(dimension: int, action_dim: int) -> str:
+    """Name of one entry of the action, in [-1, 1]."""
+    return "action" if action_dim == 1 else f"action[{dimension}]"
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG.
+
+    Args:
+        figure: The figure.
+        path: Target; its folder exists.
+    """
+    figure.savefig(path, format="png", facecolor="white")
