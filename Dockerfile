@@ -1,5 +1,5 @@
 # docker build --build-arg GIT_COMMIT="$(git rev-parse HEAD)" -t flowmatch-rl .
-# docker run --rm --init --gpus all --ipc=host -v flowmatch-runs:/workspace/runs flowmatch-rl fit -c conf/actor_critic/pendulum.yaml
+# docker run --rm --init --gpus all --shm-size=2g -v flowmatch-runs:/workspace/runs flowmatch-rl fit -c conf/actor_critic/pendulum.yaml
 
 # The wheels of torch bring CUDA's libraries, so any Debian or Ubuntu with Python 3.11 or newer works as base. NVIDIA's images
 # add a check of the driver at start and libraries for older drivers of data-centre GPUs; this tag has the CUDA release that the
@@ -59,6 +59,7 @@ ENV HOME=/workspace \
     XDG_CACHE_HOME=/workspace/runs/.cache \
     MUJOCO_GL=egl \
     SDL_VIDEODRIVER=dummy \
+    GIT_PYTHON_REFRESH=quiet \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics \
     OMP_NUM_THREADS=1 \

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
@@ -33,7 +34,7 @@ class EpisodeWriter(BasePredictionWriter):
         path = Path(trainer.default_root_dir) / f"episodes{suffix}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         steps = predictions[0].cpu()
-        mask = steps["mask"]
+        mask = steps.get("mask")
         keys = {
             "observation": OBSERVATION,
             "action": ACTION,
@@ -42,9 +43,10 @@ class EpisodeWriter(BasePredictionWriter):
             "terminated": TERMINATED,
             "truncated": ("next", "truncated"),
         }
-        arrays = {name: steps[key][mask].numpy() for name, key in keys.items()}
-        arrays = {name: x[:, 0] if name in ("reward", "terminated", "truncated") else x for name, x in arrays.items()}
-        episode = np.broadcast_to(np.arange(len(mask))[:, None], mask.shape)[mask.numpy()]
+        arrays: dict[str, Any] = {name: steps.get(key)[mask].numpy() for name, key in keys.items()}
+        for name in ("reward", "terminated", "truncated"):
+            arrays[name] = arrays[name][:, 0]
+        arrays["episode"] = mask.nonzero()[:, 0].numpy()
         with path.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, episode=episode, **arrays)
+            np.savez_compressed(file, **arrays)
         print(f"{int(mask.sum())} steps of {len(mask)} episodes in {path}")

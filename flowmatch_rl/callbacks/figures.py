@@ -103,8 +103,8 @@ class LearningCurve(Callback):
 class PolicyFigures(Callback):
     """Draws ``figures/policy.png`` and ``figures/episode.png`` from the episodes of the final evaluation.
 
-    The first shows the flow at states of an episode that differ most, and the actions it ends at beside the critic's values; the
-    second the rewards and actions of the best and of the worst episode.
+    The first shows the flow at states of an episode that differ most from one another, and the actions it ends at
+    beside the critic's values; the second the rewards and actions of the best and of the worst episode.
 
     Args:
         num_states: States drawn, at least 1.

@@ -82,18 +82,18 @@ class Video(Callback):
         """Film an episode."""
         if not (self.enabled and writes_files(trainer)):
             return
-        path, reason = file_path(trainer, _FOLDER, f"episode.{self.format}"), None
+        path, reason = None, ""
         with _quiet_destructors():
             try:
-                self._film(trainer, pl_module, path)
+                path = self._film(trainer, pl_module)
             except NoVideoError as error:
                 reason = str(error)
-        if reason:
+        if path is None:
             _log.warning("no video: %s", reason)
         else:
             publish(trainer, path, _FOLDER)
 
-    def _film(self, trainer: Trainer, module: Any, path: Path) -> None:
+    def _film(self, trainer: Trainer, module: Any) -> Path:
         if self.format == "mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
             raise NoVideoError("format mp4 needs imageio-ffmpeg; install the extra 'mp4', or use format gif")
         with _rendering():
@@ -106,9 +106,11 @@ class Video(Callback):
         finally:
             with _rendering():
                 rendered.env.close()
+        path = file_path(trainer, _FOLDER, f"episode.{self.format}")
         with _rendering():
             write = write_gif if self.format == "gif" else write_mp4
             write(path, frames, rate / stride, self.max_side)
+        return path
 
     @torch.no_grad()
     def _frames(self, rendered: RenderedEnvironment, module: Any, stride: int) -> np.ndarray:
@@ -118,14 +120,21 @@ class Video(Callback):
         state = env.reset()
         for step in range(self.max_steps):
             if step % stride == 0:
-                with _rendering():
-                    frames.append(np.array(rendered.frame()))
+                frames.append(_frame(rendered))
             state.set(ACTION, policy(state.to(module.device))[ACTION].cpu())
             arrived = env.step(state)
             if bool(arrived["next", "done"].any()):
                 break
             state = env.step_mdp(arrived)
         return np.stack(frames)
+
+
+def _frame(rendered: RenderedEnvironment) -> np.ndarray:
+    with _rendering():
+        frame = np.array(rendered.frame())
+    if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8:
+        raise NoVideoError(f"expected bytes of shape (height, width, 3), the renderer gave {frame.dtype} {frame.shape}")
+    return frame
 
 
 @contextmanager

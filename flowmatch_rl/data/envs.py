@@ -178,12 +178,12 @@ def build_environment(
     if num_envs > 1:
         single.close()
         batched = ParallelEnv if parallel else SerialEnv
-        base = batched(num_envs, functools.partial(environment.make, render=False))
+        base = batched(num_envs, functools.partial(_make_float, environment))
     return TransformedEnv(
         base,
         Compose(
-            DoubleToFloat(),  # pyright: ignore[reportCallIssue]
-            ActionScaling(),
+            DoubleToFloat(),
+            ActionScaling(),  # pyright: ignore[reportCallIssue]
             CatTensors(in_keys=observation_keys, out_key="observation", del_keys=observation_keys != ["observation"]),
             RewardSum(),
             StepCounter(),
@@ -222,6 +222,11 @@ def spaces_of(env: EnvBase, label: str) -> Spaces:
         action_low=low.tolist(),
         action_high=high.tolist(),
     )
+
+
+def _make_float(environment: Environment) -> EnvBase:
+    """One of several copies. A batch whose episodes end at different times refuses numbers in double precision."""
+    return TransformedEnv(environment.make(render=False), DoubleToFloat())
 
 
 def _raw(env: EnvBase) -> Any:

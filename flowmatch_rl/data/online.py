@@ -83,7 +83,7 @@ class OnlineData(LightningDataModule):
         env_steps_per_collection: int = 1,
         eval_episodes: int = 10,
         test_episodes: int = 20,
-        eval_seed: int = 10_000,
+        eval_seed: int = 0,
         max_episode_steps: int = 10_000,
         checkpoint_replay: bool = True,
     ) -> None:
@@ -137,6 +137,7 @@ class OnlineData(LightningDataModule):
         self.recent_returns: deque[float] = deque(maxlen=20)
         self._local_env_steps = 0
         self._pending_updates = 0.0
+        self._written = 0  # transitions put into this buffer, restored ones included
         self._restored_replay: dict[str, Any] | None = None
         self._buffer: TensorDictReplayBuffer | None = None
         self._collector: Collector | None = None
@@ -218,7 +219,7 @@ class OnlineData(LightningDataModule):
         if self.checkpoint_replay and self._buffer is not None and len(self._buffer):
             held = self._buffer[:].cpu()
             # Oldest first, so that a resumed run overwrites in the same order.
-            oldest = self._local_env_steps % self.buffer_capacity if len(held) == self.buffer_capacity else 0
+            oldest = self._written % self.buffer_capacity if len(held) == self.buffer_capacity else 0
             state["replay"] = {"/".join(k) if isinstance(k, tuple) else k: held[k].roll(-oldest, 0) for k in TRANSITION}
         return state
 
@@ -237,6 +238,7 @@ class OnlineData(LightningDataModule):
                 entries = {tuple(k.split("/")): v for k, v in self._restored_replay.items()}
                 size = len(next(iter(entries.values())))
                 self._buffer.extend(TensorDict(entries, batch_size=[size]))
+                self._written += size
                 self._restored_replay = None
         warmup = math.ceil(self.warmup_env_steps / self._world_size)
         while self._local_env_steps < warmup or len(self._buffer) < self.batch_size:
@@ -258,14 +260,20 @@ class OnlineData(LightningDataModule):
         ended = block[DONE].squeeze(-1)
         self.recent_returns.extend(block["next", "episode_reward"].squeeze(-1)[ended].tolist())
         buffer.extend(block.select(*TRANSITION))
+        self._written += len(block)
         self._local_env_steps += len(block)
         return len(block)
 
     def _start_collector(self) -> Collector:
         module = self._module
         random_steps = math.ceil(self.warmup_env_steps / self._world_size) - self._local_env_steps
+        env = build_environment(self.environment, self.num_envs, self.parallel)
+        # Seeded before the collector resets it: seeding starts new episodes, of which a collector would not learn. The
+        # seed depends on the step as well, so that a resumed run does not see its first episodes again.
+        seed = torch.initial_seed() % 2**31
+        env.set_seed((seed + 1_000 * self._rank + self._local_env_steps) % 2**31)
         self._collector = Collector(
-            build_environment(self.environment, self.num_envs, self.parallel),
+            env,
             module.collection_policy(),
             frames_per_batch=self.env_steps_per_collection,
             total_frames=-1,
@@ -277,9 +285,6 @@ class OnlineData(LightningDataModule):
             track_traj_ids=False,
             auto_register_policy_transforms=False,
         )
-        # Depends on the step as well, so that a resumed run does not see its first episodes again.
-        seed = torch.initial_seed() % 2**31
-        self._collector.set_seed((seed + 1_000 * self._rank + self._local_env_steps) % 2**31)
         return self._collector
 
 

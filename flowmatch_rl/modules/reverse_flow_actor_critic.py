@@ -76,7 +76,7 @@ class ReverseFlowActorCritic(LightningModule):
         critic_learning_rate: Adam's learning rate of the critics.
         max_gradient_norm: Gradients of each network are clipped to this norm; positive.
         ema_decay: Rate of the lagging critics, in [0, 1).
-        compile: Whether to compile sampling and posterior with ``torch.compile``; pays on a GPU.
+        compile: Whether to compile sampling and posterior with ``torch.compile``.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -154,8 +154,9 @@ class ReverseFlowActorCritic(LightningModule):
         self._train_actor = self.actor("train")
         self._means = RunningMeans()
         if compile:
-            self.policy.sample_latents = torch.compile(self.policy.sample_latents)
-            self.critic.action_values_and_gradients = torch.compile(self.critic.action_values_and_gradients)
+            self.policy.compile_sampling()
+            self.critic.compile_evaluation()
+            self.critic_ema.compile_evaluation()
 
     def actor(self, role: str) -> ParticleActor:
         """The policy with the number of particles and the choice of a role.

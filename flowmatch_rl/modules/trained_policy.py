@@ -42,7 +42,7 @@ class TrainedPolicy:
                 f"expected an observation of shape (..., {self.module.observation_dim}), got {observation.shape}"
             )
         states = torch.as_tensor(observation, dtype=torch.float32, device=self.module.device)
-        action = self._actor(states, self._generator).cpu().numpy()
+        action = self._actor(states, self._generator).clamp(-1.0, 1.0).cpu().numpy()
         return (self._low + (action + 1.0) / 2.0 * (self._high - self._low)).astype(np.float32)
 
 

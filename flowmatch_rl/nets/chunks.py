@@ -23,8 +23,9 @@ def map_in_chunks(
     Returns:
         What ``function(*inputs)`` returns.
     """
-    states = max(1, CPU_ROWS // rows_per_state)
-    if inputs[0].device.type != "cpu" or len(inputs[0]) <= states or torch.compiler.is_compiling():
+    # A power of two: usual batches fall into pieces of one size, for which a function is compiled once.
+    states = 1 << max(0, (CPU_ROWS // rows_per_state).bit_length() - 1)
+    if inputs[0].device.type != "cpu" or len(inputs[0]) <= states:
         return function(*inputs)
     pieces = [function(*piece) for piece in zip(*(x.split(states) for x in inputs), strict=True)]
     return tuple(torch.cat(column) for column in zip(*pieces, strict=True))

@@ -1,6 +1,7 @@
 """An ensemble of action-value networks, evaluated as stacked matrix products."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -106,11 +107,7 @@ class CriticEnsemble(nn.Module):
         """
         _check_particles(observation, actions)
 
-        def values(observation: Tensor, actions: Tensor) -> tuple[Tensor]:
-            members = torch.stack([self._member(m, observation, actions)[0] for m in range(self.num_members)])
-            return (members.amin(0) if reduction == "min" else members.mean(0),)
-
-        return map_in_chunks(values, actions.shape[1], observation, actions)[0]
+        return map_in_chunks(partial(self._values, reduction), actions.shape[1], observation, actions)[0]
 
     @torch.no_grad()
     def action_values_and_gradients(
@@ -133,22 +130,31 @@ class CriticEnsemble(nn.Module):
         """
         _check_particles(observation, actions)
 
-        def evaluate(observation: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-            values, hiddens = zip(
-                *(self._member(m, observation, actions) for m in range(self.num_members)), strict=True
-            )
-            stacked = torch.stack(values)
-            if reduction == "mean":
-                share = stacked.new_full((), 1.0 / self.num_members).expand_as(stacked)
-            else:
-                share = nn.functional.one_hot(stacked.argmin(0), self.num_members).movedim(-1, 0)
-            gradient = torch.stack(
-                [self._member_gradient(m, hiddens[m], share[m]) for m in range(self.num_members)]
-            ).sum(0)
-            return (stacked.mean(0) if reduction == "mean" else stacked.amin(0)), gradient
-
-        values, gradients = map_in_chunks(evaluate, actions.shape[1], observation, actions)
+        values, gradients = map_in_chunks(
+            partial(self._values_and_gradients, reduction), actions.shape[1], observation, actions
+        )
         return values, gradients
+
+    def compile_evaluation(self) -> None:
+        """Compile the evaluation of many actions per state."""
+        self._values = torch.compile(self._values)
+        self._values_and_gradients = torch.compile(self._values_and_gradients)
+
+    def _values(self, reduction: ValueReduction, observation: Tensor, actions: Tensor) -> tuple[Tensor]:
+        members = torch.stack([self._member(m, observation, actions)[0] for m in range(self.num_members)])
+        return (members.amin(0) if reduction == "min" else members.mean(0),)
+
+    def _values_and_gradients(
+        self, reduction: ValueReduction, observation: Tensor, actions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        evaluated = [self._member(m, observation, actions) for m in range(self.num_members)]
+        members = torch.stack([values for values, _ in evaluated])
+        if reduction == "mean":
+            reduced, share = members.mean(0), torch.full_like(members, 1.0 / self.num_members)
+        else:
+            reduced, share = members.amin(0), nn.functional.one_hot(members.argmin(0), self.num_members).movedim(-1, 0)
+        parts = [self._member_gradient(m, hiddens, share[m]) for m, (_, hiddens) in enumerate(evaluated)]
+        return reduced, torch.stack(parts).sum(0)
 
     def _member(self, m: int, observation: Tensor, actions: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Values (B, N) of one member and its hidden layers, each (B N, H). Separate products win on many rows."""

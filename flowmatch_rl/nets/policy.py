@@ -55,11 +55,15 @@ class FlowPolicy(nn.Module):
         if observation.dim() != 2 or noise.dim() != 3 or len(observation) != len(noise):
             raise ValueError(f"expected (B, S) and (B, N, A), got {tuple(observation.shape)} and {tuple(noise.shape)}")
 
-        def integrate(observation: Tensor, noise: Tensor) -> tuple[Tensor]:
-            velocity = self.velocity.bind(observation[:, None])
-            return (self.solver.integrate(velocity, noise, self.t_min, 1.0 - self.t_min),)
+        return map_in_chunks(self._integrate, noise.shape[1], observation, noise)[0]
 
-        return map_in_chunks(integrate, noise.shape[1], observation, noise)[0]
+    def compile_sampling(self) -> None:
+        """Compile the integration of the flow."""
+        self._integrate = torch.compile(self._integrate)
+
+    def _integrate(self, observation: Tensor, noise: Tensor) -> tuple[Tensor]:
+        velocity = self.velocity.bind(observation[:, None])
+        return (self.solver.integrate(velocity, noise, self.t_min, 1.0 - self.t_min),)
 
     @torch.no_grad()
     def trajectories(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

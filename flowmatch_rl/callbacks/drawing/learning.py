@@ -73,7 +73,10 @@ def draw_learning_curve(evaluations: Sequence[Evaluation], title: str) -> Figure
 def _draw_returns(axes: Axes, columns: dict[str, np.ndarray]) -> None:
     steps, mean = columns["env_steps"], columns["return_mean"]
     std = np.nan_to_num(columns["return_std"])
-    axes.fill_between(steps, mean - std, mean + std, color=BLUE, alpha=0.18, linewidth=0, label="± 1 std")
+    if len(steps) > 1:
+        axes.fill_between(steps, mean - std, mean + std, color=BLUE, alpha=0.18, linewidth=0, label="± 1 std")
+    else:
+        axes.errorbar(steps, mean, std, color=BLUE, alpha=0.4, linewidth=6, label="± 1 std")
     axes.plot(steps, mean, color=BLUE, marker="o", markersize=3, linewidth=1.6, label="evaluation, mean")
     training = columns["training_return"]
     if not np.isnan(training).all():

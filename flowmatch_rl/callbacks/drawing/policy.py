@@ -48,8 +48,8 @@ def draw_policy(sample: PolicySample, steps: Sequence[int], title: str) -> Figur
             _draw_values(figure, panels[1, state], sample, state)
         for row in panels[:, state] if state else ():
             row.set_ylabel("")
-    handles, labels = (sum(parts, []) for parts in zip(*map(Axes.get_legend_handles_labels, panels[:, 0]), strict=True))
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    marks = [mark for axes in panels[:, 0] for mark in axes.get_legend_handles_labels()[0]]
+    figure.legend(handles=marks, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     return figure
 
 

@@ -1,0 +1,66 @@
+"""Run benchmarks and write ``benchmarks/RESULTS.md`` and ``benchmarks/results.json``.
+
+python -m benchmarks                 all of them, about half an hour on two cores
+python -m benchmarks update_speed    one of them; the others' last results are kept
+"""
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import bandit, pendulum, update_speed
+from flowmatch_rl.callbacks.tracking import commit
+
+FOLDER = Path(__file__).parent
+BENCHMARKS = {"update_speed": update_speed.run, "bandit": bandit.run, "pendulum": pendulum.run}
+
+
+def processor() -> str:
+    """Name of the processor, and of the GPU if there is one."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+    return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name
+
+
+def table(result: dict[str, Any]) -> str:
+    """A result as a Markdown section."""
+    rows = result["rows"]
+    head = list(rows[0])
+    shown = [[f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in head] for row in rows]
+    extra = [f"{key}: {value:.4g}" for key, value in result.items() if isinstance(value, float | int)]
+    lines = [f"## {result['title']}", "", f"    python -m benchmarks {result['name']}", ""]
+    lines += [f"{result['machine']}; torch {result['torch']}; commit {result['commit'][:10]}; {result['date']}."]
+    lines += [", ".join(extra) + "."] if extra else []
+    lines += ["", "| " + " | ".join(key.replace("_", " ") for key in head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in shown]) + "\n"
+
+
+def main() -> None:
+    """Run, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; all if none")
+    names = parser.parse_args().names or list(BENCHMARKS)
+    if unknown := set(names) - set(BENCHMARKS):
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    store = FOLDER / "results.json"
+    results = json.loads(store.read_text()) if store.exists() else {}
+    for name in names:
+        result = {"name": name, **BENCHMARKS[name]()}
+        result |= {"machine": processor(), "torch": torch.__version__, "commit": commit()}
+        results[name] = result | {"date": time.strftime("%Y-%m-%d")}
+        store.write_text(json.dumps(results, indent=2) + "\n")
+        print(table(results[name]), flush=True)
+    intro = "# Results\n\nRatios within a run are what counts; absolute figures drift with the machine.\n\n"
+    sections = [table(results[name]) for name in BENCHMARKS if name in results]
+    (FOLDER / "RESULTS.md").write_text(intro + "\n".join(sections))
+
+
+if __name__ == "__main__":
+    main()

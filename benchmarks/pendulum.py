@@ -1,0 +1,43 @@
+"""The job of ``make train`` under several seeds, each as a process of its own: wall time and returns."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+CONFIG = "conf/actor_critic/pendulum.yaml"
+FIT = [sys.executable, "-m", "flowmatch_rl", "fit", "-c", CONFIG, "-c", "conf/logger/none.yaml"]
+TEST = """
+import json, sys, torch
+from flowmatch_rl.data import GymnasiumEnvironment, build_environment, roll_out_episodes
+from flowmatch_rl.metrics import episode_returns
+from flowmatch_rl.modules import ReverseFlowActorCritic
+module = ReverseFlowActorCritic.load_from_checkpoint(sys.argv[1]).eval()
+result = {}
+for number, seed in ((20, 0), (500, 1)):
+    env = build_environment(GymnasiumEnvironment("Pendulum-v1"), number)
+    steps = roll_out_episodes(env, module.evaluation_policy(), seed, 1000)
+    returns = episode_returns(steps["next", "reward"].squeeze(-1), steps["mask"])
+    result |= {f"return_mean_{number}": float(returns.mean()), f"return_std_{number}": float(returns.std(correction=0))}
+print(json.dumps(result))
+"""
+
+
+def run(seeds: int = 3) -> dict[str, Any]:
+    """Train and evaluate; returns one row per seed: returns over 20 and over 500 episodes, seconds of the training."""
+    rows = []
+    for seed in range(seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            options = [f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}", "--video.enabled=false"]
+            start = time.perf_counter()
+            subprocess.run([*FIT, *options], check=True, stdout=subprocess.DEVNULL)
+            seconds = time.perf_counter() - start
+            checkpoint = Path(folder) / "checkpoints" / "last.ckpt"
+            test = subprocess.run(
+                [sys.executable, "-c", TEST, str(checkpoint)], check=True, capture_output=True, text=True
+            )
+            rows.append({"seed": seed, **json.loads(test.stdout.splitlines()[-1]), "seconds": seconds})
+    return {"title": "Pendulum-v1 by the configuration of make train", "rows": rows}

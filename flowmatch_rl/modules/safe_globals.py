@@ -1,0 +1,17 @@
+"""Lets checkpoints that hold the package's dataclasses load with ``weights_only=True``."""
+
+import dataclasses
+import inspect
+
+import torch
+
+from flowmatch_rl import estimators, nets, objectives, paths, solvers
+
+
+def allow_dataclasses() -> None:
+    """Register every dataclass that the lower rooms export: they hold numbers, words and each other."""
+    rooms = (estimators, nets, objectives, paths, solvers)
+    exported = [value for room in rooms for value in vars(room).values()]
+    torch.serialization.add_safe_globals(
+        [value for value in exported if inspect.isclass(value) and dataclasses.is_dataclass(value)]
+    )

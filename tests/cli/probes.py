@@ -1,0 +1,63 @@
+"""Callbacks that tests add to runs in other processes."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+def digest(tensors: Any) -> str:
+    """Hash of tensors, in their order."""
+    return hashlib.sha256(b"".join(x.detach().cpu().contiguous().numpy().tobytes() for x in tensors)).hexdigest()
+
+
+class Started(Callback):
+    """Touches a file after some batches.
+
+    Args:
+        path: The file.
+        batches: Number of batches.
+    """
+
+    def __init__(self, path: str, batches: int = 3) -> None:
+        self.path, self.batches = Path(path), batches
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.batches:
+            self.path.touch()
+
+
+class RankReport(Callback):
+    """Writes what a process holds, and a number it draws, when training ends.
+
+    Args:
+        folder: Existing folder of ``rank<number>.json``.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.start = ""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start = digest(pl_module.parameters())
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data: Any = trainer.datamodule  # pyright: ignore
+        held = data._buffer[:]
+        report = {
+            "world_size": trainer.world_size,
+            "start": self.start,
+            "weights": digest(pl_module.parameters()),
+            "lagging": digest(pl_module.critic_ema.parameters()),  # pyright: ignore
+            "observations": digest([held["observation"]]),
+            "starts": held["observation"][:1].tolist(),
+            "actions": held["action"].flatten().tolist(),
+            "rows": len(held),
+            "draw": torch.randn(4).tolist(),
+            "env_steps": data.env_steps,
+            "gradient_steps": trainer.global_step,
+        }
+        (self.folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(report))

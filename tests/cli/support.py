@@ -1,0 +1,86 @@
+"""Tiny runs of the command line."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowmatch_rl.cli import run
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+PENDULUM = CONF / "actor_critic" / "pendulum.yaml"
+
+SIZES = {
+    "data.total_env_steps": 40,
+    "data.warmup_env_steps": 32,
+    "data.epoch_env_steps": 8,
+    "data.batch_size": 8,
+    "data.eval_episodes": 1,
+    "data.test_episodes": 1,
+    "data.max_episode_steps": 5,
+    "model.estimator.num_samples": 4,
+    "model.velocity.hidden_dim": 16,
+    "model.critic.hidden_dim": 16,
+    "model.train_particles": 2,
+    "model.collect_particles": 2,
+    "model.eval_particles": 2,
+    "model.solver.init_args.num_steps": 2,
+    "video.enabled": "false",
+    "trainer.enable_progress_bar": "false",
+    "trainer.accelerator": "cpu",
+}
+
+
+@dataclass
+class Outcome:
+    """What a command returned and printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error_lines(self) -> list[str]:
+        """Lines on standard error that are not empty."""
+        return [line for line in self.err.splitlines() if line.strip()]
+
+
+def arguments(command: str, *configs: Path, **changes: object) -> list[str]:
+    """A command with configurations and tiny sizes; ``changes`` name options with ``__`` for a dot."""
+    options = SIZES | {name.replace("__", "."): value for name, value in changes.items()}
+    return [command, *(f"-c={path}" for path in configs), *(f"--{k}={v}" for k, v in options.items() if v is not None)]
+
+
+def call(args: list[str]) -> Outcome:
+    """Run a command in this process; an exit and a returned status look alike."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), run_folder():
+        try:
+            code = run(args)
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def run_folder() -> Iterator[None]:
+    """Forget the folder of this run afterwards, as the end of its process would; keep process-wide settings."""
+    saved, argv = dict(os.environ), sys.argv
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        os.environ.clear()
+        os.environ.update(saved)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Variables of a subprocess."""
+    path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
+    settings = {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": path}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_TRACKING", "FLOWMATCH_RL"))}
+    return kept | settings | changes

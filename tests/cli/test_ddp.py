@@ -1,0 +1,75 @@
+"""Two processes that train together."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.cli.support import CONF, PENDULUM, arguments, environment
+
+pytestmark = pytest.mark.ddp
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("ddp")
+    args = arguments(
+        "fit",
+        PENDULUM,
+        CONF / "trainer" / "ddp.yaml",
+        CONF / "logger" / "none.yaml",
+        trainer__default_root_dir=folder,
+        data__total_env_steps=56,
+        data__epoch_env_steps=24,
+        data__eval_episodes=2,
+        data__test_episodes=2,
+        data__env_steps_per_collection=1,
+    )
+    probe = json.dumps([{"class_path": "tests.cli.probes.RankReport", "init_args": {"folder": str(folder)}}])
+    result = subprocess.run(
+        [sys.executable, "-m", "flowmatch_rl", *args, f"--trainer.callbacks={probe}"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=folder,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    reports = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    reports[0]["checkpoint"] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    reports[0]["out"] = result.stdout
+    return reports
+
+
+def test_both_processes_begin_and_end_with_equal_weights_that_have_moved(ranks) -> None:
+    first, second = ranks
+    assert first["world_size"] == second["world_size"] == 2
+    for name in ("start", "weights", "lagging"):
+        assert first[name] == second[name], name
+    assert first["weights"] != first["start"]
+
+
+def test_processes_draw_different_noise(ranks) -> None:
+    assert not set(ranks[0]["draw"]) & set(ranks[1]["draw"])
+    warmup = [set(report["actions"][:16]) for report in ranks]
+    assert not warmup[0] & warmup[1]
+
+
+def test_processes_collect_different_data(ranks) -> None:
+    assert ranks[0]["observations"] != ranks[1]["observations"]
+    assert ranks[0]["starts"] != ranks[1]["starts"]
+
+
+def test_environment_steps_count_both_processes(ranks) -> None:
+    for report in ranks:
+        assert report["rows"] == 16 + 12
+        assert report["env_steps"] == 56
+        assert report["gradient_steps"] == 12
+    assert ranks[0]["checkpoint"]["OnlineData"]["local_env_steps"] == 28
+
+
+def test_evaluation_counts_the_episodes_of_both_processes_and_is_printed_once(ranks) -> None:
+    assert ranks[0]["out"].count("return  ") == 1
+    assert "of 2 episodes" in ranks[0]["out"]

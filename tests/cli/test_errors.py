@@ -1,0 +1,89 @@
+"""Wrong arguments: three lines at most, status 2, and a suggestion where one is near."""
+
+import runpy
+import sys
+from importlib import metadata
+
+import pytest
+
+from tests.cli.support import PENDULUM, arguments, call
+
+
+@pytest.mark.parametrize(
+    ("extra", "words", "hint"),
+    [
+        (["--data.total_env_step=50"], ["total_env_step"], "total_env_steps"),
+        (["--model.temprature=1.0"], ["temprature"], "temperature"),
+        (["--trainer.max_epocs=1"], ["max_epocs"], "max_epochs"),
+        (["--model.temperature=warm"], ["temperature", "warm"], None),
+        (["--data.batch_size=many"], ["batch_size", "many"], None),
+        (["--data.batch_size=64"], ["batch_size", "64", "32"], None),
+        (["--model.discount=1.5"], ["discount", "1.5"], None),
+        (["--model.solver=Eular"], ["Eular"], "Euler"),
+        (["--model.x_1_source=buffer"], ["x_1_source", "buffer"], None),
+        (["--model=ReverseFlowActorCritik"], ["ReverseFlowActorCritik"], "ReverseFlowActorCritic"),
+        (["--data.environment.init_args.name=Pendulun-v1"], ["Pendulun-v1"], "Pendulum-v1"),
+        (
+            [
+                "--data.environment=DMControlEnvironment",
+                *(f"--data.environment.{x}" for x in ("domain=walker", "task=rum")),
+            ],
+            ["walker-rum"],
+            "walker-run",
+        ),
+        (["-c=no/such/file.yaml"], ["no/such/file.yaml"], None),
+        (["--ckpt_path=no/such/last.ckpt"], ["no/such/last.ckpt"], None),
+    ],
+    ids=lambda x: x[0] if isinstance(x, list) else "",
+)
+def test_wrong_argument_is_named_in_three_lines_with_status_two(extra, words, hint, tmp_path) -> None:
+    outcome = call([*arguments("fit", PENDULUM, trainer__logger="false", trainer__default_root_dir=tmp_path), *extra])
+    assert outcome.code == 2
+    assert 1 <= len(outcome.error_lines) <= 3, outcome.err
+    assert all(word in outcome.err for word in words), outcome.err
+    assert "Traceback" not in outcome.err
+    if hint is not None:
+        assert f"did you mean '{hint}'" in outcome.err, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "hint"),
+    [
+        ("modle: {class_path: ReverseFlowActorCritic}\n", ["modle"], "model"),
+        ("model: {class_path: ReverseFlowActorCritic, init_args: {discunt: 0.9}}\n", ["discunt"], "discount"),
+        ("model: {class_path: ReverseFlowActorCritic, init_args: {critic: {members: 2}}}\n", ["members"], None),
+        ("model: [unclosed\n", ["wrong.yaml"], None),
+    ],
+    ids=["section", "argument", "nested", "syntax"],
+)
+def test_wrong_file_is_named_in_three_lines_with_status_two(text, words, hint, tmp_path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    outcome = call(["fit", f"-c={PENDULUM}", f"-c={path}", "--trainer.logger=false"])
+    assert outcome.code == 2
+    assert 1 <= len(outcome.error_lines) <= 3, outcome.err
+    assert all(word in outcome.err for word in words), outcome.err
+    if hint is not None:
+        assert f"did you mean '{hint}'" in outcome.err, outcome.err
+
+
+@pytest.mark.parametrize(("args", "word"), [(["fitt"], "fitt"), ([], "")], ids=["misspelt", "none"])
+def test_command_that_does_not_exist_ends_with_status_two(args, word) -> None:
+    outcome = call(args)
+    assert outcome.code == 2
+    assert 1 <= len(outcome.error_lines) <= 3, outcome.err
+    assert word in outcome.err
+
+
+def test_module_and_console_script_print_the_same_help(capsys, monkeypatch) -> None:
+    (script,) = metadata.entry_points(group="console_scripts", name="flowmatch-rl")
+    printed = []
+    for start in (script.load(), lambda: runpy.run_module("flowmatch_rl", run_name="__main__", alter_sys=True)):
+        monkeypatch.delitem(sys.modules, "flowmatch_rl.__main__", raising=False)
+        monkeypatch.setattr(sys, "argv", ["/somewhere/flowmatch-rl", "--help"])
+        with pytest.raises(SystemExit) as ended:
+            start()
+        assert not ended.value.code
+        printed.append(capsys.readouterr().out)
+    assert all(word in printed[0] for word in ("usage: flowmatch-rl", "fit", "test", "predict", "validate"))
+    assert printed[0] == printed[1]

@@ -1,0 +1,265 @@
+"""Collected data: counting, ends of episodes, warm-up, restoring, and refusals."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tensordict import TensorDictBase
+
+from flowmatch_rl.data import GymnasiumEnvironment, OnlineData
+from flowmatch_rl.keys import TRANSITION
+from flowmatch_rl.types import RunError
+from tests.toys import POLICY_ACTION, ConstantPolicy
+
+COUNTING = GymnasiumEnvironment("ToyCounting-v0")
+
+
+def build(environment: GymnasiumEnvironment = COUNTING, world_size: int = 1, rank: int = 0, **options) -> OnlineData:
+    torch.manual_seed(0)
+    data = OnlineData(
+        environment,
+        **{"total_env_steps": 1000, "warmup_env_steps": 8, "batch_size": 4, "buffer_capacity": 200} | options,
+    )
+    module = SimpleNamespace(
+        device=torch.device("cpu"), collection_policy=ConstantPolicy, evaluation_policy=ConstantPolicy
+    )
+    data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank, lightning_module=module)
+    return data
+
+
+def take(data: OnlineData, number: int) -> list[TensorDictBase]:
+    return list(data.collected_batches(number))
+
+
+def held(data: OnlineData) -> TensorDictBase:
+    return data._buffer[:]
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+@pytest.mark.parametrize("ratio", [0.5, 1, 2])
+def test_env_steps_are_the_warm_up_and_the_ratios_share_of_the_updates(ratio, num_envs) -> None:
+    data = build(updates_per_env_step=ratio, num_envs=num_envs, env_steps_per_collection=num_envs)
+    taken = 0
+    for number in (1, 3, 7):
+        batches = take(data, number)
+        taken += number
+        assert len(batches) == number
+        wanted = 8 + num_envs * math.ceil(taken / (ratio * num_envs))
+        assert data.env_steps == len(held(data)) == wanted
+    data.teardown("fit")
+
+
+def test_blocks_larger_than_a_step_count_every_step_once() -> None:
+    data = build(warmup_env_steps=10, env_steps_per_collection=4)
+    take(data, 5)
+    assert data.env_steps == len(held(data)) == 12 + 8
+
+
+def test_env_steps_count_all_processes() -> None:
+    data = build(world_size=2)
+    take(data, 6)
+    assert len(held(data)) == 4 + 6
+    assert data.env_steps == 20
+
+
+def test_processes_see_different_episodes_and_one_process_the_same_again() -> None:
+    marks = []
+    for rank in (0, 1, 0):
+        data = build(rank=rank, world_size=2)
+        take(data, 6)
+        marks.append(held(data)["observation"][:, 1])
+    assert torch.equal(marks[0], marks[2])
+    assert not set(marks[0].tolist()) & set(marks[1].tolist())
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_time_limit_in_the_buffer_does_not_terminate_and_keeps_the_true_last_observation(num_envs) -> None:
+    data = build(num_envs=num_envs, env_steps_per_collection=num_envs)
+    take(data, 40)
+    steps = held(data)
+    last = steps["next", "observation"][:, 0] == 5.0
+    assert last.sum() >= 6
+    assert not steps["next", "terminated"].any()
+    # Each transition advances the counter by one, within its own episode.
+    torch.testing.assert_close(steps["next", "observation"][:, 0], steps["observation"][:, 0] + 1.0)
+    torch.testing.assert_close(steps["next", "observation"][:, 1], steps["observation"][:, 1])
+    torch.testing.assert_close(steps["next", "reward"][:, 0], steps["next", "observation"][:, 0])
+
+
+def test_termination_in_the_buffer_is_marked() -> None:
+    data = build(GymnasiumEnvironment("ToyCounting-v0", {"truncate": False}))
+    take(data, 40)
+    steps = held(data)
+    assert torch.equal(steps["next", "terminated"][:, 0], steps["next", "observation"][:, 0] == 5.0)
+    assert steps["next", "terminated"].any()
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_warm_up_actions_are_random_and_later_ones_the_policys(num_envs) -> None:
+    data = build(num_envs=num_envs, env_steps_per_collection=num_envs)
+    take(data, 10)
+    actions = held(data)["action"]
+    assert (actions[:8] != POLICY_ACTION).all()
+    assert actions[:8].unique().numel() == 16
+    assert actions[:8].abs().max() <= 1.0
+    assert (actions[8:] == POLICY_ACTION).all()
+
+
+def test_batches_hold_the_entries_of_a_transition() -> None:
+    (batch,) = take(build(), 1)
+    assert batch.batch_size == (4,)
+    assert all(batch.get(key, None) is not None for key in TRANSITION)
+
+
+def test_returns_of_finished_episodes_are_kept() -> None:
+    data = build()
+    take(data, 12)
+    assert list(data.recent_returns) == [15.0] * 4
+
+
+@pytest.mark.parametrize("number", [3, 20, 37], ids=["not full", "wrapped", "wrapped twice"])
+def test_restored_data_goes_on_with_its_counters_and_transitions(number) -> None:
+    first = build(buffer_capacity=16, updates_per_env_step=0.4)
+    take(first, number)
+    state = first.state_dict()
+    second = build(buffer_capacity=16, updates_per_env_step=0.4)
+    second.load_state_dict(state)
+    assert second.env_steps == first.env_steps
+    assert second._pending_updates == first._pending_updates
+    before = held(first)
+    buffer = second._ready_buffer()
+    assert second.env_steps == first.env_steps
+    assert len(buffer) == len(before)
+    for key in TRANSITION:
+        rows = {tuple(row.flatten().tolist()) for row in before[key]}
+        assert {tuple(row.flatten().tolist()) for row in buffer[:][key]} == rows
+
+
+def written_order(data: OnlineData) -> torch.Tensor:
+    """Actions of a state, oldest first."""
+    return data.state_dict()["replay"]["action"][:, 0]
+
+
+def test_saved_transitions_are_oldest_first_also_after_several_restores() -> None:
+    """Random actions identify steps: all of them are from a warm-up longer than the run."""
+    options = {"buffer_capacity": 16, "warmup_env_steps": 900}
+    data = build(**options)
+    history: list[float] = []
+    for steps in (7, 6, 10, 21):
+        buffer = data._buffer or fill_without_warm_up(data)
+        for _ in range(steps):
+            data._collect(buffer)
+            cursor = (len(buffer) - 1) if len(buffer) < 16 else int(buffer._writer._cursor - 1) % 16
+            history.append(float(buffer[:]["action"][cursor, 0]))
+        torch.testing.assert_close(written_order(data), torch.tensor(history[-16:]))
+        state = data.state_dict()
+        data = build(**options)
+        data.load_state_dict(state)
+
+
+def fill_without_warm_up(data: OnlineData):
+    """The buffer with what was restored, and nothing collected."""
+    warmup, batch_size = data.warmup_env_steps, data.batch_size
+    data.warmup_env_steps, data.batch_size = 0, 0 if data._restored_replay is None else 1
+    data._buffer = None
+    buffer = data._ready_buffer()
+    data.warmup_env_steps, data.batch_size = warmup, batch_size
+    return buffer
+
+
+def test_without_replay_in_the_checkpoint_the_counters_go_on_and_the_buffer_is_filled_again() -> None:
+    first = build(checkpoint_replay=False)
+    take(first, 5)
+    state = first.state_dict()
+    assert "replay" not in state
+    second = build(checkpoint_replay=False)
+    second.load_state_dict(state)
+    take(second, 1)
+    assert len(held(second)) >= 4
+    assert second.env_steps == first.env_steps + len(held(second))
+    assert (held(second)["action"] == POLICY_ACTION).all()
+
+
+@pytest.mark.parametrize("bad_value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("num_envs", [1, 2])
+@pytest.mark.parametrize(("option", "key"), [("bad_reward_at", "reward"), ("bad_observation_at", "observation")])
+def test_numbers_that_are_not_finite_end_the_run_and_are_named_with_their_step(
+    option, key, num_envs, bad_value
+) -> None:
+    environment = GymnasiumEnvironment("ToyCounting-v0", {option: 13, "bad_value": bad_value})
+    data = build(environment, num_envs=num_envs, env_steps_per_collection=num_envs)
+    with pytest.raises(RunError) as caught:
+        take(data, 100)
+    message = str(caught.value)
+    assert key in message
+    assert "ToyCounting-v0" in message
+    first_bad_step = 13 if num_envs == 1 else 25
+    assert f"step {first_bad_step}" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        *(
+            ({name: 0}, [name, "0"])
+            for name in (
+                "epoch_env_steps",
+                "batch_size",
+                "buffer_capacity",
+                "num_envs",
+                "env_steps_per_collection",
+                "eval_episodes",
+                "test_episodes",
+                "max_episode_steps",
+            )
+        ),
+        ({"updates_per_env_step": 0.0}, ["updates_per_env_step", "0.0"]),
+        ({"updates_per_env_step": -1.0}, ["updates_per_env_step", "-1.0"]),
+        ({"updates_per_env_step": float("nan")}, ["updates_per_env_step", "nan"]),
+        ({"batch_size": 9}, ["batch_size 9", "8"]),
+        ({"buffer_capacity": 3}, ["buffer_capacity 3", "4"]),
+        ({"total_env_steps": 8}, ["total_env_steps 8"]),
+        ({"num_envs": 3, "env_steps_per_collection": 4}, ["env_steps_per_collection 4", "num_envs 3"]),
+    ],
+    ids=str,
+)
+def test_numbers_that_do_not_fit_are_refused_by_name_and_value(options, words) -> None:
+    with pytest.raises(ValueError) as caught:
+        build(**options)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(("total", "epoch", "epochs"), [(108, 50, 2), (109, 50, 3), (18, 500, 1)])
+def test_epochs_divide_the_steps_after_the_warm_up(total, epoch, epochs) -> None:
+    data = build(total_env_steps=total, epoch_env_steps=epoch)
+    assert data.num_epochs == epochs
+    assert len(data.train_dataloader()) * epochs == pytest.approx(total - 8, abs=epochs)
+
+
+def test_two_rounds_of_the_loader_do_not_warm_up_twice() -> None:
+    data = build(total_env_steps=28, epoch_env_steps=10)
+    for epoch in (1, 2):
+        assert len(list(data.train_dataloader())) == 10
+        assert data.env_steps == 8 + 10 * epoch
+
+
+def test_evaluation_leaves_counters_and_training_data_alone_and_repeats_itself() -> None:
+    data = build(eval_episodes=3)
+    take(data, 5)
+    counted, before = data.env_steps, held(data).clone()
+    (first,) = list(data.val_dataloader())
+    (again,) = list(data.val_dataloader())
+    assert data.env_steps == counted
+    assert (held(data) == before).all()
+    assert first.batch_size[0] == 3
+    assert torch.equal(first["observation"], again["observation"])
+    assert (first["action"] == POLICY_ACTION).all()
+
+
+def test_processes_share_the_evaluation_episodes_and_run_different_ones() -> None:
+    shares = [build(world_size=2, rank=rank, eval_episodes=4).episodes(4) for rank in (0, 1)]
+    assert [share.batch_size[0] for share in shares] == [2, 2]
+    starts = [set(share["observation"][:, 0, 1].tolist()) for share in shares]
+    assert len(starts[0] | starts[1]) == 4

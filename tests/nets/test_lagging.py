@@ -1,0 +1,48 @@
+"""Lagging copies."""
+
+import pytest
+import torch
+
+from flowmatch_rl.nets import CriticArchitecture, lagging_copy, update_lagging_copy
+
+
+def pair():
+    torch.manual_seed(0)
+    network = CriticArchitecture(hidden_dim=8).build(3, 2).double()
+    copy = lagging_copy(network)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return network, copy
+
+
+def test_copy_starts_equal_requires_no_gradient_and_shares_no_memory() -> None:
+    network = CriticArchitecture(hidden_dim=8).build(3, 2)
+    copy = lagging_copy(network)
+    assert not copy.training
+    for mine, its in zip(copy.parameters(), network.parameters(), strict=True):
+        assert torch.equal(mine, its)
+        assert mine.data_ptr() != its.data_ptr()
+        assert its.requires_grad
+        assert not mine.requires_grad
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.3, 0.995, 1.0])
+def test_update_is_the_weighted_mean_of_both_and_leaves_the_network_alone(ema_decay) -> None:
+    network, copy = pair()
+    before = [p.clone() for p in copy.parameters()]
+    network_before = [p.detach().clone() for p in network.parameters()]
+    update_lagging_copy(copy, network, ema_decay)
+    for old, new, its, its_before in zip(before, copy.parameters(), network.parameters(), network_before, strict=True):
+        torch.testing.assert_close(new, ema_decay * old + (1.0 - ema_decay) * its_before)
+        assert torch.equal(its, its_before)
+        assert not new.requires_grad
+
+
+def test_decay_zero_copies_and_decay_one_changes_nothing_to_the_last_bit() -> None:
+    network, copy = pair()
+    before = [p.clone() for p in copy.parameters()]
+    update_lagging_copy(copy, network, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, copy.parameters(), strict=True))
+    update_lagging_copy(copy, network, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), copy.parameters(), strict=True))

@@ -1,0 +1,144 @@
+"""The factored velocity network against the same network on concatenated inputs."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flowmatch_rl.nets import SinusoidalEmbedding, VelocityArchitecture, VelocityNetwork
+
+B, N, D, C = 4, 3, 2, 5
+ACTIVATIONS = {
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "mish": functional.mish,
+    "relu": functional.relu,
+    "silu": functional.silu,
+}
+
+
+def build(condition_dim: int = C, **options) -> VelocityNetwork:
+    architecture = VelocityArchitecture(**{"hidden_dim": 16, "time_features": 8, "max_frequency": 7.0} | options)
+    network = architecture.build(D, condition_dim).double()
+    with torch.no_grad():  # zero biases would hide one that is left out
+        for layer in network.modules():
+            if isinstance(layer, nn.Linear) and layer.bias is not None:
+                layer.bias.normal_()
+    return network
+
+
+def concatenated(network: VelocityNetwork, x: Tensor, t: Tensor, condition: Tensor | None, activation, residual):
+    """The network on one joint input per row: t and the condition are expanded to x first."""
+    t = t.reshape(t.shape + (1,) * (x.dim() - 1 - t.dim())).expand(x.shape[:-1])
+    inputs, weights = [x, network.embed_time(t)], [network.from_sample.weight, network.from_time.weight]
+    if condition is not None:
+        inputs.append(condition.expand(*x.shape[:-1], -1))
+        weights.append(network.from_condition.weight)
+    h = activation(functional.linear(torch.cat(inputs, -1), torch.cat(weights, 1), network.from_sample.bias))
+    for block in network.blocks:
+        update = activation(functional.linear(h, block.weight, block.bias))
+        h = h + update if residual else update
+    return functional.linear(h, network.to_velocity.weight, network.to_velocity.bias)
+
+
+@pytest.mark.parametrize(
+    ("activation", "residual", "num_blocks"),
+    [*((name, True, 2) for name in ACTIVATIONS), ("gelu", False, 2), ("gelu", True, 0), ("relu", False, 1)],
+)
+def test_factored_first_layer_equals_one_matrix_on_joined_inputs(activation, residual, num_blocks) -> None:
+    torch.manual_seed(0)
+    network = build(activation=activation, residual=residual, num_blocks=num_blocks)
+    for batch, time, condition in [
+        ((B,), (), (B,)),
+        ((B, N), (B,), (B, 1)),
+        ((1,), (1,), (1,)),
+        ((B, N), (B, N), (B, N)),
+    ]:
+        x, t = torch.randn(*batch, D).double(), torch.rand(time).double()
+        c = torch.randn(*condition, C).double()
+        wanted = concatenated(network, x, t, c, ACTIVATIONS[activation], residual)
+        torch.testing.assert_close(network(x, t, c), wanted)
+
+
+def test_network_without_condition_equals_one_matrix_on_sample_and_time() -> None:
+    torch.manual_seed(0)
+    network = build(condition_dim=0)
+    x, t = torch.randn(B, D).double(), torch.rand(B).double()
+    torch.testing.assert_close(network(x, t), concatenated(network, x, t, None, functional.gelu, True))
+    torch.testing.assert_close(network.bind(None)(x, t, None), network(x, t))
+
+
+@pytest.mark.parametrize("time", [(), (B,), (B, N)], ids=str)
+def test_particles_with_a_shared_condition_equal_a_loop_over_particles(time) -> None:
+    torch.manual_seed(0)
+    network = build()
+    x, t, condition = torch.randn(B, N, D).double(), torch.rand(time).double(), torch.randn(B, 1, C).double()
+    together = network(x, t, condition)
+    for i, n in itertools.product(range(B), range(N)):
+        time_here = t.reshape(t.shape + (1,) * (2 - t.dim())).expand(B, N)[i, n]
+        torch.testing.assert_close(together[i, n], network(x[i, n][None], time_here, condition[i])[0])
+
+
+@pytest.mark.parametrize("time", [(), (B,), (B, N)], ids=str)
+def test_bound_field_equals_the_network_at_that_condition(time) -> None:
+    torch.manual_seed(0)
+    network = build()
+    x, t, condition = torch.randn(B, N, D).double(), torch.rand(time).double(), torch.randn(B, 1, C).double()
+    torch.testing.assert_close(network.bind(condition)(x, t, None), network(x, t, condition))
+
+
+def test_bound_field_computes_the_conditions_features_once(monkeypatch) -> None:
+    network, calls = build(), []
+    network.from_condition.register_forward_hook(lambda *_: calls.append(1))
+    field = network.bind(torch.randn(B, 1, C).double())
+    for t in (0.1, 0.5, 0.9):
+        field(torch.randn(B, N, D).double(), torch.tensor(t).double(), None)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("x", "t", "condition"),
+    [
+        ((B, D), (B,), None),
+        ((B, D), (N,), (B, C)),
+        ((B, D), (B, 1, 1), (B, C)),
+        ((B, N, D), (N,), (B, 1, C)),
+        ((B, N, D), (B,), (B, C)),
+        ((B, N, D), (B,), (N, 1, C)),
+        ((B, N, D), (B,), (B, N + 1, C)),
+        ((B, D), (B,), (C,)),
+    ],
+    ids=str,
+)
+def test_shapes_that_would_broadcast_silently_raise(x, t, condition) -> None:
+    network = build()
+    c = None if condition is None else torch.randn(condition).double()
+    with pytest.raises(ValueError):
+        network(torch.randn(x).double(), torch.rand(t).double(), c)
+
+
+def test_network_without_condition_refuses_one() -> None:
+    with pytest.raises(ValueError, match="no condition"):
+        build(condition_dim=0)(torch.randn(B, D).double(), torch.rand(B).double(), torch.randn(B, C).double())
+
+
+def test_initial_first_layer_is_orthogonal_over_all_inputs_together() -> None:
+    network = VelocityArchitecture(hidden_dim=32, time_features=8).build(D, C).double()
+    joint = torch.cat([network.from_sample.weight, network.from_time.weight, network.from_condition.weight], 1)
+    torch.testing.assert_close(joint.T @ joint, 2.0 * torch.eye(D + 8 + C, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+def test_embedding_holds_cosine_and_sine_at_both_ends_of_its_frequencies() -> None:
+    t = torch.tensor([0.0, 0.3, 1.0])
+    features = SinusoidalEmbedding(6, max_frequency=50.0, min_frequency=0.5)(t)
+    frequencies = torch.tensor([50.0, 5.0, 0.5])
+    wanted = torch.cat([torch.cos(t[:, None] * frequencies), torch.sin(t[:, None] * frequencies)], -1)
+    torch.testing.assert_close(features, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 7, -2])
+def test_embedding_of_odd_or_no_dimension_raises(dim) -> None:
+    with pytest.raises(ValueError, match=str(dim)):
+        SinusoidalEmbedding(dim)
