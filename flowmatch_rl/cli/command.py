@@ -31,9 +31,9 @@ from flowmatch_rl.callbacks import (
     LearningCurve,
     PolicyFigures,
     RunRecord,
-    Summary,
     Throughput,
     Video,
+    summary,
 )
 from flowmatch_rl.cli.messages import Parser, report, shorten
 from flowmatch_rl.types import RunError
@@ -91,10 +91,9 @@ class FlowMatchCLI(LightningCLI):
             kwargs["max_epochs"] = data.num_epochs
         kwargs["default_root_dir"] = options.get("default_root_dir") or _run_directory(data.environment.label)
         kwargs["plugins"] = [*_as_list(options.get("plugins")), AtomicCheckpointIO()]
-        callbacks = [Throughput(), LearningCurve(), PolicyFigures(), Summary(), EpisodeWriter(), self._record()]
+        callbacks = [Throughput(), LearningCurve(), PolicyFigures(), EpisodeWriter(), self._record()]
         if options.get("enable_progress_bar") is not False:
             callbacks.append(EnvStepProgress())
-        # Before the callbacks of the parser, so that the summary, printed last, sees the video.
         kwargs["callbacks"] = [*_as_list(options.get("callbacks")), *callbacks]
         return super().instantiate_trainer(**kwargs)
 
@@ -102,6 +101,12 @@ class FlowMatchCLI(LightningCLI):
         """Evaluate the trained policy, draw it, film it, and print the summary."""
         if not self.trainer.fast_dev_run and self.trainer.state.finished:  # pyright: ignore
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+            self.after_test()
+
+    def after_test(self) -> None:
+        """Print the summary."""
+        if self.trainer.is_global_zero:
+            print("\n" + summary(self.trainer))
 
     def _record(self) -> RunRecord:
         config = self.config.get(str(self.subcommand), self.config)

@@ -4,7 +4,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -25,8 +25,14 @@ def shorten(message: str) -> str:
     text = re.sub(r"Expected a dot import path string: (\S+)", r"unknown class '\1'", text)
     text = re.sub(r"Expected a <class '([\w.]+)'>\. Got value: (.+)", r"expected \1, got '\2'", text)
     text = re.sub(r"Option '([^']+)' is not accepted", r"unknown key '\1'", text)
-    text = re.sub(r"Key '([^']+)' is not expected", r"unknown key '\1'", text)
+    text = re.sub(
+        r"(?:Subcommand '\w+' does not accept option|Key) '([^']+)'(?: is not expected)?", r"unknown key '\1'", text
+    )
     text = re.sub(r"^unrecognized arguments: (.+)$", r"unknown option \1", text)
+    places = re.findall(r"line (\d+), column (\d+)", text)
+    if "Problems parsing config" in text and places:
+        problem = re.sub(r"\s*\n\s*(in \"[^\n]*)?", "; ", text.partition(": ")[2]).strip("; ")
+        text = f"not YAML near line {places[-1][0]}, column {places[-1][1]}: {problem}"
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
     kept = [line for line in lines if line and not _NOISE.match(line)]
     reason = kept[0] if kept else " ".join(lines)
@@ -44,9 +50,11 @@ def suggestion(message: str, names: Iterable[str]) -> str | None:
     received = re.search(r"'([^']+)'|unknown option -*(\S+)", message)
     if received is None:
         return None
-    word = (received[1] or received[2]).partition("=")[0].rpartition(".")[2]
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.65)
-    return near[0] if near and near[0] != word else None
+    for word in (received[1] or received[2]).partition("=")[0].split("."):
+        near = difflib.get_close_matches(word, known, n=1, cutoff=0.65)
+        if near and near[0] != word:
+            return near[0]
+    return None
 
 
 def report(message: str, hint: str | None = None, code: int = 2) -> int:
@@ -73,6 +81,10 @@ class Parser(LightningArgumentParser):
     """
 
     known_names: frozenset[str] = frozenset()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Without abbreviations: a misspelt option must not pass for another.
+        super().__init__(*args, **{"prog": "flowmatch-rl", "allow_abbrev": False} | kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error and exit with status 2."""

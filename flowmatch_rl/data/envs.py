@@ -78,14 +78,16 @@ class GymnasiumEnvironment(Environment):
     def make(self, render: bool) -> EnvBase:
         """Make the bare TorchRL environment."""
         try:
-            gymnasium.make(self.name, **self.options).close()
+            probe: Any = gymnasium.make(self.name, **self.options)
         except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
             near = difflib.get_close_matches(self.name, gymnasium.registry, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"unknown Gymnasium environment {self.name!r}{hint} ({error})") from error
         except (gymnasium.error.Error, ImportError, TypeError) as error:
             raise ValueError(f"Gymnasium cannot make {self.name!r} with options {self.options}: {error}") from error
-        return GymEnv(self.name, **({"render_mode": "rgb_array"} if render else {}), **self.options)
+        view = _view(probe.unwrapped) if render else {}
+        probe.close()
+        return GymEnv(self.name, **(view | self.options))
 
     def frame(self, env: EnvBase) -> np.ndarray:
         """Picture of the present state of a bare environment, RGB, shape (height, width, 3), bytes."""
@@ -94,6 +96,17 @@ class GymnasiumEnvironment(Environment):
     def frames_per_second(self, env: EnvBase) -> float:
         """Environment steps per second of simulated time, for videos."""
         return float(_raw(env).metadata.get("render_fps", 30))
+
+
+def _view(env: Any) -> dict[str, str]:
+    """Options that make a Gymnasium environment render, with the camera that follows the body where there is one."""
+    view = {"render_mode": "rgb_array"}
+    if hasattr(env, "mujoco_renderer"):
+        if reason := reason_without_backend():
+            raise RuntimeError(reason)
+        if "track" in {env.model.camera(index).name for index in range(env.model.ncam)}:
+            view["camera_name"] = "track"
+    return view
 
 
 @dataclass(frozen=True)

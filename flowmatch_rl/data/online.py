@@ -322,4 +322,5 @@ def _identity(batch: Any) -> Any:
 
 def _loader(dataset: IterableDataset) -> DataLoader:
     # The default collate function cannot take a TensorDict apart.
-    return DataLoader(dataset, batch_size=None, collate_fn=_identity, num_workers=0)
+    # Without a generator of its own each iterator would draw from the global one, and evaluation disturb training.
+    return DataLoader(dataset, batch_size=None, collate_fn=_identity, num_workers=0, generator=torch.Generator())

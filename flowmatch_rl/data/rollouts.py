@@ -29,9 +29,7 @@ def roll_out_episodes(
         RunError: If a reward is not finite.
     """
     env.set_seed(seed)
-    steps = env.rollout(
-        max_steps, policy, break_when_any_done=False, break_when_all_done=True, auto_cast_to_device=True
-    )
+    steps = env.rollout(max_steps, policy, break_when_any_done=False, break_when_all_done=True)
     steps = steps if steps.dim() == 2 else steps.unsqueeze(0)
     done = steps["next", "done"].squeeze(-1)
     mask = done.cumsum(1) - done.long() == 0

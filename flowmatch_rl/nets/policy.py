@@ -175,8 +175,10 @@ class ActorModule(TensorDictModuleBase):
         self.generator = generator
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write ``action`` for ``observation``."""
-        return tensordict.set("action", self.actor(tensordict.get("observation"), self.generator))
+        """Write ``action`` for ``observation``, wherever either lies."""
+        observation = tensordict.get("observation")
+        device = next(self.actor.policy.parameters()).device
+        return tensordict.set("action", self.actor(observation.to(device), self.generator).to(observation.device))
 
 
 def _draw(

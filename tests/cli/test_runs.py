@@ -24,7 +24,6 @@ from flowmatch_rl.paths import AffinePath, CosineSchedule
 from flowmatch_rl.solvers import Heun
 from tests.cli.support import PENDULUM, ROOT, Outcome, arguments, call, environment
 
-
 CONTROL_VARIATE = {"class_path": "RegressControlVariate", "init_args": {"limit": 1.5}}
 
 

@@ -80,7 +80,7 @@ def _draw_returns(axes: Axes, columns: dict[str, np.ndarray]) -> None:
     axes.plot(steps, mean, color=BLUE, marker="o", markersize=3, linewidth=1.6, label="evaluation, mean")
     training = columns["training_return"]
     if not np.isnan(training).all():
-        axes.plot(steps, training, color=ORANGE, linewidth=1.4, linestyle="--", label="training, mean of last episodes")
+        axes.plot(steps, training, ".--", color=ORANGE, linewidth=1.4, label="training, mean of last episodes")
     tidy(axes, y_label="return")
     axes.legend(fontsize=8, frameon=False, loc="best")
 

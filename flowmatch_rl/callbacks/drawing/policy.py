@@ -60,7 +60,7 @@ def _draw_flow(axes: Axes, sample: PolicySample, state: int) -> None:
     lines = [np.column_stack([t, path]) for path in paths.T]
     axes.add_collection(LineCollection(lines, colors=colors, linewidths=0.7, alpha=0.6))
     chosen = float(sample.chosen[state, 0])
-    axes.plot([t[-1]], [chosen], "*", **_CHOSEN, clip_on=False, label="action taken (greedy)")
+    axes.plot([t[-1]], [chosen], "*", **_CHOSEN, clip_on=False, label="action taken")
     axes.set_xlim(float(t[0]), float(t[-1]))
     axes.set_ylim(-1.05, 1.05)
     tidy(axes, "flow time (noise to action)", action_name(0, sample.chosen.shape[1]))

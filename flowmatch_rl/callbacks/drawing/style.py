@@ -36,7 +36,7 @@ def tidy(axes: Axes, x_label: str = "", y_label: str = "") -> None:
     """
     axes.set_xlabel(x_label, fontsize=9)
     axes.set_ylabel(y_label, fontsize=9)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(which="both", labelsize=8)
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
