@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONFIG ?= conf/actor_critic/pendulum.yaml
+WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
@@ -21,10 +22,10 @@ train: $(READY)  ## train a flow policy on Pendulum-v1; CONFIG=conf/... for anot
 	$(BIN)/flowmatch-rl fit -c $(CONFIG)
 
 test: $(READY)  ## all tests but the slow ones
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(WORKERS)
 
 test-all: $(READY)  ## the slow ones too
-	$(BIN)/python -m pytest -q -m "not gpu"
+	$(BIN)/python -m pytest -q $(WORKERS) -m "not gpu"
 
 check: $(READY)  ## format, lint, types, Dockerfile
 	$(BIN)/ruff format --check .

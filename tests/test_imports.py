@@ -36,7 +36,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         GROUND | {"metrics"},
         {"torch", "tensordict", "torchrl", "lightning", "matplotlib", "mlflow", "imageio", "tqdm", "numpy"},
     ),
-    ROOF: (GROUND | FLOOR_1 | {"nets", "data", "modules", "callbacks"}, {"lightning", "jsonargparse"}),
+    ROOF: (GROUND | FLOOR_1 | {"nets", "data", "modules", "callbacks"}, {"lightning", "jsonargparse", "yaml"}),
 }
 
 

@@ -9,6 +9,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
@@ -56,11 +57,12 @@ class Checkpoints(ModelCheckpoint):
             filename="best",
             monitor=monitor,
             mode="max",
-            save_last=True,
+            save_last=False,  # Lightning would write it together with the best one only
             auto_insert_metric_name=False,
             enable_version_counter=False,
             every_n_epochs=every_n_epochs,
         )
+        self._interval = every_n_epochs
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the folder."""
@@ -68,10 +70,21 @@ class Checkpoints(ModelCheckpoint):
             self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
         super().setup(trainer, pl_module, stage)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``best.ckpt`` if this is the best, and ``last.ckpt`` in any case."""
+        super().on_validation_end(trainer, pl_module)
+        due = (trainer.current_epoch + 1) % self._interval == 0 or trainer.current_epoch + 1 == trainer.max_epochs
+        idle = trainer.sanity_checking or trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue]
+        if due and not idle and trainer.state.fn == TrainerFn.FITTING:
+            self._save_last(trainer)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write ``last.ckpt`` when the user or the system ends a run; after an error the last good one stays."""
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.training and self.dirpath:
-            path = Path(self.dirpath) / "last.ckpt"
-            trainer.save_checkpoint(path)
-            self.last_model_path = str(path)
-            rank_zero_only(print)(f"\ninterrupted; go on with --ckpt_path {path}")
+            self._save_last(trainer)
+            rank_zero_only(print)(f"\ninterrupted; go on with --ckpt_path {self.last_model_path}")
+
+    def _save_last(self, trainer: Trainer) -> None:
+        assert self.dirpath is not None
+        self.last_model_path = str(Path(self.dirpath) / "last.ckpt")
+        trainer.save_checkpoint(self.last_model_path)

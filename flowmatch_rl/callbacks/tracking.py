@@ -46,6 +46,7 @@ class Tracker(MLFlowLogger):
         for name in ("alembic", "mlflow.store.db.utils", "lightning.pytorch.loggers.mlflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no page of warnings on machines without git
         tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         artifacts = None
         if tracking_uri is None:

@@ -4,6 +4,7 @@ import inspect
 import logging
 import os
 import signal
+import sys
 import time
 import traceback
 import warnings
@@ -51,6 +52,7 @@ class FlowMatchCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         Parser.known_names = _known_names()
+        Parser.arguments = tuple(sys.argv[1:] if args is None else args)
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -98,9 +100,11 @@ class FlowMatchCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
-        """Evaluate the trained policy, draw it, film it, and print the summary."""
+        """Test the best policy, draw it, film it, and print the summary."""
         if not self.trainer.fast_dev_run and self.trainer.state.finished:  # pyright: ignore
-            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+            # Chosen by the evaluations during training, tested on other initial states.
+            best = getattr(self.trainer.checkpoint_callback, "best_model_path", None)
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
             self.after_test()
 
     def after_test(self) -> None:

@@ -4,8 +4,10 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 _NOISE = re.compile(
@@ -77,10 +79,11 @@ def report(message: str, hint: str | None = None, code: int = 2) -> int:
 class Parser(LightningArgumentParser):
     """The parser of every command, with short errors.
 
-    Its class attribute holds the names that suggestions are made from.
+    Its class attributes hold the names that suggestions are made from, and the arguments of the process.
     """
 
     known_names: frozenset[str] = frozenset()
+    arguments: tuple[str, ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Without abbreviations: a misspelt option must not pass for another.
@@ -89,6 +92,20 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error and exit with status 2."""
         short = shorten(message)
+        if short.startswith("not YAML"):
+            short = f"{_broken_file(self.arguments)}: {short}"
         options = {option.lstrip("-") for action in self._actions for option in action.option_strings}
         leaves = {option.rpartition(".")[2] for option in options}
         sys.exit(report(short, suggestion(short, self.known_names | leaves)))
+
+
+def _broken_file(arguments: Iterable[str]) -> str:
+    """The first configuration file among the arguments that is not YAML."""
+    for argument in arguments:
+        path = Path(argument.removeprefix("--config=").removeprefix("-c=").removeprefix("-c"))
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            try:
+                yaml.safe_load(path.read_text())
+            except yaml.YAMLError:
+                return str(path)
+    return "config"

@@ -20,6 +20,9 @@ from flowmatch_rl.data.rollouts import roll_out_episodes
 from flowmatch_rl.keys import DONE, NEXT_OBSERVATION, OBSERVATION, REWARD, TRANSITION
 from flowmatch_rl.types import RunError
 
+_TEST_SEEDS = 1_000_000
+"""Distance between the seeds of evaluations and tests."""
+
 
 class ActingModule(Protocol):
     """What a module must offer to be trained on collected data."""
@@ -61,7 +64,8 @@ class OnlineData(LightningDataModule):
             data a little older.
         eval_episodes: Episodes of each evaluation during training, shared among the processes.
         test_episodes: Episodes of the ``test`` and ``predict`` commands.
-        eval_seed: Seed of their initial states.
+        eval_seed: Seed of the initial states during training; tests have others, so that a policy chosen by the one is
+            judged by the other.
         max_episode_steps: Steps after which an evaluation episode is cut off.
         checkpoint_replay: Whether checkpoints hold the replay buffer, so that a resumed run goes on with it.
 
@@ -170,15 +174,15 @@ class OnlineData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """One TensorDict of whole episodes, see ``roll_out_episodes``."""
-        return _loader(_Episodes(self, self.eval_episodes))
+        return _loader(_Episodes(self, self.eval_episodes, self.eval_seed))
 
     def test_dataloader(self) -> DataLoader:
         """One TensorDict of whole episodes, see ``roll_out_episodes``."""
-        return _loader(_Episodes(self, self.test_episodes))
+        return _loader(_Episodes(self, self.test_episodes, self.eval_seed + _TEST_SEEDS))
 
     def predict_dataloader(self) -> DataLoader:
         """One TensorDict of whole episodes, see ``roll_out_episodes``."""
-        return _loader(_Episodes(self, self.test_episodes))
+        return _loader(_Episodes(self, self.test_episodes, self.eval_seed + _TEST_SEEDS))
 
     def collected_batches(self, number: int) -> Iterator[TensorDictBase]:
         """Yield batches from the replay buffer, collecting between them at the set ratio."""
@@ -189,12 +193,12 @@ class OnlineData(LightningDataModule):
             self._pending_updates -= 1.0
             yield buffer.sample()
 
-    def episodes(self, number: int) -> TensorDictBase:
+    def episodes(self, number: int, seed: int) -> TensorDictBase:
         """Run evaluation episodes, this process's share of ``number`` (rounded up), and return their transitions."""
         share = math.ceil(number / self._world_size)
         if share not in self._evaluation_envs:
             self._evaluation_envs[share] = build_environment(self.environment, share)
-        seed = self.eval_seed + self._rank * number
+        seed += self._rank * number
         return roll_out_episodes(
             self._evaluation_envs[share], self._module.evaluation_policy(), seed, self.max_episode_steps
         )
@@ -305,15 +309,16 @@ class _Batches(IterableDataset):
 class _Episodes(IterableDataset):
     """One batch: the evaluation episodes."""
 
-    def __init__(self, data: OnlineData, number: int) -> None:
+    def __init__(self, data: OnlineData, number: int, seed: int) -> None:
         self.data = data
         self.number = number
+        self.seed = seed
 
     def __len__(self) -> int:
         return 1
 
     def __iter__(self) -> Iterator[TensorDictBase]:
-        yield self.data.episodes(self.number)
+        yield self.data.episodes(self.number, self.seed)
 
 
 def _identity(batch: Any) -> Any:

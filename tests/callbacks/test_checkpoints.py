@@ -1,0 +1,64 @@
+"""Which checkpoints a run leaves."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from flowmatch_rl.callbacks import AtomicCheckpointIO, Checkpoints
+
+
+class Worsening(LightningModule):
+    """Its evaluation return falls from epoch to epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).mean()
+
+    def validation_step(self, batch, batch_idx) -> None:
+        self.log("val/return_mean", -float(self.current_epoch))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(folder, epochs: int, **options):
+    data = DataLoader(torch.ones(3, 1))
+    trainer = Trainer(
+        default_root_dir=folder,
+        max_epochs=epochs,
+        logger=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[Checkpoints(**options)],
+    )
+    trainer.fit(Worsening(), data, data)
+    return {path.stem: torch.load(path)["global_step"] for path in (folder / "checkpoints").iterdir()}
+
+
+def test_last_checkpoint_is_of_the_last_evaluation_and_best_of_the_best(tmp_path) -> None:
+    assert fit(tmp_path, epochs=3) == {"last": 9, "best": 3}
+
+
+def test_last_checkpoint_is_written_at_the_end_whatever_the_interval(tmp_path) -> None:
+    assert fit(tmp_path, epochs=3, every_n_epochs=2)["last"] == 9
+
+
+def test_failed_write_leaves_the_former_checkpoint_whole_and_nothing_beside_it(tmp_path, monkeypatch) -> None:
+    path, writer = tmp_path / "last.ckpt", AtomicCheckpointIO()
+    writer.save_checkpoint({"step": 1}, path)
+
+    def half(checkpoint, file) -> None:
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="disk full"):
+        writer.save_checkpoint({"step": 2}, path)
+    assert torch.load(path) == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
