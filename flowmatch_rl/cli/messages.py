@@ -15,6 +15,8 @@ _NOISE = re.compile(
     r"|Problem with)"
 )
 
+_SECTIONS = ("model", "data", "trainer", "checkpoints", "video")
+
 
 def shorten(message: str) -> str:
     """Reduce a message of the parser to one line: where, and what is wrong.
@@ -52,8 +54,11 @@ def suggestion(message: str, names: Iterable[str]) -> str | None:
     received = re.search(r"'([^']+)'|unknown option -*(\S+)", message)
     if received is None:
         return None
-    for word in (received[1] or received[2]).partition("=")[0].split("."):
-        near = difflib.get_close_matches(word, known, n=1, cutoff=0.65)
+    words = (received[1] or received[2]).partition("=")[0].split(".")
+    for word in words:
+        # The first of several words is a section of the configuration.
+        candidates = _SECTIONS if word == words[0] and len(words) > 1 else known
+        near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.65)
         if near and near[0] != word:
             return near[0]
     return None

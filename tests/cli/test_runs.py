@@ -375,4 +375,5 @@ def test_interrupted_run_can_be_resumed(interrupted, tmp_path) -> None:
     )
     assert outcome.code == 0, outcome.err
     after = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert after["OnlineData"]["local_env_steps"] == taken + 8
+    # A batch that was drawn but not trained on when the signal came is drawn again, after one more step.
+    assert after["OnlineData"]["local_env_steps"] - taken in (8, 9)
