@@ -72,7 +72,7 @@ def sample(policy: FlowPolicy, dim: int, steps: int, number: int = 3000) -> Tens
     return policy.squash.action(other.sample_latents(torch.zeros(1, 1), torch.randn(1, number, dim))[0])
 
 
-def run(seeds: int = 3, updates: int = 1500) -> dict[str, Any]:
+def run(seeds: int = 2, updates: int = 1500) -> dict[str, Any]:
     """Train with both proposals; returns one row per proposal and seed."""
     rows = []
     for proposal in (ProductProposal(), LikelihoodProposal()):

@@ -12,7 +12,11 @@ def choose_backend() -> None:
 
     Without a library rendering is disabled, so that importing MuJoCo does not fail on a machine that only trains.
     """
-    if "MUJOCO_GL" in os.environ or sys.platform != "linux":
+    if sys.platform != "linux":
+        return
+    if not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # for the pictures of classic control
+    if "MUJOCO_GL" in os.environ:
         return
     backend = next((name for name, library in _LIBRARIES.items() if ctypes.util.find_library(library)), "disabled")
     os.environ["MUJOCO_GL"] = backend
