@@ -29,8 +29,8 @@ print(json.dumps(result))
 def run(seeds: int = 3) -> dict[str, Any]:
     """Train and evaluate; returns one row per seed.
 
-    Each has the seconds of the training and the returns of the best and of the last checkpoint, over the 20 episodes that
-    the run is tested on and over 500 others.
+    Each has the seconds of the training, and the returns of the best and of the last checkpoint over the 20 episodes
+    that the run is tested on and over 500 others.
     """
     rows = []
     for seed in range(seeds):
