@@ -50,9 +50,10 @@ def main() -> None:
     if unknown := set(names) - set(BENCHMARKS):
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     store = FOLDER / "results.json"
-    results = json.loads(store.read_text()) if store.exists() else {}
+    results: dict[str, Any] = {}
     for name in names:
         result = {"name": name, **BENCHMARKS[name]()}
+        results = json.loads(store.read_text()) if store.exists() else {}
         result |= {"machine": processor(), "torch": torch.__version__, "commit": commit()}
         results[name] = result | {"date": time.strftime("%Y-%m-%d")}
         store.write_text(json.dumps(results, indent=2) + "\n")

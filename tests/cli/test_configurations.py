@@ -88,7 +88,7 @@ def test_printed_configuration_is_the_whole_and_can_be_read_again(tmp_path) -> N
     assert outcome.code == 0
     config = yaml.safe_load(outcome.out)
     assert config["model"]["init_args"]["temperature"] == 1.0
-    assert config["model"]["init_args"]["ema_decay"] == 0.995  # a default
+    assert config["model"]["init_args"]["max_gradient_norm"] == 10.0  # a default
     assert "observation_dim" not in config["model"]["init_args"]
     (tmp_path / "config.yaml").write_text(outcome.out)
     again = call(["fit", f"-c={tmp_path / 'config.yaml'}", "--print_config"])

@@ -128,7 +128,7 @@ def test_written_configuration_holds_defaults_and_changes_and_can_be_used_again(
     config = yaml.safe_load((tracked.folder / "config.yaml").read_text())
     assert config["seed_everything"] == 7
     assert config["data"]["init_args"]["total_env_steps"] == 40
-    assert config["model"]["init_args"]["ema_decay"] == 0.995
+    assert config["model"]["init_args"]["max_gradient_norm"] == 10.0
     again = call(["fit", f"-c={tracked.folder / 'config.yaml'}", "--print_config"])
     assert again.code == 0, again.err
     assert yaml.safe_load(again.out)["model"] == config["model"]
@@ -137,7 +137,11 @@ def test_written_configuration_holds_defaults_and_changes_and_can_be_used_again(
 def test_record_holds_parameters_and_tags(tracked) -> None:
     data = tracked.run.data
     assert tracked.run.info.status == "FINISHED"
-    for name, value in {"model.temperature": "1.0", "data.total_env_steps": "40", "model.ema_decay": "0.995"}.items():
+    for name, value in {
+        "model.temperature": "1.0",
+        "data.total_env_steps": "40",
+        "model.max_gradient_norm": "10.0",
+    }.items():
         assert data.params[name] == value
     assert any("CosineSchedule" in value for value in data.params.values())
     assert data.tags["seed"] == "7"
@@ -325,6 +329,8 @@ def interrupted(tracked, tmp_path_factory):
             text=True,
             cwd=folder,
             env=environment(MLFLOW_TRACKING_URI=tracked.uri),
+            # A test run in the background ignores the signal, and its children would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started[number] = process, folder
     ended = {}

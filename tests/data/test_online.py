@@ -259,7 +259,14 @@ def test_evaluation_leaves_counters_and_training_data_alone_and_repeats_itself()
 
 
 def test_processes_share_the_evaluation_episodes_and_run_different_ones() -> None:
-    shares = [build(world_size=2, rank=rank, eval_episodes=4).episodes(4) for rank in (0, 1)]
+    shares = [build(world_size=2, rank=rank, eval_episodes=4).episodes(4, 0) for rank in (0, 1)]
     assert [share.batch_size[0] for share in shares] == [2, 2]
     starts = [set(share["observation"][:, 0, 1].tolist()) for share in shares]
     assert len(starts[0] | starts[1]) == 4
+
+
+def test_tests_start_where_no_evaluation_does() -> None:
+    data = build(eval_episodes=4, test_episodes=4)
+    (evaluated,), (tested,) = list(data.val_dataloader()), list(data.test_dataloader())
+    starts = [set(steps["observation"][:, 0, 1].tolist()) for steps in (evaluated, tested)]
+    assert len(starts[0] | starts[1]) == 8
