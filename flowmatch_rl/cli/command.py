@@ -100,11 +100,10 @@ class FlowMatchCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
-        """Test the best policy, draw it, film it, and print the summary."""
+        """Test the trained policy, draw it, film it, and print the summary."""
         if not self.trainer.fast_dev_run and self.trainer.state.finished:  # pyright: ignore
-            # Chosen by the evaluations during training, tested on other initial states.
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", None)
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+            # The last policy: the best of several evaluations on ten episodes is a matter of luck as well.
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
             self.after_test()
 
     def after_test(self) -> None:

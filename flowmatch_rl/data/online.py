@@ -64,8 +64,7 @@ class OnlineData(LightningDataModule):
             data a little older.
         eval_episodes: Episodes of each evaluation during training, shared among the processes.
         test_episodes: Episodes of the ``test`` and ``predict`` commands.
-        eval_seed: Seed of the initial states during training; tests have others, so that a policy chosen by the one is
-            judged by the other.
+        eval_seed: Seed of the initial states during training; tests have others.
         max_episode_steps: Steps after which an evaluation episode is cut off.
         checkpoint_replay: Whether checkpoints hold the replay buffer, so that a resumed run goes on with it.
 
