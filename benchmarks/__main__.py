@@ -1,6 +1,6 @@
 """Run benchmarks and write ``benchmarks/RESULTS.md`` and ``benchmarks/results.json``.
 
-python -m benchmarks                 all of them, about half an hour on two cores
+python -m benchmarks                 all of them, about a quarter of an hour
 python -m benchmarks update_speed    one of them; the others' last results are kept
 """
 

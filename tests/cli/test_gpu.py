@@ -1,0 +1,27 @@
+"""Training on a GPU; run with ``pytest -m gpu`` where there is one."""
+
+import pytest
+import torch
+
+from tests.cli.support import CONF, PENDULUM, arguments, call
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("without_figures")]
+
+
+@pytest.mark.parametrize("layers", [[], [CONF / "trainer" / "bf16.yaml"]], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("compiled", ["false", "true"], ids=["eager", "compiled"])
+def test_task_trains_on_a_gpu_and_its_checkpoint_loads_on_a_cpu(layers, compiled, tmp_path) -> None:
+    outcome = call(
+        arguments(
+            "fit",
+            PENDULUM,
+            *layers,
+            trainer__accelerator="gpu",
+            trainer__logger="false",
+            trainer__default_root_dir=tmp_path,
+            model__compile=compiled,
+        )
+    )
+    assert outcome.code == 0, outcome.err
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
+    assert all(bool(torch.isfinite(weight).all()) for weight in checkpoint["state_dict"].values())
