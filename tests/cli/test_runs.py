@@ -169,7 +169,7 @@ def test_record_holds_files(tracked) -> None:
     found = artifacts(tracked)
     assert "config.yaml" in found
     assert {f"figures/{name}.png" for name in ("learning_curve", "policy", "episode")} <= found
-    assert any(name.endswith(".ckpt") for name in found)
+    assert {"last/last.ckpt", "best/best.ckpt"} <= found
 
 
 @pytest.mark.usefixtures("without_figures")
