@@ -91,7 +91,10 @@ class FlowMatchCLI(LightningCLI):
         data: Any = self.datamodule
         if options.get("max_epochs") is None and options.get("max_steps", -1) == -1:
             kwargs["max_epochs"] = data.num_epochs
-        kwargs["default_root_dir"] = options.get("default_root_dir") or _run_directory(data.environment.label)
+        folder = options.get("default_root_dir")
+        if folder and self.subcommand == "fit" and not self._get(self.config_init, "ckpt_path"):
+            _check_unused(Path(folder))
+        kwargs["default_root_dir"] = folder or _run_directory(data.environment.label)
         kwargs["plugins"] = [*_as_list(options.get("plugins")), AtomicCheckpointIO()]
         callbacks = [Throughput(), LearningCurve(), PolicyFigures(), EpisodeWriter(), self._record()]
         if options.get("enable_progress_bar") is not False:
@@ -173,6 +176,13 @@ def _quieten() -> None:
             category=category,
             module=r"(torch|tensordict|torchrl|lightning|mlflow|gymnasium|jsonargparse|pydantic)",
         )
+
+
+def _check_unused(folder: Path) -> None:
+    """Refuse to write a new run over another one."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.exists():
+        raise ValueError(f"{folder} holds a run already; go on with --ckpt_path {last}, or choose another folder")
 
 
 def _run_directory(label: str) -> str:

@@ -383,3 +383,16 @@ def test_interrupted_run_can_be_resumed(interrupted, tmp_path) -> None:
     after = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     # A batch that was drawn but not trained on when the signal came is drawn again, after one more step.
     assert after["OnlineData"]["local_env_steps"] - taken in (8, 9)
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_new_run_over_another_is_refused_and_loses_nothing(tmp_path) -> None:
+    fit = arguments("fit", PENDULUM, trainer__logger="false", trainer__default_root_dir=tmp_path)
+    assert call(fit).code == 0
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    outcome = call(fit)
+    assert outcome.code == 2
+    assert len(outcome.error_lines) == 1
+    assert str(last) in outcome.err
+    assert last.read_bytes() == before
