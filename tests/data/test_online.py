@@ -270,3 +270,11 @@ def test_tests_start_where_no_evaluation_does() -> None:
     (evaluated,), (tested,) = list(data.val_dataloader()), list(data.test_dataloader())
     starts = [set(steps["observation"][:, 0, 1].tolist()) for steps in (evaluated, tested)]
     assert len(starts[0] | starts[1]) == 8
+
+
+def test_opening_a_loader_leaves_the_training_noise_alone() -> None:
+    data = build(eval_episodes=1)
+    before = torch.get_rng_state()
+    iter(data.val_dataloader())
+    iter(data.train_dataloader())
+    assert torch.equal(torch.get_rng_state(), before)
