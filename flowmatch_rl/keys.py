@@ -1,9 +1,11 @@
-"""TensorDict keys, all of them TorchRL's, and the one place where a batch becomes a ``Transition``."""
+"""Keys of batches, those of transitions TorchRL's, and the one place where a batch becomes a dataclass."""
+
+from collections.abc import Mapping
 
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from flowmatch_rl.types import Transition
+from flowmatch_rl.types import Samples, Transition
 
 OBSERVATION = "observation"
 ACTION = "action"
@@ -14,6 +16,29 @@ DONE = ("next", "done")
 
 TRANSITION = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION, TERMINATED)
 """The entries that a replay buffer keeps."""
+
+SAMPLE = "sample"
+CONDITION = "condition"
+SOURCE = "source"
+EXACT_LOG_PROB = "exact_log_prob"
+"""Log-density of the samples under the law they were drawn from, nats, in the table's own units, shape (B,)."""
+
+
+def read_samples(batch: Mapping[str, Tensor]) -> Samples:
+    """Read a batch of samples.
+
+    Args:
+        batch: Tensors by key: ``SAMPLE`` of shape (B, D), perhaps ``CONDITION`` (B, C) and ``SOURCE`` (B, D).
+
+    Returns:
+        The samples.
+
+    Raises:
+        KeyError: If there are no samples; the message names what there is.
+    """
+    if SAMPLE not in batch:
+        raise KeyError(f"the batch lacks {SAMPLE!r}; it holds {', '.join(sorted(batch))}")
+    return Samples(batch[SAMPLE], batch.get(CONDITION), batch.get(SOURCE))
 
 
 def read_transition(batch: TensorDictBase) -> Transition:

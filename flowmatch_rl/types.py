@@ -40,3 +40,56 @@ class Transition:
     reward: Tensor
     next_observation: Tensor
     terminated: Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A batch of standardised samples.
+
+    Attributes:
+        sample: Samples, shape (B, D).
+        condition: What they are conditioned on, shape (B, C), or None.
+        source: Points that the samples are paired with at t = 0, shape (B, D), or None to draw them.
+    """
+
+    sample: Tensor
+    condition: Tensor | None = None
+    source: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """Columns of a table of samples, and the units they are standardised by.
+
+    A condition is the vector of the standardised condition columns followed by one indicator per class of each class
+    column, in the order of ``classes``.
+
+    Attributes:
+        columns: Names of the D sample columns.
+        shift: Mean of each, in its own unit.
+        scale: Standard deviation of each, in its own unit, positive.
+        condition_columns: Names of the continuous condition columns.
+        condition_shift: Mean of each.
+        condition_scale: Standard deviation of each, positive.
+        class_columns: Names of the columns that hold classes.
+        classes: The classes of each of them, as text, sorted.
+    """
+
+    columns: tuple[str, ...]
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    condition_columns: tuple[str, ...] = ()
+    condition_shift: tuple[float, ...] = ()
+    condition_scale: tuple[float, ...] = ()
+    class_columns: tuple[str, ...] = ()
+    classes: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def sample_dim(self) -> int:
+        """Dimension D of a sample."""
+        return len(self.columns)
+
+    @property
+    def condition_dim(self) -> int:
+        """Dimension C of a condition."""
+        return len(self.condition_columns) + sum(map(len, self.classes))
