@@ -12,7 +12,7 @@ PACKAGE = "flowmatch_rl"
 ROOT = Path(flowmatch_rl.__file__).parent
 
 GROUND = {"types", "shapes", "keys"}
-FLOOR_1 = {"paths", "solvers", "estimators", "objectives", "planning", "metrics"}
+FLOOR_1 = {"paths", "couplings", "solvers", "samplers", "estimators", "objectives", "planning", "metrics"}
 ROOF = "cli"
 
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
@@ -21,20 +21,22 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "shapes": (set(), {"torch"}),
     "keys": ({"types", "shapes"}, {"torch", "tensordict"}),
     "paths": ({"types", "shapes"}, {"torch"}),
-    "solvers": ({"types", "shapes"}, {"torch"}),
-    "metrics": ({"types", "shapes"}, {"torch", "scipy", "ot"}),
+    "couplings": ({"types", "shapes"}, {"torch", "scipy", "numpy", "ot"}),
+    "solvers": ({"types", "shapes"}, {"torch", "torchdiffeq"}),
+    "samplers": ({"types", "shapes", "paths", "solvers"}, {"torch"}),
+    "metrics": ({"types", "shapes"}, {"torch", "scipy", "numpy", "ot"}),
     "estimators": ({"types", "shapes", "paths"}, {"torch"}),
     "objectives": ({"types", "shapes", "paths", "solvers", "estimators"}, {"torch"}),
     "planning": ({"types", "shapes", "solvers"}, {"torch"}),
     "nets": ({"types", "shapes", "paths", "solvers"}, {"torch", "tensordict"}),
     "data": (
         GROUND,
-        {"torch", "tensordict", "torchrl", "gymnasium", "lightning", "numpy", "dm_control", "mujoco"},
+        {"torch", "tensordict", "torchrl", "gymnasium", "lightning", "numpy", "scipy", "pandas", "dm_control", "mujoco"},
     ),
     "modules": (GROUND | FLOOR_1 | {"nets"}, {"torch", "tensordict", "lightning", "numpy"}),
     "callbacks": (
         GROUND | {"metrics"},
-        {"torch", "tensordict", "torchrl", "lightning", "matplotlib", "mlflow", "imageio", "tqdm", "numpy"},
+        {"torch", "tensordict", "torchrl", "lightning", "matplotlib", "mlflow", "imageio", "tqdm", "numpy", "pandas"},
     ),
     ROOF: (GROUND | FLOOR_1 | {"nets", "data", "modules", "callbacks"}, {"lightning", "jsonargparse", "yaml"}),
 }
