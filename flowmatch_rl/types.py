@@ -9,6 +9,10 @@ from torch import Tensor
 Velocity: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """A vector field, called as ``velocity(x, t, condition)``; returns the shape of ``x``."""
 
+AverageVelocity: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Mean velocity of a flow line, called as ``average_velocity(x, t, duration, condition)``: it passes x at t and is
+followed up to ``t + duration``; returns the shape of ``x``."""
+
 LogDensityAndScore: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps points (..., D) to an unnormalised log-density (...) in nats and its gradient (..., D)."""
 

@@ -14,33 +14,64 @@ from flowmatch_rl.estimators import (
 from flowmatch_rl.nets import FirstSelection, GreedySelection, Selection, SoftmaxSelection
 from flowmatch_rl.objectives import CappedSignalWeight, PowerWeight, TimeWeight, UniformWeight
 from flowmatch_rl.paths import (
+    CosineMapTime,
     CosineSchedule,
+    GaussianSource,
+    KumaraswamyTime,
     LinearSchedule,
     LogitNormalTime,
+    MixtureSource,
     NoSquash,
     Schedule,
+    Source,
     Squash,
     TanhSquash,
     TimeDistribution,
+    UniformSource,
     UniformTime,
+    UShapedTime,
+    VarianceExplodingSchedule,
     VariancePreservingSchedule,
 )
-from flowmatch_rl.solvers import RK4, Euler, Heun, Midpoint, Solver
+from flowmatch_rl.solvers import (
+    RK4,
+    AdaptiveSolver,
+    Divergence,
+    Euler,
+    ExactDivergence,
+    FixedStepSolver,
+    Heun,
+    HutchinsonDivergence,
+    Midpoint,
+)
 
 SCHEDULES: list[Schedule] = [
     LinearSchedule(),
     LinearSchedule(sigma_min=0.1),
     CosineSchedule(),
     VariancePreservingSchedule(),
+    VarianceExplodingSchedule(),
 ]
 
-SOLVERS: list[tuple[type[Solver], int]] = [
+SOLVERS: list[tuple[type[FixedStepSolver], int]] = [
     (Euler, 1),
     (Midpoint, 2),
     (Heun, 2),
     (RK4, 4),
 ]
-"""Solvers with their order of accuracy."""
+"""Fixed-step solvers with their order of accuracy."""
+
+ADAPTIVE_SOLVERS: list[AdaptiveSolver] = [
+    AdaptiveSolver(),
+    AdaptiveSolver(method="dopri8"),
+    AdaptiveSolver(method="bosh3"),
+]
+
+DIVERGENCES: list[Divergence] = [
+    ExactDivergence(),
+    HutchinsonDivergence(),
+    HutchinsonDivergence(kind="gaussian", num_probes=3),
+]
 
 PROPOSALS: list[Proposal] = [
     LikelihoodProposal(),
@@ -72,6 +103,17 @@ TIME_DISTRIBUTIONS: list[TimeDistribution] = [
     UniformTime(),
     LogitNormalTime(),
     LogitNormalTime(mean=1.0, scale=0.5),
+    CosineMapTime(),
+    KumaraswamyTime(),
+    KumaraswamyTime(a=2.0, b=1.0),
+    UShapedTime(),
+]
+
+SOURCES: list[Source] = [
+    GaussianSource(),
+    GaussianSource(scale=2.0),
+    UniformSource(),
+    MixtureSource(means=[[1.0, 0.0], [-1.0, 0.5], [0.0, -2.0]]),
 ]
 
 SQUASHES: list[Squash] = [

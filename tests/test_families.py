@@ -5,19 +5,21 @@ import pytest
 from flowmatch_rl.estimators import ControlVariate, Proposal
 from flowmatch_rl.nets import Selection
 from flowmatch_rl.objectives import TimeWeight
-from flowmatch_rl.paths import Schedule, Squash, TimeDistribution
-from flowmatch_rl.solvers import Solver
+from flowmatch_rl.paths import Schedule, Source, Squash, TimeDistribution
+from flowmatch_rl.solvers import Divergence, Solver
 from tests import families
 
 FAMILIES = [
     (Schedule, families.SCHEDULES),
-    (Solver, [solver for solver, _ in families.SOLVERS]),
+    (Solver, [*(solver for solver, _ in families.SOLVERS), *families.ADAPTIVE_SOLVERS]),
+    (Divergence, families.DIVERGENCES),
     (Proposal, families.PROPOSALS),
     (ControlVariate, families.CONTROL_VARIATES),
     (Selection, families.SELECTIONS),
     (TimeWeight, families.TIME_WEIGHTS),
     (TimeDistribution, families.TIME_DISTRIBUTIONS),
     (Squash, families.SQUASHES),
+    (Source, families.SOURCES),
 ]
 
 

@@ -1,18 +1,49 @@
 from flowmatch_rl.paths.affine import AffinePath
-from flowmatch_rl.paths.schedules import CosineSchedule, LinearSchedule, Schedule, VariancePreservingSchedule
+from flowmatch_rl.paths.field import Field
+from flowmatch_rl.paths.gaussian import GaussianPath, gaussian_velocity
+from flowmatch_rl.paths.mixture import GaussianMixture
+from flowmatch_rl.paths.schedules import (
+    CosineSchedule,
+    LinearSchedule,
+    Schedule,
+    VarianceExplodingSchedule,
+    VariancePreservingSchedule,
+)
+from flowmatch_rl.paths.sources import GaussianSource, MixtureSource, Source, UniformSource
 from flowmatch_rl.paths.squash import NoSquash, Squash, TanhSquash
-from flowmatch_rl.paths.times import LogitNormalTime, TimeDistribution, UniformTime
+from flowmatch_rl.paths.times import (
+    CosineMapTime,
+    KumaraswamyTime,
+    LogitNormalTime,
+    TimeDistribution,
+    UniformTime,
+    UShapedTime,
+    stratify,
+)
 
 __all__ = [
     "AffinePath",
+    "CosineMapTime",
     "CosineSchedule",
+    "Field",
+    "GaussianMixture",
+    "GaussianPath",
+    "GaussianSource",
+    "KumaraswamyTime",
     "LinearSchedule",
     "LogitNormalTime",
+    "MixtureSource",
     "NoSquash",
     "Schedule",
+    "Source",
     "Squash",
     "TanhSquash",
     "TimeDistribution",
+    "UShapedTime",
+    "UniformSource",
     "UniformTime",
+    "VarianceExplodingSchedule",
     "VariancePreservingSchedule",
+    "gaussian_velocity",
+    "stratify",
 ]

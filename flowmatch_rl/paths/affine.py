@@ -85,15 +85,82 @@ class AffinePath:
         t = append_dims(t, like=x_t)
         if source == target:
             return value
+        of_point, of_value = self.conversion(t, source, target)
+        return of_point * x_t + of_value * value
+
+    def conversion(self, t: Tensor, source: Prediction, target: Prediction) -> tuple[Tensor, Tensor]:
+        """Coefficients (a, b) of the conversion ``target = a x_t + b source``.
+
+        An error of the source is an error of the target |b| times as large.
+
+        Args:
+            t: Flow time in [0, 1], any shape.
+            source: The known prediction.
+            target: The wanted one.
+
+        Returns:
+            a and b, both of the shape of t; infinite where the formula divides by zero, see ``convert``.
+        """
+        if source == target:
+            return torch.zeros_like(t), torch.ones_like(t)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         # The score is the noise over -sigma: taken as noise it stays usable where sigma is 0.
         if source == "score":
-            return self.convert(-sigma * value, x_t, t, "noise", target)
+            of_point, of_value = self.conversion(t, "noise", target)
+            return of_point, -sigma * of_value
         if target == "score":
-            return self.convert(value, x_t, t, source, "noise") / -sigma
+            of_point, of_value = self.conversion(t, source, "noise")
+            return of_point / -sigma, of_value / -sigma
         (f_0, f_1), (g_0, g_1) = self._functional(source, t), self._functional(target, t)
         determinant = sigma * f_1 - alpha * f_0
-        return ((g_0 * f_1 - g_1 * f_0) * x_t + (sigma * g_1 - alpha * g_0) * value) / determinant
+        return (g_0 * f_1 - g_1 * f_0) / determinant, (sigma * g_1 - alpha * g_0) / determinant
+
+    def target(self, prediction: Prediction, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
+        """What a network that predicts ``prediction`` regresses on.
+
+        Args:
+            prediction: What the network predicts.
+            x_0: Noise, shape (*batch, *event); standard normal and independent of x_1 where the score is predicted.
+            x_1: Data, shape (*batch, *event).
+            t: Flow time in [0, 1], shape (*batch).
+
+        Returns:
+            Regression target, shape (*batch, *event).
+
+        Raises:
+            ValueError: If x_0 and x_1 differ in shape, or the shape of t is not a prefix of it.
+        """
+        check_same_shape(x_0=x_0, x_1=x_1)
+        match prediction:
+            case "velocity":
+                return self.conditional_velocity(x_0, x_1, t)
+            case "data":
+                return x_1
+            case "noise":
+                return x_0
+            case "score":
+                return -x_0 / self.schedule.sigma(append_dims(t, like=x_0))
+
+    def input_scale(self, t: Tensor) -> Tensor:
+        """Scale that gives x_t unit variance when noise and data have it, shape of t."""
+        return (self.schedule.alpha(t).square() + self.schedule.sigma(t).square()).rsqrt()
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """Squared diffusion coefficient g^2 of the path as a diffusion, ``2 sigma^2 d/dt log(alpha / sigma)``.
+
+        The stochastic process with drift ``velocity + g^2 score / 2`` and diffusion g has the marginals of the path.
+
+        Args:
+            t: Flow time in (0, 1], any shape.
+
+        Returns:
+            g^2 per unit of flow time, shape of t; infinite where alpha is 0.
+
+        Reference:
+            Song et al., arXiv:2011.13456, for diffusion time 1 - t.
+        """
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return 2.0 * (sigma.square() * self.schedule.d_alpha(t) / alpha - sigma * self.schedule.d_sigma(t))
 
     def _functional(self, prediction: Prediction, t: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients (c_0, c_1) of the prediction ``c_0 x_0 + c_1 x_1``."""

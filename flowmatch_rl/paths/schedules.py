@@ -141,3 +141,51 @@ class VariancePreservingSchedule(Schedule):
     def d_sigma(self, t: Tensor) -> Tensor:
         """Derivative of sigma with respect to flow time; unbounded at t = 1."""
         return -0.5 * self._rate(t) * torch.exp(-self._integrated_rate(t)) / self.sigma(t)
+
+
+@dataclass(frozen=True)
+class VarianceExplodingSchedule(Schedule):
+    """Variance-exploding diffusion: ``alpha = 1``, ``sigma = sigma_max (sigma_min / sigma_max) ** t``.
+
+    The data is never scaled down; at t = 0 it drowns in noise of standard deviation ``sigma_max``, which should exceed
+    the spread of the data many times. Networks want their input scaled, see ``AffinePath.input_scale``.
+
+    Args:
+        sigma_min: Noise left at t = 1, in units of the data, positive.
+        sigma_max: Noise at t = 0, above ``sigma_min``.
+
+    Raises:
+        ValueError: If not ``0 < sigma_min < sigma_max``.
+
+    Reference:
+        Song et al., arXiv:2011.13456 (variance exploding SDE).
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"expected 0 < sigma_min < sigma_max, got sigma_min={self.sigma_min}, sigma_max={self.sigma_max}"
+            )
+
+    @property
+    def _log_ratio(self) -> float:
+        return math.log(self.sigma_min / self.sigma_max)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Weight of the data at flow time ``t``."""
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Weight of the noise at flow time ``t``."""
+        return self.sigma_max * torch.exp(self._log_ratio * t)
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """Derivative of alpha with respect to flow time."""
+        return torch.zeros_like(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """Derivative of sigma with respect to flow time."""
+        return self._log_ratio * self.sigma(t)

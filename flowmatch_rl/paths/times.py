@@ -1,6 +1,7 @@
 """Distributions of the flow time that a loss is averaged over."""
 
 import abc
+import math
 from dataclasses import dataclass
 
 import torch
@@ -50,3 +51,89 @@ class LogitNormalTime(TimeDistribution):
     def quantile(self, uniform: Tensor) -> Tensor:
         """Flow times for uniform noise in [0, 1), any shape."""
         return torch.sigmoid(self.mean + self.scale * torch.special.ndtri(uniform.clamp(1e-7, 1.0 - 1e-7)))
+
+
+@dataclass(frozen=True)
+class CosineMapTime(TimeDistribution):
+    """The law of flow time under which the log of alpha / sigma of the linear path is that of the cosine path.
+
+    Like a logit-normal it prefers the middle, but with tails that reach both ends.
+
+    Reference:
+        Esser et al., arXiv:2403.03206 (there CosMap).
+    """
+
+    def quantile(self, uniform: Tensor) -> Tensor:
+        """Flow times for uniform noise in [0, 1), any shape."""
+        tangent = torch.tan(0.5 * math.pi * uniform)
+        return tangent / (1.0 + tangent)
+
+
+@dataclass(frozen=True)
+class KumaraswamyTime(TimeDistribution):
+    """Density ``a b t^(a-1) (1 - t^a)^(b-1)``: with b = 1 the Beta(a, 1) law, with a = 1 the Beta(1, b) law.
+
+    ``b > 1`` with ``a = 1`` prefers early, noisy times, as policies of robots do; ``a > 1`` with ``b = 1`` late ones.
+
+    Args:
+        a: First shape, positive.
+        b: Second shape, positive.
+
+    Raises:
+        ValueError: If a shape is not positive.
+
+    Reference:
+        Kumaraswamy, J. Hydrology 46 (1980).
+    """
+
+    a: float = 1.0
+    b: float = 1.5
+
+    def __post_init__(self) -> None:
+        if not (self.a > 0.0 and self.b > 0.0):
+            raise ValueError(f"a and b must be positive, got a={self.a}, b={self.b}")
+
+    def quantile(self, uniform: Tensor) -> Tensor:
+        """Flow times for uniform noise in [0, 1), any shape."""
+        return (1.0 - (1.0 - uniform) ** (1.0 / self.b)) ** (1.0 / self.a)
+
+
+@dataclass(frozen=True)
+class UShapedTime(TimeDistribution):
+    """Density proportional to ``cosh(sharpness (t - 1/2))``: most weight on both ends.
+
+    For the second stage of a rectified flow, whose straight paths are hard to learn at their ends only.
+
+    Args:
+        sharpness: Rate at which the density grows toward the ends, positive.
+
+    Raises:
+        ValueError: If ``sharpness`` is not positive.
+
+    Reference:
+        Lee et al., arXiv:2405.20320.
+    """
+
+    sharpness: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not self.sharpness > 0.0:
+            raise ValueError(f"sharpness must be positive, got {self.sharpness}")
+
+    def quantile(self, uniform: Tensor) -> Tensor:
+        """Flow times for uniform noise in [0, 1), any shape."""
+        return 0.5 + torch.asinh((2.0 * uniform - 1.0) * math.sinh(0.5 * self.sharpness)) / self.sharpness
+
+
+def stratify(uniform: Tensor) -> Tensor:
+    """Turn independent uniforms into one per stratum of [0, 1), so that every batch covers all flow times evenly.
+
+    Each is still uniform if the order of the batch carries no meaning.
+
+    Args:
+        uniform: Independent uniform noise in [0, 1), shape (B,).
+
+    Returns:
+        The i-th moved to ``[i / B, (i + 1) / B)``, shape (B,).
+    """
+    return (uniform + torch.arange(len(uniform), device=uniform.device)) / len(uniform)

@@ -1,3 +1,19 @@
-from flowmatch_rl.solvers.fixed_step import RK4, Euler, Heun, Midpoint, Solver
+from flowmatch_rl.solvers.adaptive import AdaptiveSolver
+from flowmatch_rl.solvers.base import Solver
+from flowmatch_rl.solvers.divergence import Divergence, ExactDivergence, HutchinsonDivergence
+from flowmatch_rl.solvers.fixed_step import RK4, Euler, FixedStepSolver, Heun, Midpoint
+from flowmatch_rl.solvers.likelihood import log_likelihood
 
-__all__ = ["RK4", "Euler", "Heun", "Midpoint", "Solver"]
+__all__ = [
+    "RK4",
+    "AdaptiveSolver",
+    "Divergence",
+    "Euler",
+    "ExactDivergence",
+    "FixedStepSolver",
+    "Heun",
+    "HutchinsonDivergence",
+    "Midpoint",
+    "Solver",
+    "log_likelihood",
+]

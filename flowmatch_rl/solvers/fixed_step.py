@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.shapes import append_dims
+from flowmatch_rl.solvers.base import Solver, line_up_times
 from flowmatch_rl.types import Velocity
 
 
 @dataclass(frozen=True)
-class Solver(abc.ABC):
-    """Integrates ``dx/dt = velocity(x, t, condition)`` in equal steps.
-
-    Each sample may have a start and an end time of its own: step sizes then differ between samples.
+class FixedStepSolver(Solver, abc.ABC):
+    """A solver with equal steps; where samples have times of their own, step sizes differ between samples.
 
     Args:
         num_steps: Number of steps, at least 1.
@@ -53,24 +52,7 @@ class Solver(abc.ABC):
         t_end: Tensor | float,
         condition: Tensor | None = None,
     ) -> Tensor:
-        """State at ``t_end`` of the solution that passes through ``x`` at ``t_start``.
-
-        Particles (B, N, D) whose condition is shared take a condition of shape (B, 1, C) and times of shape (),
-        (B,) or (B, N).
-
-        Args:
-            velocity: Field, called as ``velocity(x, t, condition)``.
-            x: State at ``t_start``, shape (*batch, *event).
-            t_start: Flow time in [0, 1]; a number, or a tensor whose shape is a prefix of the shape of x.
-            t_end: Flow time in [0, 1]; likewise. Smaller than ``t_start`` to integrate backwards.
-            condition: Context handed to the field, or None.
-
-        Returns:
-            State at ``t_end``, shape (*batch, *event).
-
-        Raises:
-            ValueError: If the shape of a time is not a prefix of the shape of x.
-        """
+        """State at ``t_end`` of the solution that passes through ``x`` at ``t_start``, shape of x."""
         state = x
         for _, state in self._walk(velocity, x, t_start, t_end, condition):  # noqa: B007 (the last state is wanted)
             continue
@@ -84,35 +66,15 @@ class Solver(abc.ABC):
         t_end: Tensor | float,
         condition: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """All states from ``t_start`` to ``t_end``, both included.
-
-        Args:
-            velocity: Field, called as ``velocity(x, t, condition)``.
-            x: State at ``t_start``, shape (*batch, *event).
-            t_start: As in ``integrate``.
-            t_end: As in ``integrate``.
-            condition: Context handed to the field, or None.
-
-        Returns:
-            Flow times, shape (num_steps + 1, *time), and states, shape (num_steps + 1, *batch, *event).
-
-        Raises:
-            ValueError: If the shape of a time is not a prefix of the shape of x.
-        """
+        """All states from ``t_start`` to ``t_end``, both included: num_steps + 1 times and states."""
         times, states = zip(*self._walk(velocity, x, t_start, t_end, condition), strict=True)
         return torch.stack(times), torch.stack(states)
 
     def _walk(
         self, velocity: Velocity, x: Tensor, t_start: Tensor | float, t_end: Tensor | float, condition: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        start, end = (torch.as_tensor(t, dtype=x.dtype, device=x.device) for t in (t_start, t_end))
-        append_dims(start, like=x)
-        append_dims(end, like=x)
-        # Line the two up from the left: (B,) against (B, N) would otherwise broadcast from the right.
-        rank = max(start.dim(), end.dim())
-        start, end = (t.reshape(t.shape + (1,) * (rank - t.dim())) for t in (start, end))
+        start, end = line_up_times(x, t_start, t_end)
         dt = (end - start) / self.num_steps
-        start = start.expand_as(dt)
         yield start, x
         for k in range(self.num_steps):
             x = self.step(velocity, x, start + k * dt, dt, condition)
@@ -120,7 +82,7 @@ class Solver(abc.ABC):
 
 
 @dataclass(frozen=True)
-class Euler(Solver):
+class Euler(FixedStepSolver):
     """Explicit Euler, order 1, one network evaluation per step."""
 
     def step(self, velocity: Velocity, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None) -> Tensor:
@@ -129,7 +91,7 @@ class Euler(Solver):
 
 
 @dataclass(frozen=True)
-class Midpoint(Solver):
+class Midpoint(FixedStepSolver):
     """Explicit midpoint rule, order 2, two network evaluations per step."""
 
     def step(self, velocity: Velocity, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None) -> Tensor:
@@ -139,7 +101,7 @@ class Midpoint(Solver):
 
 
 @dataclass(frozen=True)
-class Heun(Solver):
+class Heun(FixedStepSolver):
     """Heun's trapezoidal rule, order 2, two network evaluations per step."""
 
     def step(self, velocity: Velocity, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None) -> Tensor:
@@ -150,7 +112,7 @@ class Heun(Solver):
 
 
 @dataclass(frozen=True)
-class RK4(Solver):
+class RK4(FixedStepSolver):
     """Classical Runge-Kutta, order 4, four network evaluations per step."""
 
     def step(self, velocity: Velocity, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None) -> Tensor:

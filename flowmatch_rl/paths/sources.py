@@ -1,0 +1,164 @@
+"""Laws of x_0, where a flow starts."""
+
+import abc
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.shapes import check_shape
+
+
+@dataclass(frozen=True)
+class Source(abc.ABC):
+    """A law on R^D, given as a map of standard normal noise."""
+
+    @property
+    @abc.abstractmethod
+    def is_standard_normal(self) -> bool:
+        """Whether the law is N(0, I), as score prediction and stochastic samplers need."""
+
+    @abc.abstractmethod
+    def noise_dim(self, sample_dim: int) -> int:
+        """Number of standard normals that make a point of dimension ``sample_dim``.
+
+        Raises:
+            ValueError: If the source has another dimension.
+        """
+
+    @abc.abstractmethod
+    def transform(self, noise: Tensor) -> Tensor:
+        """Points of the law.
+
+        Args:
+            noise: Standard normal, shape (*batch, noise_dim(D)).
+
+        Returns:
+            Points x_0, shape (*batch, D).
+        """
+
+    @abc.abstractmethod
+    def log_prob(self, x_0: Tensor) -> Tensor:
+        """Log-density in nats, shape (*batch), at points of shape (*batch, D)."""
+
+
+@dataclass(frozen=True)
+class GaussianSource(Source):
+    """N(0, scale^2 I).
+
+    Args:
+        scale: Standard deviation, positive.
+
+    Raises:
+        ValueError: If ``scale`` is not positive.
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0.0:
+            raise ValueError(f"scale must be positive, got {self.scale}")
+
+    @property
+    def is_standard_normal(self) -> bool:
+        """Whether the scale is 1."""
+        return self.scale == 1.0
+
+    def noise_dim(self, sample_dim: int) -> int:
+        """One normal per dimension."""
+        return sample_dim
+
+    def transform(self, noise: Tensor) -> Tensor:
+        """The noise, scaled."""
+        return noise if self.scale == 1.0 else self.scale * noise
+
+    def log_prob(self, x_0: Tensor) -> Tensor:
+        """Log-density in nats, shape (*batch), at points of shape (*batch, D)."""
+        constant = math.log(2.0 * math.pi * self.scale**2)
+        return -0.5 * (x_0.square().sum(-1) / self.scale**2 + x_0.shape[-1] * constant)
+
+
+@dataclass(frozen=True)
+class UniformSource(Source):
+    """Uniform on the box [-half_width, half_width]^D.
+
+    Args:
+        half_width: Half the side of the box, positive; sqrt(3), the default, gives unit variance.
+
+    Raises:
+        ValueError: If ``half_width`` is not positive.
+    """
+
+    half_width: float = 3.0**0.5
+
+    def __post_init__(self) -> None:
+        if not self.half_width > 0.0:
+            raise ValueError(f"half_width must be positive, got {self.half_width}")
+
+    @property
+    def is_standard_normal(self) -> bool:
+        """It is not."""
+        return False
+
+    def noise_dim(self, sample_dim: int) -> int:
+        """One normal per dimension."""
+        return sample_dim
+
+    def transform(self, noise: Tensor) -> Tensor:
+        """The normal distribution function of the noise, scaled to the box."""
+        return self.half_width * torch.erf(noise / math.sqrt(2.0))
+
+    def log_prob(self, x_0: Tensor) -> Tensor:
+        """Log-density in nats, shape (*batch), at points of shape (*batch, D); minus infinity outside the box."""
+        inside = (x_0.abs() <= self.half_width).all(-1)
+        height = -x_0.shape[-1] * math.log(2.0 * self.half_width)
+        return torch.where(inside, height, -math.inf).to(x_0.dtype)
+
+
+@dataclass(frozen=True)
+class MixtureSource(Source):
+    """Equal mixture of isotropic normals.
+
+    Args:
+        means: Mean of each, a list of lists of equal lengths; in units of the standardised data.
+        scale: Standard deviation of all, positive.
+
+    Raises:
+        ValueError: If the means are empty or of different lengths, or ``scale`` is not positive.
+    """
+
+    means: list[list[float]]
+    scale: float = 0.3
+
+    def __post_init__(self) -> None:
+        lengths = {len(mean) for mean in self.means}
+        if len(lengths) != 1 or lengths == {0}:
+            raise ValueError(f"means must be lists of one length, at least 1, got lengths {sorted(lengths)}")
+        if not self.scale > 0.0:
+            raise ValueError(f"scale must be positive, got {self.scale}")
+
+    @property
+    def is_standard_normal(self) -> bool:
+        """It is not."""
+        return False
+
+    def noise_dim(self, sample_dim: int) -> int:
+        """One normal per dimension, and one that chooses the component."""
+        if sample_dim != len(self.means[0]):
+            raise ValueError(f"the source has {len(self.means[0])} dimensions, the samples have {sample_dim}")
+        return sample_dim + 1
+
+    def transform(self, noise: Tensor) -> Tensor:
+        """A component chosen by the last entry of the noise, moved and scaled."""
+        check_shape("noise", noise, (*noise.shape[:-1], len(self.means[0]) + 1))
+        means = torch.tensor(self.means, dtype=noise.dtype, device=noise.device)
+        part = (torch.special.ndtr(noise[..., -1]) * len(means)).long().clamp_max(len(means) - 1)
+        return means[part] + self.scale * noise[..., :-1]
+
+    def log_prob(self, x_0: Tensor) -> Tensor:
+        """Log-density in nats, shape (*batch), at points of shape (*batch, D)."""
+        means = torch.tensor(self.means, dtype=x_0.dtype, device=x_0.device)
+        distance = (x_0[..., None, :] - means).square().sum(-1)
+        constant = x_0.shape[-1] * math.log(2.0 * math.pi * self.scale**2)
+        return torch.logsumexp(-0.5 * (distance / self.scale**2 + constant), -1) - math.log(len(means))
