@@ -1,5 +1,6 @@
 """The velocity network."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,6 @@ from torch.nn import functional
 
 from flowmatch_rl.nets.embeddings import SinusoidalEmbedding
 from flowmatch_rl.shapes import append_dims
-from flowmatch_rl.types import Velocity
 
 Activation = Literal["gelu", "gelu_tanh", "mish", "relu", "silu"]
 
@@ -43,9 +43,15 @@ class VelocityArchitecture:
     max_frequency: float = 1.0
     residual: bool = True
 
-    def build(self, sample_dim: int, condition_dim: int) -> "VelocityNetwork":
-        """Build the network for samples of dimension ``sample_dim`` given conditions of dimension ``condition_dim``."""
-        return VelocityNetwork(self, sample_dim, condition_dim)
+    def build(self, sample_dim: int, condition_dim: int, takes_duration: bool = False) -> "VelocityNetwork":
+        """Build the network for samples of dimension ``sample_dim`` given conditions of dimension ``condition_dim``.
+
+        Args:
+            sample_dim: Dimension D of the samples.
+            condition_dim: Dimension C of the condition; 0 for none.
+            takes_duration: Whether the network is told the duration of an interval.
+        """
+        return VelocityNetwork(self, sample_dim, condition_dim, takes_duration)
 
 
 class VelocityNetwork(nn.Module):
@@ -58,9 +64,16 @@ class VelocityNetwork(nn.Module):
         architecture: Shape of the network.
         sample_dim: Dimension D of the samples.
         condition_dim: Dimension C of the condition; 0 for none.
+        takes_duration: Whether it predicts the average velocity over an interval whose duration it is told.
     """
 
-    def __init__(self, architecture: VelocityArchitecture, sample_dim: int, condition_dim: int) -> None:
+    def __init__(
+        self,
+        architecture: VelocityArchitecture,
+        sample_dim: int,
+        condition_dim: int,
+        takes_duration: bool = False,
+    ) -> None:
         super().__init__()
         width = architecture.hidden_dim
         self.residual = architecture.residual
@@ -69,13 +82,15 @@ class VelocityNetwork(nn.Module):
         self.from_sample = nn.Linear(sample_dim, width)
         self.from_time = nn.Linear(architecture.time_features, width, bias=False)
         self.from_condition = nn.Linear(condition_dim, width, bias=False) if condition_dim else None
+        self.from_duration = nn.Linear(architecture.time_features, width, bias=False) if takes_duration else None
         self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(architecture.num_blocks))
         self.to_velocity = nn.Linear(width, sample_dim)
         self._initialise()
 
     def _initialise(self) -> None:
         """Orthogonal matrices of gain sqrt(2), the first layer's as one matrix over all its inputs; zero biases."""
-        parts = [m for m in (self.from_sample, self.from_time, self.from_condition) if m is not None]
+        inputs = (self.from_sample, self.from_time, self.from_condition, self.from_duration)
+        parts = [layer for layer in inputs if layer is not None]
         joint = torch.empty(parts[0].out_features, sum(m.in_features for m in parts))
         nn.init.orthogonal_(joint, gain=2.0**0.5)
         with torch.no_grad():
@@ -90,35 +105,37 @@ class VelocityNetwork(nn.Module):
         """Linear maps of the residual blocks."""
         return [layer for layer in self.blocks if isinstance(layer, nn.Linear)]
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Velocity at x.
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
+        """Velocity at x, or its average over the interval that begins there.
 
         Args:
             x: Samples, shape (*batch, D).
             t: Flow time in [0, 1]; its shape a prefix of the batch shape.
             condition: Context, shape (*batch, C), where a batch size of 1 is shared; None for a network without one.
+            duration: Length of the interval in flow time, at least 0, its shape a prefix of the batch shape; None for
+                the velocity of the moment.
 
         Returns:
             Velocity, shape (*batch, D).
 
         Raises:
-            ValueError: If a shape does not fit.
+            ValueError: If a shape does not fit, or the network takes no duration.
         """
-        return self._from_features(x, t, self._condition_features(condition, x))
+        return self._from_features(x, t, self._condition_features(condition, x), duration)
 
-    def bind(self, condition: Tensor | None) -> Velocity:
+    def bind(self, condition: Tensor | None) -> Callable[..., Tensor]:
         """The field at a fixed condition, whose features are then computed once for all evaluations.
 
         Args:
             condition: Context, shape (*batch, C), or None.
 
         Returns:
-            Function of (x, t, None).
+            Function of (x, t, None) and, for a network that takes one, the duration.
         """
         features = None if condition is None or self.from_condition is None else self.from_condition(condition)
 
-        def velocity(x: Tensor, t: Tensor, _: Tensor | None = None) -> Tensor:
-            return self._from_features(x, t, features)
+        def velocity(x: Tensor, t: Tensor, _: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
+            return self._from_features(x, t, features, duration)
 
         return velocity
 
@@ -137,8 +154,13 @@ class VelocityNetwork(nn.Module):
             )
         return self.from_condition(condition)
 
-    def _from_features(self, x: Tensor, t: Tensor, features: Tensor | None) -> Tensor:
+    def _from_features(self, x: Tensor, t: Tensor, features: Tensor | None, duration: Tensor | None = None) -> Tensor:
         shared = self.from_time(self.embed_time(append_dims(t, like=x[..., 0])))
+        if self.from_duration is not None:
+            length = torch.zeros_like(t) if duration is None else duration
+            shared = shared + self.from_duration(self.embed_time(append_dims(length, like=x[..., 0])))
+        elif duration is not None:
+            raise ValueError("this network takes no duration; build it with takes_duration=True")
         if features is not None:
             shared = shared + features
         h = self.activation(self.from_sample(x) + shared)

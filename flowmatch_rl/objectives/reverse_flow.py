@@ -1,8 +1,5 @@
 """Reverse flow matching: regression of a velocity onto the posterior mean of a density known up to a constant."""
 
-import abc
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -10,48 +7,6 @@ from flowmatch_rl.estimators import PosteriorMean, PosteriorMeanEstimator
 from flowmatch_rl.paths import AffinePath
 from flowmatch_rl.shapes import append_dims, check_same_shape
 from flowmatch_rl.types import LogDensityAndScore, Velocity
-
-
-@dataclass(frozen=True)
-class TimeWeight(abc.ABC):
-    """Weight of a loss by flow time."""
-
-    @abc.abstractmethod
-    def weight(self, path: AffinePath, t: Tensor) -> Tensor:
-        """Weight at each flow time, same shape as ``t``."""
-
-
-@dataclass(frozen=True)
-class UniformWeight(TimeWeight):
-    """Weight 1 at every flow time."""
-
-    def weight(self, path: AffinePath, t: Tensor) -> Tensor:
-        """Weight at each flow time, same shape as ``t``."""
-        return torch.ones_like(t)
-
-
-@dataclass(frozen=True)
-class PowerWeight(TimeWeight):
-    """Weight ``t ** exponent``: less of the early, noisy targets.
-
-    Args:
-        exponent: Power of the flow time.
-    """
-
-    exponent: float = 2.0
-
-    def weight(self, path: AffinePath, t: Tensor) -> Tensor:
-        """Weight at each flow time, same shape as ``t``."""
-        return t**self.exponent
-
-
-@dataclass(frozen=True)
-class CappedSignalWeight(TimeWeight):
-    """Weight ``min(1, (alpha / sigma)^2)``, the signal-to-noise ratio capped at 1."""
-
-    def weight(self, path: AffinePath, t: Tensor) -> Tensor:
-        """Weight at each flow time, same shape as ``t``."""
-        return (path.schedule.alpha(t) / path.schedule.sigma(t)).square().clamp_max(1.0)
 
 
 def reverse_flow_target(

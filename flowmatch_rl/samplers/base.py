@@ -1,0 +1,125 @@
+"""What every sampler offers."""
+
+import abc
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.paths import Field
+
+Draw: TypeAlias = Callable[[Tensor], Tensor]
+"""Standard normal noise of the shape, type and device of its argument."""
+
+
+@dataclass(frozen=True)
+class Sampler(abc.ABC):
+    """Carries points from the start of a path to its end by what a model predicts along it."""
+
+    @property
+    @abc.abstractmethod
+    def needs_normal_source(self) -> bool:
+        """Whether the sampler uses the score, which follows from the velocity only for a standard normal source."""
+
+    @property
+    @abc.abstractmethod
+    def needs_average_velocity(self) -> bool:
+        """Whether the sampler needs a model that has learned average velocities."""
+
+    @abc.abstractmethod
+    def sample(
+        self, field: Field, x: Tensor, t_start: float, t_end: float, condition: Tensor | None, draw: Draw
+    ) -> Tensor:
+        """Points at the end.
+
+        Args:
+            field: What the model predicts.
+            x: Points at ``t_start``, shape (*batch, D).
+            t_start: First flow time, in [0, 1].
+            t_end: Last flow time, in [0, 1], above ``t_start``.
+            condition: Context handed to the model, or None.
+            draw: Source of noise; deterministic samplers never call it.
+
+        Returns:
+            Points at ``t_end``, shape (*batch, D).
+        """
+
+    @abc.abstractmethod
+    def trajectory(
+        self, field: Field, x: Tensor, t_start: float, t_end: float, condition: Tensor | None, draw: Draw
+    ) -> tuple[Tensor, Tensor]:
+        """Points on the way, both ends included.
+
+        Args:
+            field: As in ``sample``.
+            x: As in ``sample``.
+            t_start: As in ``sample``.
+            t_end: As in ``sample``.
+            condition: As in ``sample``.
+            draw: As in ``sample``.
+
+        Returns:
+            Flow times, shape (P,), and points, shape (P, *batch, D).
+        """
+
+
+@dataclass(frozen=True)
+class SteppingSampler(Sampler, abc.ABC):
+    """A sampler that takes equal steps in flow time.
+
+    Args:
+        num_steps: Number of steps, at least 1.
+
+    Raises:
+        ValueError: If ``num_steps`` is below 1.
+    """
+
+    num_steps: int = 50
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+
+    @abc.abstractmethod
+    def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None, draw: Draw) -> Tensor:
+        """Points at ``t + dt`` for points at ``t``.
+
+        Args:
+            field: What the model predicts.
+            x: Points, shape (*batch, D).
+            t: Flow time, shape ().
+            dt: Length of the step, shape ().
+            condition: Context handed to the model, or None.
+            draw: Source of noise.
+
+        Returns:
+            Points, shape (*batch, D).
+        """
+
+    def sample(
+        self, field: Field, x: Tensor, t_start: float, t_end: float, condition: Tensor | None, draw: Draw
+    ) -> Tensor:
+        """Points at the end, shape of x."""
+        state = x
+        for _, state in self._walk(field, x, t_start, t_end, condition, draw):  # noqa: B007 (the last is wanted)
+            continue
+        return state
+
+    def trajectory(
+        self, field: Field, x: Tensor, t_start: float, t_end: float, condition: Tensor | None, draw: Draw
+    ) -> tuple[Tensor, Tensor]:
+        """Times and points at the start and after each step."""
+        times, points = zip(*self._walk(field, x, t_start, t_end, condition, draw), strict=True)
+        return torch.stack(times), torch.stack(points)
+
+    def _walk(
+        self, field: Field, x: Tensor, t_start: float, t_end: float, condition: Tensor | None, draw: Draw
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        times = torch.linspace(t_start, t_end, self.num_steps + 1, dtype=x.dtype, device=x.device)
+        yield times[0], x
+        for t, after in itertools.pairwise(times):
+            x = self.step(field, x, t, after - t, condition, draw)
+            yield after, x

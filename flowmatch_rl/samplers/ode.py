@@ -1,0 +1,45 @@
+"""Sampling by the flow's ordinary differential equation."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from flowmatch_rl.paths import Field
+from flowmatch_rl.samplers.base import Draw, Sampler
+from flowmatch_rl.solvers import Euler, Solver
+
+
+@dataclass(frozen=True)
+class OdeSampler(Sampler):
+    """Integrates the velocity; for a diffusion path this is the probability-flow equation.
+
+    Args:
+        solver: Solver.
+
+    Reference:
+        Song et al., arXiv:2011.13456 (probability flow).
+    """
+
+    solver: Solver = Euler(num_steps=50)
+
+    @property
+    def needs_normal_source(self) -> bool:
+        """Any source will do."""
+        return False
+
+    @property
+    def needs_average_velocity(self) -> bool:
+        """The velocity of the moment is enough."""
+        return False
+
+    def sample(
+        self, field: Field, x: Tensor, t_start: float, t_end: float, condition: Tensor | None, draw: Draw
+    ) -> Tensor:
+        """Points at the end, shape of x."""
+        return self.solver.integrate(field.velocity, x, t_start, t_end, condition)
+
+    def trajectory(
+        self, field: Field, x: Tensor, t_start: float, t_end: float, condition: Tensor | None, draw: Draw
+    ) -> tuple[Tensor, Tensor]:
+        """The solver's times and points."""
+        return self.solver.trajectory(field.velocity, x, t_start, t_end, condition)

@@ -1,0 +1,136 @@
+"""Samplers with steps of their own: stochastic, DDIM, and by average velocities."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from flowmatch_rl.paths import Field
+from flowmatch_rl.samplers.base import Draw, SteppingSampler
+
+
+@dataclass(frozen=True)
+class SdeSampler(SteppingSampler):
+    """Euler-Maruyama on the reverse stochastic differential equation.
+
+    ``dx = (velocity + noise_scale g^2 score / 2) dt + sqrt(noise_scale) g dW`` has the marginals of the flow for every
+    ``noise_scale``: 0 is the probability flow, 1 the reverse of the diffusion. g is ``AffinePath.diffusion``.
+
+    Args:
+        num_steps: Number of steps, at least 1.
+        noise_scale: Share of the noise, at least 0.
+
+    Raises:
+        ValueError: If a number is out of its range.
+
+    Reference:
+        Song et al., arXiv:2011.13456.
+    """
+
+    num_steps: int = 200
+    noise_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.noise_scale >= 0.0:
+            raise ValueError(f"noise_scale must be at least 0, got {self.noise_scale}")
+
+    @property
+    def needs_normal_source(self) -> bool:
+        """It uses the score."""
+        return True
+
+    @property
+    def needs_average_velocity(self) -> bool:
+        """The velocity of the moment is enough."""
+        return False
+
+    def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None, draw: Draw) -> Tensor:
+        """Points at ``t + dt``."""
+        prediction, path = field.predict(x, t, condition), field.path
+        velocity = path.convert(prediction, x, t, field.prediction, "velocity")
+        score = path.convert(prediction, x, t, field.prediction, "score")
+        variance_rate = self.noise_scale * path.diffusion(t)
+        drift = velocity + 0.5 * variance_rate * score
+        return x + dt * drift + (variance_rate * dt).sqrt() * draw(x)
+
+
+@dataclass(frozen=True)
+class DdimSampler(SteppingSampler):
+    """Predicts data and noise, and mixes them anew at the next time.
+
+    Exact in one step where the prediction does not depend on the point. With ``eta`` above 0 fresh noise replaces part
+    of the predicted one; 1 gives the ancestral sampler of DDPM.
+
+    Args:
+        num_steps: Number of steps, at least 1.
+        eta: Share of fresh noise, in [0, 1].
+
+    Raises:
+        ValueError: If a number is out of its range.
+
+    Reference:
+        Song et al., arXiv:2010.02502, for any affine path.
+    """
+
+    num_steps: int = 50
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.eta <= 1.0:
+            raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
+
+    @property
+    def needs_normal_source(self) -> bool:
+        """Fresh noise must be of the source's law."""
+        return self.eta > 0.0
+
+    @property
+    def needs_average_velocity(self) -> bool:
+        """The prediction of the moment is enough."""
+        return False
+
+    def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None, draw: Draw) -> Tensor:
+        """Points at ``t + dt``."""
+        schedule, after = field.path.schedule, t + dt
+        prediction = field.predict(x, t, condition)
+        x_1 = field.path.convert(prediction, x, t, field.prediction, "data")
+        x_0 = field.path.convert(prediction, x, t, field.prediction, "noise")
+        alpha, sigma = schedule.alpha(after), schedule.sigma(after)
+        if self.eta == 0.0:
+            return alpha * x_1 + sigma * x_0
+        sigma_before, ratio = schedule.sigma(t), schedule.alpha(t) / alpha
+        posterior = (sigma / sigma_before).square() * (sigma_before.square() - (ratio * sigma).square())
+        fresh = self.eta**2 * posterior.clamp_min(0.0)
+        kept = (sigma.square() - fresh).clamp_min(0.0)
+        return alpha * x_1 + kept.sqrt() * x_0 + fresh.sqrt() * draw(x)
+
+
+@dataclass(frozen=True)
+class AverageVelocitySampler(SteppingSampler):
+    """Follows average velocities: each step lands where the flow does, however long it is.
+
+    Args:
+        num_steps: Number of steps, at least 1; as many network evaluations.
+
+    Reference:
+        Geng et al., arXiv:2505.13447.
+    """
+
+    num_steps: int = 1
+
+    @property
+    def needs_normal_source(self) -> bool:
+        """Any source will do."""
+        return False
+
+    @property
+    def needs_average_velocity(self) -> bool:
+        """It does."""
+        return True
+
+    def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None, draw: Draw) -> Tensor:
+        """Points at ``t + dt``."""
+        if field.average_velocity is None:
+            raise ValueError("expected a model that has learned average velocities, by the objective MeanFlow")
+        return x + dt * field.average_velocity(x, t, dt, condition)
