@@ -2,6 +2,7 @@ from flowmatch_rl.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from flowmatch_rl.callbacks.episodes import EpisodeWriter
 from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
 from flowmatch_rl.callbacks.progress import EnvStepProgress, Throughput
+from flowmatch_rl.callbacks.samples import SampleWriter
 from flowmatch_rl.callbacks.summary import summary
 from flowmatch_rl.callbacks.tracking import RunRecord, Tracker
 from flowmatch_rl.callbacks.video import Video
@@ -14,6 +15,7 @@ __all__ = [
     "LearningCurve",
     "PolicyFigures",
     "RunRecord",
+    "SampleWriter",
     "Throughput",
     "Tracker",
     "Video",

@@ -1,0 +1,116 @@
+"""Writes the samples of the ``predict`` command."""
+
+import os
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+
+from flowmatch_rl.keys import CONDITION, SAMPLE
+from flowmatch_rl.types import RunError, TableSchema
+
+
+class Generates(Protocol):
+    """What a module must offer to have its samples written."""
+
+    schema: TableSchema
+
+
+class SampleWriter(BasePredictionWriter):
+    """Writes samples in the units of the data, one row each, followed by the columns they are conditioned on.
+
+    A ``.csv`` or ``.parquet`` file is a table with named columns, an ``.npz`` file one array per column; an ``.npy``
+    file holds the samples alone, shape (N, D), their columns in the order of the data. Of several processes each
+    writes a file of its own, with its rank in the name.
+
+    Args:
+        path: File to write; ``samples.csv`` in the run's folder if None.
+        overwrite: Whether a file that exists is replaced.
+
+    Raises:
+        ValueError: If the path ends in anything else.
+    """
+
+    def __init__(self, path: str | None = None, overwrite: bool = False) -> None:
+        super().__init__(write_interval="epoch")
+        if path is not None and Path(path).suffix not in _WRITERS:
+            raise ValueError(f"path must end in {', '.join(_WRITERS)}, got {path!r}")
+        self.path = path
+        self.overwrite = overwrite
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to replace a file before any work is done."""
+        self._target(trainer)
+
+    def write_on_epoch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        predictions: Sequence[Mapping[str, Tensor]],
+        batch_indices: Sequence[object],
+    ) -> None:
+        """Write the file of this process."""
+        sample = torch.cat([prediction[SAMPLE].cpu() for prediction in predictions]).numpy()
+        schema = _schema(pl_module)
+        table: dict[str, Any] = dict(zip(schema.columns, sample.T, strict=True))
+        if CONDITION in predictions[0]:
+            condition = torch.cat([prediction[CONDITION].cpu() for prediction in predictions])
+            table |= {name: np.asarray(values) for name, values in schema.restore_condition(condition).items()}
+        target = self._target(trainer)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{target.name}.tmp{os.getpid()}")
+        try:
+            _WRITERS[target.suffix](partial, table, sample)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        print(f"{len(sample)} samples in {target}")
+
+    def _target(self, trainer: Trainer) -> Path:
+        path = Path(trainer.default_root_dir) / "samples.csv" if self.path is None else Path(self.path)
+        if trainer.world_size > 1:
+            path = path.with_name(f"{path.stem}_{trainer.global_rank}{path.suffix}")
+        if path.exists() and not self.overwrite:
+            raise RunError(f"{path} exists; choose another path, or set overwrite to replace it")
+        return path
+
+
+def _write_csv(path: Path, table: Mapping[str, np.ndarray], sample: np.ndarray) -> None:
+    pd.DataFrame(table).to_csv(path, index=False)
+
+
+def _write_parquet(path: Path, table: Mapping[str, np.ndarray], sample: np.ndarray) -> None:
+    pd.DataFrame(table).to_parquet(path, index=False)
+
+
+def _write_npz(path: Path, table: Mapping[str, np.ndarray], sample: np.ndarray) -> None:
+    # numpy.savez takes the names as keywords, and so has no place for a column called "file".
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, values in table.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(values), allow_pickle=False)
+
+
+def _write_npy(path: Path, table: Mapping[str, np.ndarray], sample: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, sample)
+
+
+def _schema(module: Any) -> TableSchema:
+    generates: Generates = module
+    return generates.schema
+
+
+_WRITERS: dict[str, Callable[[Path, Mapping[str, np.ndarray], np.ndarray], None]] = {
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+    ".npz": _write_npz,
+    ".npy": _write_npy,
+}
