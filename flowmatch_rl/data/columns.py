@@ -1,0 +1,202 @@
+"""Columns of tables: which there are, what they hold, and the units they are standardised by.
+
+Messages name a row by its label in the frame's index, which counts from 0, and a table by a phrase such as
+``the table 'wine'``.
+"""
+
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from flowmatch_rl.types import TableSchema
+
+
+def require_columns(frame: pd.DataFrame, names: Sequence[str], table: str) -> None:
+    """Refuse a table that lacks a column or has no rows.
+
+    Raises:
+        ValueError: Naming the first missing column, and the nearest name that there is.
+    """
+    for name in names:
+        if name not in frame.columns:
+            near = difflib.get_close_matches(name, map(str, frame.columns), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            held = ", ".join(map(str, frame.columns))
+            raise ValueError(f"{table} has no column {name!r}, only {held}{hint}")
+    if len(frame) == 0:
+        raise ValueError(f"{table} has no rows")
+
+
+def numeric_columns(frame: pd.DataFrame, table: str) -> list[str]:
+    """Names of the columns of numbers, in order; digits stored as text are text.
+
+    Raises:
+        ValueError: If a column holds numbers in some rows and text in others.
+    """
+    names = []
+    for name in frame.columns:
+        column = pd.Series(frame[name])
+        if pd.api.types.is_numeric_dtype(column):
+            names.append(str(name))
+            continue
+        numbers = np.flatnonzero(np.isfinite(_parse(column)))
+        if len(numbers):
+            _refuse_text(column, table)
+            if not isinstance(column.iloc[numbers[0]], str):
+                names.append(str(name))
+    return names
+
+
+def read_numbers(frame: pd.DataFrame, names: Sequence[str], table: str) -> np.ndarray:
+    """Columns of numbers, float64, shape (B, len(names)).
+
+    Raises:
+        ValueError: If one of them holds text or values that are not finite; the message names it and the first row.
+    """
+    values = np.empty((len(frame), len(names)))
+    for place, name in enumerate(names):
+        column = pd.Series(frame[name])
+        _refuse_text(column, table)
+        values[:, place] = _parse(column)
+        bad = np.flatnonzero(~np.isfinite(values[:, place]))
+        if len(bad):
+            held = "a value that is" if len(bad) == 1 else f"{len(bad)} values that are"
+            where = "in" if len(bad) == 1 else "the first in"
+            raise ValueError(f"column {name!r} of {table} holds {held} not finite, {where} row {frame.index[bad[0]]}")
+    return values
+
+
+def _parse(column: pd.Series) -> np.ndarray:
+    """Values as float64, NaN for those that are missing or not numbers."""
+    if pd.api.types.is_complex_dtype(column):
+        return np.full(len(column), np.nan)
+    if pd.api.types.is_numeric_dtype(column):
+        return column.to_numpy(np.float64, na_value=np.nan)
+    return np.asarray(pd.to_numeric(column.astype(object), errors="coerce"), np.float64)
+
+
+def _refuse_text(column: pd.Series, table: str) -> None:
+    """Refuse a column with a value that is not a number; missing values pass."""
+    bad = np.flatnonzero(np.isnan(_parse(column)) & column.notna().to_numpy())
+    if len(bad):
+        row, value = column.index[bad[0]], column.iloc[bad[0]]
+        raise ValueError(
+            f"column {column.name!r} of {table} holds {value!r} in row {row}, which is not a number; "
+            "it may be named in `classes`, or left out of `columns`"
+        )
+
+
+def read_classes(frame: pd.DataFrame, name: str, table: str) -> np.ndarray:
+    """A column of classes as text, shape (B,); whole numbers that were read as floats lose their point.
+
+    Raises:
+        ValueError: If a row has no class.
+    """
+    codes, values = pd.factorize(frame[name].astype(object))
+    missing = np.flatnonzero(codes < 0)
+    if len(missing):
+        first = frame.index[missing[0]]
+        raise ValueError(
+            f"column {name!r} of {table} lacks the class of {len(missing)} rows, the first of them {first}"
+        )
+    return np.array([_class_name(value) for value in values], dtype=object)[codes]
+
+
+def _class_name(value: object) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def describe_table(
+    frame: pd.DataFrame,
+    columns: Sequence[str],
+    conditions: Sequence[str],
+    classes: Sequence[str],
+    training_rows: np.ndarray,
+    standardise: bool,
+    table: str,
+) -> TableSchema:
+    """Read the schema of a table.
+
+    Args:
+        frame: The table.
+        columns: Its sample columns.
+        conditions: Its continuous condition columns.
+        classes: Its class columns; their classes are those of the whole table.
+        training_rows: Rows whose mean and standard deviation are taken.
+        standardise: Whether to take them; otherwise the shift is 0 and the scale 1.
+        table: Phrase that names the table.
+
+    Raises:
+        ValueError: If a column cannot be read, or is constant and was to be standardised.
+    """
+    shift, scale = _units(frame, columns, training_rows, standardise, table)
+    condition_shift, condition_scale = _units(frame, conditions, training_rows, standardise, table)
+    return TableSchema(
+        columns=tuple(columns),
+        shift=shift,
+        scale=scale,
+        condition_columns=tuple(conditions),
+        condition_shift=condition_shift,
+        condition_scale=condition_scale,
+        class_columns=tuple(classes),
+        classes=tuple(tuple(sorted(set(read_classes(frame, name, table)))) for name in classes),
+    )
+
+
+def _units(
+    frame: pd.DataFrame, names: Sequence[str], rows: np.ndarray, standardise: bool, table: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of columns."""
+    values = read_numbers(frame, names, table)[rows]
+    if not standardise:
+        return (0.0,) * len(names), (1.0,) * len(names)
+    for name, constant, value in zip(names, np.ptp(values, axis=0) == 0.0, values[0], strict=True):
+        if constant:
+            raise ValueError(
+                f"column {name!r} of {table} is {value:g} in all {len(rows)} training rows and has no scale; "
+                "leave it out, or set standardise to false"
+            )
+    return tuple(values.mean(0).tolist()), tuple(values.std(0).tolist())
+
+
+def standardised_samples(frame: pd.DataFrame, schema: TableSchema, table: str) -> Tensor:
+    """Samples in the units of a schema, float32, shape (B, D).
+
+    Raises:
+        ValueError: If the table lacks a column, or one cannot be read.
+    """
+    require_columns(frame, schema.columns, table)
+    values = read_numbers(frame, schema.columns, table)
+    return _float32((values - schema.shift) / schema.scale)
+
+
+def standardised_conditions(frame: pd.DataFrame, schema: TableSchema, table: str) -> Tensor | None:
+    """Conditions in the units of a schema, float32, shape (B, C); None if it has none.
+
+    Raises:
+        ValueError: If the table lacks a column, one cannot be read, or holds a class that the schema does not know.
+    """
+    if schema.condition_dim == 0:
+        return None
+    require_columns(frame, schema.condition_columns + schema.class_columns, table)
+    values = read_numbers(frame, schema.condition_columns, table)
+    parts = [(values - schema.condition_shift) / schema.condition_scale]
+    for name, classes in zip(schema.class_columns, schema.classes, strict=True):
+        held = read_classes(frame, name, table)
+        place = pd.Index(classes).get_indexer(pd.Index(held))
+        unknown = np.flatnonzero(place < 0)
+        if len(unknown):
+            raise ValueError(
+                f"column {name!r} of {table} holds the class {held[unknown[0]]!r} in row {frame.index[unknown[0]]}, "
+                f"which the model was not trained on; its classes are {', '.join(classes)}"
+            )
+        parts.append(np.eye(len(classes))[place])
+    return _float32(np.concatenate(parts, axis=1))
+
+
+def _float32(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))

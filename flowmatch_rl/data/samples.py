@@ -1,0 +1,341 @@
+"""Samples of a table, in batches: what a generative model is trained on, evaluated on and conditioned by."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from flowmatch_rl.data.columns import (
+    describe_table,
+    numeric_columns,
+    read_numbers,
+    require_columns,
+    standardised_conditions,
+    standardised_samples,
+)
+from flowmatch_rl.data.datasets import Dataset, Density
+from flowmatch_rl.data.densities import TwoMoons
+from flowmatch_rl.data.shuffled import Batch, ShuffledRows
+from flowmatch_rl.data.tables import read_table
+from flowmatch_rl.keys import CONDITION, EXACT_LOG_PROB, SAMPLE, SOURCE
+from flowmatch_rl.types import Samples, TableSchema
+
+
+class SchemaModule(Protocol):
+    """What a module must offer to be trained on samples of a table."""
+
+    @property
+    def schema(self) -> TableSchema:
+        """Columns that it models, and the units it was trained in."""
+        ...
+
+
+@runtime_checkable
+class ResamplingModule(Protocol):
+    """A module that trains on other samples than those of the table, such as pairs made by an earlier model."""
+
+    def training_samples(self, samples: Samples) -> Samples:
+        """Replace the standardised training split, given whole and on the CPU."""
+        ...
+
+
+class SampleData(LightningDataModule):
+    """Splits a table of samples and yields standardised batches of it.
+
+    Training goes through the training rows again and again, each time in another order; every process has an order of
+    its own. The units are those of the module once there is one: after loading a checkpoint, those it was trained in.
+    Batches are dictionaries of tensors with the keys of ``flowmatch_rl.keys``; evaluation batches hold the exact
+    log-density of their samples where the dataset has one.
+
+    Args:
+        dataset: Where the table comes from.
+        columns: Columns to model; by default all that hold numbers and are named neither in ``conditions`` nor in
+            ``classes``.
+        conditions: Columns of numbers to condition on.
+        classes: Columns of classes, text or numbers, to condition on.
+        batch_size: Samples per batch and process.
+        num_updates: Gradient steps of the whole run.
+        epoch_updates: Gradient steps between two evaluations; the updates are divided evenly into epochs of at most
+            about this length.
+        val_fraction: Fraction of the rows kept for validation.
+        test_fraction: Fraction of the rows kept for tests.
+        split_seed: Seed of the split.
+        standardise: Whether to give each column mean 0 and standard deviation 1 over the training rows.
+        eval_samples: Rows of an evaluation, at most, shared among the processes.
+        predict_samples: Samples that the ``predict`` command draws, shared among the processes.
+        predict_conditions: File with the condition and class columns to draw for, one sample per row, instead of
+            ``predict_samples``; by default a conditional model draws for rows of the test split, chosen at random.
+        predict_batch_size: Samples drawn at a time.
+
+    Raises:
+        FileNotFoundError: If the table is a file that does not exist.
+        ValueError: If the table, a column or a number does not fit.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset = TwoMoons(),
+        columns: list[str] | None = None,
+        conditions: list[str] | None = None,
+        classes: list[str] | None = None,
+        batch_size: int = 256,
+        num_updates: int = 20_000,
+        epoch_updates: int = 2_000,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+        standardise: bool = True,
+        eval_samples: int = 5_000,
+        predict_samples: int = 10_000,
+        predict_conditions: str | None = None,
+        predict_batch_size: int = 10_000,
+    ) -> None:
+        super().__init__()
+        counts = {
+            "batch_size": batch_size,
+            "num_updates": num_updates,
+            "epoch_updates": epoch_updates,
+            "eval_samples": eval_samples,
+            "predict_samples": predict_samples,
+            "predict_batch_size": predict_batch_size,
+        }
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.num_updates = num_updates
+        self.num_epochs = math.ceil(num_updates / epoch_updates)
+        self.eval_samples = eval_samples
+        self.predict_samples = predict_samples
+        self.predict_conditions = predict_conditions
+        self.predict_batch_size = predict_batch_size
+        self.split_seed = split_seed
+        self._table = f"the table {dataset.label!r}"
+        self._frame = dataset.load()
+        columns, conditions, classes = self._choose_columns(columns, conditions or [], classes or [])
+        self._rows = _split(len(self._frame), val_fraction, test_fraction, split_seed, self._table)
+        if batch_size > len(self._rows["train"]):
+            raise ValueError(f"batch_size {batch_size} is more than the {len(self._rows['train'])} training rows")
+        self.schema: TableSchema = describe_table(
+            self._frame, columns, conditions, classes, self._rows["train"], standardise, self._table
+        )
+        self._batches: ShuffledRows | None = None
+        self._place: dict[str, int] = {}  # in the sequence of batches, of a run to go on with
+
+    @property
+    def label(self) -> str:
+        """Short name of the dataset, for titles and run names."""
+        return self.dataset.label
+
+    @property
+    def dimensions(self) -> dict[str, Any]:
+        """What a model needs to know of the data: the ``schema``."""
+        return {"schema": self.schema}
+
+    @property
+    def has_exact_density(self) -> bool:
+        """Whether evaluation batches hold the exact log-density of their samples."""
+        schema = self._schema_in_use
+        return (
+            isinstance(self.dataset, Density)
+            and sorted(schema.columns) == sorted(self.dataset.coordinates)
+            and schema.condition_dim == 0
+        )
+
+    @property
+    def _schema_in_use(self) -> TableSchema:
+        module: SchemaModule | None = self._module
+        return self.schema if module is None else module.schema
+
+    @property
+    def _module(self) -> Any:
+        return self.trainer.lightning_module if self.trainer else None
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of ``SAMPLE`` (B, D) and, where there are, ``CONDITION`` (B, C) and ``SOURCE`` (B, D)."""
+        if self._batches is None:
+            self._batches = self._start_batches()
+        return _loader(_TrainingBatches(self._batches, max(1, round(self.num_updates / self.num_epochs))))
+
+    def val_dataloader(self) -> DataLoader:
+        """One batch of the validation rows, with ``EXACT_LOG_PROB`` (B,) where the density is known."""
+        return _loader(_FixedBatches([self._evaluation_batch("val")]))
+
+    def test_dataloader(self) -> DataLoader:
+        """One batch of the test rows, with ``EXACT_LOG_PROB`` (B,) where the density is known."""
+        return _loader(_FixedBatches([self._evaluation_batch("test")]))
+
+    def predict_dataloader(self) -> DataLoader:
+        """Batches of ``row``, the number of each sample to draw, and, for a conditional model, ``CONDITION`` (B, C)."""
+        condition = self._prediction_condition()
+        share = self._share(self.predict_samples if condition is None else len(condition))
+        batches = [{"row": rows} for rows in share.split(self.predict_batch_size)]
+        if condition is not None:
+            for batch in batches:
+                batch[CONDITION] = condition[batch["row"]]
+        return _loader(_FixedBatches(batches))
+
+    def teardown(self, stage: str) -> None:
+        """Forget the training rows, which are in the units of the module; keep the place in the sequence."""
+        self._place = self.state_dict()
+        self._batches = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Place in the sequence of training batches, the same for every process."""
+        return self._place if self._batches is None else self._batches.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a place in the sequence of training batches."""
+        self._place = state_dict
+
+    def _choose_columns(
+        self, columns: list[str] | None, conditions: list[str], classes: list[str]
+    ) -> tuple[list[str], list[str], list[str]]:
+        """The sample, condition and class columns, each of which there is and none of which is named twice."""
+        named = [*(columns or []), *conditions, *classes]
+        require_columns(self._frame, named, self._table)
+        for name in named:
+            if named.count(name) > 1:
+                raise ValueError(
+                    f"column {name!r} is named {named.count(name)} times in columns, conditions and classes"
+                )
+        if columns is None:
+            columns = numeric_columns(self._frame.drop(columns=named), self._table)
+        if not columns:
+            raise ValueError(f"{self._table} has no column to model; name at least one column of numbers in `columns`")
+        return columns, conditions, classes
+
+    def _start_batches(self) -> ShuffledRows:
+        """The sequence of training batches, at the place where an earlier run left it."""
+        frame, schema = self._frame.iloc[self._rows["train"]], self._schema_in_use
+        samples = Samples(
+            standardised_samples(frame, schema, self._table), standardised_conditions(frame, schema, self._table)
+        )
+        if isinstance(self._module, ResamplingModule):
+            samples = _checked(self._module.training_samples(samples), samples, self.batch_size)
+        table = {SAMPLE: samples.sample, CONDITION: samples.condition, SOURCE: samples.source}
+        table = {key: rows.cpu() for key, rows in table.items() if rows is not None}
+        place = {"seed": torch.initial_seed(), "num_rows": len(samples.sample)} | self._place
+        if place.pop("num_rows") != len(samples.sample):
+            raise ValueError(
+                f"{self._table} has {len(samples.sample)} training rows, but the run to go on with has "
+                f"{self._place['num_rows']}; go on with the same table and split"
+            )
+        return ShuffledRows(table, self.batch_size, self._rank, **place)
+
+    def _evaluation_batch(self, split: str) -> Batch:
+        """This process's share of the rows that a split is evaluated on."""
+        rows = self._rows[split][: self.eval_samples]
+        frame, schema = self._frame.iloc[rows[self._share(len(rows)).numpy()]], self._schema_in_use
+        batch = {SAMPLE: standardised_samples(frame, schema, self._table)}
+        condition = standardised_conditions(frame, schema, self._table)
+        if condition is not None:
+            batch[CONDITION] = condition
+        if self.has_exact_density:
+            assert isinstance(self.dataset, Density)
+            points = read_numbers(frame, self.dataset.coordinates, self._table)
+            batch[EXACT_LOG_PROB] = self.dataset.log_prob(torch.from_numpy(points)).float()
+        return batch
+
+    def _prediction_condition(self) -> Tensor | None:
+        """Conditions to draw samples for, one per sample, shape (B, C), or None if there are none."""
+        schema = self._schema_in_use
+        if self.predict_conditions is not None:
+            if schema.condition_dim == 0:
+                raise ValueError(f"predict_conditions is {self.predict_conditions!r}, but the model has no conditions")
+            table = f"the file {self.predict_conditions!r}"
+            return standardised_conditions(read_table(self.predict_conditions), schema, table)
+        condition = standardised_conditions(self._frame.iloc[self._rows["test"]], schema, self._table)
+        if condition is None:
+            return None
+        generator = torch.Generator().manual_seed(self.split_seed)
+        return condition[torch.randint(len(condition), (self.predict_samples,), generator=generator)]
+
+    def _share(self, number: int) -> Tensor:
+        """This process's share of the rows 0, 1, ..., number - 1."""
+        if number < self._world_size:
+            raise ValueError(f"{number} rows cannot be shared among {self._world_size} processes; use fewer devices")
+        return torch.arange(self._rank, number, self._world_size)
+
+
+class _TrainingBatches(IterableDataset):
+    """A virtual epoch of training batches. Their state lives in the sequence: ``iter`` is called every epoch."""
+
+    def __init__(self, batches: ShuffledRows, number: int) -> None:
+        self.batches = batches
+        self.number = number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(self.number):
+            yield self.batches.take()
+
+
+class _FixedBatches(IterableDataset):
+    """The same batches each time."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
+def _split(number: int, val_fraction: float, test_fraction: float, seed: int, table: str) -> dict[str, np.ndarray]:
+    """Rows of the training, validation and test splits, in random order."""
+    for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0.0 < fraction < 1.0:
+            raise ValueError(f"{name} must lie between 0 and 1, got {fraction}")
+    if val_fraction + test_fraction >= 1.0:
+        raise ValueError(f"val_fraction {val_fraction} and test_fraction {test_fraction} must sum to less than 1")
+    num_val, num_test = round(number * val_fraction), round(number * test_fraction)
+    num_train = number - num_val - num_test
+    if num_train < 2 or num_val < 1 or num_test < 1:
+        raise ValueError(
+            f"{table} has too few rows: {number} make {num_train} for training, {num_val} for validation and "
+            f"{num_test} for tests; at least 2, 1 and 1 are needed"
+        )
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed)).numpy()
+    return dict(zip(("train", "val", "test"), np.split(order, [num_train, num_train + num_val]), strict=True))
+
+
+def _checked(samples: Samples, replaced: Samples, batch_size: int) -> Samples:
+    """The samples that a module trains on instead of the table's, if they fit."""
+    number = len(samples.sample)
+    if number < batch_size:
+        raise ValueError(f"batch_size {batch_size} is more than the {number} samples that training_samples returned")
+    for name, like in (("sample", replaced.sample), ("condition", replaced.condition), ("source", replaced.sample)):
+        rows: Tensor | None = getattr(samples, name)
+        wanted = None if like is None else (number, *like.shape[1:])
+        if (None if rows is None else tuple(rows.shape)) != wanted and not (name == "source" and rows is None):
+            got = "none" if rows is None else f"shape {tuple(rows.shape)}"
+            raise ValueError(f"training_samples returned a {name} of {got}, wanted {wanted or 'none'}")
+    return samples
+
+
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+def _loader(dataset: IterableDataset) -> DataLoader:
+    # Without a generator of its own each iterator would draw from the global one, and evaluation disturb training.
+    return DataLoader(dataset, batch_size=None, collate_fn=_identity, num_workers=0, generator=torch.Generator())
