@@ -12,7 +12,16 @@ from flowmatch_rl.estimators import (
     RegressControlVariate,
 )
 from flowmatch_rl.nets import FirstSelection, GreedySelection, Selection, SoftmaxSelection
-from flowmatch_rl.objectives import CappedSignalWeight, PowerWeight, TimeWeight, UniformWeight
+from flowmatch_rl.objectives import (
+    CappedSignalWeight,
+    ConditionalFlowMatching,
+    ErrorOf,
+    FlowObjective,
+    MeanFlow,
+    PowerWeight,
+    TimeWeight,
+    UniformWeight,
+)
 from flowmatch_rl.paths import (
     CosineMapTime,
     CosineSchedule,
@@ -33,6 +42,7 @@ from flowmatch_rl.paths import (
     VarianceExplodingSchedule,
     VariancePreservingSchedule,
 )
+from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler, Sampler, SdeSampler
 from flowmatch_rl.solvers import (
     RK4,
     AdaptiveSolver,
@@ -73,6 +83,16 @@ DIVERGENCES: list[Divergence] = [
     HutchinsonDivergence(kind="gaussian", num_probes=3),
 ]
 
+SAMPLERS: list[Sampler] = [
+    OdeSampler(),
+    OdeSampler(solver=RK4(num_steps=20)),
+    SdeSampler(),
+    DdimSampler(),
+    DdimSampler(num_steps=200, eta=1.0),
+    AverageVelocitySampler(),
+    AverageVelocitySampler(num_steps=3),
+]
+
 PROPOSALS: list[Proposal] = [
     LikelihoodProposal(),
     ProductProposal(),
@@ -97,6 +117,17 @@ TIME_WEIGHTS: list[TimeWeight] = [
     UniformWeight(),
     PowerWeight(),
     CappedSignalWeight(),
+    ErrorOf(),
+    ErrorOf("velocity"),
+]
+
+OBJECTIVES: list[FlowObjective] = [
+    ConditionalFlowMatching(),
+    ConditionalFlowMatching(prediction="data", time_distribution=CosineMapTime()),
+    ConditionalFlowMatching(prediction="noise", time_weight=ErrorOf("velocity")),
+    ConditionalFlowMatching(prediction="score"),
+    MeanFlow(),
+    MeanFlow(interval_share=1.0, time_distribution=UniformTime(), adaptive_power=0.0),
 ]
 
 TIME_DISTRIBUTIONS: list[TimeDistribution] = [

@@ -4,8 +4,9 @@ import pytest
 
 from flowmatch_rl.estimators import ControlVariate, Proposal
 from flowmatch_rl.nets import Selection
-from flowmatch_rl.objectives import TimeWeight
+from flowmatch_rl.objectives import FlowObjective, TimeWeight
 from flowmatch_rl.paths import Schedule, Source, Squash, TimeDistribution
+from flowmatch_rl.samplers import Sampler
 from flowmatch_rl.solvers import Divergence, Solver
 from tests import families
 
@@ -13,14 +14,18 @@ FAMILIES = [
     (Schedule, families.SCHEDULES),
     (Solver, [*(solver for solver, _ in families.SOLVERS), *families.ADAPTIVE_SOLVERS]),
     (Divergence, families.DIVERGENCES),
+    (Sampler, families.SAMPLERS),
     (Proposal, families.PROPOSALS),
     (ControlVariate, families.CONTROL_VARIATES),
     (Selection, families.SELECTIONS),
     (TimeWeight, families.TIME_WEIGHTS),
+    (FlowObjective, families.OBJECTIVES),
     (TimeDistribution, families.TIME_DISTRIBUTIONS),
     (Squash, families.SQUASHES),
     (Source, families.SOURCES),
 ]
+
+TYPES = {m if isinstance(m, type) else type(m) for _, members in FAMILIES for m in members}
 
 
 def descendants(base: type) -> set[type]:
@@ -44,6 +49,6 @@ def test_a_class_is_abstract_or_final(base: type) -> None:
 
 @pytest.mark.parametrize("member", [m for _, members in FAMILIES for m in members if not isinstance(m, type)], ids=repr)
 def test_members_compare_by_value_and_cannot_change(member: object) -> None:
-    assert eval(repr(member), {type(member).__name__: type(member)}) == member
+    assert eval(repr(member), {member_type.__name__: member_type for member_type in TYPES}) == member
     with pytest.raises(AttributeError):
         member.anything = 1
