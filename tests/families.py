@@ -1,5 +1,6 @@
 """The families of the package: a new member joins by one line and meets every test of its family."""
 
+from flowmatch_rl.couplings import Coupling, ExactCoupling, IndependentCoupling, SinkhornCoupling
 from flowmatch_rl.estimators import (
     ControlVariate,
     FisherControlVariate,
@@ -150,4 +151,12 @@ SOURCES: list[Source] = [
 SQUASHES: list[Squash] = [
     TanhSquash(),
     NoSquash(),
+]
+
+COUPLINGS: list[Coupling] = [
+    IndependentCoupling(),
+    ExactCoupling(),
+    ExactCoupling(condition_weight=1.0),
+    SinkhornCoupling(),
+    SinkhornCoupling(regularisation=0.5, condition_weight=1.0),
 ]

@@ -1,7 +1,9 @@
 import inspect
+import math
 
 import pytest
 
+from flowmatch_rl.couplings import Coupling
 from flowmatch_rl.estimators import ControlVariate, Proposal
 from flowmatch_rl.nets import Selection
 from flowmatch_rl.objectives import FlowObjective, TimeWeight
@@ -23,6 +25,7 @@ FAMILIES = [
     (TimeDistribution, families.TIME_DISTRIBUTIONS),
     (Squash, families.SQUASHES),
     (Source, families.SOURCES),
+    (Coupling, families.COUPLINGS),
 ]
 
 TYPES = {m if isinstance(m, type) else type(m) for _, members in FAMILIES for m in members}
@@ -49,6 +52,7 @@ def test_a_class_is_abstract_or_final(base: type) -> None:
 
 @pytest.mark.parametrize("member", [m for _, members in FAMILIES for m in members if not isinstance(m, type)], ids=repr)
 def test_members_compare_by_value_and_cannot_change(member: object) -> None:
-    assert eval(repr(member), {member_type.__name__: member_type for member_type in TYPES}) == member
+    names = {member_type.__name__: member_type for member_type in TYPES} | {"inf": math.inf}
+    assert eval(repr(member), names) == member
     with pytest.raises(AttributeError):
         member.anything = 1

@@ -1,0 +1,147 @@
+"""Minibatch optimal transport."""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import ot
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from flowmatch_rl.couplings.costs import LADDER, ladder_to, potentials, transport_cost
+from flowmatch_rl.couplings.coupling import Coupling
+from flowmatch_rl.types import RunError
+
+
+def _check_weight(condition_weight: float) -> None:
+    """Raise unless the weight is a number of at least zero."""
+    if not condition_weight >= 0.0:
+        raise ValueError(f"condition_weight must be at least 0, got {condition_weight}")
+
+
+@dataclass(frozen=True)
+class ExactCoupling(Coupling):
+    """The permutation of the noise with the least sum of squared distances to the data: straighter flow lines.
+
+    Paired over a whole minibatch, the noise that goes with a condition would no longer follow the source, which
+    generation draws from. Therefore only rows with equal conditions trade their noise unless told otherwise; for
+    continuous conditions, no two of which are equal, that is the independent coupling, and a finite weight lets rows
+    trade whose conditions are close.
+
+    Args:
+        condition_weight: What a squared distance between conditions costs, per squared distance between samples, at
+            least 0. Infinity keeps the law of the noise given a condition; 0 pairs as if there were no conditions.
+
+    Raises:
+        ValueError: If ``condition_weight`` is negative or NaN.
+
+    Reference:
+        Tong et al., arXiv:2302.00482; Pooladian et al., arXiv:2304.14772; with conditions Cheng and Schwing,
+        arXiv:2503.10636.
+    """
+
+    condition_weight: float = math.inf
+
+    def __post_init__(self) -> None:
+        _check_weight(self.condition_weight)
+
+    def _index(self, x_0: Tensor, x_1: Tensor, uniform: Tensor, condition: Tensor | None) -> Tensor:
+        """The optimal permutation."""
+        cost, scale = transport_cost(x_0, x_1, condition, self.condition_weight)
+        # An assignment solver that is handed good potentials. Median milliseconds of the whole pairing on one thread at
+        # B = 64, 256, 1024, 4096, noise normal and data eight clusters:
+        #                                        D = 2                        D = 16
+        #   this                                 0.6, 2.3, 57, 4000           0.7, 1.9, 39, 2200
+        #   linear_sum_assignment on the cost    0.3, 9.7, 410, 31000         0.3, 8.4, 300, 24000
+        #   POT's network simplex, ot.emd        0.4, 4.8, 127, 4000          0.4, 5.1, 177, 7700
+        # The potentials help the network simplex little.
+        _, column = potentials(cost, scale, LADDER)
+        _, index = linear_sum_assignment((cost - column).cpu().numpy())
+        return torch.from_numpy(index).to(x_1.device)
+
+
+@dataclass(frozen=True)
+class SinkhornCoupling(Coupling):
+    """Noise drawn from the entropic optimal plan of the minibatch: each data row draws on its own, with repetition.
+
+    Between the independent coupling (strong regularisation) and the exact one (weak). It runs on the device of the
+    tensors, for batches that are too large to be assigned exactly. Conditions are treated as in ``ExactCoupling``.
+
+    Args:
+        regularisation: Strength of the entropy, in units of the mean squared distance between centred noise and data,
+            positive.
+        condition_weight: What a squared distance between conditions costs, per squared distance between samples, at
+            least 0. Infinity keeps the law of the noise given a condition; 0 pairs as if there were no conditions.
+        tolerance: Largest root mean square over the noise rows of the relative error of how often each is used,
+            positive.
+        num_iterations: Most sweeps that may take, at least 1.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Reference:
+        Cuturi, arXiv:1306.0895; in flow matching Tong et al., arXiv:2302.00482, and Pooladian et al.,
+        arXiv:2304.14772; with conditions Cheng and Schwing, arXiv:2503.10636.
+    """
+
+    regularisation: float = 0.05
+    condition_weight: float = math.inf
+    tolerance: float = 1e-2
+    num_iterations: int = 1000
+
+    def __post_init__(self) -> None:
+        _check_weight(self.condition_weight)
+        for name in ("regularisation", "tolerance", "num_iterations"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+
+    def plan(self, x_0: Tensor, x_1: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Entropic optimal plan.
+
+        Args:
+            x_0: Noise, shape (B, D).
+            x_1: Data, shape (B, D).
+            condition: What the data are conditioned on, shape (B, C), or None.
+
+        Returns:
+            Probability of each pair, rows the data and columns the noise, double precision, sum 1, shape (B, B).
+
+        Raises:
+            ValueError: If a value is not finite.
+            RunError: If the sweeps do not converge.
+        """
+        cost, scale = transport_cost(x_0, x_1, condition, self.condition_weight)
+        # With the potentials subtracted, plain matrix-vector sweeps serve at any regularisation: the kernel is nearly
+        # the plan and does not underflow. Sweeps over logarithms take about thirty times as long.
+        row, column = potentials(cost, scale, ladder_to(self.regularisation))
+        reduced = (cost - row[:, None] - column) / scale
+        weight = reduced.new_full((len(reduced),), 1.0 / len(reduced))
+        found = ot.sinkhorn(
+            weight,
+            weight,
+            reduced,
+            self.regularisation,
+            method="sinkhorn",
+            numItermax=self.num_iterations,
+            stopThr=self.tolerance / math.sqrt(len(reduced)),
+            warn=False,
+        )
+        plan = cast("Tensor", found)
+        marginals = torch.stack([plan.sum(1), plan.sum(0)])
+        error = (marginals * len(plan) - 1.0).square().mean(1).sqrt().max().item()
+        if not error <= 1.01 * self.tolerance:
+            raise RunError(
+                f"the Sinkhorn sweeps did not converge: error of the marginals {error:.3g}, wanted {self.tolerance} "
+                f"within {self.num_iterations} iterations; raise the regularisation ({self.regularisation}), the "
+                f"tolerance or num_iterations"
+            )
+        return plan
+
+    def _index(self, x_0: Tensor, x_1: Tensor, uniform: Tensor, condition: Tensor | None) -> Tensor:
+        """One draw per data row, by the inverse of its distribution function."""
+        cumulative = self.plan(x_0, x_1, condition).cumsum(1)
+        total = cumulative[:, -1:]
+        # Below the total whatever the rounding, so that no pair of probability zero is drawn.
+        level = torch.minimum(uniform.double()[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+        return torch.searchsorted(cumulative, level, right=True)[:, 0]
