@@ -1,6 +1,8 @@
 from flowmatch_rl.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+from flowmatch_rl.callbacks.curves import LossCurve
 from flowmatch_rl.callbacks.episodes import EpisodeWriter
 from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
+from flowmatch_rl.callbacks.flow_figures import FlowFigures
 from flowmatch_rl.callbacks.progress import EnvStepProgress, Throughput
 from flowmatch_rl.callbacks.samples import SampleWriter
 from flowmatch_rl.callbacks.summary import summary
@@ -12,7 +14,9 @@ __all__ = [
     "Checkpoints",
     "EnvStepProgress",
     "EpisodeWriter",
+    "FlowFigures",
     "LearningCurve",
+    "LossCurve",
     "PolicyFigures",
     "RunRecord",
     "SampleWriter",

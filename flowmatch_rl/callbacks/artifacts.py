@@ -4,6 +4,12 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger
+from matplotlib.figure import Figure
+
+from flowmatch_rl.callbacks.drawing import save_figure
+
+FIGURES = "figures"
+"""Folder of figures, under the run's and among its artifacts."""
 
 
 def writes_files(trainer: Trainer) -> bool:
@@ -36,3 +42,16 @@ def publish(trainer: Trainer, path: Path, folder: str) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, MLFlowLogger):
             logger.experiment.log_artifact(logger.run_id, str(path), folder)
+
+
+def write_figure(trainer: Trainer, figure: Figure, name: str) -> None:
+    """Write a figure into the folder of figures, and to MLflow.
+
+    Args:
+        trainer: The run's trainer.
+        figure: The figure.
+        name: Name of the file.
+    """
+    path = file_path(trainer, FIGURES, name)
+    save_figure(figure, path)
+    publish(trainer, path, FIGURES)

@@ -1,15 +1,14 @@
 """Figures of a run: its learning curve, its policy and two of its episodes."""
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 from tensordict import TensorDictBase
 
-from flowmatch_rl.callbacks.artifacts import file_path, publish, writes_files
+from flowmatch_rl.callbacks.artifacts import write_figure, writes_files
+from flowmatch_rl.callbacks.curves import Curve, metric
 from flowmatch_rl.callbacks.drawing import (
     Evaluation,
     differing_states,
@@ -17,12 +16,8 @@ from flowmatch_rl.callbacks.drawing import (
     draw_learning_curve,
     draw_policy,
     sample_policy,
-    save_figure,
-    write_table,
 )
 from flowmatch_rl.keys import ACTION, OBSERVATION, REWARD
-
-_FOLDER = "figures"
 
 
 class Labelled(Protocol):
@@ -46,7 +41,7 @@ class EvaluatedData(Protocol):
         ...
 
 
-class LearningCurve(Callback):
+class LearningCurve(Curve[Evaluation]):
     """Draws ``figures/learning_curve.png`` and writes its numbers to ``learning_curve.csv`` beside it.
 
     Every evaluation during training adds a point. Points are kept in checkpoints, so that the curve of a resumed run is
@@ -54,50 +49,24 @@ class LearningCurve(Callback):
     """
 
     def __init__(self) -> None:
-        self._evaluations: list[Evaluation] = []
+        super().__init__(Evaluation)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a point."""
-        if not (writes_files(trainer) and trainer.state.fn == TrainerFn.FITTING):
-            return
+    def measure(self, trainer: Trainer) -> Evaluation:
+        """Returns and losses at the present environment step."""
         data, metrics = _data(trainer), trainer.callback_metrics
         recent = data.recent_returns
-        evaluation = Evaluation(
+        return Evaluation(
             env_steps=data.env_steps,
-            return_mean=_value(metrics, "val/return_mean"),
-            return_std=_value(metrics, "val/return_std"),
+            return_mean=metric(metrics, "val/return_mean"),
+            return_std=metric(metrics, "val/return_std"),
             training_return=sum(recent) / len(recent) if recent else None,
-            critic_loss=_value(metrics, "train/loss/critic"),
-            policy_loss=_value(metrics, "train/loss/policy"),
+            critic_loss=metric(metrics, "train/loss/critic"),
+            policy_loss=metric(metrics, "train/loss/policy"),
         )
-        # A run resumed from within an epoch evaluates at a step that it may have seen already.
-        earlier = [known for known in self._evaluations if known.env_steps < evaluation.env_steps]
-        self._evaluations = [*earlier, evaluation]
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the curve."""
-        self._draw(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Draw the curve up to where training broke off."""
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._draw(trainer)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The points so far."""
-        return {"evaluations": [dataclasses.asdict(evaluation) for evaluation in self._evaluations]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the points of a checkpoint."""
-        self._evaluations = [Evaluation(**evaluation) for evaluation in state_dict["evaluations"]]
-
-    def _draw(self, trainer: Trainer) -> None:
-        if not (writes_files(trainer) and self._evaluations):
-            return
-        table = file_path(trainer, _FOLDER, "learning_curve.csv")
-        write_table(self._evaluations, table)
-        publish(trainer, table, _FOLDER)
-        _write(trainer, draw_learning_curve(self._evaluations, _data(trainer).environment.label), "learning_curve.png")
+    def draw(self, points: Sequence[Evaluation], trainer: Trainer) -> Figure:
+        """Returns and losses by environment step."""
+        return draw_learning_curve(points, _data(trainer).environment.label)
 
 
 class PolicyFigures(Callback):
@@ -135,9 +104,9 @@ class PolicyFigures(Callback):
             return
         data = _data(trainer)
         title = f"{data.environment.label} after {data.env_steps:,} environment steps"
-        _write(trainer, self._policy(pl_module, batch, title), "policy.png")
+        write_figure(trainer, self._policy(pl_module, batch, title), "policy.png")
         held = batch.select(ACTION, REWARD, "mask").cpu()
-        _write(trainer, draw_episodes(held[REWARD].squeeze(-1), held[ACTION], held["mask"], title), "episode.png")
+        write_figure(trainer, draw_episodes(held[REWARD].squeeze(-1), held[ACTION], held["mask"], title), "episode.png")
 
     def _policy(self, module: Any, batch: TensorDictBase, title: str) -> Figure:
         length = int(batch["mask"][0].sum())
@@ -147,15 +116,5 @@ class PolicyFigures(Callback):
         return draw_policy(sample, steps, title)
 
 
-def _write(trainer: Trainer, figure: Figure, name: str) -> None:
-    path = file_path(trainer, _FOLDER, name)
-    save_figure(figure, path)
-    publish(trainer, path, _FOLDER)
-
-
 def _data(trainer: Trainer) -> EvaluatedData:
     return trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _value(metrics: Mapping[str, Any], name: str) -> float | None:
-    return float(metrics[name]) if name in metrics else None

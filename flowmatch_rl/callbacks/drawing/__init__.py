@@ -1,16 +1,40 @@
 from flowmatch_rl.callbacks.drawing.episodes import draw_episodes
-from flowmatch_rl.callbacks.drawing.learning import Evaluation, draw_learning_curve, write_table
+from flowmatch_rl.callbacks.drawing.flow import draw_path, draw_samples, draw_trajectories
+from flowmatch_rl.callbacks.drawing.flow_frames import flow_frames
+from flowmatch_rl.callbacks.drawing.flow_grids import density_on_grid, distance_by_steps, field_on_grid
+from flowmatch_rl.callbacks.drawing.flow_maps import draw_density, draw_field, draw_steps
+from flowmatch_rl.callbacks.drawing.flow_sample import FlowModel, FlowSample, sample_flow
+from flowmatch_rl.callbacks.drawing.learning import Evaluation, Point, draw_learning_curve, write_table
+from flowmatch_rl.callbacks.drawing.loss import LossPoint, draw_loss_curve
 from flowmatch_rl.callbacks.drawing.policy import draw_policy
 from flowmatch_rl.callbacks.drawing.sample import PolicySample, differing_states, sample_policy
 from flowmatch_rl.callbacks.drawing.style import save_figure
+from flowmatch_rl.callbacks.drawing.view import describe_condition
 
 __all__ = [
     "Evaluation",
+    "FlowModel",
+    "FlowSample",
+    "LossPoint",
+    "Point",
     "PolicySample",
+    "density_on_grid",
+    "describe_condition",
     "differing_states",
+    "distance_by_steps",
+    "draw_density",
     "draw_episodes",
+    "draw_field",
     "draw_learning_curve",
+    "draw_loss_curve",
+    "draw_path",
     "draw_policy",
+    "draw_samples",
+    "draw_steps",
+    "draw_trajectories",
+    "field_on_grid",
+    "flow_frames",
+    "sample_flow",
     "sample_policy",
     "save_figure",
     "write_table",

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -34,17 +35,29 @@ class Evaluation:
     policy_loss: float | None = None
 
 
-def write_table(evaluations: Sequence[Evaluation], path: Path) -> None:
-    """Write evaluations as CSV, one row each, an empty field for what was not measured.
+class Point(Protocol):
+    """A dataclass whose first field is the step at which the others were measured."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+def write_table(points: Sequence[Point], path: Path) -> None:
+    """Write the points of a curve as CSV, one row each, an empty field for what was not measured.
 
     Args:
-        evaluations: In the order of their environment steps.
+        points: In the order of their steps, all of one class, at least one.
         path: Target; its folder exists.
     """
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Evaluation)])
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(points[0])])
         writer.writeheader()
-        writer.writerows(dataclasses.asdict(evaluation) for evaluation in evaluations)
+        writer.writerows(dataclasses.asdict(point) for point in points)
+
+
+def columns_of(points: Sequence[Point]) -> dict[str, np.ndarray]:
+    """The fields of the points of a curve, one row per point; NaN for what was not measured."""
+    names = [field.name for field in dataclasses.fields(points[0])]
+    return {name: np.array([getattr(point, name) for point in points], dtype=float) for name in names}
 
 
 def draw_learning_curve(evaluations: Sequence[Evaluation], title: str) -> Figure:
@@ -54,10 +67,7 @@ def draw_learning_curve(evaluations: Sequence[Evaluation], title: str) -> Figure
         evaluations: In the order of their environment steps, at least one.
         title: Title.
     """
-    columns = {
-        field.name: np.array([getattr(evaluation, field.name) for evaluation in evaluations], dtype=float)
-        for field in dataclasses.fields(Evaluation)
-    }
+    columns = columns_of(evaluations)
     losses = {name: columns[name] for name in ("critic_loss", "policy_loss") if np.nanmax(columns[name], initial=0) > 0}
     figure = new_figure(8.0, 6.0 if losses else 4.0, title)
     rows = 2 if losses else 1

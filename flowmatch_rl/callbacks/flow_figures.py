@@ -1,0 +1,135 @@
+"""Figures of a generative model, and noise becoming data as a video."""
+
+import importlib.util
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from flowmatch_rl.callbacks.artifacts import file_path, publish, write_figure, writes_files
+from flowmatch_rl.callbacks.curves import data_label
+from flowmatch_rl.callbacks.drawing import (
+    FlowModel,
+    FlowSample,
+    density_on_grid,
+    describe_condition,
+    distance_by_steps,
+    draw_density,
+    draw_field,
+    draw_path,
+    draw_samples,
+    draw_steps,
+    draw_trajectories,
+    field_on_grid,
+    flow_frames,
+    sample_flow,
+)
+from flowmatch_rl.callbacks.encoding import write_gif, write_mp4
+from flowmatch_rl.keys import CONDITION
+
+_FRAMES_PER_SECOND = 20.0
+_FRAMES, _PAUSE = 50, 25
+
+_log = logging.getLogger(__name__)
+
+
+class FlowFigures(Callback):
+    """Draws a generative model's samples, flow and accuracy from the batch of the final evaluation.
+
+    In ``figures``: ``samples.png``, samples beside held-out data; ``path.png``, the cloud on its way from noise to
+    data; ``trajectories.png``, the ways of single samples; ``steps.png``, the distance to the data by number of network
+    evaluations, unless the solver chooses its own steps. Of two columns also ``field.png``, the vector field, and,
+    without conditions, ``density.png``, the density beside a histogram of the data. In ``videos``: ``flow.gif``, noise
+    becoming data.
+
+    Args:
+        enabled: Whether to draw.
+        num_samples: Samples beside the data, at most, at least 2; conditional ones are given those of the data.
+        density_grid: Cells per column of the density, at most, at least 8.
+        density_seconds: Time that the density may take, positive; large networks are drawn on fewer cells.
+        video: ``gif``, ``mp4``, which needs the extra ``mp4``, or ``none``.
+        max_side: Longest side of the video in pixels, at least 64.
+
+    Raises:
+        ValueError: If a number or the kind of video is out of its range.
+    """
+
+    def __init__(
+        self,
+        enabled: bool = True,
+        num_samples: int = 2000,
+        density_grid: int = 96,
+        density_seconds: float = 10.0,
+        video: Literal["gif", "mp4", "none"] = "gif",
+        max_side: int = 360,
+    ) -> None:
+        bounds = {"num_samples": (num_samples, 2), "density_grid": (density_grid, 8), "max_side": (max_side, 64)}
+        for name, (value, least) in bounds.items():
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not density_seconds > 0.0:
+            raise ValueError(f"density_seconds must be positive, got {density_seconds}")
+        if video not in ("gif", "mp4", "none"):
+            raise ValueError(f"video must be gif, mp4 or none, got {video!r}")
+        self.enabled = enabled
+        self.num_samples = num_samples
+        self.density_grid = density_grid
+        self.density_seconds = density_seconds
+        self.video = video
+        self.max_side = max_side
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Mapping[str, Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw everything from the first batch."""
+        if not (self.enabled and writes_files(trainer)) or batch_idx or dataloader_idx:
+            return
+        module: Any = pl_module
+        title = data_label(trainer)
+        sample = sample_flow(module, batch, self.num_samples)
+        write_figure(trainer, draw_samples(sample, _titled(title, "samples beside data")), "samples.png")
+        write_figure(trainer, draw_path(sample, _titled(title, "from noise to data")), "path.png")
+        write_figure(trainer, draw_trajectories(sample, _titled(title, "ways from noise to data")), "trajectories.png")
+        if module.schema.sample_dim == 2:
+            self._draw_maps(trainer, module, batch, sample)
+        errors = distance_by_steps(module, batch, 1000)
+        if errors is not None:
+            write_figure(trainer, draw_steps(errors, _titled(title, "accuracy by number of steps")), "steps.png")
+        self._film(trainer, sample, title)
+
+    def _draw_maps(self, trainer: Trainer, module: FlowModel, batch: Mapping[str, Tensor], sample: FlowSample) -> None:
+        title, data = data_label(trainer), sample.view.show(sample.data)
+        condition = batch[CONDITION][:1] if CONDITION in batch else None
+        given = "" if condition is None else f" given {describe_condition(module.schema, condition)}"
+        field = field_on_grid(module, condition, data)
+        write_figure(trainer, draw_field(field, sample.view, _titled(title, f"vector field{given}")), "field.png")
+        if condition is None:
+            density = density_on_grid(module, sample, self.density_grid, self.density_seconds)
+            figure = draw_density(density, data, sample.view, _titled(title, "density"))
+            write_figure(trainer, figure, "density.png")
+
+    def _film(self, trainer: Trainer, sample: FlowSample, title: str) -> None:
+        if self.video == "none":
+            return
+        if self.video == "mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+            _log.warning("no video: format mp4 needs imageio-ffmpeg; install the extra 'mp4', or use gif")
+            return
+        frames = flow_frames(sample, title, _FRAMES, self.max_side)
+        frames = np.concatenate([frames, frames[-1:].repeat(_PAUSE, axis=0)])
+        path = file_path(trainer, "videos", f"flow.{self.video}")
+        write = write_gif if self.video == "gif" else write_mp4
+        write(path, frames, _FRAMES_PER_SECOND, self.max_side)
+        publish(trainer, path, "videos")
+
+
+def _titled(label: str, what: str) -> str:
+    return f"{label}: {what}" if label else what
