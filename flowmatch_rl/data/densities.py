@@ -105,7 +105,7 @@ class TwoMoons(PlanarDensity):
 
     def _curve(self, part: Tensor, fraction: Tensor) -> Tensor:
         """Points a fraction in [0, 1] of the way along each half circle, shape (..., 2)."""
-        sign = 1.0 - 2.0 * part
+        sign = 1.0 - 2.0 * part.double()
         cos, sin = torch.cos(math.pi * fraction), torch.sin(math.pi * fraction)
         return torch.stack([part + sign * cos, 0.5 * part + sign * sin], -1)
 
@@ -290,7 +290,7 @@ class Spirals(PlanarDensity):
 
     def _curve(self, part: Tensor, fraction: Tensor) -> Tensor:
         """Points at a fraction in [0, 1] of the radius on each arm, shape (..., 2)."""
-        angle = math.tau * (self.turns * fraction + part / self.num_arms)
+        angle = math.tau * (self.turns * fraction + part.double() / self.num_arms)
         return self.radius * fraction.unsqueeze(-1) * _direction(angle)
 
 
