@@ -1,6 +1,16 @@
-"""Lists of environments and tiny sizes that tests of the upper floors share."""
+"""Lists of environments and datasets, and tiny sizes that tests of the upper floors share."""
 
-from flowmatch_rl.data import DMControlEnvironment, Environment, GymnasiumEnvironment
+from flowmatch_rl.data import (
+    Checkerboard,
+    Density,
+    DMControlEnvironment,
+    EightGaussians,
+    Environment,
+    GymnasiumEnvironment,
+    Rings,
+    Spirals,
+    TwoMoons,
+)
 
 ENVIRONMENTS: list[tuple[Environment, int, int]] = [
     (GymnasiumEnvironment("Pendulum-v1"), 3, 1),
@@ -11,3 +21,14 @@ ENVIRONMENTS: list[tuple[Environment, int, int]] = [
     (DMControlEnvironment("finger", "turn_hard"), 12, 2),
 ]
 """Environments with the dimensions of their observation and action."""
+
+DENSITIES: list[Density] = [
+    TwoMoons(),
+    EightGaussians(),
+    Checkerboard(),
+    Checkerboard(half_width=1.5, squares_per_side=3),
+    Rings(),
+    Rings(num_rings=1, radius=0.5, noise=0.3),
+    Spirals(),
+    Spirals(num_arms=3, turns=0.5, noise=0.4),
+]
