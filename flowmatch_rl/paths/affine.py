@@ -128,7 +128,7 @@ class AffinePath:
             Regression target, shape (*batch, *event).
 
         Raises:
-            ValueError: If x_0 and x_1 differ in shape, or the shape of t is not a prefix of it.
+            ValueError: If x_0 and x_1 differ in shape, the shape of t is not a prefix of it, or the prediction is none.
         """
         check_same_shape(x_0=x_0, x_1=x_1)
         match prediction:
@@ -140,6 +140,8 @@ class AffinePath:
                 return x_0
             case "score":
                 return -x_0 / self.schedule.sigma(append_dims(t, like=x_0))
+            case _:
+                raise ValueError(f"expected velocity, data, noise or score, got {prediction!r}")
 
     def input_scale(self, t: Tensor) -> Tensor:
         """Scale that gives x_t unit variance when noise and data have it, shape of t."""

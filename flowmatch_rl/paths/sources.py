@@ -113,7 +113,7 @@ class UniformSource(Source):
         """Log-density in nats, shape (*batch), at points of shape (*batch, D); minus infinity outside the box."""
         inside = (x_0.abs() <= self.half_width).all(-1)
         height = -x_0.shape[-1] * math.log(2.0 * self.half_width)
-        return torch.where(inside, height, -math.inf).to(x_0.dtype)
+        return torch.full_like(x_0[..., 0], height).masked_fill(~inside, -math.inf)
 
 
 @dataclass(frozen=True)

@@ -136,4 +136,6 @@ def stratify(uniform: Tensor) -> Tensor:
     Returns:
         The i-th moved to ``[i / B, (i + 1) / B)``, shape (B,).
     """
-    return (uniform + torch.arange(len(uniform), device=uniform.device)) / len(uniform)
+    moved = (uniform + torch.arange(len(uniform), device=uniform.device)) / len(uniform)
+    # The sum may round up to the end of the last stratum, which is t = 1.
+    return moved.clamp_max(1.0 - 0.5 * torch.finfo(moved.dtype).eps)

@@ -1,11 +1,19 @@
 import itertools
+import math
 from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.paths import AffinePath, CosineSchedule, LinearSchedule, Schedule, VariancePreservingSchedule
+from flowmatch_rl.paths import (
+    AffinePath,
+    CosineSchedule,
+    LinearSchedule,
+    Schedule,
+    VarianceExplodingSchedule,
+    VariancePreservingSchedule,
+)
 from flowmatch_rl.shapes import append_dims
 from flowmatch_rl.solvers import RK4, Euler
 from flowmatch_rl.types import Prediction
@@ -47,6 +55,96 @@ def test_conversions_agree_with_the_definitions_and_return_to_the_start(
     there = path.convert(known[source], x_t, t, source, target)
     torch.testing.assert_close(there, known[target], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(path.convert(there, x_t, t, target, source), known[source], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_conversions_agree_with_the_posterior_of_a_mixture_and_return_to_the_start(
+    source: Prediction, target: Prediction, schedule: Schedule
+) -> None:
+    path = AffinePath(schedule)
+    t = torch.tensor([0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98], dtype=F64)
+    x_t = path.sample(normal(7, 2, seed=1), TWO_D.draw(7, seed=2), t)
+    known = all_predictions(path, *TWO_D.posterior_means(x_t, schedule.alpha(t), schedule.sigma(t)), t)
+    there = path.convert(known[source], x_t, t, source, target)
+    torch.testing.assert_close(there, known[target], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(path.convert(there, x_t, t, target, source), known[source], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_target_of_a_prediction_follows_from_the_target_of_every_other(
+    prediction: Prediction, schedule: Schedule
+) -> None:
+    path = AffinePath(schedule)
+    t = torch.linspace(0.05, 0.95, 3, dtype=F64)
+    x_0, x_1 = normal(3, 3, seed=1), normal(3, 3, seed=2)
+    x_t, target = path.sample(x_0, x_1, t), path.target(prediction, x_0, x_1, t)
+    torch.testing.assert_close(target, all_predictions(path, x_0, x_1, t)[prediction])
+    for other in PREDICTIONS:
+        converted = path.convert(path.target(other, x_0, x_1, t), x_t, t, other, prediction)
+        torch.testing.assert_close(target, converted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize(("source", "target"), [*PAIRS, ("score", "score")])
+def test_the_coefficients_of_a_conversion_are_its_derivatives(
+    source: Prediction, target: Prediction, schedule: Schedule
+) -> None:
+    path = AffinePath(schedule)
+    t = torch.linspace(0.05, 0.95, 5, dtype=F64)
+    value, x_t = normal(5, 1, seed=1).requires_grad_(), normal(5, 1, seed=2).requires_grad_()
+    converted = path.convert(value, x_t, t, source, target) + 0.0 * x_t  # one of itself does not depend on x_t
+    by_point, by_value = torch.autograd.grad(converted.sum(), (x_t, value))
+    of_point, of_value = path.conversion(t, source, target)
+    assert of_point.shape == of_value.shape == t.shape
+    torch.testing.assert_close(of_point, by_point[:, 0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(of_value, by_value[:, 0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule()], ids=repr)
+@pytest.mark.parametrize(("source", "target", "end"), [("data", "noise", 1.0), ("noise", "data", 0.0)])
+def test_an_error_counts_without_bound_where_the_point_already_says_the_same(
+    source: Prediction, target: Prediction, end: float, schedule: Schedule
+) -> None:
+    t = torch.tensor([abs(end - gap) for gap in (1e-2, 1e-4, 1e-6)], dtype=F64)
+    size = AffinePath(schedule).conversion(t, source, target)[1].abs()
+    assert (size[1:] > 50.0 * size[:-1]).all()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_the_diffusion_is_the_rate_at_which_noise_gains_on_the_signal(schedule: Schedule) -> None:
+    t = torch.linspace(0.05, 0.95, 19, dtype=F64, requires_grad=True)
+    log_ratio = (schedule.alpha(t) / schedule.sigma(t)).log()
+    (slope,) = torch.autograd.grad(log_ratio.sum(), t)
+    expected = 2.0 * schedule.sigma(t.detach()).square() * slope
+    torch.testing.assert_close(AffinePath(schedule).diffusion(t.detach()), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_diffusions_are_those_of_the_textbook() -> None:
+    t = torch.linspace(0.05, 0.95, 7, dtype=F64)
+    age = (1.0 - t).requires_grad_()
+    preserving = AffinePath(VariancePreservingSchedule(0.4, 7.0)).diffusion(t)
+    torch.testing.assert_close(preserving, 0.4 + 6.6 * (1.0 - t), rtol=1e-12, atol=1e-12)
+    exploding = AffinePath(VarianceExplodingSchedule(0.3, 9.0)).diffusion(t)
+    (growth,) = torch.autograd.grad((0.3 * (9.0 / 0.3) ** age).square().sum(), age)
+    torch.testing.assert_close(exploding, growth, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(AffinePath().diffusion(t), 2.0 * (1.0 - t) / t, rtol=1e-12, atol=1e-12)
+    cosine = AffinePath(CosineSchedule()).diffusion(t)
+    torch.testing.assert_close(cosine, math.pi / torch.tan(0.5 * math.pi * t), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("shape", [(), (1,), (3, 3)])
+def test_scaled_points_have_unit_variance_where_both_ends_have(schedule: Schedule, shape: tuple[int, ...]) -> None:
+    path, t = AffinePath(schedule), 0.05 + 0.9 * uniform(*shape, seed=1)
+    scale = path.input_scale(t)
+    assert scale.shape == shape
+    # Ends that take the four pairs of signs equally often are uncorrelated and of unit variance.
+    signs = torch.tensor([-1.0, 1.0], dtype=F64)
+    x_0, x_1 = (side.flatten() for side in torch.meshgrid(signs, signs, indexing="ij"))
+    x_t = path.sample(x_0.expand(*shape, 4), x_1.expand(*shape, 4), t)
+    torch.testing.assert_close((append_dims(scale, like=x_t) * x_t).square().mean(-1), torch.ones_like(t))
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -181,3 +279,5 @@ def test_an_unknown_prediction_is_named() -> None:
     x, t = torch.zeros(4, 3), torch.full((4,), 0.5)
     with pytest.raises(ValueError, match="'epsilon'"):
         AffinePath().convert(x, x, t, "data", "epsilon")
+    with pytest.raises(ValueError, match="'epsilon'"):
+        AffinePath().target("epsilon", x, x, t)
