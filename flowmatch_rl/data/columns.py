@@ -170,8 +170,7 @@ def standardised_samples(frame: pd.DataFrame, schema: TableSchema, table: str) -
         ValueError: If the table lacks a column, or one cannot be read.
     """
     require_columns(frame, schema.columns, table)
-    values = read_numbers(frame, schema.columns, table)
-    return _float32((values - schema.shift) / schema.scale)
+    return schema.standardise(torch.from_numpy(read_numbers(frame, schema.columns, table))).float()
 
 
 def standardised_conditions(frame: pd.DataFrame, schema: TableSchema, table: str) -> Tensor | None:
@@ -183,20 +182,14 @@ def standardised_conditions(frame: pd.DataFrame, schema: TableSchema, table: str
     if schema.condition_dim == 0:
         return None
     require_columns(frame, schema.condition_columns + schema.class_columns, table)
-    values = read_numbers(frame, schema.condition_columns, table)
-    parts = [(values - schema.condition_shift) / schema.condition_scale]
+    numbers = read_numbers(frame, schema.condition_columns, table)
+    values: dict[str, np.ndarray] = dict(zip(schema.condition_columns, numbers.T, strict=True))
     for name, classes in zip(schema.class_columns, schema.classes, strict=True):
-        held = read_classes(frame, name, table)
-        place = pd.Index(classes).get_indexer(pd.Index(held))
-        unknown = np.flatnonzero(place < 0)
+        values[name] = read_classes(frame, name, table)
+        unknown = np.flatnonzero(~np.isin(values[name], classes))
         if len(unknown):
             raise ValueError(
-                f"column {name!r} of {table} holds the class {held[unknown[0]]!r} in row {frame.index[unknown[0]]}, "
-                f"which the model was not trained on; its classes are {', '.join(classes)}"
+                f"column {name!r} of {table} holds the class {values[name][unknown[0]]!r} in row "
+                f"{frame.index[unknown[0]]}, which the model does not know; its classes are {', '.join(classes)}"
             )
-        parts.append(np.eye(len(classes))[place])
-    return _float32(np.concatenate(parts, axis=1))
-
-
-def _float32(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32))
+    return schema.condition(values).float()

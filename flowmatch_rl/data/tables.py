@@ -1,5 +1,6 @@
 """Tables in files."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,9 +82,10 @@ def _read_npz(file: Path) -> pd.DataFrame:
 
 
 def _read_csv(file: Path) -> pd.DataFrame:
-    frame = pd.read_csv(file, low_memory=False)
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise ValueError("its rows hold more values than its first line has names")
+    with warnings.catch_warnings():
+        # Otherwise rows with more values than there are names lose some of them.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        frame = pd.read_csv(file, low_memory=False, index_col=False)
     for place, name in enumerate(frame.columns):
         if name == f"Unnamed: {place}":
             raise ValueError(f"its first line has no name for column {place}; name it, or save without row numbers")
