@@ -38,6 +38,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: $(READY)  ## measure, and write benchmarks/RESULTS.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks
 
 ui: $(READY)  ## open the tracked runs at http://localhost:5000

@@ -1,10 +1,11 @@
 """Run benchmarks and write ``benchmarks/RESULTS.md`` and ``benchmarks/results.json``.
 
-python -m benchmarks                 all of them, about a quarter of an hour
+python -m benchmarks                 all of them, about an hour
 python -m benchmarks update_speed    one of them; the others' last results are kept
 """
 
 import argparse
+import importlib
 import json
 import platform
 import time
@@ -13,11 +14,19 @@ from typing import Any
 
 import torch
 
-from benchmarks import bandit, pendulum, update_speed
 from flowmatch_rl.callbacks.tracking import commit
 
 FOLDER = Path(__file__).parent
-BENCHMARKS = {"update_speed": update_speed.run, "bandit": bandit.run, "pendulum": pendulum.run}
+BENCHMARKS = (
+    "update_speed",
+    "bandit",
+    "pendulum",
+    "flow_speed",
+    "flow_quality",
+    "flow_few_steps",
+    "couplings",
+    "likelihood",
+)
 
 
 def processor() -> str:
@@ -52,7 +61,7 @@ def main() -> None:
     store = FOLDER / "results.json"
     results: dict[str, Any] = {}
     for name in names:
-        result = {"name": name, **BENCHMARKS[name]()}
+        result = {"name": name, **importlib.import_module(f"benchmarks.{name}").run()}
         results = json.loads(store.read_text()) if store.exists() else {}
         result |= {"machine": processor(), "torch": torch.__version__, "commit": commit()}
         results[name] = result | {"date": time.strftime("%Y-%m-%d")}

@@ -31,7 +31,18 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "nets": ({"types", "shapes", "paths", "solvers"}, {"torch", "tensordict"}),
     "data": (
         GROUND,
-        {"torch", "tensordict", "torchrl", "gymnasium", "lightning", "numpy", "scipy", "pandas", "dm_control", "mujoco"},
+        {
+            "torch",
+            "tensordict",
+            "torchrl",
+            "gymnasium",
+            "lightning",
+            "numpy",
+            "scipy",
+            "pandas",
+            "dm_control",
+            "mujoco",
+        },
     ),
     "modules": (GROUND | FLOOR_1 | {"nets"}, {"torch", "tensordict", "lightning", "numpy"}),
     "callbacks": (

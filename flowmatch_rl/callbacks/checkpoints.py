@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -43,20 +43,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(ModelCheckpoint):
-    """Keeps ``last.ckpt``, of the latest evaluation or interruption, and ``best.ckpt``, of the highest return.
+    """Keeps ``last.ckpt``, of the latest evaluation or interruption, and ``best.ckpt``.
 
     Args:
         dirpath: Folder; ``checkpoints`` under the run's folder if None.
-        monitor: Metric whose maximum is the best.
+        monitor: Metric that tells which is the best; the module's own, its attribute ``monitor``, if None.
+        mode: Whether the highest or the lowest value of ``monitor`` is the best.
         every_n_epochs: Evaluations between two checkpoints.
     """
 
-    def __init__(self, dirpath: str | None = None, monitor: str = "val/return_mean", every_n_epochs: int = 1) -> None:
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        monitor: str | None = None,
+        mode: Literal["max", "min"] = "max",
+        every_n_epochs: int = 1,
+    ) -> None:
         super().__init__(
             dirpath=dirpath,
             filename="best",
             monitor=monitor,
-            mode="max",
+            mode=mode,
             save_last=False,  # Lightning would write it together with the best one only
             auto_insert_metric_name=False,
             enable_version_counter=False,
@@ -65,9 +72,12 @@ class Checkpoints(ModelCheckpoint):
         self._interval = every_n_epochs
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose the folder."""
+        """Choose the folder and the metric."""
         if self.dirpath is None:
             self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+        if self.monitor is None and hasattr(pl_module, "monitor"):
+            self.monitor, self.mode = pl_module.monitor  # pyright: ignore[reportGeneralTypeIssues]
+            self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
         super().setup(trainer, pl_module, stage)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -21,13 +21,16 @@ class CountsEnvSteps(Protocol):
         ...
 
 
-def counts(trainer: Trainer) -> CountsEnvSteps:
-    """The data module of a run that counts environment steps."""
-    return trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+def env_step_counter(trainer: Trainer) -> CountsEnvSteps | None:
+    """The data module of a run if it counts environment steps."""
+    data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    return data if hasattr(data, "env_steps") else None
 
 
-class EnvStepProgress(ProgressBar):
-    """A bar of environment steps with their rate, the losses and the latest evaluation return.
+class Progress(ProgressBar):
+    """A bar of the training, in environment steps where the data counts them and else in updates, and of prediction.
+
+    It shows the rate and the metrics that the module names in ``progress_metrics``, pairs of a label and a metric.
 
     Args:
         refresh_seconds: Seconds between two updates on a terminal; elsewhere a line is printed every 15 seconds.
@@ -51,10 +54,10 @@ class EnvStepProgress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
         if self._enabled and trainer.is_global_zero:
-            data = counts(trainer)
-            self._bar = tqdm(
-                total=data.total_env_steps, initial=data.env_steps, unit="step", desc="env steps", mininterval=0.0
-            )
+            data = env_step_counter(trainer)
+            total = int(trainer.estimated_stepping_batches) if data is None else data.total_env_steps
+            name = "updates" if data is None else "env steps"
+            self._bar = tqdm(total=total, initial=_done(trainer), unit="step", desc=name, mininterval=0.0)
 
     def on_train_batch_end(
         self,
@@ -80,6 +83,31 @@ class EnvStepProgress(ProgressBar):
             self._bar.close()
             self._bar = None
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open a bar of batches."""
+        if self._enabled and trainer.is_global_zero:
+            batches = sum(count for count in trainer.num_predict_batches if count != float("inf"))
+            self._bar = tqdm(total=int(batches), unit="batch", desc="predict")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the batch."""
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the bar."""
         if self._bar is not None:
@@ -91,19 +119,13 @@ class EnvStepProgress(ProgressBar):
         assert bar is not None
         self._shown = time.monotonic()
         metrics = trainer.callback_metrics
-        shown = {
-            "return": "val/return_mean",
-            "critic": "train/loss/critic",
-            "policy": "train/loss/policy",
-        }
-        bar.set_postfix(
-            {label: f"{float(metrics[name]):.4g}" for label, name in shown.items() if name in metrics}, False
-        )
-        bar.update(counts(trainer).env_steps - bar.n)
+        shown = getattr(trainer.lightning_module, "progress_metrics", ())
+        bar.set_postfix({label: f"{float(metrics[name]):.4g}" for label, name in shown if name in metrics}, False)
+        bar.update(_done(trainer) - bar.n)
 
 
 class Throughput(Callback):
-    """Logs environment steps, gradient steps and episode returns of the training, at the logging interval."""
+    """Logs the rates of gradient steps and, where the data counts them, of environment steps, and episode returns."""
 
     def __init__(self) -> None:
         self._last: tuple[float, int, int] | None = None
@@ -124,15 +146,20 @@ class Throughput(Callback):
         interval: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         if trainer.global_step % interval != 0 and self._last is not None:
             return
-        data = counts(trainer)
-        now = (time.perf_counter(), data.env_steps, trainer.global_step)
+        data = env_step_counter(trainer)
+        now = (time.perf_counter(), _done(trainer), trainer.global_step)
         if self._last is not None:
             seconds = now[0] - self._last[0]
-            rates = {
-                "train/env_steps_per_s": (now[1] - self._last[1]) / seconds,
-                "train/gradient_steps_per_s": (now[2] - self._last[2]) / seconds,
-            }
-            if data.recent_returns:
-                rates["train/episode_return"] = sum(data.recent_returns) / len(data.recent_returns)
-            pl_module.log_dict(rates | {"step": float(data.env_steps)})
+            rates = {"train/gradient_steps_per_s": (now[2] - self._last[2]) / seconds}
+            if data is not None:
+                rates |= {"train/env_steps_per_s": (now[1] - self._last[1]) / seconds, "step": float(now[1])}
+                if data.recent_returns:
+                    rates["train/episode_return"] = sum(data.recent_returns) / len(data.recent_returns)
+            pl_module.log_dict(rates)
         self._last = now
+
+
+def _done(trainer: Trainer) -> int:
+    """Environment steps so far where they are counted, else updates."""
+    data = env_step_counter(trainer)
+    return trainer.global_step if data is None else data.env_steps

@@ -1,23 +1,22 @@
 """The last lines a run prints."""
 
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 
 
 def summary(trainer: Trainer) -> str:
-    """The result of the final evaluation and where everything lies.
+    """The result of the final evaluation, as the module's ``result_lines`` tells it, and where everything lies.
 
     Args:
         trainer: A Trainer that has just tested.
     """
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     root = Path(trainer.default_root_dir)
-    lines = [
-        f"return       {metrics['test/return_mean']:.1f} +- {metrics['test/return_std']:.1f} (mean and standard "
-        f"deviation of {metrics['test/episodes']:.0f} episodes, mean length {metrics['test/episode_length']:.0f})",
-    ]
+    module: Any = trainer.lightning_module
+    lines = module.result_lines(metrics) if hasattr(module, "result_lines") else []
     for label, pattern in (("checkpoint", "checkpoints/*.ckpt"), ("figure", "figures/*.png"), ("video", "videos/*")):
         lines += [f"{label:<12} {_shown(path)}" for path in sorted(root.glob(pattern))]
     for logger in trainer.loggers:

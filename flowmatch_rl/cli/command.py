@@ -17,29 +17,43 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import flowmatch_rl.callbacks
+import flowmatch_rl.couplings
 import flowmatch_rl.data
 import flowmatch_rl.estimators
 import flowmatch_rl.modules
 import flowmatch_rl.nets
 import flowmatch_rl.objectives
 import flowmatch_rl.paths
+import flowmatch_rl.samplers
 import flowmatch_rl.solvers
 from flowmatch_rl.callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
-    EnvStepProgress,
-    EpisodeWriter,
-    LearningCurve,
-    PolicyFigures,
+    FlowFigures,
+    Progress,
     RunRecord,
+    SampleWriter,
     Throughput,
     Video,
     summary,
 )
 from flowmatch_rl.cli.messages import Parser, report, shorten
+from flowmatch_rl.cli.wiring import DIMENSIONS, giver, wiring
 from flowmatch_rl.types import RunError
 
-_ROOMS = ("callbacks", "data", "estimators", "modules", "nets", "objectives", "paths", "solvers")
+_ROOMS = (
+    "callbacks",
+    "couplings",
+    "data",
+    "estimators",
+    "modules",
+    "nets",
+    "objectives",
+    "paths",
+    "samplers",
+    "solvers",
+)
+_WITH_OPTIONS = {Checkpoints: "checkpoints", Video: "video", SampleWriter: "samples", FlowFigures: "figures"}
 _RUN_DIR = "FLOWMATCH_RL_RUN_DIR"
 
 
@@ -47,7 +61,7 @@ class FlowMatchCLI(LightningCLI):
     """Wires data, module, callbacks and tracking from YAML files and options.
 
     Dimensions flow from the data to the model. Without ``trainer.default_root_dir`` a run gets a folder of its own,
-    ``runs/<environment>/<time>``, for checkpoints, figures, video and configuration.
+    ``runs/<label of the data>/<time>``, for checkpoints, figures, video and configuration.
     """
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
@@ -75,32 +89,31 @@ class FlowMatchCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: Parser) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Link dimensions from data to model and add the options of the callbacks."""
-        for name in ("observation_dim", "action_dim", "action_low", "action_high"):
-            parser.link_arguments(
-                "data.spaces",
-                f"model.init_args.{name}",
-                compute_fn=lambda spaces, name=name: getattr(spaces, name),
-                apply_on="instantiate",
-            )
-        parser.add_lightning_class_args(Checkpoints, "checkpoints")
-        parser.add_lightning_class_args(Video, "video")
+        for name in DIMENSIONS:
+            give = giver(name, self._chosen_model)
+            parser.link_arguments("data", f"model.init_args.{name}", compute_fn=give, apply_on="instantiate")
+        for callback, group in _WITH_OPTIONS.items():
+            parser.add_lightning_class_args(callback, group)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer with the run's folder, its length in environment steps, and the callbacks."""
         options = self._get(self.config_init, "trainer", default={})
         data: Any = self.datamodule
         if options.get("max_epochs") is None and options.get("max_steps", -1) == -1:
-            kwargs["max_epochs"] = data.num_epochs
+            kwargs["max_epochs"] = getattr(data, "num_epochs", None)
         folder = options.get("default_root_dir")
         if folder and self.subcommand == "fit" and not self._get(self.config_init, "ckpt_path"):
             _check_unused(Path(folder))
-        kwargs["default_root_dir"] = folder or _run_directory(data.environment.label)
+        kwargs["default_root_dir"] = folder or _run_directory(getattr(data, "label", type(data).__name__))
         kwargs["plugins"] = [*_as_list(options.get("plugins")), AtomicCheckpointIO()]
-        callbacks = [Throughput(), LearningCurve(), PolicyFigures(), EpisodeWriter(), self._record()]
+        parts = wiring(data)
+        callbacks = [Throughput(), *parts.added, self._record()]
         if options.get("enable_progress_bar") is not False:
-            callbacks.append(EnvStepProgress())
+            callbacks.append(Progress())
         kwargs["callbacks"] = [*_as_list(options.get("callbacks")), *callbacks]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, parts.dropped)]  # pyright: ignore[reportAttributeAccessIssue]
+        return trainer
 
     def after_fit(self) -> None:
         """Test the trained policy, draw it, film it, and print the summary."""
@@ -113,6 +126,9 @@ class FlowMatchCLI(LightningCLI):
         """Print the summary."""
         if self.trainer.is_global_zero:
             print("\n" + summary(self.trainer))
+
+    def _chosen_model(self) -> str:
+        return self._get(self.config, "model").class_path
 
     def _record(self) -> RunRecord:
         config = self.config.get(str(self.subcommand), self.config)

@@ -1,5 +1,6 @@
 """Online data: a policy collects transitions into a replay buffer while it trains on them."""
 
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -146,6 +147,16 @@ class OnlineData(LightningDataModule):
         self._collector: Collector | None = None
         self._blocks: Iterator[TensorDictBase] | None = None
         self._evaluation_envs: dict[int, EnvBase] = {}
+
+    @property
+    def label(self) -> str:
+        """Short name, for run folders."""
+        return self.environment.label
+
+    @property
+    def dimensions(self) -> dict[str, Any]:
+        """Arguments of a model that this data determines."""
+        return dataclasses.asdict(self.spaces)
 
     @property
     def env_steps(self) -> int:

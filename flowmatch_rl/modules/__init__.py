@@ -1,7 +1,20 @@
+from flowmatch_rl.modules.flow_matching import FlowMatchingModel
+from flowmatch_rl.modules.generation import Flow
+from flowmatch_rl.modules.reflow import Reflow
 from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
 from flowmatch_rl.modules.safe_globals import allow_dataclasses
+from flowmatch_rl.modules.trained_flow import TrainedFlow, load_flow
 from flowmatch_rl.modules.trained_policy import TrainedPolicy, load_policy
 
-__all__ = ["ReverseFlowActorCritic", "TrainedPolicy", "load_policy"]
+__all__ = [
+    "Flow",
+    "FlowMatchingModel",
+    "Reflow",
+    "ReverseFlowActorCritic",
+    "TrainedFlow",
+    "TrainedPolicy",
+    "load_flow",
+    "load_policy",
+]
 
-allow_dataclasses()
+allow_dataclasses(Reflow)

@@ -1,5 +1,6 @@
 """Online actor-critic with a flow policy, trained by reverse flow matching."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -84,6 +85,13 @@ class ReverseFlowActorCritic(LightningModule):
     Reference:
         Li et al., arXiv:2601.08136.
     """
+
+    monitor = ("val/return_mean", "max")
+    progress_metrics = (
+        ("return", "val/return_mean"),
+        ("critic", "train/loss/critic"),
+        ("policy", "train/loss/policy"),
+    )
 
     def __init__(
         self,
@@ -227,6 +235,17 @@ class ReverseFlowActorCritic(LightningModule):
         for name in ("observation_dim", "action_dim"):
             if saved[name] != getattr(self, name):
                 raise ValueError(f"the checkpoint has {name} {saved[name]}, this environment {getattr(self, name)}")
+
+    def result_lines(self, metrics: Mapping[str, float]) -> list[str]:
+        """What a test found, one line each.
+
+        Args:
+            metrics: Metrics by name.
+        """
+        return [
+            f"return       {metrics['test/return_mean']:.1f} +- {metrics['test/return_std']:.1f} (mean and standard "
+            f"deviation of {metrics['test/episodes']:.0f} episodes, mean length {metrics['test/episode_length']:.0f})"
+        ]
 
     def _sample(self, transition: Transition) -> tuple[Tensor, Tensor, Tensor]:
         """Next action (B, A), and observation (B, S) and end point x_1 (B, A) of the path the policy learns on."""

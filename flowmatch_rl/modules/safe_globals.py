@@ -5,13 +5,17 @@ import inspect
 
 import torch
 
-from flowmatch_rl import estimators, nets, objectives, paths, solvers
+from flowmatch_rl import couplings, estimators, nets, objectives, paths, samplers, solvers, types
 
 
-def allow_dataclasses() -> None:
-    """Register every dataclass that the lower rooms export: they hold numbers, words and each other."""
-    rooms = (estimators, nets, objectives, paths, solvers)
-    exported = [value for room in rooms for value in vars(room).values()]
+def allow_dataclasses(*more: type) -> None:
+    """Register every dataclass that the lower rooms export: they hold numbers, words and each other.
+
+    Args:
+        *more: Others of the kind.
+    """
+    rooms = (couplings, estimators, nets, objectives, paths, samplers, solvers, types)
+    exported = [*more] + [value for room in rooms for value in vars(room).values()]
     torch.serialization.add_safe_globals(
         [value for value in exported if inspect.isclass(value) and dataclasses.is_dataclass(value)]
     )

@@ -72,6 +72,6 @@ class GaussianPath:
             Velocity, shape (B, D).
         """
         one = (torch.ones_like(t),)
-        mean, d_mean = torch.func.jvp(lambda time: self.mean(x_1, time), (t,), one)
-        scale, d_scale = torch.func.jvp(lambda time: self.scale(x_1, time), (t,), one)
+        mean, d_mean = torch.func.jvp(lambda time: self.mean(x_1, time), (t,), one)[:2]
+        scale, d_scale = torch.func.jvp(lambda time: self.scale(x_1, time), (t,), one)[:2]
         return gaussian_velocity(x_t, mean, scale, d_mean, d_scale)

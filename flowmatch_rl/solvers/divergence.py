@@ -16,7 +16,7 @@ class Divergence(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def num_probes(self) -> int:
+    def needed_probes(self) -> int:
         """Number of probes per sample, 0 for none."""
 
     @abc.abstractmethod
@@ -30,7 +30,7 @@ class Divergence(abc.ABC):
             x: Points, shape (*batch, D).
             t: Flow time in [0, 1], its shape a prefix of the batch shape.
             condition: Context handed to the field, or None.
-            noise: Standard normal, shape (num_probes, *batch, D); None where there are no probes.
+            noise: Standard normal, shape (needed_probes, *batch, D); None where there are no probes.
 
         Returns:
             Velocity, shape (*batch, D), and divergence, shape (*batch).
@@ -48,7 +48,7 @@ class ExactDivergence(Divergence):
     """
 
     @property
-    def num_probes(self) -> int:
+    def needed_probes(self) -> int:
         """None are needed."""
         return 0
 
@@ -87,6 +87,11 @@ class HutchinsonDivergence(Divergence):
         if self.num_probes < 1:
             raise ValueError(f"num_probes must be at least 1, got {self.num_probes}")
 
+    @property
+    def needed_probes(self) -> int:
+        """The number of probes."""
+        return self.num_probes
+
     def evaluate(
         self, velocity: Velocity, x: Tensor, t: Tensor, condition: Tensor | None, noise: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -108,9 +113,10 @@ def _derivatives(
         return velocity(point, t, condition)
 
     def along(direction: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.func.jvp(field, (x,), (direction,))
+        return torch.func.jvp(field, (x,), (direction,))[:2]
 
     if len(directions) == 1:
         value, derivative = along(directions[0])
         return value, derivative[None]
-    return torch.func.vmap(along, out_dims=(None, 0))(directions)
+    # The value is the same for every direction and is computed once.
+    return torch.func.vmap(along, out_dims=(None, 0))(directions)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,78 @@
+"""What goes with which data: callbacks, and the dimensions that flow from data to model."""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import Callback
+
+from flowmatch_rl.callbacks import (
+    EpisodeWriter,
+    FlowFigures,
+    LearningCurve,
+    LossCurve,
+    PolicyFigures,
+    SampleWriter,
+    Video,
+)
+from flowmatch_rl.data import OnlineData, SampleData
+
+DIMENSIONS = ("observation_dim", "action_dim", "action_low", "action_high", "schema")
+"""Arguments of models that data may give."""
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Callbacks of one kind of data.
+
+    Attributes:
+        added: Callbacks without options.
+        dropped: Callbacks with options of their own that this data has no use for.
+    """
+
+    added: tuple[Callback, ...]
+    dropped: tuple[type[Callback], ...]
+
+
+@functools.singledispatch
+def wiring(data: object) -> Wiring:
+    """Callbacks for a data module; a kind of data that is not known gets none of them."""
+    return Wiring((), (Video, SampleWriter, FlowFigures))
+
+
+@wiring.register
+def _(data: OnlineData) -> Wiring:
+    return Wiring((LearningCurve(), PolicyFigures(), EpisodeWriter()), (SampleWriter, FlowFigures))
+
+
+@wiring.register
+def _(data: SampleData) -> Wiring:
+    return Wiring((LossCurve(),), (Video,))
+
+
+def giver(name: str, model_class: Callable[[], str]) -> Callable[[Any], Any]:
+    """A function that takes one dimension from a data module.
+
+    Args:
+        name: The dimension.
+        model_class: Path of the model's class.
+
+    Returns:
+        Function of the data; its value is None where neither data nor model know the dimension.
+    """
+
+    def give(data: Any) -> Any:
+        dimensions = getattr(data, "dimensions", {})
+        if name not in dimensions:
+            module, _, class_name = model_class().rpartition(".")
+            model = getattr(importlib.import_module(module), class_name)
+            argument = inspect.signature(model).parameters.get(name)
+            if argument is not None and argument.default is inspect.Parameter.empty:
+                given = ", ".join(dimensions) or "no dimensions"
+                raise ValueError(f"{model.__name__} needs {name}; {type(data).__name__} gives {given}")
+        return dimensions.get(name)
+
+    return give
