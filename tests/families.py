@@ -128,7 +128,8 @@ OBJECTIVES: list[FlowObjective] = [
     ConditionalFlowMatching(prediction="noise", time_weight=ErrorOf("velocity")),
     ConditionalFlowMatching(prediction="score"),
     MeanFlow(),
-    MeanFlow(interval_share=1.0, time_distribution=UniformTime(), adaptive_power=0.0),
+    MeanFlow(interval_share=1.0, time_distribution=UniformTime()),
+    MeanFlow(interval_share=0.25, time_distribution=LogitNormalTime(mean=0.4), adaptive_power=1.0),
 ]
 
 TIME_DISTRIBUTIONS: list[TimeDistribution] = [
