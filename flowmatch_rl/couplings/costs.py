@@ -68,13 +68,15 @@ def potentials(
         Schmitzer, arXiv:1610.06519 (absorbing the scaling factors into the potentials; lowering the regularisation).
     """
     unit_cost = (cost / scale).float()
-    row, column = unit_cost.amin(1), torch.zeros_like(unit_cost[0])
+    # Every row and every column then has an entry of 1 in the first kernel: none underflows, however far an outlier.
+    row = unit_cost.amin(1)
+    column = (unit_cost - row[:, None]).amin(0)
     kernel = torch.empty_like(unit_cost)
+    # Half precision would lose the small entries.
     with torch.autocast(cost.device.type, enabled=False):
         for regularisation in regularisations:
             torch.sub(column, unit_cost, out=kernel)
-            # The floor keeps out denormal numbers, which are slow, and bounds the ratio of any two scaling factors,
-            # so that none overflows. No entry is above 1.
+            # No entry is above 1. The floor keeps out denormal numbers, which are slow.
             kernel.add_(row[:, None]).div_(regularisation).clamp_(min=-40.0).exp_()
             row_factor = torch.ones_like(row)
             column_factor = torch.ones_like(column)

@@ -182,7 +182,7 @@ def test_noise_stays_within_its_class_when_conditions_weigh_much(weight: float, 
         coupling: Coupling = ExactCoupling(condition_weight=weight)
     else:
         coupling = SinkhornCoupling(regularisation, condition_weight=weight)
-    for u in uniform(20, 90, seed=1):
+    for u in [*uniform(20, 90, seed=1), torch.zeros(90), torch.full((90,), 1.0 - 2.0**-53, dtype=torch.float64)]:
         index = coupling.pair(x_0, x_1, u, condition)
         assert torch.equal(label[index], label)
     if regularisation is None:
@@ -229,6 +229,19 @@ def test_the_finite_weight_enters_the_cost_as_documented() -> None:
     best = min(itertools.permutations(range(5)), key=lambda p: sum(cost[i, j].item() for i, j in enumerate(p)))
     index = ExactCoupling(condition_weight=0.7).pair(x_0, x_1, uniform(5, seed=1), condition)
     assert index.tolist() == list(best)
+
+
+@pytest.mark.parametrize("regularisation", [0.01, 0.1, 1.0])
+def test_outliers_do_no_harm(regularisation: float) -> None:
+    x_0, x_1 = samples(300, 1)
+    for noise, data in [(1e4, 0.0), (0.0, 1e4), (1e4, -1e4)]:
+        far_0, far_1 = x_0.clone(), x_1.clone()
+        far_0[7] += noise
+        far_1[11] += data
+        index = ExactCoupling().pair(far_0, far_1, uniform(300, seed=1))
+        assert torch.equal(far_0[index][far_1[:, 0].argsort(), 0], far_0[:, 0].sort().values)
+        plan = SinkhornCoupling(regularisation).plan(far_0, far_1)
+        assert rmse(plan.sum(0) * 300 - 1.0) < 0.0102
 
 
 @pytest.mark.parametrize("regularisation", [1e-3, 1e-5])
