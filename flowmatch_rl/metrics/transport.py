@@ -40,9 +40,7 @@ def sliced_wasserstein_distance(x: Tensor, y: Tensor, directions: Tensor) -> Ten
         raise ValueError(f"expected directions of shape (K, {x.shape[1]}), got {tuple(directions.shape)}")
     n, m = len(x), len(y)
     unit = torch.nn.functional.normalize(directions.to(x), dim=1)
-    # Centred together, so that points far from the origin keep their digits.
-    centre = x.mean(0)
-    on_x, on_y = ((z - centre) @ unit.T for z in (x, y))  # (N, K), (M, K)
+    on_x, on_y = x @ unit.T, y @ unit.T  # (N, K), (M, K)
     # Quantile functions are constant between the levels i / N and j / M: counted in units of 1 / (N M), exactly.
     ends = torch.cat([m * torch.arange(1, n + 1), n * torch.arange(1, m + 1)]).unique().to(x.device)
     length = torch.diff(ends, prepend=ends.new_zeros(1)).to(x.dtype) / (n * m)
