@@ -7,12 +7,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from scipy import stats
 from scipy.integrate import quad
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from flowmatch_rl.data import Checkerboard, Density, EightGaussians, Rings, Spirals, TwoMoons, densities
+from flowmatch_rl.data import (
+    Checkerboard,
+    Dataset,
+    Density,
+    EightGaussians,
+    Rings,
+    SampleData,
+    Spirals,
+    TwoMoons,
+    densities,
+)
 from tests.settings import DENSITIES
 
 each_density = pytest.mark.parametrize("density", DENSITIES, ids=repr)
@@ -31,7 +42,7 @@ def grid(density: Density) -> tuple[Tensor, float]:
     if isinstance(density, Checkerboard):
         spacing = 2 * density.half_width / density.squares_per_side / 8
     else:
-        spacing = 0.6 * density.noise
+        spacing = 0.6 * (density.scale if isinstance(density, EightGaussians) else density.noise)
     half = math.ceil((points(draw(density, 1000)).abs().max().item() / spacing + 8) / 8) * 8
     middle = (torch.arange(-half, half, dtype=torch.float64) + 0.5) * spacing
     return middle, spacing
@@ -186,7 +197,7 @@ def test_noiseless_moons_are_the_half_circles_of_scikit_learn() -> None:
 
 
 def test_eight_gaussians_are_a_mixture_on_a_circle() -> None:
-    density = EightGaussians(radius=3.0, noise=0.7)
+    density = EightGaussians(radius=3.0, scale=0.7)
     angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
     centres = 3.0 * torch.stack([angle.cos(), angle.sin()], 1)
     mixture = MixtureSameFamily(
@@ -203,13 +214,23 @@ def test_checkerboard_is_uniform_on_every_other_square() -> None:
     torch.testing.assert_close(Checkerboard().log_prob(x), (inside / 32).log())
 
 
+@pytest.mark.parametrize("kind", [TwoMoons, EightGaussians, Checkerboard, Rings, Spirals])
+def test_a_density_named_in_a_configuration_has_its_own_defaults(kind: type[Density]) -> None:
+    """The parser hands arguments of the default dataset on to another one with arguments of the same name."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--dataset", type=Dataset, default=SampleData().dataset)
+    parsed = parser.parse_object({"dataset": {"class_path": f"flowmatch_rl.data.{kind.__name__}"}})
+    assert parser.instantiate(parsed).dataset == kind()
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
         *((kind, {"num_samples": 0}, ["num_samples", "0"]) for kind in (TwoMoons, EightGaussians, Checkerboard, Rings)),
         (Spirals, {"num_samples": -1}, ["num_samples", "Spirals", "-1"]),
-        *((kind, {"noise": 0.0}, ["noise", "0.0"]) for kind in (TwoMoons, EightGaussians, Rings, Spirals)),
-        *((kind, {"noise": math.nan}, ["noise", "nan"]) for kind in (TwoMoons, EightGaussians, Rings, Spirals)),
+        *((kind, {"noise": 0.0}, ["noise", "0.0"]) for kind in (TwoMoons, Rings, Spirals)),
+        *((kind, {"noise": math.nan}, ["noise", "nan"]) for kind in (TwoMoons, Rings, Spirals)),
+        (EightGaussians, {"scale": -1.0}, ["scale", "-1.0"]),
         *((kind, {"radius": -1.0}, ["radius", "-1.0"]) for kind in (EightGaussians, Rings, Spirals)),
         (Checkerboard, {"half_width": math.inf}, ["half_width", "inf"]),
         (Checkerboard, {"squares_per_side": 0}, ["squares_per_side", "0"]),
