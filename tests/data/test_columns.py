@@ -1,0 +1,156 @@
+"""Columns of tables: which are modelled, what counts as a number or a class, and refusals that name the place."""
+
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from flowmatch_rl.data import SampleData, TableFile
+from flowmatch_rl.keys import CONDITION
+from tests.data.toy_table import CONDITIONAL, ROWS, VALUES, build, only, rows_of
+
+
+def changed(**columns) -> dict:
+    return VALUES | columns
+
+
+def put(name: str, row: int, value: object) -> dict:
+    """The table with one value replaced."""
+    column = list(VALUES[name])
+    column[row] = value
+    return changed(**{name: column})
+
+
+def refused(*arguments, **options) -> str:
+    with pytest.raises(ValueError) as caught:
+        build(*arguments, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_by_default_columns_are_those_of_numbers_without_conditions_and_classes() -> None:
+    assert build().schema.columns == ("a", "b", "speed", "size")
+    assert build(classes=["size"], conditions=["b"]).schema.columns == ("a", "speed")
+    assert "price" in build(changed(price=[Decimal(i) for i in range(ROWS)])).schema.columns
+    assert "day" not in build(changed(day=pd.date_range("2020-01-01", periods=ROWS))).schema.columns
+    assert build(changed(zip=[str(i) for i in range(ROWS)])).schema.columns == ("a", "b", "speed", "size")
+
+
+def test_order_of_named_columns_is_kept() -> None:
+    assert build(columns=["b", "a"]).schema.columns == ("b", "a")
+
+
+@pytest.mark.parametrize(
+    ("column", "classes"),
+    [
+        ([1.0, 2.0] * 25, ("1", "2")),
+        ([1, 2] * 25, ("1", "2")),
+        (np.array([1.0, 2.5] * 25, np.float32), ("1", "2.5")),
+        (["10", "9"] * 25, ("10", "9")),
+        ([False, True] * 25, ("False", "True")),
+        (pd.Categorical(["u", "v"] * 25), ("u", "v")),
+    ],
+    ids=lambda value: str(value[:2]),
+)
+def test_classes_are_compared_as_text(column, classes: tuple[str, ...]) -> None:
+    data = build(changed(group=column), columns=["a"], classes=["group"])
+    assert data.schema.classes == (classes,)
+    indicator = only(data.val_dataloader())[CONDITION].argmax(1)
+    assert indicator.tolist() == [row % 2 for row in rows_of(only(data.val_dataloader()), data)]
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "words"),
+    [
+        (put("b", 17, np.nan), {}, ["column 'b'", "a value that is not finite", "row 17"]),
+        (put("b", 17, -np.inf), {}, ["column 'b'", "not finite", "row 17"]),
+        (changed(b=[0.5] * 9 + [np.nan] * 3 + [0.0] * 38), {}, ["'b'", "3 values", "not finite", "the first in row 9"]),
+        (put("speed", 3, np.inf), {"columns": ["a"], "conditions": ["speed"]}, ["'speed'", "not finite", "row 3"]),
+        (put("kind", 3, None), {"classes": ["kind"]}, ["'kind'", "lacks the class", "3"]),
+        (changed(b=[0.1] * ROWS), {}, ["'b'", "0.1", "40 training rows", "no scale"]),
+        (changed(b=[0.1] * ROWS), {"columns": ["a"], "conditions": ["b"]}, ["'b'", "0.1", "no scale"]),
+        (put("b", 5, "oops"), {}, ["'b'", "'oops'", "row 5", "`classes`"]),
+        (put("b", 5, "oops"), {"columns": ["b"]}, ["'b'", "'oops'", "row 5", "`classes`"]),
+        (VALUES, {"columns": ["a", "kind"]}, ["'kind'", "'ant'", "row 0", "`classes`"]),
+        (VALUES, {"conditions": ["kind"]}, ["'kind'", "'ant'", "row 0", "`classes`"]),
+        ({"a": [], "b": []}, {}, ["no rows"]),
+        ({"a": [1.0, 2.0, 4.0]}, {}, ["too few rows", "3 make 3 for training, 0 for validation and 0 for tests"]),
+        ({"kind": VALUES["kind"]}, {}, ["no column to model"]),
+        (VALUES, {"columns": []}, ["no column to model"]),
+        (VALUES, {"columns": ["a", "sped"]}, ["no column 'sped'", "a, b, speed, kind, size", "mean 'speed'"]),
+        (VALUES, {"conditions": ["Speed"]}, ["no column 'Speed'", "mean 'speed'"]),
+        (VALUES, {"classes": ["kinds"]}, ["no column 'kinds'", "mean 'kind'"]),
+        (VALUES, {"columns": ["a", "b", "a"]}, ["'a'", "2 times"]),
+        (VALUES, {"columns": ["a"], "conditions": ["a"]}, ["'a'", "2 times"]),
+        (VALUES, {"conditions": ["size"], "classes": ["size"]}, ["'size'", "2 times"]),
+        (VALUES, {"batch_size": 41}, ["batch_size 41", "40 training rows"]),
+        (VALUES, {"val_fraction": 0.0}, ["val_fraction", "0.0"]),
+        (VALUES, {"test_fraction": 1.0}, ["test_fraction", "1.0"]),
+        (VALUES, {"val_fraction": float("nan")}, ["val_fraction", "nan"]),
+        (VALUES, {"val_fraction": 0.6, "test_fraction": 0.4}, ["0.6", "0.4", "less than 1"]),
+        *(
+            (VALUES, {name: 0}, [name, "0"])
+            for name in (
+                "batch_size",
+                "num_updates",
+                "epoch_updates",
+                "eval_samples",
+                "predict_samples",
+                "predict_batch_size",
+            )
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line_that_names_it(values, options, words) -> None:
+    message = refused(values, **options)
+    assert all(word in message for word in words)
+
+
+def write_conditions(folder: Path, **columns) -> str:
+    values = {"size": [2, 1, 2], "speed": [4.0, 5.0, 6.0], "kind": ["cow", "ant", "ant"], "other": ["x", "y", "z"]}
+    frame = pd.DataFrame({k: v for k, v in (values | columns).items() if v is not None})
+    frame.to_csv(folder / "conditions.csv", index=False)
+    return str(folder / "conditions.csv")
+
+
+def test_prediction_from_a_file_has_one_sample_per_row(tmp_path: Path) -> None:
+    data = build(**CONDITIONAL, predict_conditions=write_conditions(tmp_path))
+    (batch,) = data.predict_dataloader()
+    assert batch["row"].tolist() == [0, 1, 2]
+    speed = (torch.tensor([4.0, 5.0, 6.0]) - data.schema.condition_shift[0]) / data.schema.condition_scale[0]
+    torch.testing.assert_close(batch[CONDITION][:, 0], speed)
+    wanted = [[0, 0, 1, 0, 1], [1, 0, 0, 1, 0], [1, 0, 0, 0, 1]]
+    assert batch[CONDITION][:, 1:].tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"speed": None}, ["no column 'speed'"]),
+        ({"kind": None}, ["no column 'kind'"]),
+        ({"kind": ["ant", "bee", "fly"]}, ["'kind'", "'fly'", "row 2", "ant, bee, cow"]),
+        ({"speed": [1.0, np.nan, 2.0]}, ["'speed'", "not finite", "row 1"]),
+        ({"speed": [1.0, 3.0, "fast"]}, ["'speed'", "'fast'", "row 2"]),
+        ({name: [] for name in ("speed", "kind", "size", "other")}, ["no rows"]),
+    ],
+    ids=str,
+)
+def test_prediction_from_a_file_that_does_not_fit_is_refused(columns, words, tmp_path: Path) -> None:
+    path = write_conditions(tmp_path, **columns)
+    with pytest.raises(ValueError) as caught:
+        build(**CONDITIONAL, predict_conditions=path).predict_dataloader()
+    assert all(word in str(caught.value) for word in [path, *words])
+
+
+def test_conditions_to_predict_for_are_refused_by_a_model_without(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no conditions"):
+        build(predict_conditions=write_conditions(tmp_path)).predict_dataloader()
+
+
+def test_a_table_in_a_file_that_does_not_exist_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        SampleData(TableFile(str(tmp_path / "none.csv")))
