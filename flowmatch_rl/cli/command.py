@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
@@ -94,6 +95,28 @@ class FlowMatchCLI(LightningCLI):
             parser.link_arguments("data", f"model.init_args.{name}", compute_fn=give, apply_on="instantiate")
         for callback, group in _WITH_OPTIONS.items():
             parser.add_lightning_class_args(callback, group)
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer."""
+        super().instantiate_classes()
+        # A link leaves its target's name among the hyperparameters of models that have no such argument.
+        known = inspect.signature(type(self.model)).parameters
+        for name in DIMENSIONS:
+            if name not in known:
+                self.model.hparams.pop(name, None)
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the model's arguments from a checkpoint, but for those the command line gives: they win."""
+        subcommand = self.config.get("subcommand")
+        path = self.config[subcommand].get("ckpt_path") if subcommand else None
+        if not (path and Path(path).is_file()):
+            return
+        saved = torch.load(path, weights_only=True, map_location="cpu")["hyper_parameters"]
+        given = {_model_argument(argument) for argument in Parser.arguments}
+        if "_class_path" in saved and "" not in given:
+            kept = {k: v for k, v in saved.items() if not k.startswith("_") and k not in given.union(DIMENSIONS)}
+            model = {"class_path": saved["_class_path"], "dict_kwargs": kept}
+            self.config = self.parser.parse_object({subcommand: {"model": model}}, self.config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer with the run's folder, its length in environment steps, and the callbacks."""
@@ -232,6 +255,16 @@ def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
         name = prefix if key == "init_args" else f"{prefix}.{key}"
         flat |= _flatten(value, name) if isinstance(value, dict) else {name: value}
     return flat
+
+
+def _model_argument(argument: str) -> str | None:
+    """Name of the model's argument that an option sets: "" for the whole model, None for another option."""
+    option = argument.partition("=")[0]
+    if option == "--model":
+        return ""
+    return (
+        option.removeprefix("--model.").removeprefix("init_args.").partition(".")[0] if "--model." in option else None
+    )
 
 
 def _as_list(value: Any) -> list[Any]:

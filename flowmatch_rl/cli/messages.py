@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import Namespace, _typehints
 from lightning.pytorch.cli import LightningArgumentParser
 
 _NOISE = re.compile(
@@ -79,6 +80,19 @@ def report(message: str, hint: str | None = None, code: int = 2) -> int:
     if hint:
         print(f"  did you mean '{hint}'?", file=sys.stderr)
     return code
+
+
+def _forget_arguments_of_another_class(parser: object, previous: Any, value: Any) -> None:
+    """Let an object whose class changes start from the defaults of its new class.
+
+    jsonargparse keeps the arguments that both classes know: ``class_path: MixtureSource`` would silently get the
+    ``scale`` of the Gaussian it replaces.
+    """
+    if previous and "init_args" in previous and previous["class_path"] != value["class_path"]:
+        previous["init_args"] = Namespace()
+
+
+_typehints.discard_init_args_on_class_path_change = _forget_arguments_of_another_class
 
 
 class Parser(LightningArgumentParser):

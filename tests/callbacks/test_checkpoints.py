@@ -11,6 +11,8 @@ from flowmatch_rl.callbacks import AtomicCheckpointIO, Checkpoints
 class Worsening(LightningModule):
     """Its evaluation return falls from epoch to epoch."""
 
+    monitor = ("val/return_mean", "max")
+
     def __init__(self) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
@@ -43,6 +45,12 @@ def fit(folder, epochs: int, **options):
 
 def test_last_checkpoint_is_of_the_last_evaluation_and_best_of_the_best(tmp_path) -> None:
     assert fit(tmp_path, epochs=3) == {"last": 9, "best": 3}
+
+
+def test_the_lowest_is_the_best_where_the_module_or_the_user_says_so(tmp_path, monkeypatch) -> None:
+    assert fit(tmp_path / "user", epochs=3, monitor="val/return_mean", mode="min")["best"] == 9
+    monkeypatch.setattr(Worsening, "monitor", ("val/return_mean", "min"))
+    assert fit(tmp_path / "module", epochs=3)["best"] == 9
 
 
 def test_last_checkpoint_is_written_at_the_end_whatever_the_interval(tmp_path) -> None:
