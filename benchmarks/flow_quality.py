@@ -1,6 +1,6 @@
 """Sample quality of flows in the plane after equal updates: the module, TorchCFM and flow_matching.
 
-Same network, batch, number of updates, learning rate and sampler (50 midpoint steps); distances between 10,000 samples
+Same network, batch, number of updates, learning rate and sampler (25 midpoint steps); distances between 5,000 samples
 and as many fresh points of the law, in standardised units. The module's own are its lagging copy and its decaying
 learning rate, on by default; the packages leave both to the user's loop. Needs the extra ``benchmarks``.
 """
@@ -16,7 +16,7 @@ from flowmatch_rl.data.densities import PlanarDensity
 from flowmatch_rl.metrics import energy_distance, sliced_wasserstein_distance
 from flowmatch_rl.solvers import Midpoint
 
-NUMBER = 10_000
+NUMBER = 5_000
 
 
 def distances(samples: Tensor, truth: Tensor) -> tuple[float, float]:
@@ -36,14 +36,14 @@ def run(seeds: int = 5, updates: int = 2000, batch_size: int = 256) -> dict[str,
             found["floor (two samples of the law)"].append(distances(other, truth))
             noise = torch.randn(NUMBER, 2, generator=torch.Generator().manual_seed(seed))
             with torch.no_grad():
-                samples = Midpoint(50).integrate(module.flow.field().velocity, noise, 0.0, 1.0)
+                samples = Midpoint(25).integrate(module.flow.field().velocity, noise, 0.0, 1.0)
                 found.setdefault("module", []).append(distances(samples, truth))
                 table = data.schema.standardise(torch.tensor(dataset.load()[["x", "y"]].to_numpy())).float()
             for name in ("TorchCFM", "flow_matching"):
                 loop = Loop(PACKAGES[name], table, batch_size, seed)
                 loop.run(updates)
                 with torch.no_grad():
-                    samples = Midpoint(50).integrate(loop.network, noise, 0.0, 1.0)
+                    samples = Midpoint(25).integrate(loop.network, noise, 0.0, 1.0)
                 found.setdefault(name, []).append(distances(samples, truth))
         rows += [_row(dataset.label, name, values) for name, values in found.items()]
     return {"title": f"A flow in the plane: sample quality after {updates} updates of batch {batch_size}", "rows": rows}

@@ -4,6 +4,7 @@ One network (4 layers of 512), one optimizer and one set of data for all. The pa
 loop does so in two lines, and is the limit of what a trainer can reach. Needs the extra ``benchmarks``.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -109,6 +110,24 @@ class Clock(Callback):
             self.begin = self.end
 
 
+def quiet_trainer(updates: int, precision: Any = "32-true", *callbacks: Callback) -> Trainer:
+    """A Trainer on the CPU that neither logs nor evaluates nor keeps checkpoints."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    return Trainer(
+        max_steps=updates,
+        accelerator="cpu",
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=100,
+        callbacks=[Throughput(), *callbacks],
+    )
+
+
 def trained(
     dataset: Dataset,
     batch_size: int,
@@ -125,19 +144,7 @@ def trained(
         data.schema, velocity=ARCHITECTURE, coupling=coupling, learning_rate=LEARNING_RATE, **options
     )
     clock = Clock()
-    trainer = Trainer(
-        max_steps=updates,
-        accelerator="cpu",
-        precision=precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        log_every_n_steps=100,
-        callbacks=[Throughput(), clock],
-    )
+    trainer = quiet_trainer(updates, precision, clock)
     trainer.fit(model, datamodule=data)
     return model, data, clock.updates / (clock.end - clock.begin)
 

@@ -49,7 +49,7 @@ class FlowMatchingModel(LightningModule):
         guidance: Weight of the condition in sampling: 1 for the plain conditional law, above 1 to exaggerate.
         likelihood_solver: Solver for the log-likelihood.
         divergence: How its divergence is computed.
-        likelihood_samples: Samples whose log-likelihood a test measures; 0 for none.
+        likelihood_samples: Samples whose log-likelihood a test measures, 0 for none or at least 2.
         transport_samples: Samples that a test measures exact transport distances on, at least 2.
         learning_rate: AdamW's learning rate, positive.
         learning_rate_decay: ``cosine`` lets it fall to zero over the run.
@@ -98,7 +98,12 @@ class FlowMatchingModel(LightningModule):
             raise ValueError("expected the schema of the data, got None")
         _check_number("t_min", t_min, 0.0 <= t_min < 0.5, "in [0, 0.5)")
         _check_number("condition_dropout", condition_dropout, 0.0 <= condition_dropout < 1.0, "in [0, 1)")
-        _check_number("likelihood_samples", likelihood_samples, likelihood_samples >= 0, "at least 0")
+        _check_number(
+            "likelihood_samples",
+            likelihood_samples,
+            likelihood_samples == 0 or likelihood_samples > 1,
+            "0 or at least 2",
+        )
         _check_number("transport_samples", transport_samples, transport_samples >= 2, "at least 2")
         _check_number("learning_rate", learning_rate, learning_rate > 0.0, "positive")
         _check_number("weight_decay", weight_decay, weight_decay >= 0.0, "at least 0")

@@ -1,0 +1,83 @@
+"""Samples of two moons in one step, a few, and fifty: plain flow, optimal transport, rectified flow and mean flow.
+
+Energy distance between 5,000 samples and as many fresh points of the law, in standardised units, means over seeds. Each
+model has the network and batch of ``conf/flow/two_moons.yaml``. The second stage of a rectified flow trains for that number
+of updates once more.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from benchmarks.flow_speed import quiet_trainer
+from flowmatch_rl.couplings import ExactCoupling
+from flowmatch_rl.data import SampleData, TwoMoons
+from flowmatch_rl.metrics import energy_distance
+from flowmatch_rl.modules import FlowMatchingModel, Reflow
+from flowmatch_rl.nets import VelocityArchitecture
+from flowmatch_rl.objectives import MeanFlow
+from flowmatch_rl.samplers import AverageVelocitySampler, OdeSampler, Sampler
+from flowmatch_rl.solvers import Euler
+
+NUMBER = 5_000
+ARCHITECTURE = VelocityArchitecture(hidden_dim=256, num_blocks=3, activation="silu", max_frequency=10.0)
+STEPS = (1, 2, 4, 50)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "optimal transport": {"coupling": ExactCoupling()},
+    "mean flow": {"objective": MeanFlow()},
+    "mean flow, optimal transport": {"objective": MeanFlow(), "coupling": ExactCoupling()},
+    "mean flow, adaptive power 1": {"objective": MeanFlow(adaptive_power=1.0)},
+}
+
+
+def fit(seed: int, updates: int, **options: Any) -> tuple[FlowMatchingModel, SampleData, Trainer]:
+    """Train one model."""
+    torch.manual_seed(seed)
+    data = SampleData(TwoMoons(), batch_size=512, num_updates=updates, epoch_updates=updates)
+    model = FlowMatchingModel(data.schema, velocity=ARCHITECTURE, **options)
+    trainer = quiet_trainer(updates)
+    trainer.fit(model, datamodule=data)
+    return model, data, trainer
+
+
+def distances(model: FlowMatchingModel, data: SampleData, seed: int) -> list[float]:
+    """Energy distance by number of steps."""
+    drawn = TwoMoons().sample(NUMBER, torch.Generator().manual_seed(1000 + seed))
+    truth = data.schema.standardise(torch.tensor(drawn[["x", "y"]].to_numpy())).float()
+    noise = torch.randn(NUMBER, 2, generator=torch.Generator().manual_seed(seed))
+
+    def sampler(steps: int) -> Sampler:
+        if model.objective.uses_duration and steps < max(STEPS):
+            return AverageVelocitySampler(steps)
+        return OdeSampler(Euler(steps))
+
+    return [float(energy_distance(model.flow.sample(noise, sampler(steps), None, 1.0), truth)) for steps in STEPS]
+
+
+def run(seeds: int = 3, updates: int = 5000) -> dict[str, Any]:
+    """Train every variant with every seed."""
+    found: dict[str, list[list[float]]] = {}
+    for seed in range(seeds):
+        for name, options in VARIANTS.items():
+            model, data, trainer = fit(seed, updates, **options)
+            found.setdefault(name, []).append(distances(model, data, seed))
+            if name == "plain":
+                with tempfile.TemporaryDirectory() as folder:
+                    teacher = Path(folder) / "teacher.ckpt"
+                    trainer.save_checkpoint(teacher)
+                    student, data, _ = fit(seed, updates, learning_rate=3e-4, reflow=Reflow(str(teacher)))
+                found.setdefault("reflow of plain", []).append(distances(student, data, seed))
+            print(seed, name, found[name][-1], flush=True)
+    rows = []
+    for name, values in found.items():
+        means = torch.tensor(values).mean(0).tolist()
+        rows.append({"model": name} | {f"{n}_steps": mean for n, mean in zip(STEPS, means, strict=True)})
+    plain = next(row for row in rows if row["model"] == "plain")[f"{max(STEPS)}_steps"]
+    for row in rows:
+        row["one_step_of_plain_50"] = row["1_steps"] / plain
+    return {"title": f"Two moons in few steps: energy distance after {updates} updates, {seeds} seeds", "rows": rows}
