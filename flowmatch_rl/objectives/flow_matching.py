@@ -78,7 +78,9 @@ def mean_flow_target(
     """
     with torch.no_grad():
         one = torch.ones_like(t)
-        _, derivative = torch.func.jvp(average_velocity, (x_t, t, duration), (v_t, one, -one))[:2]
+        # Expanded tensors have no room for the derivative.
+        point = (x_t.contiguous(), t.contiguous(), duration.contiguous())
+        _, derivative = torch.func.jvp(average_velocity, point, (v_t, one, -one))[:2]
         return v_t + append_dims(duration, like=x_t) * derivative
 
 

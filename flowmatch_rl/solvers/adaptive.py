@@ -76,10 +76,13 @@ class AdaptiveSolver(Solver):
 
         # torchdiffeq knows one time for all: each sample's own interval is mapped to [0, 1].
         def rescaled(share: Tensor, state: Tensor) -> Tensor:
-            return step * velocity(state, start + share * span, condition)
+            # The guess of a first step looks ahead, perhaps beyond the end, where a path need not be defined.
+            return step * velocity(state, start + share.clamp_max(1.0) * span, condition)
 
         shares = torch.linspace(0.0, 1.0, num_points, dtype=x.dtype, device=x.device)
-        states = odeint(rescaled, x, shares, rtol=self.rtol, atol=self.atol, method=self.method)
+        # By itself torchdiffeq steps past the end and interpolates.
+        options = {"step_t": shares[-1:]}
+        states = odeint(rescaled, x, shares, rtol=self.rtol, atol=self.atol, method=self.method, options=options)
         assert isinstance(states, Tensor)
         times = start + shares.reshape(-1, *[1] * start.dim()) * span
         return times, states

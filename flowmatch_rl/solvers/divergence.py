@@ -108,6 +108,7 @@ def _derivatives(
     velocity: Velocity, x: Tensor, t: Tensor, condition: Tensor | None, directions: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Velocity (*batch, D) and its derivatives along K directions, both directions and derivatives (K, *batch, D)."""
+    x = x.contiguous()  # an expanded one has no room for the derivative
 
     def field(point: Tensor) -> Tensor:
         return velocity(point, t, condition)

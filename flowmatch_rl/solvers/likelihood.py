@@ -35,8 +35,8 @@ def log_likelihood(
         t_start: Flow time of the source, in [0, 1].
         t_end: Flow time of the points, in [0, 1].
         condition: Context handed to the field, or None.
-        noise: Standard normal noise of the probes, held fixed along the way, shape (needed_probes, *batch, D); None where
-            the divergence has no probes.
+        noise: Standard normal noise of the probes, held fixed along the way, shape (needed_probes, *batch, D); None
+            where the divergence has no probes.
 
     Returns:
         Log-density in nats, shape (*batch), and the points x_0 at ``t_start``, shape (*batch, D).

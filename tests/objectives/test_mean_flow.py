@@ -121,6 +121,16 @@ def test_the_derivative_is_total_with_the_end_of_the_interval_held_fixed() -> No
     torch.testing.assert_close(mean_flow_target(average, x, v, t, duration), expected, rtol=1e-8, atol=1e-8)
 
 
+def test_points_and_times_that_share_their_memory_are_as_good_as_copies() -> None:
+    network, v = Network(2), normal(3, 2, seed=2)
+    shared = normal(1, 2, seed=1).expand(3, 2), v, uniform(1, seed=3).expand(3), uniform(1, seed=4).expand(3)
+    one, other = (
+        mean_flow_target(lambda x, t, d: network(x, t, None, d), *parts)
+        for parts in (shared, [part.clone() for part in shared])
+    )
+    torch.testing.assert_close(one, other)
+
+
 def test_the_target_carries_no_gradient() -> None:
     network, x, v = Network(2), normal(3, 2, seed=1).requires_grad_(), normal(3, 2, seed=2).requires_grad_()
     t, duration = torch.full((3,), 0.3, dtype=F64), torch.full((3,), 0.2, dtype=F64)

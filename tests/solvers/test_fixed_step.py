@@ -106,6 +106,20 @@ def test_integrating_back_returns_to_the_start(solver: type[Solver]) -> None:
     assert errors[1] < 0.3 * errors[0]
 
 
+@pytest.mark.parametrize(("solver", "order"), SOLVERS)
+def test_the_way_there_and_back_misses_the_start_by_no_more_than_the_order_allows(
+    solver: type[Solver], order: int
+) -> None:
+    x, t_end, misses = torch.tensor([[0.3], [0.45], [0.6]], dtype=F64), torch.tensor([0.5, 0.9, 1.0], dtype=F64), []
+    for steps in STEPS[order]:
+        there = solver(steps).integrate(decay, x, 0.0, t_end)
+        assert (there - x).abs().min() > 0.05
+        misses.append((solver(steps).integrate(decay, there, t_end, 0.0) - x).abs().max().item())
+    # Errors of an even order cancel between the two ways, and the next order is left.
+    expected = order if order % 2 else order + 1
+    assert math.log2(misses[0] / misses[1]) == pytest.approx(expected, abs=0.1)
+
+
 def test_fourth_order_integration_back_is_exact_to_rounding_of_the_eighth_digit() -> None:
     x = normal(4, 4, seed=1)
     there = RK4(100).integrate(pull, x, 0.0, 1.0)
