@@ -25,13 +25,14 @@ from flowmatch_rl.callbacks.drawing import (
     draw_trajectories,
     field_on_grid,
     flow_frames,
+    num_steps,
     sample_flow,
 )
 from flowmatch_rl.callbacks.encoding import write_gif, write_mp4
 from flowmatch_rl.keys import CONDITION
 
 _FRAMES_PER_SECOND = 20.0
-_FRAMES, _PAUSE = 50, 25
+_FRAMES, _PAUSE = 48, 24
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class FlowFigures(Callback):
         enabled: bool = True,
         num_samples: int = 2000,
         density_grid: int = 96,
-        density_seconds: float = 10.0,
+        density_seconds: float = 12.0,
         video: Literal["gif", "mp4", "none"] = "gif",
         max_side: int = 360,
     ) -> None:
@@ -94,11 +95,16 @@ class FlowFigures(Callback):
         if not (self.enabled and writes_files(trainer)) or batch_idx or dataloader_idx:
             return
         module: Any = pl_module
-        title = data_label(trainer)
+        title = _title(trainer, module)
         sample = sample_flow(module, batch, self.num_samples)
+        steps = "" if num_steps(module.sampler) is None else f" in {len(sample.t) - 1} steps"
         write_figure(trainer, draw_samples(sample, _titled(title, "samples beside data")), "samples.png")
-        write_figure(trainer, draw_path(sample, _titled(title, "from noise to data")), "path.png")
-        write_figure(trainer, draw_trajectories(sample, _titled(title, "ways from noise to data")), "trajectories.png")
+        write_figure(trainer, draw_path(sample, _titled(title, f"the path from noise to data{steps}")), "path.png")
+        write_figure(
+            trainer,
+            draw_trajectories(sample, _titled(title, f"trajectories from noise to data{steps}")),
+            "trajectories.png",
+        )
         if module.schema.sample_dim == 2:
             self._draw_maps(trainer, module, batch, sample)
         errors = distance_by_steps(module, batch, 1000)
@@ -107,7 +113,7 @@ class FlowFigures(Callback):
         self._film(trainer, sample, title)
 
     def _draw_maps(self, trainer: Trainer, module: FlowModel, batch: Mapping[str, Tensor], sample: FlowSample) -> None:
-        title, data = data_label(trainer), sample.view.show(sample.data)
+        title, data = _title(trainer, module), sample.view.show(sample.data)
         condition = batch[CONDITION][:1] if CONDITION in batch else None
         given = "" if condition is None else f" given {describe_condition(module.schema, condition)}"
         field = field_on_grid(module, condition, data)
@@ -129,6 +135,11 @@ class FlowFigures(Callback):
         write = write_gif if self.video == "gif" else write_mp4
         write(path, frames, _FRAMES_PER_SECOND, self.max_side)
         publish(trainer, path, "videos")
+
+
+def _title(trainer: Trainer, module: FlowModel) -> str:
+    guidance = "" if module.guidance == 1.0 else f"guidance {module.guidance:g}"
+    return ", ".join(part for part in (data_label(trainer), guidance) if part)
 
 
 def _titled(label: str, what: str) -> str:

@@ -1,19 +1,22 @@
 """Panels that hold points in the plane or on a line, the building blocks of the figures of a flow."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PathCollection
 from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.patches import StepPatch
 
 from flowmatch_rl.callbacks.drawing.style import BLUE, GREEN, GREY, ORANGE, RED, tidy
 from flowmatch_rl.callbacks.drawing.view import Groups, View
 
 _LEVEL_COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", RED, "#5D3A9B", GREY)
 _BINS = 60
-_MOST_UNEQUAL = 4.0
+_MOST_UNEQUAL = 3.0
 
 
 class Palette:
@@ -43,7 +46,7 @@ class Palette:
         if self.groups is None:
             return
         colors: Colormap = self._map
-        bar = panels[0].figure.colorbar(ScalarMappable(self._norm, colors), ax=panels, aspect=30, shrink=0.9)
+        bar = panels[0].figure.colorbar(ScalarMappable(self._norm, colors), ax=panels, aspect=25, shrink=0.7)
         bar.ax.tick_params(labelsize=8)
         bar.set_label(self.groups.name, fontsize=9)
         if self.groups.levels:
@@ -51,7 +54,7 @@ class Palette:
             bar.ax.tick_params(length=0)
 
 
-def scatter(axes: Axes, points: np.ndarray, colors: Any, frame: np.ndarray, **style: Any) -> None:
+def scatter(axes: Axes, points: np.ndarray, colors: Any, frame: np.ndarray, **style: Any) -> PathCollection:
     """Draw points in the plane.
 
     Args:
@@ -60,16 +63,19 @@ def scatter(axes: Axes, points: np.ndarray, colors: Any, frame: np.ndarray, **st
         colors: One colour, or one per point.
         frame: Limits of the panel, shape (2, 2).
         **style: Looks other than the usual ones.
+
+    Returns:
+        What was drawn.
     """
     size = float(np.clip(6000.0 / max(1, len(points)), 1.5, 9.0))
     key = "color" if isinstance(colors, str) else "c"
     looks: dict[str, Any] = {"s": size, "alpha": 0.6, "linewidths": 0.0, key: colors} | style
-    axes.scatter(points[:, 0], points[:, 1], **looks)
     fit(axes, frame)
+    return axes.scatter(points[:, 0], points[:, 1], **looks)
 
 
 def fit(axes: Axes, frame: np.ndarray) -> None:
-    """Set the limits of a panel, with equal axes unless that would make it a strip.
+    """Set the limits of a panel and its shape, see ``shape_of``.
 
     Args:
         axes: The panel.
@@ -77,16 +83,34 @@ def fit(axes: Axes, frame: np.ndarray) -> None:
     """
     axes.set_xlim(*frame[:, 0])
     axes.set_ylim(*frame[:, 1])
-    spans = frame[1] - frame[0]
-    if spans.max() <= _MOST_UNEQUAL * spans.min():
-        axes.set_aspect("equal", adjustable="box")
-    else:
-        axes.set_box_aspect(1)
+    axes.set_box_aspect(shape_of(frame))
+
+
+def shape_of(frame: np.ndarray) -> float:
+    """Height over width of a panel: that of equal axes, or 1 if they would make it a strip.
+
+    Args:
+        frame: Lower and upper limits, shape (2, 2).
+    """
+    width, height = frame[1] - frame[0]
+    return float(height / width) if 1.0 / _MOST_UNEQUAL <= height / width <= _MOST_UNEQUAL else 1.0
+
+
+def height_for(frame: np.ndarray, width: float, most: float) -> float:
+    """Inches that a panel of some width takes with its labels, at most about ``most``."""
+    return min(width * shape_of(frame), most) + 0.8
 
 
 def label_axes(axes: Axes, view: View) -> None:
     """Name the two coordinates of a panel."""
     tidy(axes, view.labels[0], view.labels[1])
+
+
+def hide_repeats(panels: Sequence[Axes]) -> None:
+    """Take the vertical label from all but the first of a row of panels, and its numbers where they are the same."""
+    for axes in panels[1:]:
+        axes.set_ylabel("")
+        axes.tick_params(labelleft=axes.get_ylim() != panels[0].get_ylim())
 
 
 def edges_of(frame: np.ndarray, number: int = _BINS) -> np.ndarray:
@@ -100,7 +124,9 @@ def density_in_bins(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return counts / (len(values) * np.diff(edges))
 
 
-def outline(axes: Axes, values: np.ndarray, edges: np.ndarray, color: str, label: str, filled: bool = False) -> None:
+def outline(
+    axes: Axes, values: np.ndarray, edges: np.ndarray, color: str, label: str, filled: bool = False
+) -> StepPatch:
     """Draw a histogram as an outline or as an area.
 
     Args:
@@ -110,9 +136,12 @@ def outline(axes: Axes, values: np.ndarray, edges: np.ndarray, color: str, label
         color: Colour.
         label: Name in the legend.
         filled: Whether to draw an area.
+
+    Returns:
+        What was drawn.
     """
     looks: dict[str, Any] = {"alpha": 0.35, "linewidth": 0.0, "fill": True} if filled else {"linewidth": 1.5}
-    axes.stairs(density_in_bins(values, edges), edges, color=color, label=label, **looks)
+    return axes.stairs(density_in_bins(values, edges), edges, color=color, label=label, **looks)
 
 
 def count_outside(points: np.ndarray, frame: np.ndarray) -> str:

@@ -6,21 +6,37 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from flowmatch_rl.callbacks.drawing.clouds import (
     Palette,
     count_outside,
     edges_of,
+    fit,
+    height_for,
+    hide_repeats,
     label_axes,
     outline,
     scatter,
 )
 from flowmatch_rl.callbacks.drawing.flow_sample import FlowSample
 from flowmatch_rl.callbacks.drawing.style import BLUE, GREY, ORANGE, new_figure, tidy
-from flowmatch_rl.callbacks.drawing.view import limits, limits_on_the_way
+from flowmatch_rl.callbacks.drawing.view import Groups, limits, limits_on_the_way
 
 _MAX_MARGINALS = 6
 _LINES = 150
+
+
+@dataclass(frozen=True)
+class _Planes:
+    data: np.ndarray
+    generated: np.ndarray
+    labels: tuple[str, ...]
+    groups: Groups | None = None
+
+    @property
+    def frame(self) -> np.ndarray:
+        return limits(self.data, self.generated)
 
 
 @dataclass(frozen=True)
@@ -43,13 +59,14 @@ def draw_samples(sample: FlowSample, title: str) -> Figure:
     """
     marginals = _marginals(sample)
     planes = _planes(sample)
-    per_row = min(3, len(marginals))
+    per_row = 3 if len(marginals) in (3, 5, 6) else min(2, len(marginals))
     rows = -(-len(marginals) // per_row)
-    heights = [4.4] * (planes is not None) + [2.5 * rows if planes is not None else 3.4 * rows]
-    figure = new_figure(9.6 if planes is not None or per_row > 1 else 7.0, 0.5 + sum(heights), title)
+    heights = [] if planes is None else [height_for(planes.frame, 4.3, 5.0)]
+    heights.append((2.4 if heights else 3.4) * rows)
+    figure = new_figure(9.6 if planes is not None or per_row > 1 else 7.0, 0.4 + sum(heights), title)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     if planes is not None:
-        _draw_planes(list(parts[0].subplots(1, 2, sharex=True, sharey=True)), sample, *planes)
+        _draw_planes(list(parts[0].subplots(1, 2, sharex=True, sharey=True)), planes)
     panels = parts[-1].subplots(rows, per_row, squeeze=False).flatten()
     for axes, marginal in zip(panels, marginals, strict=False):
         _draw_marginal(axes, marginal)
@@ -73,39 +90,37 @@ def draw_path(sample: FlowSample, title: str, number: int = 6) -> Figure:
     clouds = sample.view.show(sample.points[moments])
     frames = limits_on_the_way(clouds, limits(sample.view.show(sample.data)))
     palette, flat = Palette(sample.groups), clouds.shape[2] == 1
-    figure = new_figure(0.9 + 2.4 * len(moments), 3.1 if flat else 3.4, title)
+    height = 3.1 if flat else 0.4 + max(height_for(frame, 2.2, 3.6) for frame in frames)
+    figure = new_figure(0.9 + 2.4 * len(moments), height, title)
     panels = figure.subplots(1, len(moments), squeeze=False, sharey=flat)[0]
     for axes, cloud, frame, t in zip(panels, clouds, frames, sample.t[moments].tolist(), strict=True):
         if flat:
             outline(axes, cloud[:, 0], edges_of(frame[:, 0], 40), ORANGE, "samples", filled=True)
-            tidy(axes, sample.view.labels[0], "density" if axes is panels[0] else "")
+            tidy(axes, sample.view.labels[0], "density")
         else:
             scatter(axes, cloud, palette.colors(len(cloud)), frame)
             label_axes(axes, sample.view)
-            if axes is not panels[0]:
-                axes.set_ylabel("")
         axes.set_title(f"t = {t:.2f}", fontsize=9)
+    hide_repeats(panels)
     if not flat:
         palette.explain(list(panels))
     return figure
 
 
 def draw_trajectories(sample: FlowSample, title: str) -> Figure:
-    """Draw the ways of some samples from noise to data; of a single column over flow time.
+    """Draw the ways of some samples from noise to data, and how straight they are; of a single column over flow time.
 
     Args:
         sample: Samples and data.
-        title: Title; how straight the ways are is added.
+        title: Title.
     """
     ways = sample.view.show(sample.points[:, :_LINES])  # (P, lines, 1 or 2)
     flat = ways.shape[2] == 1
-    # On a line every way is straight; how much it bends shows over time only.
-    note = "" if flat else f"\nlength of the ways: {sample.straightness:.3f} times the distance between their ends"
-    figure = new_figure(7.0, 4.4 if flat else 6.6, title + note)
-    axes = figure.subplots()
     if flat:
-        times = np.broadcast_to(sample.t.numpy()[:, None, None], ways.shape)
-        ways = np.concatenate([times, ways], axis=2)
+        ways = np.concatenate([np.broadcast_to(sample.t.numpy()[:, None, None], ways.shape), ways], axis=2)
+    frame = limits(*ways, outermost=0.0)
+    figure = new_figure(7.0, 4.8 if flat else 0.6 + height_for(frame, 6.3, 6.4), title)
+    axes = figure.subplots()
     axes.add_collection(LineCollection(list(ways.swapaxes(0, 1)), colors="0.6", linewidths=0.6, alpha=0.7))
     for points, color, label in ((ways[0], GREY, "noise"), (ways[-1], ORANGE, "samples")):
         axes.scatter(*points.T, s=12, color=color, linewidths=0.0, zorder=3, label=label, clip_on=not flat)
@@ -113,8 +128,11 @@ def draw_trajectories(sample: FlowSample, title: str) -> Figure:
         axes.set_xlim(*_ends(sample))
         tidy(axes, "flow time", sample.view.labels[0])
     else:
-        scatter(axes, ways[0][:0], GREY, limits(*ways))
+        fit(axes, frame)
         label_axes(axes, sample.view)
+        # On a line every way is straight; how much it bends shows over time only.
+        note = f"on average {sample.straightness:.2f} times as long as the distance between their ends"
+        axes.set_title(note, fontsize=9)
     figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False, markerscale=1.5)
     return figure
 
@@ -123,30 +141,30 @@ def _ends(sample: FlowSample) -> tuple[float, float]:
     return float(sample.t[0]), float(sample.t[-1])
 
 
-def _planes(sample: FlowSample) -> tuple[np.ndarray, np.ndarray, tuple[str, str]] | None:
-    """Data and samples in the plane and the names of its axes, or None if a single column has no number beside it."""
-    data, generated = sample.view.show(sample.data), sample.view.show(sample.generated)
+def _planes(sample: FlowSample) -> _Planes | None:
+    """The planes of data and of samples, or None if a single column has no number beside it."""
+    number = len(sample.generated)  # of both, for equal numbers look alike
+    data, generated = sample.view.show(sample.data[:number]), sample.view.show(sample.generated)
     if data.shape[1] == 2:
-        return data, generated, (sample.view.labels[0], sample.view.labels[1])
+        return _Planes(data, generated, sample.view.labels, sample.groups)
     if sample.groups is None or sample.groups.levels:
         return None
-    beside = sample.groups.values[:, None]
-    labels = (sample.groups.name, sample.view.labels[0])
-    return np.hstack([beside, data]), np.hstack([beside[: len(generated)], generated]), labels
+    beside = sample.groups.values[:number, None]
+    return _Planes(np.hstack([beside, data]), np.hstack([beside, generated]), (sample.groups.name, *sample.view.labels))
 
 
-def _draw_planes(
-    panels: list[Axes], sample: FlowSample, data: np.ndarray, generated: np.ndarray, labels: tuple[str, str]
-) -> None:
-    frame, palette = limits(data, generated), Palette(sample.groups)
-    for axes, points, name in ((panels[0], data, "data"), (panels[1], generated, "samples")):
-        plain = BLUE if name == "data" else ORANGE
-        colors = plain if sample.groups is None else palette.colors(len(points))
-        scatter(axes, points, colors, frame)
-        axes.set_title(f"{len(points):,} {name}{count_outside(points, frame)}", fontsize=9)
-        tidy(axes, labels[0], labels[1] if name == "data" else "")
-    if sample.view.matrix.shape[1] == 2:  # else the number they would be coloured by is an axis
-        palette.explain(panels)
+def _draw_planes(panels: list[Axes], planes: _Planes) -> None:
+    palette = Palette(planes.groups)
+    for axes, points, name, plain in (
+        (panels[0], planes.data, "held-out rows of data", BLUE),
+        (panels[1], planes.generated, "samples", ORANGE),
+    ):
+        colors = plain if planes.groups is None else palette.colors(len(points))
+        scatter(axes, points, colors, planes.frame)
+        axes.set_title(f"{len(points):,} {name}{count_outside(points, planes.frame)}", fontsize=9)
+        tidy(axes, planes.labels[0], planes.labels[1])
+    hide_repeats(panels)
+    palette.explain(panels)
 
 
 def _marginals(sample: FlowSample) -> list[_Marginal]:
@@ -171,9 +189,11 @@ def _marginals(sample: FlowSample) -> list[_Marginal]:
 
 
 def _draw_marginal(axes: Axes, marginal: _Marginal) -> None:
-    edges = edges_of(limits(marginal.data[:, None], marginal.generated[:, None])[:, 0])
+    frame, bins = limits(marginal.data[:, None], marginal.generated[:, None])[:, 0], len(marginal.generated) ** 0.5
+    edges = edges_of(frame, int(np.clip(bins, 12, 60)))
     outline(axes, marginal.data, edges, BLUE, "data", filled=True)
     if len(marginal.generated):
         outline(axes, marginal.generated, edges, ORANGE, "samples")
     axes.set_title(marginal.title, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     tidy(axes, marginal.name)

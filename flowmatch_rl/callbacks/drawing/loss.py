@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flowmatch_rl.callbacks.drawing.learning import columns_of
-from flowmatch_rl.callbacks.drawing.style import BLUE, ORANGE, RED, count_steps, new_figure, tidy
+from flowmatch_rl.callbacks.drawing.style import BLUE, ORANGE, RED, count_steps, new_figure, scale_around_zero, tidy
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LossPoint:
 
 
 def draw_loss_curve(points: Sequence[LossPoint], title: str) -> Figure:
-    """Draw the losses and, below them, the distance on a log axis, by gradient step.
+    """Draw the losses and, below them, the distance, by gradient step.
 
     Args:
         points: In the order of their gradient steps, at least one.
@@ -49,25 +49,14 @@ def draw_loss_curve(points: Sequence[LossPoint], title: str) -> Figure:
 
 
 def _draw_distance(axes: Axes, steps: np.ndarray, distance: np.ndarray) -> None:
-    positive = np.where(distance > 0.0, distance, np.nan)
-    _draw_line(axes, steps, positive, RED, "")
-    if np.isfinite(positive).any():
+    _draw_line(axes, steps, distance, RED, "")
+    finite = distance[np.isfinite(distance)]
+    if len(finite) and finite.min() > 0.0:
         axes.set_yscale("log")
-    # Of a good model the unbiased estimate scatters around zero, which a log axis has no place for.
-    below = steps[distance <= 0.0]
-    if len(below):
-        heights = np.zeros(len(below))
-        axes.plot(
-            below,
-            heights,
-            "v",
-            color=RED,
-            markersize=5,
-            transform=axes.get_xaxis_transform(),
-            clip_on=False,
-            label="zero or below: not told from the data",
-        )
-        axes.legend(fontsize=8, frameon=False)
+    elif len(finite):
+        # Of a good model the unbiased estimate scatters around zero, by about as much as it is below.
+        axes.axhline(0.0, color="0.6", linewidth=0.8)
+        scale_around_zero(axes, max(-2.0 * float(finite.min()), 1e-9), finite)
 
 
 def _draw_line(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str, label: str) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -46,6 +47,25 @@ def tidy(axes: Axes, x_label: str = "", y_label: str = "") -> None:
 def count_steps(axes: Axes) -> None:
     """Write the numbers of a horizontal axis of counts as 10k, 1M."""
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def scale_around_zero(axes: Axes, noise: float, values: np.ndarray) -> None:
+    """Make a vertical axis logarithmic above a noise level and linear below, where numbers scatter around zero.
+
+    An axis that ends not far above the noise stays linear.
+
+    Args:
+        axes: The panel.
+        noise: Level of the noise, positive.
+        values: What is drawn.
+    """
+    low, top = float(np.nanmin(values, initial=0.0)), float(np.nanmax(values, initial=noise))
+    logarithmic = top > 4.0 * noise
+    if logarithmic:
+        axes.set_yscale("symlog", linthresh=noise)
+    axes.set_ylim(1.2 * low - 0.4 * noise, 1.6 * top)
+    if logarithmic:
+        axes.set_yticks([tick for tick in axes.get_yticks() if tick == 0.0 or noise < tick < 1.6 * top])
 
 
 def action_name(dimension: int, action_dim: int) -> str:

@@ -47,7 +47,7 @@ def view_of(schema: TableSchema, data: Tensor) -> View:
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
     if len(axes) < 2:  # one row of data
         axes = torch.eye(schema.sample_dim, dtype=torch.float64)[:2]
-    labels = tuple(f"principal component {i + 1} ({float(part):.0%})" for i, part in enumerate(share[:2]))
+    labels = tuple(f"PC {i + 1} ({100.0 * float(part):.0f} % of variance)" for i, part in enumerate(share[:2]))
     return View(axes.T.numpy(), -(axes @ centre).numpy(), (*labels, "", "")[:2])
 
 
@@ -95,11 +95,12 @@ def describe_condition(schema: TableSchema, condition: Tensor) -> str:
     return ", ".join(shown[:3] + ["..."] * (len(shown) > 3))
 
 
-def limits(*clouds: np.ndarray) -> np.ndarray:
-    """Limits that hold all but the outermost half percent of each cloud on either side, with a margin.
+def limits(*clouds: np.ndarray, outermost: float = 0.005) -> np.ndarray:
+    """Limits that hold all but the outermost points of each cloud, with a margin.
 
     Args:
         *clouds: Coordinates, shape (N, K); what is not finite is left out.
+        outermost: Share of the points left out on either side.
 
     Returns:
         Lower and upper limits, shape (2, K).
@@ -108,7 +109,7 @@ def limits(*clouds: np.ndarray) -> np.ndarray:
     for cloud in clouds:
         finite = cloud[np.isfinite(cloud).all(1)]
         if len(finite):
-            bounds.append(np.quantile(finite, [0.005, 0.995], axis=0))
+            bounds.append(np.quantile(finite, [outermost, 1.0 - outermost], axis=0))
     if not bounds:
         return np.array([[-1.0], [1.0]]).repeat(clouds[0].shape[1], axis=1)
     low, high = np.min([b[0] for b in bounds], axis=0), np.max([b[1] for b in bounds], axis=0)
