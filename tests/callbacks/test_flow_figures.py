@@ -10,8 +10,9 @@ from torch import Tensor
 
 from flowmatch_rl.callbacks.drawing.flow import draw_samples
 from flowmatch_rl.callbacks.drawing.flow_frames import flow_frames
-from flowmatch_rl.callbacks.drawing.flow_grids import density_on_grid, distance_by_steps, field_on_grid
+from flowmatch_rl.callbacks.drawing.flow_grids import density_on_grid, field_on_grid
 from flowmatch_rl.callbacks.drawing.flow_sample import FlowSample, sample_flow, with_steps
+from flowmatch_rl.callbacks.drawing.flow_steps import distance_by_steps
 from flowmatch_rl.callbacks.drawing.view import group_rows, limits, limits_on_the_way, view_of
 from flowmatch_rl.callbacks.flow_figures import FlowFigures
 from flowmatch_rl.modules import FlowMatchingModel

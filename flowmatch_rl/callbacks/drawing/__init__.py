@@ -1,9 +1,10 @@
 from flowmatch_rl.callbacks.drawing.episodes import draw_episodes
 from flowmatch_rl.callbacks.drawing.flow import draw_path, draw_samples, draw_trajectories
 from flowmatch_rl.callbacks.drawing.flow_frames import flow_frames
-from flowmatch_rl.callbacks.drawing.flow_grids import density_on_grid, distance_by_steps, field_on_grid
+from flowmatch_rl.callbacks.drawing.flow_grids import density_on_grid, field_on_grid
 from flowmatch_rl.callbacks.drawing.flow_maps import draw_density, draw_field, draw_steps
 from flowmatch_rl.callbacks.drawing.flow_sample import FlowModel, FlowSample, num_steps, sample_flow
+from flowmatch_rl.callbacks.drawing.flow_steps import distance_by_steps
 from flowmatch_rl.callbacks.drawing.learning import Evaluation, Point, draw_learning_curve, write_table
 from flowmatch_rl.callbacks.drawing.loss import LossPoint, draw_loss_curve
 from flowmatch_rl.callbacks.drawing.policy import draw_policy

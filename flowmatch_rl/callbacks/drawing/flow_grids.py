@@ -1,31 +1,20 @@
-"""The field and the density of a planar flow on grids, and its accuracy by number of steps, computed for figures."""
+"""The field and the density of a planar flow on grids, computed for figures."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from flowmatch_rl.callbacks.drawing.flow_sample import (
-    FlowModel,
-    FlowSample,
-    follow_flow,
-    noise_from,
-    num_steps,
-    with_steps,
-)
+from flowmatch_rl.callbacks.drawing.flow_sample import FlowModel, FlowSample, follow_flow
 from flowmatch_rl.callbacks.drawing.view import limits, limits_on_the_way
-from flowmatch_rl.keys import CONDITION, SAMPLE
-from flowmatch_rl.metrics import energy_distance
 
 _RESOLUTIONS = (128, 96, 80, 64, 56, 48, 40, 36, 32, 28, 24, 20, 16)
 _PILOT_ROWS = (128, 512)
 _CLOUD_POINTS = 400
-_MAX_EVALUATIONS = 64
 
 
 @dataclass(frozen=True)
@@ -72,12 +61,7 @@ def field_on_grid(
     cloud = module.schema.restore(points[moments]).numpy()
     frames = limits_on_the_way(cloud, limits(data))
     axes = np.linspace(frames[:, 0], frames[:, 1], side, axis=1)  # (F, G, 2)
-    field, fields = module.flow.field(module.guidance), []
-    for t, grid in zip(times[moments], axes, strict=True):
-        pairs = torch.from_numpy(np.stack(np.meshgrid(grid[:, 0], grid[:, 1]), axis=-1).reshape(-1, 2))
-        x = module.schema.standardise(pairs).to(noise)
-        context = None if condition is None else condition.expand(len(x), -1)
-        fields.append(field.velocity(x, t.to(x), context).cpu().double().unflatten(0, (side, side)))
+    fields = [_field_at(module, t, grid, condition) for t, grid in zip(times[moments], axes, strict=True)]
     velocity = torch.stack(fields)
     scale = torch.tensor(module.schema.scale, dtype=torch.float64)
     return FieldGrid(
@@ -88,6 +72,15 @@ def field_on_grid(
         speed=velocity.norm(dim=-1).numpy(),
         cloud=cloud,
     )
+
+
+def _field_at(module: FlowModel, t: Tensor, grid: np.ndarray, condition: Tensor | None) -> Tensor:
+    """Standardised velocity (G, G, 2) at the flow time t on the grid of both columns, shape (G, 2)."""
+    pairs = torch.from_numpy(np.stack(np.meshgrid(grid[:, 0], grid[:, 1]), axis=-1).reshape(-1, 2))
+    x = module.schema.standardise(pairs).to(module.draw_noise(1, torch.Generator()))
+    context = None if condition is None else condition.expand(len(x), -1)
+    velocity = module.flow.field(module.guidance).velocity(x, t.to(x), context)
+    return velocity.cpu().double().unflatten(0, (len(grid), len(grid)))
 
 
 @dataclass(frozen=True)
@@ -159,97 +152,3 @@ def _cells_near(points: np.ndarray, frame: np.ndarray, number: int) -> np.ndarra
     reach = -(-number // 20)
     near = max_pool2d(torch.from_numpy(counts)[None], 2 * reach + 1, stride=1, padding=reach)[0] > 0
     return near.numpy()
-
-
-@dataclass(frozen=True)
-class StepErrors:
-    """Accuracy by number of steps.
-
-    Attributes:
-        steps: Numbers of steps, shape (S,).
-        evaluations: Network evaluations that they take, per sample, shape (S,).
-        distance: Energy distance of samples and their conditions to as many of the data, standardised, shape (S,).
-        noise: Distance that nineteen of twenty pairs of halves of the data stay below.
-        configured: Network evaluations of the sampler as it is configured.
-    """
-
-    steps: np.ndarray
-    evaluations: np.ndarray
-    distance: np.ndarray
-    noise: float
-    configured: float
-
-
-def distance_by_steps(module: FlowModel, batch: Mapping[str, Tensor], num_samples: int) -> StepErrors | None:
-    """Sample with 1, 2, 4, ... steps of the model's own sampler, up to 64 network evaluations.
-
-    Args:
-        module: The model.
-        batch: Held-out standardised samples and their conditions, on the module's device.
-        num_samples: How many samples to draw, no more than half the rows of the batch.
-
-    Returns:
-        Distances, or None if the sampler chooses its own steps or the batch has fewer than four rows.
-    """
-    number, own = min(num_samples, len(batch[SAMPLE]) // 2), num_steps(module.sampler)
-    if own is None or number < 2:
-        return None
-    rows = [batch[key][: 2 * number].float() for key in (SAMPLE, CONDITION) if key in batch]
-    joint, data_dim = torch.cat(rows, dim=1), rows[0].shape[1]
-    # The conditions of one half, the data of the other: rows that share a condition would seem closer than they are.
-    first, second, noise = _typical_halves(joint)
-    context = joint[first, data_dim:] if CONDITION in batch else None
-    steps, evaluations, distances = 1, [], []
-    while not evaluations or 2.0 * evaluations[-1] <= _MAX_EVALUATIONS:
-        generated, count = _sample_with(module, steps, number, context)
-        pairs = generated if context is None else torch.cat([generated, context], dim=1)
-        evaluations.append(count)
-        distances.append(float(energy_distance(pairs.float(), joint[second])))
-        steps *= 2
-    return StepErrors(
-        steps=2 ** np.arange(len(evaluations)),
-        evaluations=np.array(evaluations),
-        distance=np.array(distances),
-        noise=noise,
-        configured=own * evaluations[0],
-    )
-
-
-@torch.no_grad()
-def _sample_with(module: FlowModel, steps: int, number: int, condition: Tensor | None) -> tuple[Tensor, float]:
-    """Samples and the network evaluations that each took."""
-    generator = torch.Generator().manual_seed(3)
-    rows = 0
-
-    def count(_: Any, inputs: tuple[Any, ...]) -> None:
-        nonlocal rows
-        rows += len(inputs[0])
-
-    handle = module.flow.network.register_forward_pre_hook(count)
-    try:
-        noise = module.draw_noise(number, generator)
-        sampler = with_steps(module.sampler, steps)
-        generated = module.flow.sample(noise, sampler, condition, module.guidance, noise_from(generator))
-    finally:
-        handle.remove()
-    return generated, rows / number
-
-
-def _typical_halves(rows: Tensor, repeats: int = 20) -> tuple[Tensor, Tensor, float]:
-    """Two random halves of some rows, and the 95 % quantile of the energy distance between such halves.
-
-    Of some pairs of halves this is the one whose distance is nearest to zero: one that by chance differs in its
-    conditions would make every sampler look bad.
-
-    Args:
-        rows: Rows, shape (2 N, D).
-        repeats: How many pairs.
-
-    Returns:
-        Indices of either half, shape (N,), and the quantile.
-    """
-    generator = torch.Generator().manual_seed(4)
-    orders = [torch.randperm(len(rows), generator=generator).to(rows.device) for _ in range(repeats)]
-    distances = torch.stack([energy_distance(*rows[order].chunk(2)) for order in orders])
-    first, second = orders[int(distances.abs().argmin())].chunk(2)
-    return first, second, max(float(distances.quantile(0.95)), 1e-9)

@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from flowmatch_rl.callbacks.drawing.clouds import fit, height_for, hide_repeats, label_axes, scatter
-from flowmatch_rl.callbacks.drawing.flow_grids import DensityGrid, FieldGrid, StepErrors
+from flowmatch_rl.callbacks.drawing.flow_grids import DensityGrid, FieldGrid
+from flowmatch_rl.callbacks.drawing.flow_steps import StepErrors
 from flowmatch_rl.callbacks.drawing.style import (
     BLUE,
     FLOW_COLORS,

@@ -129,7 +129,10 @@ def limits_on_the_way(coordinates: np.ndarray, last: np.ndarray) -> np.ndarray:
     """
     each = np.stack([limits(moment) for moment in coordinates])
     each[-1] = [np.minimum(each[-1, 0], last[0]), np.maximum(each[-1, 1], last[1])]
-    spans = (each[:, 1] - each[:, 0]).max(1)
-    if spans.max() <= 3.0 * spans[-1]:
+    spans = each[:, 1] - each[:, 0]
+    if spans.max() <= 3.0 * spans[-1].max():
         each[:] = [each[:, 0].min(0), each[:, 1].max(0)]
-    return each
+        return each
+    # All of the shape of the last, so that a panel keeps its own.
+    halves = 0.5 * spans[-1] * (spans / spans[-1]).max(1, keepdims=True)
+    return np.stack([each.mean(1) - halves, each.mean(1) + halves], axis=1)
