@@ -13,6 +13,11 @@ from flowmatch_rl.shapes import check_same_shape, check_shape
 class Coupling(abc.ABC):
     """Decides which row of the noise each row of the data starts from."""
 
+    @property
+    @abc.abstractmethod
+    def is_independent(self) -> bool:
+        """Whether every row keeps its own noise, so that there is nothing to pair."""
+
     @torch.no_grad()
     def pair(self, x_0: Tensor, x_1: Tensor, uniform: Tensor, condition: Tensor | None = None) -> Tensor:
         """Row of the noise for each row of the data.
@@ -49,6 +54,11 @@ class Coupling(abc.ABC):
 @dataclass(frozen=True)
 class IndependentCoupling(Coupling):
     """Noise and data know nothing of each other: each keeps the row it was drawn in."""
+
+    @property
+    def is_independent(self) -> bool:
+        """It is."""
+        return True
 
     def _index(self, x_0: Tensor, x_1: Tensor, uniform: Tensor, condition: Tensor | None) -> Tensor:
         """Every row its own."""

@@ -46,6 +46,11 @@ class ExactCoupling(Coupling):
     def __post_init__(self) -> None:
         _check_weight(self.condition_weight)
 
+    @property
+    def is_independent(self) -> bool:
+        """It is not."""
+        return False
+
     def _index(self, x_0: Tensor, x_1: Tensor, uniform: Tensor, condition: Tensor | None) -> Tensor:
         """The optimal permutation."""
         cost, scale = transport_cost(x_0, x_1, condition, self.condition_weight)
@@ -137,6 +142,11 @@ class SinkhornCoupling(Coupling):
                 f"tolerance or num_iterations"
             )
         return plan
+
+    @property
+    def is_independent(self) -> bool:
+        """It is not."""
+        return False
 
     def _index(self, x_0: Tensor, x_1: Tensor, uniform: Tensor, condition: Tensor | None) -> Tensor:
         """One draw per data row, by the inverse of its distribution function."""

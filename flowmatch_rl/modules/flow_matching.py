@@ -18,6 +18,7 @@ from flowmatch_rl.metrics import (
     wasserstein_distance,
 )
 from flowmatch_rl.modules.generation import Flow
+from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.reflow import Reflow
 from flowmatch_rl.modules.running_means import RunningMeans
 from flowmatch_rl.nets import VelocityArchitecture, lagging_copy, update_lagging_copy
@@ -28,7 +29,7 @@ from flowmatch_rl.solvers import Divergence, ExactDivergence, Midpoint, Solver
 from flowmatch_rl.types import RunError, Samples, TableSchema
 
 
-class FlowMatchingModel(LightningModule):
+class FlowMatchingModel(QuickHooks, LightningModule):
     """A flow from a source to data, perhaps given conditions.
 
     Batches hold standardised samples. Sampling, likelihood and evaluation use a lagging copy of the weights.
@@ -90,7 +91,7 @@ class FlowMatchingModel(LightningModule):
         learning_rate_decay: Literal["constant", "cosine"] = "cosine",
         weight_decay: float = 0.0,
         ema_decay: float = 0.999,
-        ema_interval: int = 1,
+        ema_interval: int = 10,
         reflow: Reflow | None = None,
     ) -> None:
         super().__init__()
@@ -295,7 +296,8 @@ class FlowMatchingModel(LightningModule):
         x_0 = samples.source
         if x_0 is None:
             x_0 = self.source.transform(self.draw_noise(len(x_1)))
-            x_0 = x_0[self.coupling.pair(x_0, x_1, torch.rand(len(x_1), device=x_1.device), condition)]
+            if not self.coupling.is_independent:
+                x_0 = x_0[self.coupling.pair(x_0, x_1, torch.rand(len(x_1), device=x_1.device), condition)]
         uniform = torch.rand(self.objective.num_uniforms, len(x_1), device=x_1.device)
         if self.stratified_times:
             uniform = torch.stack([stratify(row) for row in uniform])

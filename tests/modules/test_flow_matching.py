@@ -145,7 +145,7 @@ def test_a_checkpoint_round_trip_keeps_samples_and_units(options: dict[str, Any]
 
 def test_the_lagging_copy_follows_at_its_rate(tmp_path: Path) -> None:
     data = tiny_data(num_updates=1, epoch_updates=1)
-    module = FlowMatchingModel(data.schema, velocity=SMALL, ema_decay=0.05)
+    module = FlowMatchingModel(data.schema, velocity=SMALL, ema_decay=0.05, ema_interval=1)
     before = [weight.clone() for weight in module.velocity.parameters()]
     trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(module, datamodule=data)
     parts = zip(before, module.velocity.parameters(), module.velocity_ema.parameters(), strict=True)
@@ -279,7 +279,9 @@ def test_reflow_starts_from_its_teacher_and_learns_its_pairs(tmp_path: Path, con
 
     again = tiny_data(**options)
     reflow = Reflow(str(tmp_path / "teacher.ckpt"), num_pairs=50, solver=Midpoint(7))
-    student = FlowMatchingModel(again.schema, velocity=SMALL, learning_rate=1e-12, ema_decay=0.0, reflow=reflow)
+    student = FlowMatchingModel(
+        again.schema, velocity=SMALL, learning_rate=1e-12, ema_decay=0.0, ema_interval=1, reflow=reflow
+    )
     trainer(tmp_path).fit(student, datamodule=again)
     for taught, weight in zip(teacher.velocity_ema.parameters(), student.velocity.parameters(), strict=True):
         torch.testing.assert_close(weight, taught)
