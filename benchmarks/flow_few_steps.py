@@ -23,7 +23,9 @@ from flowmatch_rl.samplers import AverageVelocitySampler, OdeSampler, Sampler
 from flowmatch_rl.solvers import Euler
 
 NUMBER = 5_000
-ARCHITECTURE = VelocityArchitecture(hidden_dim=256, num_blocks=3, activation="silu", max_frequency=10.0)
+ARCHITECTURE = VelocityArchitecture(
+    hidden_dim=256, num_blocks=3, activation="silu", max_frequency=10.0, balanced_inputs=True
+)
 STEPS = (1, 2, 4, 50)
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -59,7 +61,7 @@ def distances(model: FlowMatchingModel, data: SampleData, seed: int) -> list[flo
     return [float(energy_distance(model.flow.sample(noise, sampler(steps), None, 1.0), truth)) for steps in STEPS]
 
 
-def run(seeds: int = 3, updates: int = 5000) -> dict[str, Any]:
+def run(seeds: int = 2, updates: int = 4000) -> dict[str, Any]:
     """Train every variant with every seed."""
     found: dict[str, list[list[float]]] = {}
     for seed in range(seeds):

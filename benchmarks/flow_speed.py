@@ -22,7 +22,9 @@ from flowmatch_rl.data import Dataset, SampleData, TwoMoons
 from flowmatch_rl.modules import FlowMatchingModel
 from flowmatch_rl.nets import VelocityArchitecture
 
-ARCHITECTURE = VelocityArchitecture(hidden_dim=512, num_blocks=3, activation="silu", max_frequency=10.0)
+ARCHITECTURE = VelocityArchitecture(
+    hidden_dim=512, num_blocks=3, activation="silu", max_frequency=10.0, balanced_inputs=True
+)
 LEARNING_RATE = 1e-3
 
 Pairs = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]

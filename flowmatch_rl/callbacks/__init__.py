@@ -3,7 +3,7 @@ from flowmatch_rl.callbacks.curves import LossCurve
 from flowmatch_rl.callbacks.episodes import EpisodeWriter
 from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
 from flowmatch_rl.callbacks.flow_figures import FlowFigures
-from flowmatch_rl.callbacks.progress import EnvStepProgress, Throughput
+from flowmatch_rl.callbacks.progress import Progress, Throughput
 from flowmatch_rl.callbacks.samples import SampleWriter
 from flowmatch_rl.callbacks.summary import summary
 from flowmatch_rl.callbacks.tracking import RunRecord, Tracker
@@ -12,12 +12,12 @@ from flowmatch_rl.callbacks.video import Video
 __all__ = [
     "AtomicCheckpointIO",
     "Checkpoints",
-    "EnvStepProgress",
     "EpisodeWriter",
     "FlowFigures",
     "LearningCurve",
     "LossCurve",
     "PolicyFigures",
+    "Progress",
     "RunRecord",
     "SampleWriter",
     "Throughput",

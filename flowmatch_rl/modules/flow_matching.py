@@ -77,7 +77,7 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         coupling: Coupling = IndependentCoupling(),
         objective: FlowObjective = ConditionalFlowMatching(),
         sampler: Sampler = OdeSampler(),
-        velocity: VelocityArchitecture = VelocityArchitecture(max_frequency=30.0),
+        velocity: VelocityArchitecture = VelocityArchitecture(max_frequency=10.0, balanced_inputs=True),
         t_min: float = 0.0,
         normalise_input: bool = False,
         stratified_times: bool = False,
@@ -307,9 +307,15 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         )
 
     def _joint(self, generated: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:
-        """Generated and held-out samples, each beside its condition."""
-        extra = [] if samples.condition is None else [samples.condition]
-        return torch.cat([generated, *extra], dim=1), torch.cat([samples.sample, *extra], dim=1)
+        """Generated and held-out samples, of conditional models each beside its condition.
+
+        Two samples that share their conditions are not independent: those come from different halves of the batch.
+        """
+        if samples.condition is None:
+            return generated, samples.sample
+        half = len(generated) // 2
+        made = torch.cat([generated, samples.condition], dim=1)[:half]
+        return made, torch.cat([samples.sample, samples.condition], dim=1)[half:]
 
     def _distances(self, generated: Tensor, samples: Samples, generator: torch.Generator) -> dict[str, Tensor]:
         x, y = self._joint(generated, samples)

@@ -34,6 +34,9 @@ class VelocityArchitecture:
         max_frequency: Highest frequency of those features, radians per unit of flow time. At 1 the field is very
             smooth in time; sharp densities may want more.
         residual: Whether the blocks add their input.
+        balanced_inputs: Whether sample, time, duration and condition start with equal shares in the first layer.
+            Otherwise every feature does, and a sample of few dimensions starts almost unseen beside the features of the
+            time.
     """
 
     hidden_dim: int = 256
@@ -42,6 +45,7 @@ class VelocityArchitecture:
     time_features: int = 128
     max_frequency: float = 1.0
     residual: bool = True
+    balanced_inputs: bool = False
 
     def build(self, sample_dim: int, condition_dim: int, takes_duration: bool = False) -> "VelocityNetwork":
         """Build the network for samples of dimension ``sample_dim`` given conditions of dimension ``condition_dim``.
@@ -85,9 +89,9 @@ class VelocityNetwork(nn.Module):
         self.from_duration = nn.Linear(architecture.time_features, width, bias=False) if takes_duration else None
         self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(architecture.num_blocks))
         self.to_velocity = nn.Linear(width, sample_dim)
-        self._initialise()
+        self._initialise(architecture.balanced_inputs)
 
-    def _initialise(self) -> None:
+    def _initialise(self, balanced_inputs: bool) -> None:
         """Orthogonal matrices of gain sqrt(2), the first layer's as one matrix over all its inputs; zero biases."""
         inputs = (self.from_sample, self.from_time, self.from_condition, self.from_duration)
         parts = [layer for layer in inputs if layer is not None]
@@ -100,6 +104,12 @@ class VelocityNetwork(nn.Module):
             nn.init.orthogonal_(layer.weight, gain=2.0**0.5)
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.from_sample.bias)
+        if balanced_inputs:
+            # Each input then adds a term of unit variance: entries of samples have it, a pair of sinusoids has norm 1.
+            for part in parts:
+                sinusoids = part is self.from_time or part is self.from_duration
+                energy = part.in_features / 2 if sinusoids else part.in_features
+                nn.init.normal_(part.weight, std=energy**-0.5)
 
     def hidden_layers(self) -> list[nn.Linear]:
         """Linear maps of the residual blocks."""

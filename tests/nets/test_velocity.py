@@ -142,3 +142,20 @@ def test_embedding_holds_cosine_and_sine_at_both_ends_of_its_frequencies() -> No
 def test_embedding_of_odd_or_no_dimension_raises(dim) -> None:
     with pytest.raises(ValueError, match=str(dim)):
         SinusoidalEmbedding(dim)
+
+
+def test_balanced_inputs_start_with_terms_of_unit_variance() -> None:
+    torch.manual_seed(0)
+    architecture = VelocityArchitecture(hidden_dim=2000, num_blocks=1, time_features=32, balanced_inputs=True)
+    network = architecture.build(2, 5, takes_duration=True)
+    assert network.from_condition is not None
+    assert network.from_duration is not None
+    features = network.embed_time(torch.rand(500))
+    terms = {
+        "sample": network.from_sample(torch.randn(500, 2)),
+        "condition": network.from_condition(torch.randn(500, 5)),
+        "time": network.from_time(features),
+        "duration": network.from_duration(features),
+    }
+    for name, term in terms.items():
+        assert abs(term.square().mean().item() - 1.0) < 0.15, name
