@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from flowmatch_rl.paths import Field
@@ -13,7 +14,8 @@ class SdeSampler(SteppingSampler):
     """Euler-Maruyama on the reverse stochastic differential equation.
 
     ``dx = (velocity + noise_scale g^2 score / 2) dt + sqrt(noise_scale) g dW`` has the marginals of the flow for every
-    ``noise_scale``: 0 is the probability flow, 1 the reverse of the diffusion. g is ``AffinePath.diffusion``.
+    ``noise_scale``: 0 is the probability flow, 1 the reverse of the diffusion. g is ``AffinePath.diffusion``. Where a
+    step would overshoot, as at the start of a path without data, where g is unbounded, less noise is added.
 
     Args:
         num_steps: Number of steps, at least 1.
@@ -36,8 +38,8 @@ class SdeSampler(SteppingSampler):
 
     @property
     def needs_normal_source(self) -> bool:
-        """It uses the score."""
-        return True
+        """It uses the score, if it adds noise."""
+        return self.noise_scale > 0.0
 
     @property
     def needs_average_velocity(self) -> bool:
@@ -48,8 +50,12 @@ class SdeSampler(SteppingSampler):
         """Points at ``t + dt``."""
         prediction, path = field.predict(x, t, condition), field.path
         velocity = path.convert(prediction, x, t, field.prediction, "velocity")
+        if self.noise_scale == 0.0:
+            return x + dt * velocity
         score = path.convert(prediction, x, t, field.prediction, "score")
-        variance_rate = self.noise_scale * path.diffusion(t)
+        # Every rate has the same marginals; at this limit a step takes a quarter of the noise in x away.
+        limit = 0.5 * path.schedule.sigma(t).square() / dt
+        variance_rate = torch.minimum(self.noise_scale * path.diffusion(t), limit)
         drift = velocity + 0.5 * variance_rate * score
         return x + dt * drift + (variance_rate * dt).sqrt() * draw(x)
 
