@@ -19,9 +19,9 @@ ACTIVATIONS = {
 }
 
 
-def build(condition_dim: int = C, **options) -> VelocityNetwork:
+def build(condition_dim: int = C, takes_duration: bool = False, **options) -> VelocityNetwork:
     architecture = VelocityArchitecture(**{"hidden_dim": 16, "time_features": 8, "max_frequency": 7.0} | options)
-    network = architecture.build(D, condition_dim).double()
+    network = architecture.build(D, condition_dim, takes_duration).double()
     with torch.no_grad():  # zero biases would hide one that is left out
         for layer in network.modules():
             if isinstance(layer, nn.Linear) and layer.bias is not None:
@@ -136,6 +136,75 @@ def test_embedding_holds_cosine_and_sine_at_both_ends_of_its_frequencies() -> No
     frequencies = torch.tensor([50.0, 5.0, 0.5])
     wanted = torch.cat([torch.cos(t[:, None] * frequencies), torch.sin(t[:, None] * frequencies)], -1)
     torch.testing.assert_close(features, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("condition_dim", [0, C])
+@pytest.mark.parametrize("time", [(), (B,), (B, N)], ids=str)
+def test_without_a_duration_a_network_that_takes_one_gives_the_velocity_of_the_moment(time, condition_dim) -> None:
+    torch.manual_seed(0)
+    network = build(condition_dim, takes_duration=True)
+    x, t = torch.randn(B, N, D).double(), torch.rand(time).double()
+    condition = torch.randn(B, 1, C).double() if condition_dim else None
+    at_once = network(x, t, condition)
+    torch.testing.assert_close(at_once, network(x, t, condition, torch.zeros_like(t)), atol=0, rtol=0)
+    torch.testing.assert_close(at_once, network(x, t, condition, torch.tensor(0.0).double()))
+    assert (network(x, t, condition, torch.full_like(t, 0.5)) - at_once).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("duration", [(), (B,), (B, N)], ids=str)
+def test_the_duration_adds_a_term_of_its_own_features_to_the_first_layer(duration) -> None:
+    torch.manual_seed(0)
+    network = build(takes_duration=True, num_blocks=1)
+    x, t, condition = torch.randn(B, N, D).double(), torch.rand(B).double(), torch.randn(B, 1, C).double()
+    length = torch.rand(duration).double()
+    for i, n in itertools.product(range(B), range(N)):
+        here = length.reshape(length.shape + (1,) * (2 - length.dim())).expand(B, N)[i, n]
+        inputs = [x[i, n], network.embed_time(t[i]), condition[i, 0], network.embed_time(here)]
+        parts = [network.from_sample, network.from_time, network.from_condition, network.from_duration]
+        weight = torch.cat([part.weight for part in parts], 1)
+        h = functional.gelu(functional.linear(torch.cat(inputs), weight, network.from_sample.bias))
+        h = h + functional.gelu(network.blocks[0](h))
+        torch.testing.assert_close(network(x, t, condition, length)[i, n], network.to_velocity(h))
+
+
+def test_a_duration_is_refused_by_a_network_that_takes_none() -> None:
+    network = build()
+    x, t, condition = torch.randn(B, D).double(), torch.rand(B).double(), torch.randn(B, C).double()
+    assert network.from_duration is None
+    for call in (lambda d: network(x, t, condition, d), lambda d: network.bind(condition)(x, t, None, d)):
+        with pytest.raises(ValueError, match="takes no duration"):
+            call(torch.zeros_like(t))
+
+
+@pytest.mark.parametrize("duration", [(N,), (B, 1, 1), (B + 1,), (1, B)], ids=str)
+def test_a_duration_that_is_no_prefix_of_the_batch_is_refused(duration) -> None:
+    network = build(takes_duration=True)
+    with pytest.raises(ValueError, match="prefix"):
+        network(torch.randn(B, D).double(), torch.rand(B).double(), torch.randn(B, C).double(), torch.rand(duration))
+
+
+def test_bound_field_equals_the_network_at_that_condition_and_duration() -> None:
+    torch.manual_seed(0)
+    network = build(takes_duration=True)
+    x, t, condition = torch.randn(B, N, D).double(), torch.rand(B).double(), torch.randn(B, 1, C).double()
+    field = network.bind(condition)
+    for duration in (None, torch.rand(B).double(), torch.rand(B, N).double()):
+        torch.testing.assert_close(field(x, t, None, duration), network(x, t, condition, duration))
+
+
+def test_forward_mode_derivatives_pass_through_the_network() -> None:
+    """The total derivative that the mean flow objective takes, against a difference quotient."""
+    torch.manual_seed(0)
+    network, h = build(takes_duration=True), 1e-6
+    x, condition, v = torch.randn(B, D).double(), torch.randn(B, C).double(), torch.randn(B, D).double()
+    t, duration = torch.rand(B).double(), torch.rand(B).double()
+    one = torch.ones_like(t)
+    value, slope = torch.func.jvp(lambda x, t, d: network(x, t, condition, d), (x, t, duration), (v, one, -one))
+    torch.testing.assert_close(value, network(x, t, condition, duration))
+    with torch.no_grad():
+        ahead = network(x + h * v, t + h, condition, duration - h)
+        behind = network(x - h * v, t - h, condition, duration + h)
+    torch.testing.assert_close(slope, (ahead - behind) / (2.0 * h), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dim", [0, 1, 7, -2])
