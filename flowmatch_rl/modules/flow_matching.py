@@ -44,7 +44,8 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         velocity: Shape of the network.
         t_min: Flow times lie in [t_min, 1 - t_min]; in [0, 0.5). Some predictions cannot be had at the ends of some
             paths, such as data at t = 1; they need a value above 0.
-        normalise_input: Whether the network sees x_t scaled to unit variance, which a variance-exploding path needs.
+        normalise: Whether the network sees x_t scaled to unit variance and answers in units of the typical size of what
+            it predicts; variance-exploding paths and scores need it.
         stratified_times: Whether the flow times of a batch are spread evenly.
         condition_dropout: Share of the training samples that hide their condition, in [0, 1); guidance needs some.
         guidance: Weight of the condition in sampling: 1 for the plain conditional law, above 1 to exaggerate.
@@ -79,7 +80,7 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         sampler: Sampler = OdeSampler(),
         velocity: VelocityArchitecture = VelocityArchitecture(max_frequency=10.0, balanced_inputs=True),
         t_min: float = 0.0,
-        normalise_input: bool = False,
+        normalise: bool = False,
         stratified_times: bool = False,
         condition_dropout: float = 0.0,
         guidance: float = 1.0,
@@ -126,8 +127,8 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         )
         self.velocity = network
         self.velocity_ema = lagging_copy(network)
-        self._learner = Flow(network, path, source, objective, t_min, normalise_input, marks_absence)
-        self.flow = Flow(self.velocity_ema, path, source, objective, t_min, normalise_input, marks_absence)
+        self._learner = Flow(network, path, source, objective, t_min, normalise, marks_absence)
+        self.flow = Flow(self.velocity_ema, path, source, objective, t_min, normalise, marks_absence)
         self._means = RunningMeans()
         self._check_parts()
 

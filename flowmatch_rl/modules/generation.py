@@ -25,7 +25,7 @@ class Flow:
         source: Law of x_0.
         objective: What the network predicts.
         t_min: Flow times lie in [t_min, 1 - t_min].
-        normalise_input: Whether the network sees x_t scaled to unit variance.
+        normalise: Whether the network sees x_t at unit variance and answers in units of what it predicts.
         marks_absence: Whether a last entry of the condition says that the condition is there.
     """
 
@@ -34,14 +34,16 @@ class Flow:
     source: Source
     objective: FlowObjective
     t_min: float
-    normalise_input: bool
+    normalise: bool
     marks_absence: bool
 
     def evaluate(self, x: Tensor, t: Tensor, condition: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
-        """What the network says at x, with the scale of its input taken care of; shape of x."""
-        if self.normalise_input:
-            x = append_dims(self.path.input_scale(t), like=x) * x
-        return self.network(x, t, condition, duration)
+        """What the model predicts at x, shape of x."""
+        if not self.normalise:
+            return self.network(x, t, condition, duration)
+        times = append_dims(t, like=x)
+        answer = self.network(self.path.input_scale(times) * x, t, condition, duration)
+        return self.path.output_scale(times, self.objective.predicts) * answer
 
     def mark(self, condition: Tensor | None, present: Tensor | bool) -> Tensor | None:
         """The condition as the network takes it.

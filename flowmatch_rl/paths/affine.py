@@ -147,6 +147,24 @@ class AffinePath:
         """Scale that gives x_t unit variance when noise and data have it, shape of t."""
         return (self.schedule.alpha(t).square() + self.schedule.sigma(t).square()).rsqrt()
 
+    def output_scale(self, t: Tensor, prediction: Prediction) -> Tensor:
+        """Root mean square of a prediction's target when noise and data are independent and have unit variance.
+
+        Args:
+            t: Flow time in [0, 1], any shape.
+            prediction: What is predicted.
+
+        Returns:
+            Scale, shape of t.
+        """
+        match prediction:
+            case "velocity":
+                return (self.schedule.d_alpha(t).square() + self.schedule.d_sigma(t).square()).sqrt()
+            case "score":
+                return self.schedule.sigma(t).reciprocal()
+            case _:
+                return torch.ones_like(t)
+
     def diffusion(self, t: Tensor) -> Tensor:
         """Squared diffusion coefficient g^2 of the path as a diffusion, ``2 sigma^2 d/dt log(alpha / sigma)``.
 

@@ -50,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "path": AffinePath(VarianceExplodingSchedule()),
         "objective": ConditionalFlowMatching("score"),
         "sampler": SdeSampler(5),
-        "normalise_input": True,
+        "normalise": True,
     },
     "mean flow": {"objective": MeanFlow(), "sampler": AverageVelocitySampler()},
     "adaptive": {"sampler": OdeSampler(AdaptiveSolver()), "divergence": HutchinsonDivergence(num_probes=2)},

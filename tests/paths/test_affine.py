@@ -281,3 +281,12 @@ def test_an_unknown_prediction_is_named() -> None:
         AffinePath().convert(x, x, t, "data", "epsilon")
     with pytest.raises(ValueError, match="'epsilon'"):
         AffinePath().target("epsilon", x, x, t)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "data", "noise", "score"])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_output_scale_is_the_root_mean_square_of_the_target(schedule: Schedule, prediction: Prediction) -> None:
+    path, t = AffinePath(schedule), torch.linspace(0.05, 0.95, 5, dtype=F64)
+    x_0, x_1 = normal(5, 20_000, seed=0), normal(5, 20_000, seed=1)
+    target = path.target(prediction, x_0, x_1, t)
+    torch.testing.assert_close(path.output_scale(t, prediction), target.square().mean(1).sqrt(), rtol=0.02, atol=0.0)
