@@ -55,12 +55,12 @@ def test_an_exploding_path_wants_a_higher_order_for_that() -> None:
     """The noise grows by a constant factor per step, which the midpoint rule misses by its cube."""
     schedule = VarianceExplodingSchedule()
     assert 1e-3 < error(schedule, Midpoint(100)).mean() < 2e-2
-    assert error(schedule, RK4(100)).max() < 1e-4
+    assert error(schedule, RK4(60)).max() < 3e-4
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_an_adaptive_solver_is_as_close_as_its_tolerance(schedule: Schedule) -> None:
-    assert error(schedule, AdaptiveSolver(rtol=1e-7, atol=1e-7)).max() < 1e-5
+    assert error(schedule, AdaptiveSolver(rtol=1e-6, atol=1e-6)).max() < 5e-5
 
 
 @pytest.mark.parametrize("dims", [1, 3])
@@ -90,12 +90,12 @@ def test_the_likelihood_of_a_normal_is_that_normal(schedule: Schedule) -> None:
     def start(x: Tensor) -> Tensor:
         return mixture.marginal_log_prob(path, x, torch.tensor(ENDS[0], dtype=F64))
 
-    solver = AdaptiveSolver(rtol=1e-7, atol=1e-7)
+    solver = AdaptiveSolver(rtol=1e-6, atol=1e-6)
     found, _ = log_likelihood(mixture.field(path), x, start, solver, ExactDivergence(), *ENDS)
     t = torch.tensor(ENDS[1], dtype=F64)
     std = (schedule.alpha(t).square() * scale**2 + schedule.sigma(t).square()).sqrt()
     expected = torch.distributions.Normal(schedule.alpha(t) * mean, std).log_prob(x).sum(-1)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-5)
 
 
 def test_signs_of_the_probes_average_to_the_exact_likelihood() -> None:
