@@ -125,6 +125,7 @@ class SampleData(LightningDataModule):
         self.schema: TableSchema = describe_table(
             self._frame, columns, conditions, classes, self._rows["train"], standardise, self._table
         )
+        self._seed: int | None = None
         self._batches: ShuffledRows | None = None
         self._place: dict[str, int] = {}  # in the sequence of batches, of a run to go on with
 
@@ -164,6 +165,10 @@ class SampleData(LightningDataModule):
     @property
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
+
+    def setup(self, stage: str) -> None:
+        """Note the seed that the processes have in common, before the module gives each a noise of its own."""
+        self._seed = torch.initial_seed()
 
     def train_dataloader(self) -> DataLoader:
         """Batches of ``SAMPLE`` (B, D) and, where there are, ``CONDITION`` (B, C) and ``SOURCE`` (B, D)."""
@@ -229,7 +234,8 @@ class SampleData(LightningDataModule):
             samples = _checked(self._module.training_samples(samples), samples, self.batch_size)
         table = {SAMPLE: samples.sample, CONDITION: samples.condition, SOURCE: samples.source}
         table = {key: rows.cpu() for key, rows in table.items() if rows is not None}
-        place = {"seed": torch.initial_seed(), "num_rows": len(samples.sample)} | self._place
+        seed = torch.initial_seed() if self._seed is None else self._seed
+        place = {"seed": seed, "num_rows": len(samples.sample)} | self._place
         if place.pop("num_rows") != len(samples.sample):
             raise ValueError(
                 f"{self._table} has {len(samples.sample)} training rows, but the run to go on with has "

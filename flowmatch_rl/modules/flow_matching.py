@@ -202,6 +202,11 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         """Give each process noise of its own; weights were built from the common seed."""
         torch.manual_seed((torch.initial_seed() + self.global_rank) % 2**63)
 
+    def on_train_start(self) -> None:
+        """Give a run that goes on other noise than it began with."""
+        if self.global_step:
+            torch.manual_seed((torch.initial_seed() + 1_000_000 * self.global_step) % 2**63)
+
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of a batch."""
         loss = self._loss(self._learner, read_samples(batch)).mean()
@@ -357,10 +362,9 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         if self.sampler.needs_average_velocity and not self.objective.uses_duration:
             raise ValueError(f"{self.sampler} needs the objective MeanFlow, got {self.objective}")
         needed = [*path.conversion(times, prediction, "velocity"), path.schedule.d_sigma(times)]
-        needed += [path.diffusion(times)] if self.sampler.needs_normal_source else []
         if not all(bool(torch.isfinite(values).all()) for values in needed):
             raise ValueError(
-                f"prediction {prediction} by {self.sampler} divides by zero at an end of {path.schedule}; "
+                f"the prediction {prediction} leaves the velocity undefined at an end of {path.schedule}; "
                 f"t_min must be above {self.flow.t_min}, such as 0.001"
             )
 

@@ -141,7 +141,11 @@ class VelocityNetwork(nn.Module):
 
         Returns:
             Function of (x, t, None) and, for a network that takes one, the duration.
+
+        Raises:
+            ValueError: If the network takes a condition and there is none, or the other way round.
         """
+        self._check_presence(condition)
         features = None if condition is None or self.from_condition is None else self.from_condition(condition)
 
         def velocity(x: Tensor, t: Tensor, _: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
@@ -149,12 +153,15 @@ class VelocityNetwork(nn.Module):
 
         return velocity
 
-    def _condition_features(self, condition: Tensor | None, x: Tensor) -> Tensor | None:
+    def _check_presence(self, condition: Tensor | None) -> None:
         if (condition is None) != (self.from_condition is None):
             wanted = "no condition" if self.from_condition is None else "a condition"
             raise ValueError(
                 f"this network takes {wanted}, got {None if condition is None else tuple(condition.shape)}"
             )
+
+    def _condition_features(self, condition: Tensor | None, x: Tensor) -> Tensor | None:
+        self._check_presence(condition)
         if condition is None or self.from_condition is None:
             return None
         append_dims(condition[..., 0], like=x[..., 0])

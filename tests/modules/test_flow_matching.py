@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from flowmatch_rl.couplings import ExactCoupling
@@ -52,6 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "sampler": SdeSampler(5),
         "normalise": True,
     },
+    "stochastic": {"sampler": SdeSampler(5)},
     "mean flow": {"objective": MeanFlow(), "sampler": AverageVelocitySampler()},
     "adaptive": {"sampler": OdeSampler(AdaptiveSolver()), "divergence": HutchinsonDivergence(num_probes=2)},
 }
@@ -122,7 +123,9 @@ def test_samples_and_densities_have_the_shapes_of_the_batch(options: dict[str, A
     module = model(schema, likelihood_solver=Midpoint(3), **options)
     made = batch(5, schema)
     noise = module.draw_noise(5)
-    assert module.sample(noise, made.get("condition")).shape == (5, 2)
+    drawn = module.sample(noise, made.get("condition"))
+    assert drawn.shape == (5, 2)
+    assert bool(torch.isfinite(drawn).all())
     assert module.log_prob(made["sample"], made.get("condition")).shape == (5,)
 
 
@@ -251,6 +254,23 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does_in_length(tmp_path: 
     assert rest.global_step == whole.global_step == 6
 
 
+def test_a_resumed_run_draws_other_noise_than_it_began_with(tmp_path: Path) -> None:
+    draws = []
+
+    class Draws(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            draws.append(tuple(torch.get_rng_state().tolist()))
+
+    path = None
+    for epochs in (1, 2):
+        torch.manual_seed(7)
+        run = trainer(tmp_path, max_epochs=epochs, callbacks=[Draws()])
+        run.fit(FlowMatchingModel(tiny_data().schema, velocity=SMALL), datamodule=tiny_data(), ckpt_path=path)
+        path = tmp_path / "half.ckpt"
+        run.save_checkpoint(path)
+    assert len(set(draws)) == len(draws) == 6
+
+
 def test_a_test_uses_the_units_of_the_checkpoint(tmp_path: Path) -> None:
     data = tiny_data()
     run = trainer(tmp_path)
@@ -342,7 +362,6 @@ def test_a_trained_flow_speaks_numpy_and_the_units_of_the_data(tmp_path: Path) -
         ({"objective": ConditionalFlowMatching("noise")}, "t_min must be above"),
         ({"objective": ConditionalFlowMatching("data")}, "t_min must be above"),
         ({"path": AffinePath(VariancePreservingSchedule())}, "t_min must be above"),
-        ({"sampler": SdeSampler()}, "t_min must be above"),
         ({"sampler": AverageVelocitySampler()}, "needs the objective MeanFlow"),
         ({"source": UniformSource(), "sampler": SdeSampler(), "t_min": 0.1}, "needs the source"),
         (

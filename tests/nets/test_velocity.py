@@ -228,3 +228,10 @@ def test_balanced_inputs_start_with_terms_of_unit_variance() -> None:
     }
     for name, term in terms.items():
         assert abs(term.square().mean().item() - 1.0) < 0.15, name
+
+
+def test_binding_refuses_a_condition_too_many_or_too_few() -> None:
+    with pytest.raises(ValueError, match="takes no condition"):
+        VelocityArchitecture(hidden_dim=8).build(2, 0).bind(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="takes a condition, got None"):
+        VelocityArchitecture(hidden_dim=8).build(2, 3).bind(None)
