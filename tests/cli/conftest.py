@@ -2,12 +2,16 @@
 
 import pytest
 
-from flowmatch_rl.callbacks import PolicyFigures, figures
+from flowmatch_rl.callbacks import PolicyFigures, curves, figures
 
 
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw nothing: figures take longer than the rest of a tiny run, and one run draws them all."""
     monkeypatch.setattr(PolicyFigures, "_policy", lambda *_: None)
-    for name in ("draw_episodes", "draw_learning_curve", "_write"):
-        monkeypatch.setattr(figures, name, lambda *_: None)
+    for module, names in {
+        figures: ("draw_episodes", "draw_learning_curve", "write_figure"),
+        curves: ("draw_loss_curve", "write_figure"),
+    }.items():
+        for name in names:
+            monkeypatch.setattr(module, name, lambda *_: None)

@@ -61,3 +61,58 @@ class RankReport(Callback):
             "gradient_steps": trainer.global_step,
         }
         (self.folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(report))
+
+
+class Batches(Callback):
+    """Adds a line with the hash of every training batch to a file, and perhaps ends the run like a user.
+
+    Args:
+        path: The file.
+        interrupt_after: Updates after which to raise ``KeyboardInterrupt``, or None.
+    """
+
+    def __init__(self, path: str, interrupt_after: int | None = None) -> None:
+        self.path, self.interrupt_after = Path(path), interrupt_after
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        with self.path.open("a") as file:
+            file.write(digest([batch["sample"]]) + "\n")
+        if trainer.global_step == self.interrupt_after:
+            raise KeyboardInterrupt
+
+
+class FlowRankReport(Callback):
+    """Writes what a process that trains a flow holds, has seen and draws, when training ends.
+
+    Args:
+        folder: Existing folder of ``rank<number>.json``.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.start = ""
+        self.batches: list[str] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start = digest(pl_module.parameters())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.batches.append(digest([batch["sample"]]))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module, data = pl_module, trainer.datamodule  # pyright: ignore
+        report = {
+            "world_size": trainer.world_size,
+            "start": self.start,
+            "weights": digest(module.velocity.parameters()),  # pyright: ignore
+            "lagging": digest(module.velocity_ema.parameters()),  # pyright: ignore
+            "batches": self.batches,
+            "draw": torch.randn(4).tolist(),
+            "place": data.state_dict(),
+            "gradient_steps": trainer.global_step,
+        }
+        (self.folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(report))

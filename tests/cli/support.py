@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from flowmatch_rl.cli import run
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 PENDULUM = CONF / "actor_critic" / "pendulum.yaml"
+TWO_MOONS = CONF / "flow" / "two_moons.yaml"
 
 SIZES = {
     "data.total_env_steps": 40,
@@ -34,6 +35,23 @@ SIZES = {
     "trainer.accelerator": "cpu",
 }
 
+FLOW_SIZES = {
+    "data.num_updates": 12,
+    "data.epoch_updates": 6,
+    "data.batch_size": 16,
+    "data.eval_samples": 60,
+    "data.predict_samples": 20,
+    "model.velocity.hidden_dim": 16,
+    "model.velocity.num_blocks": 1,
+    "model.likelihood_samples": 4,
+    "model.likelihood_solver.init_args.num_steps": 2,
+    "model.transport_samples": 20,
+    "figures.enabled": "false",
+    "trainer.logger": "false",
+    "trainer.enable_progress_bar": "false",
+    "trainer.accelerator": "cpu",
+}
+
 
 @dataclass
 class Outcome:
@@ -51,7 +69,17 @@ class Outcome:
 
 def arguments(command: str, *configs: Path, **changes: object) -> list[str]:
     """A command with configurations and tiny sizes; ``changes`` name options with ``__`` for a dot."""
-    options = SIZES | {name.replace("__", "."): value for name, value in changes.items()}
+    return _arguments(command, configs, SIZES, changes)
+
+
+def flow_arguments(command: str, *configs: Path, **changes: object) -> list[str]:
+    """As ``arguments``, for the generative model; None leaves an option out."""
+    return _arguments(command, configs, FLOW_SIZES, changes)
+
+
+def _arguments(command: str, configs: Iterable[Path], sizes: dict, changes: dict) -> list[str]:
+    options = sizes | {name.replace("__", "."): value for name, value in changes.items()}
+    # An option of an object must come after the configuration that names its class.
     return [command, *(f"-c={path}" for path in configs), *(f"--{k}={v}" for k, v in options.items() if v is not None)]
 
 

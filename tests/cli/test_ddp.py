@@ -3,13 +3,32 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.cli.support import CONF, PENDULUM, arguments, environment
+from tests.cli.support import CONF, PENDULUM, TWO_MOONS, arguments, environment, flow_arguments
 
 pytestmark = pytest.mark.ddp
+
+
+def train(args: list[str], probe: str, folder: Path) -> list[dict]:
+    """Reports of both processes; the first also holds the last checkpoint and what was printed."""
+    callbacks = json.dumps([{"class_path": f"tests.cli.probes.{probe}", "init_args": {"folder": str(folder)}}])
+    result = subprocess.run(
+        [sys.executable, "-m", "flowmatch_rl", *args, f"--trainer.callbacks={callbacks}"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=folder,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    reports = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    reports[0]["checkpoint"] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    reports[0]["out"] = result.stdout
+    return reports
 
 
 @pytest.fixture(scope="module")
@@ -27,20 +46,7 @@ def ranks(tmp_path_factory) -> list[dict]:
         data__test_episodes=2,
         data__env_steps_per_collection=1,
     )
-    probe = json.dumps([{"class_path": "tests.cli.probes.RankReport", "init_args": {"folder": str(folder)}}])
-    result = subprocess.run(
-        [sys.executable, "-m", "flowmatch_rl", *args, f"--trainer.callbacks={probe}"],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd=folder,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    reports = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
-    reports[0]["checkpoint"] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    reports[0]["out"] = result.stdout
-    return reports
+    return train(args, "RankReport", folder)
 
 
 def test_both_processes_begin_and_end_with_equal_weights_that_have_moved(ranks) -> None:
@@ -73,3 +79,33 @@ def test_environment_steps_count_both_processes(ranks) -> None:
 def test_evaluation_counts_the_episodes_of_both_processes_and_is_printed_once(ranks) -> None:
     assert ranks[0]["out"].count("return  ") == 1
     assert "of 2 episodes" in ranks[0]["out"]
+
+
+@pytest.fixture(scope="module")
+def flow_ranks(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("flow_ddp")
+    args = flow_arguments(
+        "fit",
+        TWO_MOONS,
+        CONF / "trainer" / "ddp.yaml",
+        trainer__default_root_dir=folder,
+        data__dataset__init_args__num_samples=600,
+    )
+    return train(args, "FlowRankReport", folder)
+
+
+def test_processes_of_a_flow_end_with_equal_weights_from_different_batches_and_noise(flow_ranks) -> None:
+    first, second = flow_ranks
+    assert first["world_size"] == second["world_size"] == 2
+    for name in ("start", "weights", "lagging", "gradient_steps"):
+        assert first[name] == second[name], name
+    assert first["weights"] != first["start"]
+    assert len(first["batches"]) == len(second["batches"]) == first["gradient_steps"] == 12
+    assert not set(first["batches"]) & set(second["batches"])
+    assert not set(first["draw"]) & set(second["draw"])
+    assert first["out"].count("distance  ") == 1
+
+
+def test_processes_of_a_flow_keep_the_same_place_among_their_batches(flow_ranks) -> None:
+    first, second = flow_ranks
+    assert first["place"] == second["place"] == first["checkpoint"]["SampleData"]

@@ -243,6 +243,21 @@ def test_replaced_samples_that_do_not_fit_are_refused(tensors: tuple, words: lis
     assert all(word in str(caught.value) for word in words)
 
 
+def test_processes_have_one_place_in_the_sequence_though_their_noise_differs() -> None:
+    places, batches = [], []
+    for rank in (0, 1):
+        data = build(columns=["a"], world_size=2, rank=rank)
+        data.setup("fit")
+        torch.manual_seed(rank)  # as a module does when training starts
+        batches.append(take(data, 3))
+        places.append(data.state_dict())
+    assert places[0] == places[1]
+    resumed = build(columns=["a"], world_size=2, rank=1)
+    resumed.load_state_dict({**places[0], "passes": 0, "row": 0})
+    assert all(torch.equal(a[SAMPLE], b[SAMPLE]) for a, b in zip(take(resumed, 3), batches[1], strict=True))
+    assert not torch.equal(batches[0][0][SAMPLE], batches[1][0][SAMPLE])
+
+
 def test_evaluation_repeats_itself_and_is_cut_and_shared_among_processes() -> None:
     whole = build(val_fraction=0.4)
     rows = rows_of(only(whole.val_dataloader()), whole)
