@@ -56,6 +56,15 @@ _ROOMS = (
 )
 _WITH_OPTIONS = {Checkpoints: "checkpoints", Video: "video", SampleWriter: "samples", FlowFigures: "figures"}
 _RUN_DIR = "FLOWMATCH_RL_RUN_DIR"
+_CHECKS = (
+    "_parse_ckpt_path",
+    "instantiate_classes",
+    "instantiate_trainer",
+    "_call_setup_hook",
+    "_restore_modules_and_callbacks",
+    "_request_dataloader",
+)
+"""Functions, on the way to an error, in which arguments, files and checkpoints are still being checked."""
 
 
 class FlowMatchCLI(LightningCLI):
@@ -111,7 +120,10 @@ class FlowMatchCLI(LightningCLI):
         path = self.config[subcommand].get("ckpt_path") if subcommand else None
         if not (path and Path(path).is_file()):
             return
-        saved = torch.load(path, weights_only=True, map_location="cpu")["hyper_parameters"]
+        try:
+            saved = torch.load(path, weights_only=True, map_location="cpu")["hyper_parameters"]
+        except Exception as error:  # a damaged file may raise anything
+            raise ValueError(f"{path} is not a checkpoint of flowmatch-rl") from error
         given = {_model_argument(argument) for argument in Parser.arguments}
         if "_class_path" in saved and "" not in given:
             kept = {k: v for k, v in saved.items() if not k.startswith("_") and k not in given.union(DIMENSIONS)}
@@ -186,7 +198,7 @@ def run(args: list[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         return report(str(error), code=1)
-    except (ValueError, FileNotFoundError, MisconfigurationException) as error:
+    except (ValueError, FileNotFoundError, MisconfigurationException, RuntimeError) as error:
         if debug or not _is_users(error):
             raise
         short = shorten(str(error))
@@ -196,13 +208,10 @@ def run(args: list[str] | None = None) -> int:
 
 def _is_users(error: BaseException) -> bool:
     """Whether an error was raised while arguments were checked, not in the middle of a run."""
-    frames = traceback.extract_tb(error.__traceback__)
-    checked = any(
-        frame.name in ("instantiate_classes", "instantiate_trainer", "on_load_checkpoint") for frame in frames
-    )
-    return checked or (
-        isinstance(error, FileNotFoundError) and any(frame.name == "_restore_modules_and_callbacks" for frame in frames)
-    )
+    frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, RuntimeError):  # from weights of other shapes
+        return "load_state_dict" in frames
+    return any(check in frames for check in _CHECKS)
 
 
 def _quieten() -> None:

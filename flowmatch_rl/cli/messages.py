@@ -25,6 +25,10 @@ def shorten(message: str) -> str:
     Args:
         message: What jsonargparse says, often several lines with every alternative it tried.
     """
+    message = re.sub(r"^Call to compute_fn of link .*\) failed: ", "", message, flags=re.DOTALL)
+    message = re.sub(
+        r"^Error\(s\) in loading state_dict for (\w+):\s*", r"the checkpoint does not fit this \1: ", message
+    )
     keys = re.findall(r'Parser key "([^"]+)"', message)
     text = re.sub(r'Parser key "[^"]+":', "", message)
     text = re.sub(r"Expected a dot import path string: (\S+)", r"unknown class '\1'", text)

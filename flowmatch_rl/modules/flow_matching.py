@@ -273,6 +273,13 @@ class FlowMatchingModel(QuickHooks, LightningModule):
             if missing or len(trained) != len(here):
                 problem = f"lacks {missing[0]!r}" if missing else f"has {', '.join(here)}"
                 raise ValueError(f"the checkpoint was trained with {kind} {', '.join(trained)}; this table {problem}")
+        here = dict(zip(self.schema.class_columns, self.schema.classes, strict=True))
+        for name, levels in zip(saved.class_columns, saved.classes, strict=True):
+            if set(here[name]) != set(levels):
+                raise ValueError(
+                    f"the checkpoint was trained with the classes {', '.join(levels)} of {name!r}; "
+                    f"this table has {', '.join(here[name])}"
+                )
         self.schema = saved
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -51,18 +51,21 @@ class Reflow:
 
         Raises:
             FileNotFoundError: If there is no such checkpoint.
-            ValueError: If teacher and student have different networks or columns.
+            ValueError: If the file is no such checkpoint, or teacher and student have different networks or columns.
         """
         if not Path(self.teacher).is_file():
             raise FileNotFoundError(f"no checkpoint of a teacher at {self.teacher}")
-        teacher = kind.load_from_checkpoint(self.teacher, map_location="cpu").eval()
+        try:
+            teacher = kind.load_from_checkpoint(self.teacher, map_location="cpu").eval()
+        except Exception as error:  # a damaged file may raise anything
+            raise ValueError(f"the teacher {self.teacher} is not a checkpoint of {kind.__name__}") from error
+        for kind_of in ("columns", "condition_columns", "class_columns", "classes"):
+            taught, here = getattr(teacher.schema, kind_of), getattr(student.schema, kind_of)
+            if taught != here:
+                raise ValueError(f"the teacher has the {kind_of} {taught}, this table {here}")
         shapes = [{k: tuple(v.shape) for k, v in m.velocity.state_dict().items()} for m in (teacher, student)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"the network of the teacher {self.teacher} has another shape than this one")
-        if teacher.schema.columns != student.schema.columns:
-            raise ValueError(
-                f"the teacher has the columns {teacher.schema.columns}, this table {student.schema.columns}"
-            )
         return teacher
 
     def pairs(self, teacher: Any, samples: Samples, device: torch.device) -> Samples:

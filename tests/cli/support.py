@@ -79,8 +79,9 @@ def flow_arguments(command: str, *configs: Path, **changes: object) -> list[str]
 
 def _arguments(command: str, configs: Iterable[Path], sizes: dict, changes: dict) -> list[str]:
     options = sizes | {name.replace("__", "."): value for name, value in changes.items()}
-    # An option of an object must come after the configuration that names its class.
-    return [command, *(f"-c={path}" for path in configs), *(f"--{k}={v}" for k, v in options.items() if v is not None)]
+    # An option that names a class must come before those of its arguments: they are forgotten when the class changes.
+    named = sorted(((k, v) for k, v in options.items() if v is not None), key=lambda option: option[0].count("."))
+    return [command, *(f"-c={path}" for path in configs), *(f"--{k}={v}" for k, v in named)]
 
 
 def call(args: list[str]) -> Outcome:

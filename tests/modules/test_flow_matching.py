@@ -288,6 +288,12 @@ def test_a_checkpoint_of_other_columns_is_refused_by_name(tmp_path: Path) -> Non
         model().on_load_checkpoint({"hyper_parameters": {"schema": module.schema}})
 
 
+def test_a_checkpoint_of_other_classes_is_refused_by_name() -> None:
+    module = model(dataclasses.replace(GIVEN, classes=(("left", "middle"),)))
+    with pytest.raises(ValueError, match="left, middle of 'part'; this table has left, right"):
+        model(GIVEN).on_load_checkpoint({"hyper_parameters": {"schema": module.schema}})
+
+
 @pytest.mark.parametrize("conditional", [False, True])
 def test_reflow_starts_from_its_teacher_and_learns_its_pairs(tmp_path: Path, conditional: bool) -> None:
     options = {"dataset": EightGaussians(num_samples=300), "classes": ["part"]} if conditional else {}
@@ -326,6 +332,14 @@ def test_a_student_that_differs_from_its_teacher_is_refused(tmp_path: Path) -> N
     wider = FlowMatchingModel(data.schema, velocity=dataclasses.replace(SMALL, hidden_dim=32), reflow=reflow)
     with pytest.raises(ValueError, match="another shape"):
         wider.setup("fit")
+    (tmp_path / "damaged.ckpt").write_bytes(b"no checkpoint")
+    for path, schema, words in (
+        (tmp_path / "damaged.ckpt", data.schema, r"damaged\.ckpt is not a checkpoint of FlowMatchingModel"),
+        (tmp_path / "teacher.ckpt", TableSchema(("x",), (0.0,), (1.0,)), "columns"),
+        (tmp_path / "teacher.ckpt", dataclasses.replace(GIVEN, columns=("x", "y")), "condition_columns"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model(schema, reflow=Reflow(str(path))).setup("fit")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt"):
         model(reflow=Reflow("nowhere.ckpt")).setup("fit")
 
