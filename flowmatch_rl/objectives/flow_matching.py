@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from flowmatch_rl.objectives.weights import ErrorOf, TimeWeight
 from flowmatch_rl.paths import AffinePath, TimeDistribution, UniformTime, UShapedTime
@@ -52,7 +53,8 @@ def flow_matching_loss(
     predicted = predict(path.sample(x_0, x_1, t), t, condition)
     target = path.target(prediction, x_0, x_1, t)
     check_same_shape(predicted=predicted, target=target)
-    return (predicted - target).square().flatten(1).mean(1)
+    error = mse_loss(predicted, target, reduction="none")
+    return (error.flatten(1) if error.dim() > 2 else error).mean(1)
 
 
 def mean_flow_target(

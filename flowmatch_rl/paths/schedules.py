@@ -58,7 +58,7 @@ class LinearSchedule(Schedule):
 
     def sigma(self, t: Tensor) -> Tensor:
         """Weight of the noise at flow time ``t``."""
-        return 1.0 - (1.0 - self.sigma_min) * t
+        return 1.0 - t if self.sigma_min == 0.0 else 1.0 - (1.0 - self.sigma_min) * t
 
     def d_alpha(self, t: Tensor) -> Tensor:
         """Derivative of alpha with respect to flow time."""
