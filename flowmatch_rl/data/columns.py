@@ -160,7 +160,15 @@ def _units(
                 f"column {name!r} of {table} is {value:g} in all {len(rows)} training rows and has no scale; "
                 "leave it out, or set standardise to false"
             )
-    return tuple(values.mean(0).tolist()), tuple(values.std(0).tolist())
+    with np.errstate(over="ignore", invalid="ignore"):
+        shift, scale = values.mean(0), values.std(0)
+    for name, unit, extent in zip(names, scale, np.ptp(values, axis=0), strict=True):
+        if not 0.0 < unit < np.inf:
+            raise ValueError(
+                f"column {name!r} of {table} extends over {extent:g}, which has no standard deviation in double "
+                "precision; rescale it"
+            )
+    return tuple(shift.tolist()), tuple(scale.tolist())
 
 
 def standardised_samples(frame: pd.DataFrame, schema: TableSchema, table: str) -> Tensor:
@@ -170,7 +178,9 @@ def standardised_samples(frame: pd.DataFrame, schema: TableSchema, table: str) -
         ValueError: If the table lacks a column, or one cannot be read.
     """
     require_columns(frame, schema.columns, table)
-    return schema.standardise(torch.from_numpy(read_numbers(frame, schema.columns, table))).float()
+    sample = schema.standardise(torch.from_numpy(read_numbers(frame, schema.columns, table))).float()
+    _check_single(sample, schema.columns, frame, table)
+    return sample
 
 
 def standardised_conditions(frame: pd.DataFrame, schema: TableSchema, table: str) -> Tensor | None:
@@ -192,4 +202,15 @@ def standardised_conditions(frame: pd.DataFrame, schema: TableSchema, table: str
                 f"column {name!r} of {table} holds the class {values[name][unknown[0]]!r} in row "
                 f"{frame.index[unknown[0]]}, which the model does not know; its classes are {', '.join(classes)}"
             )
-    return schema.condition(values).float()
+    condition = schema.condition(values).float()
+    _check_single(condition[:, : len(schema.condition_columns)], schema.condition_columns, frame, table)
+    return condition
+
+
+def _check_single(values: Tensor, names: Sequence[str], frame: pd.DataFrame, table: str) -> None:
+    """Refuse standardised values that overflow single precision."""
+    for name, column in zip(names, values.T, strict=True):
+        bad = torch.nonzero(~torch.isfinite(column))
+        if len(bad):
+            row = frame.index[int(bad[0])]
+            raise ValueError(f"column {name!r} of {table} holds {frame[name][row]} in row {row}, too large a number")

@@ -66,7 +66,7 @@ class SampleData(LightningDataModule):
         test_fraction: Fraction of the rows kept for tests.
         split_seed: Seed of the split.
         standardise: Whether to give each column mean 0 and standard deviation 1 over the training rows.
-        eval_samples: Rows of an evaluation, at most, shared among the processes.
+        eval_samples: Rows of an evaluation, at most, shared among the processes; each needs 2, with conditions 4.
         predict_samples: Samples that the ``predict`` command draws, shared among the processes.
         predict_conditions: File with the condition and class columns to draw for, one sample per row, instead of
             ``predict_samples``; by default a conditional model draws for rows of the test split, chosen at random.
@@ -100,7 +100,6 @@ class SampleData(LightningDataModule):
             "batch_size": batch_size,
             "num_updates": num_updates,
             "epoch_updates": epoch_updates,
-            "eval_samples": eval_samples,
             "predict_samples": predict_samples,
             "predict_batch_size": predict_batch_size,
         }
@@ -119,7 +118,11 @@ class SampleData(LightningDataModule):
         self._table = f"the table {dataset.label!r}"
         self._frame = dataset.load()
         columns, conditions, classes = self._choose_columns(columns, conditions or [], classes or [])
-        self._rows = _split(len(self._frame), val_fraction, test_fraction, split_seed, self._table)
+        # Two samples make a distance; conditional models compare one half of them with the other.
+        self._least = 4 if conditions or classes else 2
+        if eval_samples < self._least:
+            raise ValueError(f"eval_samples must be at least {self._least}, got {eval_samples}")
+        self._rows = _split(len(self._frame), val_fraction, test_fraction, self._least, split_seed, self._table)
         if batch_size > len(self._rows["train"]):
             raise ValueError(f"batch_size {batch_size} is more than the {len(self._rows['train'])} training rows")
         self.schema: TableSchema = describe_table(
@@ -246,7 +249,8 @@ class SampleData(LightningDataModule):
     def _evaluation_batch(self, split: str) -> Batch:
         """This process's share of the rows that a split is evaluated on."""
         rows = self._rows[split][: self.eval_samples]
-        frame, schema = self._frame.iloc[rows[self._share(len(rows)).numpy()]], self._schema_in_use
+        share = self._share(len(rows), self._least)
+        frame, schema = self._frame.iloc[rows[share.numpy()]], self._schema_in_use
         batch = {SAMPLE: standardised_samples(frame, schema, self._table)}
         condition = standardised_conditions(frame, schema, self._table)
         if condition is not None:
@@ -271,10 +275,13 @@ class SampleData(LightningDataModule):
         generator = torch.Generator().manual_seed(self.split_seed)
         return condition[torch.randint(len(condition), (self.predict_samples,), generator=generator)]
 
-    def _share(self, number: int) -> Tensor:
-        """This process's share of the rows 0, 1, ..., number - 1."""
-        if number < self._world_size:
-            raise ValueError(f"{number} rows cannot be shared among {self._world_size} processes; use fewer devices")
+    def _share(self, number: int, least: int = 1) -> Tensor:
+        """This process's share of the rows 0, 1, ..., number - 1, at least ``least`` of them."""
+        if number < least * self._world_size:
+            raise ValueError(
+                f"{number} rows cannot be shared among {self._world_size} processes, which need {least} each; "
+                "use fewer devices"
+            )
         return torch.arange(self._rank, number, self._world_size)
 
 
@@ -306,7 +313,9 @@ class _FixedBatches(IterableDataset):
         return iter(self.batches)
 
 
-def _split(number: int, val_fraction: float, test_fraction: float, seed: int, table: str) -> dict[str, np.ndarray]:
+def _split(
+    number: int, val_fraction: float, test_fraction: float, least: int, seed: int, table: str
+) -> dict[str, np.ndarray]:
     """Rows of the training, validation and test splits, in random order."""
     for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not 0.0 < fraction < 1.0:
@@ -315,10 +324,10 @@ def _split(number: int, val_fraction: float, test_fraction: float, seed: int, ta
         raise ValueError(f"val_fraction {val_fraction} and test_fraction {test_fraction} must sum to less than 1")
     num_val, num_test = round(number * val_fraction), round(number * test_fraction)
     num_train = number - num_val - num_test
-    if num_train < 2 or num_val < 1 or num_test < 1:
+    if num_train < 2 or num_val < least or num_test < least:
         raise ValueError(
             f"{table} has too few rows: {number} make {num_train} for training, {num_val} for validation and "
-            f"{num_test} for tests; at least 2, 1 and 1 are needed"
+            f"{num_test} for tests; at least 2, {least} and {least} are needed"
         )
     order = torch.randperm(number, generator=torch.Generator().manual_seed(seed)).numpy()
     return dict(zip(("train", "val", "test"), np.split(order, [num_train, num_train + num_val]), strict=True))

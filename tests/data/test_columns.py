@@ -92,6 +92,12 @@ def test_classes_are_compared_as_text(column, classes: tuple[str, ...]) -> None:
         (VALUES, {"test_fraction": 1.0}, ["test_fraction", "1.0"]),
         (VALUES, {"val_fraction": float("nan")}, ["val_fraction", "nan"]),
         (VALUES, {"val_fraction": 0.6, "test_fraction": 0.4}, ["0.6", "0.4", "less than 1"]),
+        (VALUES, {"eval_samples": 1}, ["eval_samples", "2", "1"]),
+        (VALUES, CONDITIONAL | {"eval_samples": 3}, ["eval_samples", "4", "3"]),
+        (VALUES, {"test_fraction": 0.02}, ["too few rows", "1 for tests", "2, 2 and 2"]),
+        (VALUES, CONDITIONAL | {"val_fraction": 0.06}, ["too few rows", "3 for validation", "2, 4 and 4"]),
+        (VALUES | {"b": VALUES["b"] * 1e200}, {}, ["'b'", "no standard deviation"]),
+        (VALUES | {"b": VALUES["b"] * 1e-200}, {}, ["'b'", "no standard deviation"]),
         *(
             (VALUES, {name: 0}, [name, "0"])
             for name in (

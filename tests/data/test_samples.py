@@ -269,10 +269,21 @@ def test_evaluation_repeats_itself_and_is_cut_and_shared_among_processes() -> No
     assert [rows_of(only(share.val_dataloader()), share) for share in shares] == [rows[:7:2], rows[1:7:2]]
 
 
-def test_more_processes_than_rows_are_refused() -> None:
-    data = build(world_size=6, rank=5)
-    with pytest.raises(ValueError, match="5 rows cannot be shared among 6 processes"):
+@pytest.mark.parametrize(("options", "world_size", "least"), [({}, 6, 2), ({}, 3, 2), (CONDITIONAL, 2, 4)])
+def test_more_processes_than_rows_suffice_for_are_refused(options: dict, world_size: int, least: int) -> None:
+    data = build(**options, world_size=world_size, rank=world_size - 1)
+    words = f"5 rows cannot be shared among {world_size} processes, which need {least} each"
+    with pytest.raises(ValueError, match=words):
         data.val_dataloader()
+
+
+@pytest.mark.parametrize(("name", "conditions"), [("a", []), ("b", ["b"])])
+def test_numbers_too_large_for_single_precision_are_refused_by_name(name: str, conditions: list[str]) -> None:
+    values = VALUES | {name: np.where(np.arange(ROWS) == 7, 1e39, VALUES["b"])}
+    data = build(values, columns=["a"], conditions=conditions, standardise=False)
+    loaders = (data.train_dataloader, data.val_dataloader, data.test_dataloader)
+    with pytest.raises(ValueError, match=rf"'{name}' of the table 'toy' holds 1e\+39 in row 7"):
+        [loader() for loader in loaders]
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
