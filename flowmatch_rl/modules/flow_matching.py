@@ -57,7 +57,8 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         learning_rate_decay: ``cosine`` lets it fall to zero over the run.
         weight_decay: AdamW's weight decay, at least 0.
         ema_decay: Rate per update of the lagging copy, in [0, 1).
-        ema_interval: Updates between two moves of the lagging copy, at least 1; each then makes up for all of them.
+        ema_interval: Updates between two moves of the lagging copy, at least 1, which make up for all of them; it also
+            moves before an evaluation.
         reflow: Second stage on the couplings of a trained model, or None.
 
     Raises:
@@ -130,6 +131,7 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         self._learner = Flow(network, path, source, objective, t_min, normalise, marks_absence)
         self.flow = Flow(self.velocity_ema, path, source, objective, t_min, normalise, marks_absence)
         self._means = RunningMeans()
+        self._ema_step = 0  # of its last move
         self._check_parts()
 
     def sample(
@@ -203,7 +205,8 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         torch.manual_seed((torch.initial_seed() + self.global_rank) % 2**63)
 
     def on_train_start(self) -> None:
-        """Give a run that goes on other noise than it began with."""
+        """Note where a run goes on, and give it other noise than it began with."""
+        self._ema_step = self.global_step
         if self.global_step:
             torch.manual_seed((torch.initial_seed() + 1_000_000 * self.global_step) % 2**63)
 
@@ -222,10 +225,11 @@ class FlowMatchingModel(QuickHooks, LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the lagging copy, and log at the logging interval."""
-        if self.global_step % self.ema_interval == 0:
+        if self.global_step % self.ema_interval == 0 or self.trainer.is_last_batch:  # before an evaluation
             # Early on the copy follows faster, or it would keep its random weights for a thousand updates.
             decay = min(self.ema_decay, (1.0 + self.global_step) / (10.0 + self.global_step))
-            update_lagging_copy(self.velocity_ema, self.velocity, decay**self.ema_interval)
+            update_lagging_copy(self.velocity_ema, self.velocity, decay ** (self.global_step - self._ema_step))
+            self._ema_step = self.global_step
         interval: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         if self.global_step % interval == 0:
             means = self._means.take()
