@@ -28,6 +28,8 @@ from flowmatch_rl.samplers import OdeSampler, Sampler
 from flowmatch_rl.solvers import Divergence, ExactDivergence, Midpoint, Solver
 from flowmatch_rl.types import RunError, Samples, TableSchema
 
+_ADVICE = "lower the learning rate"
+
 
 class FlowMatchingModel(QuickHooks, LightningModule):
     """A flow from a source to data, perhaps given conditions.
@@ -234,15 +236,17 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         if self.global_step % interval == 0:
             means = self._means.take()
             if not bool(torch.isfinite(means["train/loss"])):
-                raise RunError(f"the loss is not finite after {self.global_step} updates; lower the learning rate")
+                raise RunError(f"the loss is not finite after {self.global_step} updates; {_ADVICE}")
             self.log_dict(means, prog_bar=True)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Log the loss on held-out samples and the energy distance of as many generated ones."""
         samples, generator = read_samples(batch), torch.Generator().manual_seed(0)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
             loss = self._loss(self.flow, samples).mean()
+        if not bool(torch.isfinite(loss)):
+            raise RunError(f"the loss on held-out data is not finite after {self.global_step} updates; {_ADVICE}")
         generated = self.sample(self.draw_noise(len(samples.sample), generator), samples.condition, generator)
         distance = energy_distance(*self._joint(generated, samples))
         self.log_dict({"val/loss": loss, "val/energy_distance": distance}, batch_size=1, sync_dist=True)
@@ -251,6 +255,9 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         """Log distances between generated and held-out samples, and the likelihood of the latter."""
         samples, generator = read_samples(batch), torch.Generator().manual_seed(1)
         generated = self.sample(self.draw_noise(len(samples.sample), generator), samples.condition, generator)
+        bad = int((~torch.isfinite(generated)).any(1).sum())
+        if bad:
+            raise RunError(f"{bad} of {len(generated)} generated samples are not finite; {_ADVICE}")
         self.log_dict(self._distances(generated, samples, generator), batch_size=1, sync_dist=True)
         if self.likelihood_samples:
             self.log_dict(self._likelihoods(batch, generator), batch_size=1, sync_dist=True)

@@ -24,7 +24,7 @@ from flowmatch_rl.paths import (
 )
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler, Sampler, SdeSampler
 from flowmatch_rl.solvers import AdaptiveSolver, Euler, HutchinsonDivergence, Midpoint
-from flowmatch_rl.types import Samples, TableSchema
+from flowmatch_rl.types import RunError, Samples, TableSchema
 
 PLANE = TableSchema(("x", "y"), (3.0, -1.0), (2.0, 0.5))
 GIVEN = TableSchema(("x", "y"), (0.0, 0.0), (1.0, 1.0), ("angle",), (1.0,), (2.0,), ("part",), (("left", "right"),))
@@ -287,6 +287,14 @@ def test_a_resumed_run_draws_other_noise_than_it_began_with(tmp_path: Path) -> N
         path = tmp_path / "half.ckpt"
         run.save_checkpoint(path)
     assert len(set(draws)) == len(draws) == 6
+
+
+def test_a_test_of_samples_that_are_not_finite_breaks_off(tmp_path: Path) -> None:
+    data = tiny_data()
+    module = FlowMatchingModel(data.schema, velocity=SMALL)
+    torch.nn.init.constant_(module.velocity_ema.to_velocity.bias, float("nan"))
+    with pytest.raises(RunError, match="30 of 30 generated samples are not finite"):
+        trainer(tmp_path).test(module, datamodule=data, verbose=False)
 
 
 def test_a_test_uses_the_units_of_the_checkpoint(tmp_path: Path) -> None:
