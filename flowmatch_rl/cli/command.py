@@ -118,6 +118,8 @@ class FlowMatchCLI(LightningCLI):
         """Take the model's arguments from a checkpoint, but for those the command line gives: they win."""
         subcommand = self.config.get("subcommand")
         path = self.config[subcommand].get("ckpt_path") if subcommand else None
+        if subcommand in ("validate", "test", "predict") and not path:
+            raise ValueError(f"{subcommand} needs a trained model; name its checkpoint with --ckpt_path")
         if not (path and Path(path).is_file()):
             return
         try:

@@ -221,3 +221,18 @@ def test_teacher_that_is_missing_is_refused(tmp_path) -> None:
     outcome = call(flow_arguments("fit", TWO_MOONS, PRESETS / "reflow.yaml", **SMALL, **options))
     assert_refused(outcome, "no/teacher.ckpt")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_evaluation_of_a_model_that_was_never_trained_is_refused(command, tmp_path) -> None:
+    outcome = call(flow_arguments(command, TWO_MOONS, **SMALL, trainer__default_root_dir=tmp_path / "run"))
+    assert_refused(outcome, command, "--ckpt_path")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("interval", [1, 100])
+def test_loss_that_explodes_ends_the_run_in_one_line_and_keeps_no_broken_checkpoint(interval, tmp_path) -> None:
+    options = {"model__learning_rate": 1e30, "trainer__log_every_n_steps": interval}
+    outcome = call(flow_arguments("fit", TWO_MOONS, **SMALL, **options, trainer__default_root_dir=tmp_path))
+    assert_refused(outcome, "not finite", "lower the learning rate", code=1)
+    assert not (tmp_path / "checkpoints").exists()
