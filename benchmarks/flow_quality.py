@@ -25,7 +25,7 @@ def distances(samples: Tensor, truth: Tensor) -> tuple[float, float]:
     return float(energy_distance(samples, truth)), float(sliced_wasserstein_distance(samples, truth, directions))
 
 
-def run(seeds: int = 5, updates: int = 1000, batch_size: int = 256) -> dict[str, Any]:
+def run(seeds: int = 5, updates: int = 800, batch_size: int = 256) -> dict[str, Any]:
     """Train every contestant on every law with every seed; returns means and standard errors."""
     rows = []
     for dataset in (TwoMoons(), Checkerboard()):

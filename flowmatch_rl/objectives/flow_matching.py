@@ -205,8 +205,7 @@ class MeanFlow(FlowObjective):
         time_distribution: Law of both ends of an interval, sorted. One that likes both ends of the path practises the
             single step from noise to data.
         adaptive_power: Power p of the weight ``(error + 0.001) ** -p``, which keeps rare large errors from ruling the
-            gradient; 0 for the plain squared error. The paper's 1 does worse in the plane, see
-            ``benchmarks/flow_few_steps.py``.
+            gradient; 0 for the plain squared error. The paper has 1, which did worse in trials in the plane.
 
     Raises:
         ValueError: If a number is out of its range.
