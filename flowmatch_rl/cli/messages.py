@@ -33,6 +33,12 @@ def shorten(message: str) -> str:
     text = re.sub(r'Parser key "[^"]+":', "", message)
     text = re.sub(r"Expected a dot import path string: (\S+)", r"unknown class '\1'", text)
     text = re.sub(r"Expected a <class '([\w.]+)'>\. Got value: (.+)", r"expected \1, got '\2'", text)
+    text = re.sub(
+        r"Expected a <class 'list'>$(.*)^\s*Given value: ([^\n]+)",
+        r"expected a list, such as [\2]\1",
+        text,
+        flags=re.DOTALL | re.MULTILINE,
+    )
     text = re.sub(r"Option '([^']+)' is not accepted", r"unknown key '\1'", text)
     text = re.sub(
         r"(?:Subcommand '\w+' does not accept option|Key) '([^']+)'(?: is not expected)?", r"unknown key '\1'", text

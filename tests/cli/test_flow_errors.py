@@ -236,3 +236,9 @@ def test_loss_that_explodes_ends_the_run_in_one_line_and_keeps_no_broken_checkpo
     outcome = call(flow_arguments("fit", TWO_MOONS, **SMALL, **options, trainer__default_root_dir=tmp_path))
     assert_refused(outcome, "not finite", "lower the learning rate", code=1)
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["columns", "conditions", "classes"])
+def test_column_without_brackets_is_refused_with_an_example(name) -> None:
+    outcome = call(["fit", f"-c={TABLE}", f"--data.{name}=height"])
+    assert_refused(outcome, f"{name}: expected a list, such as [height]")
