@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: setup train test test-all check format bench ui clean
+.PHONY: setup train test test-all check format notebooks bench ui clean
 
 setup: $(READY)  ## install everything into .venv
 
@@ -36,6 +36,9 @@ check: $(READY)  ## format, lint, types, Dockerfile
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+notebooks: $(READY)  ## make the .ipynb files from the .py files, which are what to edit
+	$(BIN)/jupytext --quiet --to ipynb --update notebooks/*.py
 
 bench: $(READY)  ## measure, and write benchmarks/RESULTS.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
