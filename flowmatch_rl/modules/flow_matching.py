@@ -227,7 +227,8 @@ class FlowMatchingModel(QuickHooks, LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the lagging copy, and log at the logging interval."""
-        if self.global_step % self.ema_interval == 0 or self.trainer.is_last_batch:  # before an evaluation
+        ends = self.trainer.is_last_batch or self.global_step == self.trainer.max_steps
+        if self.global_step % self.ema_interval == 0 or ends:  # before an evaluation
             # Early on the copy follows faster, or it would keep its random weights for a thousand updates.
             decay = min(self.ema_decay, (1.0 + self.global_step) / (10.0 + self.global_step))
             update_lagging_copy(self.velocity_ema, self.velocity, decay ** (self.global_step - self._ema_step))
