@@ -46,8 +46,12 @@ class SampleWriter(BasePredictionWriter):
         self.overwrite = overwrite
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to replace a file before any work is done."""
-        self._target(trainer)
+        """Refuse to replace a file, or one that cannot be written, before any work is done."""
+        target = self._target(trainer)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write {target}: {error}") from error
 
     def write_on_epoch_end(
         self,
@@ -64,7 +68,6 @@ class SampleWriter(BasePredictionWriter):
             condition = torch.cat([prediction[CONDITION].cpu() for prediction in predictions])
             table |= {name: np.asarray(values) for name, values in schema.restore_condition(condition).items()}
         target = self._target(trainer)
-        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.tmp{os.getpid()}")
         try:
             _WRITERS[target.suffix](partial, table, sample)

@@ -200,7 +200,7 @@ def run(args: list[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         return report(str(error), code=1)
-    except (ValueError, FileNotFoundError, MisconfigurationException, RuntimeError) as error:
+    except (ValueError, OSError, MisconfigurationException, RuntimeError) as error:
         if debug or not _is_users(error):
             raise
         short = shorten(str(error))

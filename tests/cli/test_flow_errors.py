@@ -242,3 +242,13 @@ def test_loss_that_explodes_ends_the_run_in_one_line_and_keeps_no_broken_checkpo
 def test_column_without_brackets_is_refused_with_an_example(name) -> None:
     outcome = call(["fit", f"-c={TABLE}", f"--data.{name}=height"])
     assert_refused(outcome, f"{name}: expected a list, such as [height]")
+
+
+def test_path_that_cannot_be_written_is_refused_before_any_work(given, tmp_path) -> None:
+    (tmp_path / "file").write_text("precious")
+    people = given.parents[2] / "people.csv"
+    samples = evaluate("predict", given, people, tmp_path / "run", samples__path=tmp_path / "file" / "samples.csv")
+    assert_refused(samples, "cannot write", "file/samples.csv", code=1)
+    assert_refused(evaluate("predict", given, people, tmp_path / "file"), str(tmp_path / "file"))
+    assert_refused(evaluate("predict", given.parent, people, tmp_path / "run"), str(given.parent))
+    assert (tmp_path / "file").read_text() == "precious"
