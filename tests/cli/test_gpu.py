@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.cli.support import CONF, PENDULUM, arguments, call
+from flowmatch_rl.modules import load_flow
+from tests.cli.support import CONF, PENDULUM, TWO_MOONS, arguments, call, flow_arguments
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("without_figures")]
 
@@ -25,3 +26,19 @@ def test_task_trains_on_a_gpu_and_its_checkpoint_loads_on_a_cpu(layers, compiled
     assert outcome.code == 0, outcome.err
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
     assert all(bool(torch.isfinite(weight).all()) for weight in checkpoint["state_dict"].values())
+
+
+@pytest.mark.parametrize("layers", [[], [CONF / "trainer" / "bf16.yaml"]], ids=["float32", "bfloat16"])
+def test_flow_trains_on_a_gpu_and_its_checkpoint_loads_on_a_cpu(layers, tmp_path) -> None:
+    outcome = call(
+        flow_arguments(
+            "fit",
+            TWO_MOONS,
+            *layers,
+            trainer__accelerator="gpu",
+            trainer__default_root_dir=tmp_path,
+            data__dataset__init_args__num_samples=600,
+        )
+    )
+    assert outcome.code == 0, outcome.err
+    assert load_flow(tmp_path / "checkpoints" / "last.ckpt").sample(5).shape == (5, 2)

@@ -251,14 +251,15 @@ def test_pairs_that_the_batch_brings_are_used_as_they_are(monkeypatch: pytest.Mo
     assert sources[0] is given
 
 
-def test_evaluation_leaves_the_training_noise_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("accelerator", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def test_evaluation_leaves_the_training_noise_alone(tmp_path: Path, accelerator: str) -> None:
     data = tiny_data()
     ends = []
     for epochs_without in (0, 2):
         torch.manual_seed(7)
         module = FlowMatchingModel(data.schema, velocity=SMALL)
         limit = {"limit_val_batches": 0} if epochs_without else {}
-        trainer(tmp_path, **limit).fit(module, datamodule=tiny_data())
+        trainer(tmp_path, accelerator=accelerator, **limit).fit(module, datamodule=tiny_data())
         ends.append(torch.nn.utils.parameters_to_vector(module.velocity.parameters()))
     torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)
 
