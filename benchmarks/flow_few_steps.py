@@ -1,8 +1,8 @@
 """Samples of two moons in one step, a few, and fifty: plain flow, optimal transport, rectified flow and mean flow.
 
 Energy distance between 15,000 samples and as many fresh points of the law, in standardised units, means over seeds.
-Each model has the network and batch of ``conf/flow/two_moons.yaml``, with lower time frequencies for mean flow. The second
-stage of a rectified flow trains for as many updates once more.
+Each model has the network and batch of ``conf/flow/two_moons.yaml``, but lower time frequencies for mean flow. The
+second stage of a rectified flow trains for as many updates once more.
 """
 
 import tempfile
