@@ -70,6 +70,7 @@ class Checkpoints(ModelCheckpoint):
             every_n_epochs=every_n_epochs,
         )
         self._interval = every_n_epochs
+        self._last_saved_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the folder and the metric."""
@@ -88,6 +89,13 @@ class Checkpoints(ModelCheckpoint):
         if due and not idle and trainer.state.fn == TrainerFn.FITTING:
             self._save_last(trainer)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``last.ckpt`` of a run that ended between two evaluations, or had none."""
+        super().on_train_end(trainer, pl_module)
+        trial: bool | int = trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue]
+        if not trial and trainer.global_step > self._last_saved_step:
+            self._save_last(trainer)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write ``last.ckpt`` when the user or the system ends a run; after an error the last good one stays."""
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.training and self.dirpath:
@@ -98,5 +106,6 @@ class Checkpoints(ModelCheckpoint):
         assert self.dirpath is not None
         self.last_model_path = str(Path(self.dirpath) / "last.ckpt")
         trainer.save_checkpoint(self.last_model_path)
+        self._last_saved_step = trainer.global_step
         for logger in trainer.loggers if trainer.is_global_zero else []:
             logger.after_save_checkpoint(self)

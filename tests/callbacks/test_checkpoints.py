@@ -27,7 +27,7 @@ class Worsening(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit(folder, epochs: int, **options):
+def fit(folder, epochs: int, limits: dict | None = None, **options):
     data = DataLoader(torch.ones(3, 1))
     trainer = Trainer(
         default_root_dir=folder,
@@ -38,6 +38,7 @@ def fit(folder, epochs: int, **options):
         enable_model_summary=False,
         plugins=[AtomicCheckpointIO()],
         callbacks=[Checkpoints(**options)],
+        **(limits or {}),
     )
     trainer.fit(Worsening(), data, data)
     return {path.stem: torch.load(path)["global_step"] for path in (folder / "checkpoints").iterdir()}
@@ -55,6 +56,11 @@ def test_the_lowest_is_the_best_where_the_module_or_the_user_says_so(tmp_path, m
 
 def test_last_checkpoint_is_written_at_the_end_whatever_the_interval(tmp_path) -> None:
     assert fit(tmp_path, epochs=3, every_n_epochs=2)["last"] == 9
+
+
+@pytest.mark.parametrize("limits", [{"max_steps": 5}, {"limit_val_batches": 0, "max_steps": 5}], ids=str)
+def test_a_run_that_ends_between_evaluations_keeps_its_last_update(tmp_path, limits) -> None:
+    assert fit(tmp_path, epochs=3, limits=limits)["last"] == 5
 
 
 def test_failed_write_leaves_the_former_checkpoint_whole_and_nothing_beside_it(tmp_path, monkeypatch) -> None:
