@@ -2,7 +2,7 @@
 
 The error is that of midpoint steps on the exact velocity of a mixture of four normals in the plane, along every path.
 The cost is that of 1024 points in 20 midpoint steps with a network of 4x512, exact and by one random probe, beside a
-midpoint rule written out with one backward pass per dimension, which needs the divergence at one stage of each step only.
+midpoint rule written out with one backward pass per dimension, which needs the divergence at one stage of each step.
 """
 
 from collections.abc import Callable
