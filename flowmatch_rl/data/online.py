@@ -16,6 +16,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 
 from flowmatch_rl.data.envs import Environment, GymnasiumEnvironment, Spaces, build_environment, spaces_of
+from flowmatch_rl.data.loaders import batch_loader
 from flowmatch_rl.data.rendered import RenderedEnvironment
 from flowmatch_rl.data.rollouts import roll_out_episodes
 from flowmatch_rl.keys import DONE, NEXT_OBSERVATION, OBSERVATION, REWARD, TRANSITION
@@ -180,19 +181,19 @@ class OnlineData(LightningDataModule):
         """Batches of transitions; collects as it goes."""
         local_steps = (self.total_env_steps - self.warmup_env_steps) / self._world_size
         batches = max(1, round(local_steps * self.updates_per_env_step / self.num_epochs))
-        return _loader(_Batches(self, batches))
+        return batch_loader(_Batches(self, batches))
 
     def val_dataloader(self) -> DataLoader:
         """One TensorDict of whole episodes, see ``roll_out_episodes``."""
-        return _loader(_Episodes(self, self.eval_episodes, self.eval_seed))
+        return batch_loader(_Episodes(self, self.eval_episodes, self.eval_seed))
 
     def test_dataloader(self) -> DataLoader:
         """One TensorDict of whole episodes, see ``roll_out_episodes``."""
-        return _loader(_Episodes(self, self.test_episodes, self.eval_seed + _TEST_SEEDS))
+        return batch_loader(_Episodes(self, self.test_episodes, self.eval_seed + _TEST_SEEDS))
 
     def predict_dataloader(self) -> DataLoader:
         """One TensorDict of whole episodes, see ``roll_out_episodes``."""
-        return _loader(_Episodes(self, self.test_episodes, self.eval_seed + _TEST_SEEDS))
+        return batch_loader(_Episodes(self, self.test_episodes, self.eval_seed + _TEST_SEEDS))
 
     def collected_batches(self, number: int) -> Iterator[TensorDictBase]:
         """Yield batches from the replay buffer, collecting between them at the set ratio."""
@@ -329,13 +330,3 @@ class _Episodes(IterableDataset):
 
     def __iter__(self) -> Iterator[TensorDictBase]:
         yield self.data.episodes(self.number, self.seed)
-
-
-def _identity(batch: Any) -> Any:
-    return batch
-
-
-def _loader(dataset: IterableDataset) -> DataLoader:
-    # The default collate function cannot take a TensorDict apart.
-    # Without a generator of its own each iterator would draw from the global one, and evaluation disturb training.
-    return DataLoader(dataset, batch_size=None, collate_fn=_identity, num_workers=0, generator=torch.Generator())

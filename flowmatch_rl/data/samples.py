@@ -20,6 +20,7 @@ from flowmatch_rl.data.columns import (
 )
 from flowmatch_rl.data.datasets import Dataset, Density
 from flowmatch_rl.data.densities import TwoMoons
+from flowmatch_rl.data.loaders import batch_loader
 from flowmatch_rl.data.shuffled import Batch, ShuffledRows
 from flowmatch_rl.data.tables import read_table
 from flowmatch_rl.keys import CONDITION, EXACT_LOG_PROB, SAMPLE, SOURCE
@@ -177,15 +178,15 @@ class SampleData(LightningDataModule):
         """Batches of ``SAMPLE`` (B, D) and, where there are, ``CONDITION`` (B, C) and ``SOURCE`` (B, D)."""
         if self._batches is None:
             self._batches = self._start_batches()
-        return _loader(_TrainingBatches(self._batches, max(1, round(self.num_updates / self.num_epochs))))
+        return batch_loader(_TrainingBatches(self._batches, max(1, round(self.num_updates / self.num_epochs))))
 
     def val_dataloader(self) -> DataLoader:
         """One batch of the validation rows, with ``EXACT_LOG_PROB`` (B,) where the density is known."""
-        return _loader(_FixedBatches([self._evaluation_batch("val")]))
+        return batch_loader(_FixedBatches([self._evaluation_batch("val")]))
 
     def test_dataloader(self) -> DataLoader:
         """One batch of the test rows, with ``EXACT_LOG_PROB`` (B,) where the density is known."""
-        return _loader(_FixedBatches([self._evaluation_batch("test")]))
+        return batch_loader(_FixedBatches([self._evaluation_batch("test")]))
 
     def predict_dataloader(self) -> DataLoader:
         """Batches of ``row``, the number of each sample to draw, and, for a conditional model, ``CONDITION`` (B, C)."""
@@ -195,7 +196,7 @@ class SampleData(LightningDataModule):
         if condition is not None:
             for batch in batches:
                 batch[CONDITION] = condition[batch["row"]]
-        return _loader(_FixedBatches(batches))
+        return batch_loader(_FixedBatches(batches))
 
     def teardown(self, stage: str) -> None:
         """Forget the training rows, which are in the units of the module; keep the place in the sequence."""
@@ -345,12 +346,3 @@ def _checked(samples: Samples, replaced: Samples, batch_size: int) -> Samples:
             got = "none" if rows is None else f"shape {tuple(rows.shape)}"
             raise ValueError(f"training_samples returned a {name} of {got}, wanted {wanted or 'none'}")
     return samples
-
-
-def _identity(batch: Any) -> Any:
-    return batch
-
-
-def _loader(dataset: IterableDataset) -> DataLoader:
-    # Without a generator of its own each iterator would draw from the global one, and evaluation disturb training.
-    return DataLoader(dataset, batch_size=None, collate_fn=_identity, num_workers=0, generator=torch.Generator())
