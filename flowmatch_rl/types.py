@@ -1,5 +1,6 @@
 """Types that every room of the package shares."""
 
+import abc
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,99 @@ Prediction: TypeAlias = Literal["velocity", "data", "noise", "score"]
 
 class RunError(Exception):
     """A run that cannot go on, for a reason its user can act on; the command line prints it as one line."""
+
+
+@dataclass(frozen=True)
+class Policy(abc.ABC):
+    """A policy, or a family of policies whose members are named by vectors.
+
+    Policies are frozen dataclasses, so that configurations and checkpoints can hold them.
+    """
+
+    @property
+    @abc.abstractmethod
+    def embedding_dim(self) -> int:
+        """Dimension Z of the vector that names a member of a family; 0 for a single policy."""
+
+    @abc.abstractmethod
+    def embeddings(self, uniform: Tensor) -> Tensor:
+        """Members of the family, drawn from the law they are trained and evaluated on.
+
+        Args:
+            uniform: Uniform noise in [0, 1), shape (B, Z).
+
+        Returns:
+            Embeddings, shape (B, Z).
+        """
+
+    @abc.abstractmethod
+    def act(
+        self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Actions.
+
+        Args:
+            observation: Observations in the environment's units, shape (*batch, S).
+            embedding: Names of the members that act, shape (*batch, Z); None for a single policy.
+            generator: Noise of a stochastic policy, on the device of the observation; the global one if None.
+
+        Returns:
+            Actions in [-1, 1], shape (*batch, A).
+
+        Raises:
+            ValueError: If the embedding is not of dimension Z.
+        """
+
+    def check_embedding(self, embedding: Tensor | None) -> None:
+        """Raise unless an embedding has dimension Z; a single policy takes None or a dimension of 0.
+
+        Args:
+            embedding: Embedding, shape (*batch, Z), or None.
+
+        Raises:
+            ValueError: If it does not fit.
+        """
+        got = 0 if embedding is None else embedding.shape[-1]
+        if got != self.embedding_dim:
+            raise ValueError(f"expected an embedding of dimension {self.embedding_dim} for {self}, got {got}")
+
+
+@dataclass(frozen=True)
+class Reward(abc.ABC):
+    """A reward for being in a state, in the units and by the column names of its environment."""
+
+    @property
+    @abc.abstractmethod
+    def needed_columns(self) -> tuple[str, ...]:
+        """Names of the entries of the state that the reward looks at."""
+
+    @abc.abstractmethod
+    def of_columns(self, values: Tensor) -> Tensor:
+        """Reward.
+
+        Args:
+            values: Entries of the state in the order of ``needed_columns``, shape (*batch, R).
+
+        Returns:
+            Reward, shape (*batch).
+        """
+
+    def evaluate(self, state: Tensor, columns: tuple[str, ...]) -> Tensor:
+        """Reward of states with named entries.
+
+        Args:
+            state: States, shape (*batch, S).
+            columns: Names of the S entries.
+
+        Returns:
+            Reward, shape (*batch).
+
+        Raises:
+            ValueError: If the states lack an entry that the reward looks at.
+        """
+        if missing := [name for name in self.needed_columns if name not in columns]:
+            raise ValueError(f"the reward {self} needs the column {missing[0]!r}; there are {', '.join(columns)}")
+        return self.of_columns(state[..., [columns.index(name) for name in self.needed_columns]])
 
 
 @dataclass(frozen=True)

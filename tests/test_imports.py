@@ -12,7 +12,7 @@ PACKAGE = "flowmatch_rl"
 ROOT = Path(flowmatch_rl.__file__).parent
 
 GROUND = {"types", "shapes", "keys"}
-FLOOR_1 = {"paths", "couplings", "solvers", "samplers", "estimators", "objectives", "planning", "metrics"}
+FLOOR_1 = {"paths", "couplings", "solvers", "samplers", "estimators", "objectives", "planning", "metrics", "processes"}
 ROOF = "cli"
 
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
@@ -27,10 +27,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "metrics": ({"types", "shapes"}, {"torch", "scipy", "numpy", "ot"}),
     "estimators": ({"types", "shapes", "paths"}, {"torch"}),
     "objectives": ({"types", "shapes", "paths", "solvers", "estimators"}, {"torch"}),
-    "planning": ({"types", "shapes", "solvers"}, {"torch"}),
+    "planning": ({"types", "shapes"}, {"torch"}),
+    "processes": ({"types", "shapes", "paths"}, {"torch"}),
     "nets": ({"types", "shapes", "paths", "solvers"}, {"torch", "tensordict"}),
     "data": (
-        GROUND,
+        GROUND | {"processes"},
         {
             "torch",
             "tensordict",
@@ -40,6 +41,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "numpy",
             "scipy",
             "pandas",
+            "h5py",
+            "tqdm",
             "dm_control",
             "mujoco",
         },

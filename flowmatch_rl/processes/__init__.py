@@ -1,0 +1,3 @@
+from flowmatch_rl.processes.base import Process
+
+__all__ = ["Process"]
