@@ -26,7 +26,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "samplers": ({"types", "shapes", "paths", "solvers"}, {"torch"}),
     "metrics": ({"types", "shapes"}, {"torch", "scipy", "numpy", "ot"}),
     "estimators": ({"types", "shapes", "paths"}, {"torch"}),
-    "objectives": ({"types", "shapes", "paths", "solvers", "estimators"}, {"torch"}),
+    "objectives": ({"types", "shapes", "paths", "solvers", "samplers", "estimators"}, {"torch"}),
     "planning": ({"types", "shapes"}, {"torch"}),
     "processes": ({"types", "shapes", "paths"}, {"torch"}),
     "nets": ({"types", "shapes", "paths", "solvers"}, {"torch", "tensordict"}),

@@ -1,5 +1,6 @@
 """A prediction along a path, read as any other one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,12 +18,29 @@ class Field:
         predict: The prediction, called as ``predict(x, t, condition)``.
         prediction: What it is.
         average_velocity: Velocity averaged over an interval, for models that have learned it.
+        bind: Makes the prediction at one condition, for networks that compute its features once; the prediction is
+            then called as ``predict(x, t, None)``.
     """
 
     path: AffinePath
     predict: Velocity
     prediction: Prediction = "velocity"
     average_velocity: AverageVelocity | None = None
+    bind: Callable[[Tensor | None], Velocity] | None = None
+
+    def at(self, condition: Tensor | None) -> "Field":
+        """The field at one condition, which its methods then ignore; cheaper where it is evaluated many times.
+
+        Average velocities are left behind.
+
+        Args:
+            condition: Context, or None.
+        """
+
+        def here(x: Tensor, t: Tensor, _: Tensor | None = None) -> Tensor:
+            return self.predict(x, t, condition)
+
+        return Field(self.path, self.bind(condition) if self.bind else here, self.prediction)
 
     def read_as(self, target: Prediction, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """The prediction at x, converted.

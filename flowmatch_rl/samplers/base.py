@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.paths import Field
+from flowmatch_rl.solvers import line_up_times
 
 Draw: TypeAlias = Callable[[Tensor], Tensor]
 """Standard normal noise of the shape, type and device of its argument."""
@@ -31,15 +32,21 @@ class Sampler(abc.ABC):
 
     @abc.abstractmethod
     def sample(
-        self, field: Field, x: Tensor, t_start: float, t_end: float, condition: Tensor | None, draw: Draw
+        self,
+        field: Field,
+        x: Tensor,
+        t_start: Tensor | float,
+        t_end: Tensor | float,
+        condition: Tensor | None,
+        draw: Draw,
     ) -> Tensor:
         """Points at the end.
 
         Args:
             field: What the model predicts.
             x: Points at ``t_start``, shape (*batch, D).
-            t_start: First flow time, in [0, 1].
-            t_end: Last flow time, in [0, 1], above ``t_start``.
+            t_start: First flow time, in [0, 1]; a number, or a tensor whose shape is a prefix of the shape of x.
+            t_end: Last flow time, in [0, 1], at least ``t_start``; likewise.
             condition: Context handed to the model, or None.
             draw: Source of noise; deterministic samplers never call it.
 
@@ -49,7 +56,13 @@ class Sampler(abc.ABC):
 
     @abc.abstractmethod
     def trajectory(
-        self, field: Field, x: Tensor, t_start: float, t_end: float, condition: Tensor | None, draw: Draw
+        self,
+        field: Field,
+        x: Tensor,
+        t_start: Tensor | float,
+        t_end: Tensor | float,
+        condition: Tensor | None,
+        draw: Draw,
     ) -> tuple[Tensor, Tensor]:
         """Points on the way, both ends included.
 
@@ -62,7 +75,7 @@ class Sampler(abc.ABC):
             draw: As in ``sample``.
 
         Returns:
-            Flow times, shape (P,), and points, shape (P, *batch, D).
+            Flow times, shape (P, *time), and points, shape (P, *batch, D).
         """
 
 
@@ -90,8 +103,8 @@ class SteppingSampler(Sampler, abc.ABC):
         Args:
             field: What the model predicts.
             x: Points, shape (*batch, D).
-            t: Flow time, shape ().
-            dt: Length of the step, shape ().
+            t: Flow time, its shape a prefix of the batch shape.
+            dt: Length of the step, same shape as ``t``.
             condition: Context handed to the model, or None.
             draw: Source of noise.
 
@@ -100,7 +113,13 @@ class SteppingSampler(Sampler, abc.ABC):
         """
 
     def sample(
-        self, field: Field, x: Tensor, t_start: float, t_end: float, condition: Tensor | None, draw: Draw
+        self,
+        field: Field,
+        x: Tensor,
+        t_start: Tensor | float,
+        t_end: Tensor | float,
+        condition: Tensor | None,
+        draw: Draw,
     ) -> Tensor:
         """Points at the end, shape of x."""
         state = x
@@ -109,16 +128,29 @@ class SteppingSampler(Sampler, abc.ABC):
         return state
 
     def trajectory(
-        self, field: Field, x: Tensor, t_start: float, t_end: float, condition: Tensor | None, draw: Draw
+        self,
+        field: Field,
+        x: Tensor,
+        t_start: Tensor | float,
+        t_end: Tensor | float,
+        condition: Tensor | None,
+        draw: Draw,
     ) -> tuple[Tensor, Tensor]:
         """Times and points at the start and after each step."""
         times, points = zip(*self._walk(field, x, t_start, t_end, condition, draw), strict=True)
         return torch.stack(times), torch.stack(points)
 
     def _walk(
-        self, field: Field, x: Tensor, t_start: float, t_end: float, condition: Tensor | None, draw: Draw
+        self,
+        field: Field,
+        x: Tensor,
+        t_start: Tensor | float,
+        t_end: Tensor | float,
+        condition: Tensor | None,
+        draw: Draw,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        times = torch.linspace(t_start, t_end, self.num_steps + 1, dtype=x.dtype, device=x.device)
+        ends = line_up_times(x, t_start, t_end)
+        times = [torch.lerp(*ends, k / self.num_steps) for k in range(self.num_steps + 1)]
         yield times[0], x
         for t, after in itertools.pairwise(times):
             x = self.step(field, x, t, after - t, condition, draw)

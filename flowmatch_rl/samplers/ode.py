@@ -33,13 +33,25 @@ class OdeSampler(Sampler):
         return False
 
     def sample(
-        self, field: Field, x: Tensor, t_start: float, t_end: float, condition: Tensor | None, draw: Draw
+        self,
+        field: Field,
+        x: Tensor,
+        t_start: Tensor | float,
+        t_end: Tensor | float,
+        condition: Tensor | None,
+        draw: Draw,
     ) -> Tensor:
         """Points at the end, shape of x."""
         return self.solver.integrate(field.velocity, x, t_start, t_end, condition)
 
     def trajectory(
-        self, field: Field, x: Tensor, t_start: float, t_end: float, condition: Tensor | None, draw: Draw
+        self,
+        field: Field,
+        x: Tensor,
+        t_start: Tensor | float,
+        t_end: Tensor | float,
+        condition: Tensor | None,
+        draw: Draw,
     ) -> tuple[Tensor, Tensor]:
         """The solver's times and points."""
         return self.solver.trajectory(field.velocity, x, t_start, t_end, condition)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flowmatch_rl.paths import Field
 from flowmatch_rl.samplers.base import Draw, SteppingSampler
+from flowmatch_rl.shapes import append_dims
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,11 @@ class SdeSampler(SteppingSampler):
         """Points at ``t + dt``."""
         prediction, path = field.predict(x, t, condition), field.path
         velocity = path.convert(prediction, x, t, field.prediction, "velocity")
+        dt = append_dims(dt, like=x)
         if self.noise_scale == 0.0:
             return x + dt * velocity
         score = path.convert(prediction, x, t, field.prediction, "score")
+        t = append_dims(t, like=x)
         # Every rate has the same marginals; at this limit a step takes a quarter of the noise in x away.
         limit = 0.5 * path.schedule.sigma(t).square() / dt
         variance_rate = torch.minimum(self.noise_scale * path.diffusion(t), limit)
@@ -98,14 +101,14 @@ class DdimSampler(SteppingSampler):
 
     def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None, draw: Draw) -> Tensor:
         """Points at ``t + dt``."""
-        schedule, after = field.path.schedule, t + dt
         prediction = field.predict(x, t, condition)
         x_1 = field.path.convert(prediction, x, t, field.prediction, "data")
         x_0 = field.path.convert(prediction, x, t, field.prediction, "noise")
+        schedule, before, after = field.path.schedule, append_dims(t, like=x), append_dims(t + dt, like=x)
         alpha, sigma = schedule.alpha(after), schedule.sigma(after)
         if self.eta == 0.0:
             return alpha * x_1 + sigma * x_0
-        sigma_before, ratio = schedule.sigma(t), schedule.alpha(t) / alpha
+        sigma_before, ratio = schedule.sigma(before), schedule.alpha(before) / alpha
         posterior = (sigma / sigma_before).square() * (sigma_before.square() - (ratio * sigma).square())
         fresh = self.eta**2 * posterior.clamp_min(0.0)
         kept = (sigma.square() - fresh).clamp_min(0.0)
@@ -139,4 +142,4 @@ class AverageVelocitySampler(SteppingSampler):
         """Points at ``t + dt``."""
         if field.average_velocity is None:
             raise ValueError("expected a model that has learned average velocities, by the objective MeanFlow")
-        return x + dt * field.average_velocity(x, t, dt, condition)
+        return x + append_dims(dt, like=x) * field.average_velocity(x, t, dt, condition)

@@ -1,5 +1,5 @@
 from flowmatch_rl.solvers.adaptive import AdaptiveSolver
-from flowmatch_rl.solvers.base import Solver
+from flowmatch_rl.solvers.base import Solver, line_up_times
 from flowmatch_rl.solvers.divergence import Divergence, ExactDivergence, HutchinsonDivergence
 from flowmatch_rl.solvers.fixed_step import RK4, Euler, FixedStepSolver, Heun, Midpoint
 from flowmatch_rl.solvers.likelihood import log_likelihood
@@ -15,5 +15,6 @@ __all__ = [
     "HutchinsonDivergence",
     "Midpoint",
     "Solver",
+    "line_up_times",
     "log_likelihood",
 ]

@@ -1,0 +1,108 @@
+"""What the discounted future states of a policy are made of, one Bellman backup after a transition.
+
+Two index conventions are in use. The occupancy of ``arrival`` states leaves out the current state,
+``m(.|s, a) = (1 - discount) sum_k discount^k Pr(S_{k+1} = .)``; the occupancy from the ``current`` state on begins with
+it, ``(1 - discount) sum_k discount^k Pr(S_k = .)``. A terminal state is never left: it takes all the weight that is
+still to be given when it is reached.
+"""
+
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.shapes import check_same_shape, check_shape
+
+FirstState: TypeAlias = Literal["arrival", "current"]
+"""The first state that an occupancy counts."""
+
+
+def backup_weights(
+    discount: Tensor, terminated: Tensor, length: Tensor, first_state: FirstState = "arrival"
+) -> tuple[Tensor, Tensor]:
+    """Weights of the observed states of a backup, and of the occupancy at its end.
+
+    For one step that does not terminate: ``1 - discount`` on the arrival (or current) state and ``discount`` on the
+    occupancy of the next state and action. For n steps of the policy itself
+    ``m = (1 - discount) sum_{k < n} discount^k P^{k+1} + discount^n P^n m``.
+
+    Args:
+        discount: Discount per environment step, in [0, 1), shape (B,).
+        terminated: Whether the states at times 1, ..., n are terminal, boolean, shape (B, n).
+        length: How many of the n steps belong to the transition, in 1, ..., n, integer, shape (B,).
+        first_state: Index convention.
+
+    Returns:
+        Weights of the states at times 0, 1, ..., n, shape (B, n + 1), and of the occupancy at time ``length``, shape
+        (B,); at least 0, their sum is 1.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    if terminated.dim() != 2:
+        raise ValueError(f"expected terminated of shape (B, n), got {tuple(terminated.shape)}")
+    check_shape("discount", discount, terminated.shape[:1])
+    check_shape("length", length, terminated.shape[:1])
+    terminal = torch.cat([torch.zeros_like(terminated[:, :1]), terminated], dim=1)  # at times 0, ..., n
+    time = torch.arange(terminal.shape[1], device=terminal.device)
+    ended_before = terminal.cumsum(1) - terminal.long() > 0
+    reached = (time <= length[:, None]) & ~ended_before
+    lag = 1 if first_state == "arrival" else 0
+    last = time == length[:, None]
+    # The state at which the process goes on in the bootstrapped occupancy counts there, in the second convention.
+    counts = time >= 1 if lag else ~last | terminal
+    step_weight = torch.where(terminal, 1.0, 1.0 - discount[:, None])
+    age = (time - lag).clamp_min(0)
+    weights = discount[:, None] ** age * step_weight * (reached & counts)
+    goes_on = (reached & last & ~terminal).any(1)
+    return weights, discount**length * goes_on
+
+
+def choose_state(states: Tensor, weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """One of the observed states of each backup, with the probability of its weight.
+
+    Args:
+        states: States at times 0, ..., n, shape (B, n + 1, D).
+        weights: Their weights, at least 0, shape (B, n + 1).
+        uniform: Uniform noise in [0, 1), shape (B,).
+
+    Returns:
+        States, shape (B, D), and the sum of the weights, shape (B,).
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    check_shape("weights", weights, tuple(states.shape[:2]))
+    check_shape("uniform", uniform, tuple(states.shape[:1]))
+    bounds = weights.cumsum(1)
+    total = bounds[:, -1]
+    # Rounding must not lead past the last state that counts, nor to one before the first.
+    level = (uniform * total)[:, None]
+    last = (weights > 0).long().mul(torch.arange(weights.shape[1], device=weights.device)).amax(1)
+    index = torch.searchsorted(bounds.contiguous(), level, right=True).squeeze(1).minimum(last)
+    return states[torch.arange(len(states), device=states.device), index], total
+
+
+def horizon_weights(discount: Tensor, shorter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights of the horizon-consistency backup, which reaches a long horizon through a shorter one.
+
+    ``m_g = (1-g) P + g (1-g)/(1-b) m_b(.|S', A') + g (g-b)/(1-b) m_g(.|S+, A+)`` for ``b <= g``, where S+ is drawn from
+    ``m_b(.|S', A')`` and A+ from the policy at S+. It holds for the occupancy of arrival states.
+
+    Args:
+        discount: The discount g, in [0, 1), shape (B,).
+        shorter: The shorter discount b, in [0, g], shape (B,).
+
+    Returns:
+        Weights of the arrival state, of the shorter occupancy at (S', A'), and of the occupancy at (S+, A+), each of
+        shape (B,); their sum is 1.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Reference:
+        Farebrother et al., Compositional Planning with Jumpy World Models, arXiv:2602.19634; derived anew.
+    """
+    check_same_shape(discount=discount, shorter=shorter)
+    share = (1.0 - discount) / (1.0 - shorter)
+    return 1.0 - discount, discount * share, discount * (1.0 - share)

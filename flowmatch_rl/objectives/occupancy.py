@@ -1,0 +1,308 @@
+"""Objectives that teach a flow the discounted future states of a policy from single transitions."""
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.paths import Field
+from flowmatch_rl.samplers import DdimSampler, OdeSampler, Sampler
+from flowmatch_rl.shapes import check_same_shape, check_shape
+from flowmatch_rl.solvers import Midpoint, Solver
+from flowmatch_rl.types import Prediction
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A batch of Bellman backups of an occupancy.
+
+    Attributes:
+        condition: Where the occupancy is learned, (state, action, ...), shape (B, C).
+        state: An observed state that it counts, shape (B, D).
+        state_weight: Weight of that state, shape (B,).
+        next_condition: Where the rest of the occupancy is taken from the lagging copy, shape (B, C).
+        next_weight: Weight of the rest, shape (B,).
+    """
+
+    condition: Tensor
+    state: Tensor
+    state_weight: Tensor
+    next_condition: Tensor
+    next_weight: Tensor
+
+
+@dataclass(frozen=True)
+class BackupNoise:
+    """Randomness of one update.
+
+    Attributes:
+        direct: Standard normal noise of the direct term, shape (B, D).
+        start: Standard normal noise where bootstrapped samples start, shape (B, D).
+        fresh: Standard normal noise that bootstrapped samples are noised with anew, shape (B, D).
+        t_direct: Flow times of the direct term, shape (B,).
+        t_bootstrap: Flow times of the bootstrapped term, shape (B,).
+        branch: Uniform noise in [0, 1) that picks one of the two terms, where only one is evaluated, shape (B,).
+    """
+
+    direct: Tensor
+    start: Tensor
+    fresh: Tensor
+    t_direct: Tensor
+    t_bootstrap: Tensor
+    branch: Tensor
+
+
+@dataclass(frozen=True)
+class OccupancyObjective(abc.ABC):
+    """Loss of a network against a Bellman backup of its lagging copy.
+
+    The law along the path obeys the Bellman equation of the occupancy at every flow time, and so does its flux: a
+    regression with weight ``1 - discount`` on the path to the arrival state and weight ``discount`` on the lagging
+    copy at the next state and action has the backed-up velocity as its minimum.
+
+    Args:
+        mixing: ``stratified`` evaluates both terms for every sample and weighs them; ``bernoulli`` evaluates one per
+            sample, picked with the probability of its weight: the same expected gradient, with more variance.
+        reduction: Whether squared errors are summed over dimensions or averaged.
+
+    Reference:
+        Farebrother et al., Temporal Difference Flows, arXiv:2503.09817.
+    """
+
+    predicts: ClassVar[Prediction]
+    """What the network predicts."""
+
+    bootstraps: ClassVar[bool]
+    """Whether the loss uses the lagging copy; otherwise the states of its batches are of the occupancy itself."""
+
+    mixing: Literal["stratified", "bernoulli"] = "stratified"
+    reduction: Literal["sum", "mean"] = "sum"
+
+    @abc.abstractmethod
+    def bootstrap(self, field: Field, noise: BackupNoise, ends: tuple[float, float]) -> tuple[Tensor, Tensor] | None:
+        """Points of the lagging copy's path and what it says there.
+
+        Args:
+            field: The lagging copy at the next condition.
+            noise: Randomness.
+            ends: First and last flow time of sampling.
+
+        Returns:
+            Points at ``noise.t_bootstrap`` and regression targets there, both of shape (B, D); None where nothing is
+            bootstrapped.
+        """
+
+    def loss(
+        self, field: Field, field_ema: Field, backup: Backup, noise: BackupNoise, ends: tuple[float, float] = (0.0, 1.0)
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted squared errors of the direct and of the bootstrapped term; their sum is the loss.
+
+        No gradient flows into the lagging copy. Values of different objectives are not comparable: at the optimum
+        they still differ by the variance of their targets.
+
+        Args:
+            field: The network, its prediction called with x of shape (B, 2, D), t (B, 2) and a condition (B, 1, C).
+            field_ema: The lagging copy, called with x of shape (B, D).
+            backup: The backups.
+            noise: Randomness.
+            ends: First and last flow time of sampling.
+
+        Returns:
+            Direct and bootstrapped term, each of shape (B,).
+
+        Raises:
+            ValueError: If the shapes do not fit.
+        """
+        x_1, path = backup.state, field.path
+        check_same_shape(state=x_1, direct=noise.direct, start=noise.start, fresh=noise.fresh)
+        for name in ("t_direct", "t_bootstrap", "branch"):
+            check_shape(name, getattr(noise, name), tuple(x_1.shape[:1]))
+        points = [path.sample(noise.direct, x_1, noise.t_direct)]
+        targets = [path.target(self.predicts, noise.direct, x_1, noise.t_direct)]
+        times, weights = [noise.t_direct], [backup.state_weight]
+        with torch.no_grad():
+            future = self.bootstrap(field_ema.at(backup.next_condition), noise, ends)
+        if future is not None:
+            points, targets = [*points, future[0]], [*targets, future[1]]
+            times, weights = [*times, noise.t_bootstrap], [*weights, backup.next_weight]
+        # Both terms share a condition, whose features are then computed once.
+        predicted = field.predict(torch.stack(points, 1), torch.stack(times, 1), backup.condition[:, None])
+        error = (predicted - torch.stack(targets, 1)).square()
+        error = error.sum(-1) if self.reduction == "sum" else error.mean(-1)
+        terms = error * self._mixed(torch.stack(weights, 1), noise.branch)
+        return terms[:, 0], torch.zeros_like(terms[:, 0]) if future is None else terms[:, 1]
+
+    def _mixed(self, weights: Tensor, branch: Tensor) -> Tensor:
+        if self.mixing == "stratified" or weights.shape[1] == 1:
+            return weights
+        total = weights.sum(1)
+        direct = branch * total < weights[:, 0]
+        return torch.stack([direct, ~direct], 1) * total[:, None]
+
+
+@dataclass(frozen=True)
+class MonteCarloCFM(OccupancyObjective):
+    """Conditional flow matching on states drawn from the occupancy itself: nothing is bootstrapped.
+
+    Needs trajectories of the policy. It is what the others aim at, and their upper bound.
+    """
+
+    predicts = "velocity"
+    bootstraps = False
+
+    def bootstrap(self, field: Field, noise: BackupNoise, ends: tuple[float, float]) -> None:
+        """There is nothing to bootstrap."""
+
+
+@dataclass(frozen=True)
+class TDCFM(OccupancyObjective):
+    """Bootstrapped samples are carried to the end of the path, noised anew and regressed on.
+
+    Args:
+        mixing: As in ``OccupancyObjective``.
+        reduction: As in ``OccupancyObjective``.
+        solver: Solver of the bootstrapped samples.
+
+    Reference:
+        Farebrother et al., arXiv:2503.09817, equation 7.
+    """
+
+    predicts = "velocity"
+    bootstraps = True
+
+    solver: Solver = Midpoint(num_steps=10)
+
+    def bootstrap(self, field: Field, noise: BackupNoise, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """Points between bootstrapped samples and fresh noise, with their conditional velocities."""
+        return _noised_anew(OdeSampler(self.solver), field, noise.start, noise.fresh, noise.t_bootstrap, ends)
+
+
+@dataclass(frozen=True)
+class CoupledTDCFM(OccupancyObjective):
+    """As ``TDCFM``, with each bootstrapped sample noised by the noise that it was made from.
+
+    Targets have less variance where flow lines are straight. Only the law at the end of the path obeys the Bellman
+    equation exactly; on curved paths the intermediate ones are off.
+
+    Args:
+        mixing: As in ``OccupancyObjective``.
+        reduction: As in ``OccupancyObjective``.
+        solver: Solver of the bootstrapped samples.
+
+    Reference:
+        Farebrother et al., arXiv:2503.09817, equation 8.
+    """
+
+    predicts = "velocity"
+    bootstraps = True
+
+    solver: Solver = Midpoint(num_steps=10)
+
+    def bootstrap(self, field: Field, noise: BackupNoise, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """Points between bootstrapped samples and their own noise, with the velocities between the two."""
+        return _noised_anew(OdeSampler(self.solver), field, noise.start, noise.start, noise.t_bootstrap, ends)
+
+
+@dataclass(frozen=True)
+class TD2CFM(OccupancyObjective):
+    """Follows the lagging copy up to the flow time of the sample, and regresses on its velocity there.
+
+    The expected gradient of ``TDCFM`` with less variance: the noise of an end point that would be thrown away again is
+    never drawn. A solver's error moves the points of the regression, not its targets.
+
+    Args:
+        mixing: As in ``OccupancyObjective``.
+        reduction: As in ``OccupancyObjective``.
+        solver: Solver, its steps dividing the interval up to each sample's own flow time.
+
+    Reference:
+        Farebrother et al., arXiv:2503.09817, equation 9.
+    """
+
+    predicts = "velocity"
+    bootstraps = True
+
+    solver: Solver = Midpoint(num_steps=10)
+
+    def bootstrap(self, field: Field, noise: BackupNoise, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """Points that the lagging copy leads to, with its velocity there."""
+        return _followed(OdeSampler(self.solver), field, noise.start, noise.t_bootstrap, ends)
+
+
+@dataclass(frozen=True)
+class TDDD(OccupancyObjective):
+    """The diffusion form of ``TDCFM``: predicts noise, bootstraps by DDIM, and noises the samples anew.
+
+    Args:
+        mixing: As in ``OccupancyObjective``.
+        reduction: As in ``OccupancyObjective``.
+        sampler: Sampler of the bootstrapped samples, deterministic.
+
+    Raises:
+        ValueError: If the sampler is stochastic.
+
+    Reference:
+        Farebrother et al., arXiv:2503.09817, equation 25.
+    """
+
+    predicts = "noise"
+    bootstraps = True
+
+    sampler: DdimSampler = DdimSampler(num_steps=20)
+
+    def __post_init__(self) -> None:
+        _check_deterministic(self.sampler)
+
+    def bootstrap(self, field: Field, noise: BackupNoise, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """Points between bootstrapped samples and fresh noise, with that noise."""
+        return _noised_anew(self.sampler, field, noise.start, noise.fresh, noise.t_bootstrap, ends)
+
+
+@dataclass(frozen=True)
+class TD2DD(OccupancyObjective):
+    """The diffusion form of ``TD2CFM``: denoises up to the flow time of the sample, and regresses on the noise there.
+
+    Args:
+        mixing: As in ``OccupancyObjective``.
+        reduction: As in ``OccupancyObjective``.
+        sampler: Sampler, deterministic, its steps dividing the interval up to each sample's own flow time.
+
+    Raises:
+        ValueError: If the sampler is stochastic.
+
+    Reference:
+        Farebrother et al., arXiv:2503.09817, equation 26.
+    """
+
+    predicts = "noise"
+    bootstraps = True
+
+    sampler: DdimSampler = DdimSampler(num_steps=20)
+
+    def __post_init__(self) -> None:
+        _check_deterministic(self.sampler)
+
+    def bootstrap(self, field: Field, noise: BackupNoise, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """Points that the lagging copy leads to, with the noise it sees there."""
+        return _followed(self.sampler, field, noise.start, noise.t_bootstrap, ends)
+
+
+def _noised_anew(
+    sampler: Sampler, field: Field, start: Tensor, noise: Tensor, t: Tensor, ends: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    x_1 = sampler.sample(field, start, *ends, None, torch.zeros_like)
+    return field.path.sample(noise, x_1, t), field.path.target(field.prediction, noise, x_1, t)
+
+
+def _followed(
+    sampler: Sampler, field: Field, start: Tensor, t: Tensor, ends: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    x_t = sampler.sample(field, start, ends[0], t, None, torch.zeros_like)
+    return x_t, field.predict(x_t, t, None)
+
+
+def _check_deterministic(sampler: DdimSampler) -> None:
+    if sampler.eta > 0.0:
+        raise ValueError(f"expected a deterministic sampler, with eta 0, got {sampler}")
