@@ -1,11 +1,13 @@
 """Keys of batches, those of transitions TorchRL's, and the one place where a batch becomes a dataclass."""
 
+import dataclasses
 from collections.abc import Mapping
+from typing import TypeVar
 
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from flowmatch_rl.types import Samples, Transition
+from flowmatch_rl.types import Futures, Samples, Segment, Transition
 
 OBSERVATION = "observation"
 ACTION = "action"
@@ -68,3 +70,43 @@ def read_transition(batch: TensorDictBase) -> Transition:
         next_observation=read(NEXT_OBSERVATION),
         terminated=read(TERMINATED).squeeze(-1),
     )
+
+
+def read_segment(batch: Mapping[str, Tensor]) -> Segment:
+    """Read a batch of segments.
+
+    Args:
+        batch: Tensors by the names of the attributes of ``Segment``.
+
+    Returns:
+        The segments.
+
+    Raises:
+        KeyError: If an entry is missing that may not be; the message names it.
+    """
+    return _read(Segment, batch, optional=("next_action", "future"))
+
+
+def read_futures(batch: Mapping[str, Tensor]) -> Futures:
+    """Read source states with the trajectories that begin there.
+
+    Args:
+        batch: Tensors by the names of the attributes of ``Futures``.
+
+    Returns:
+        The futures.
+
+    Raises:
+        KeyError: If an entry is missing that may not be; the message names it.
+    """
+    return _read(Futures, batch, optional=("states", "length", "ended"))
+
+
+Read = TypeVar("Read", Segment, Futures)
+
+
+def _read(kind: type[Read], batch: Mapping[str, Tensor], optional: tuple[str, ...]) -> Read:
+    names = [field.name for field in dataclasses.fields(kind)]
+    if missing := [name for name in names if name not in batch and name not in optional]:
+        raise KeyError(f"the batch lacks {missing[0]!r}; it holds {', '.join(sorted(map(str, batch)))}")
+    return kind(**{name: batch.get(name) for name in names})  # pyright: ignore[reportArgumentType]

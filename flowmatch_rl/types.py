@@ -143,6 +143,69 @@ class Transition:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A batch of steps that follow each other, n at most, in the units of the environment.
+
+    Attributes:
+        observation: State the first action was taken in, shape (B, S).
+        action: First action, in [-1, 1], shape (B, A).
+        arrivals: States at times 1, ..., n, shape (B, n, S).
+        terminated: Whether they are terminal, boolean, shape (B, n).
+        length: How many of the n steps were taken, in 1, ..., n, integer, shape (B,); what lies beyond is padding.
+        next_action: Action at time ``length`` in the data, shape (B, A), or None where it is unknown.
+        embedding: Member of a family of policies that acted, shape (B, Z); Z is 0 for a single policy.
+        future: A state of the occupancy, from the same trajectory, shape (B, S), or None.
+    """
+
+    observation: Tensor
+    action: Tensor
+    arrivals: Tensor
+    terminated: Tensor
+    length: Tensor
+    next_action: Tensor | None
+    embedding: Tensor
+    future: Tensor | None
+
+
+@dataclass(frozen=True)
+class SegmentNeeds:
+    """What a module wants of the segments it is trained on.
+
+    Attributes:
+        num_steps: Steps n of a segment, at least 1.
+        next_action: Whether the action after the segment must be known.
+        future_discounts: Maps uniform noise (B,) to the discounts (B,) of occupancies that a state of the same
+            trajectory is drawn from; None where no such state is wanted.
+    """
+
+    num_steps: int = 1
+    next_action: bool = False
+    future_discounts: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Futures:
+    """Where trajectories of a policy lead from N states, in the units of the environment.
+
+    Attributes:
+        observation: States at time 0, shape (N, S).
+        action: Actions of the policy there, shape (N, A).
+        embedding: Members of a family of policies that act, shape (N, Z).
+        states: States at times 1, ..., T of R trajectories each, shape (N, R, T, S), or None where there are none;
+            a terminal state is repeated.
+        length: Steps of each trajectory that are known, shape (N, R), or None; T for those that terminated.
+        ended: Whether each trajectory had terminated by then, boolean, shape (N, R, T), or None.
+    """
+
+    observation: Tensor
+    action: Tensor
+    embedding: Tensor
+    states: Tensor | None
+    length: Tensor | None
+    ended: Tensor | None
+
+
+@dataclass(frozen=True)
 class Samples:
     """A batch of standardised samples.
 
