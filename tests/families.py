@@ -12,7 +12,15 @@ from flowmatch_rl.estimators import (
     Proposal,
     RegressControlVariate,
 )
-from flowmatch_rl.nets import FirstSelection, GreedySelection, Selection, SoftmaxSelection
+from flowmatch_rl.nets import (
+    Architecture,
+    FilmUNetArchitecture,
+    FirstSelection,
+    GreedySelection,
+    Selection,
+    SoftmaxSelection,
+    VelocityArchitecture,
+)
 from flowmatch_rl.objectives import (
     CappedSignalWeight,
     ConditionalFlowMatching,
@@ -112,6 +120,15 @@ SELECTIONS: list[Selection] = [
     SoftmaxSelection(),
     GreedySelection(),
     FirstSelection(),
+]
+
+ARCHITECTURES: list[Architecture] = [
+    VelocityArchitecture(hidden_dim=16, time_features=8),
+    VelocityArchitecture(hidden_dim=16, time_features=8, activation="mish", residual=False, balanced_inputs=True),
+    FilmUNetArchitecture(block_dims=(16, 16), time_features=8, time_dims=(8,), condition_dims=(12, 8)),
+    FilmUNetArchitecture(
+        block_dims=(16, 8, 4), time_features=8, time_dims=(8, 6), condition_dims=(8,), activation="silu"
+    ),
 ]
 
 TIME_WEIGHTS: list[TimeWeight] = [

@@ -2,28 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from flowmatch_rl.nets.architecture import (
+    ACTIVATIONS,
+    Activation,
+    Architecture,
+    FlowNetwork,
+    check_presence,
+    check_shared_batch,
+)
 from flowmatch_rl.nets.embeddings import SinusoidalEmbedding
 from flowmatch_rl.shapes import append_dims
 
-Activation = Literal["gelu", "gelu_tanh", "mish", "relu", "silu"]
-
-_ACTIVATIONS = {
-    "gelu": functional.gelu,
-    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-    "mish": functional.mish,
-    "relu": functional.relu,
-    "silu": functional.silu,
-}
-
 
 @dataclass(frozen=True)
-class VelocityArchitecture:
+class VelocityArchitecture(Architecture):
     """Shape of a velocity network.
 
     Args:
@@ -58,7 +54,7 @@ class VelocityArchitecture:
         return VelocityNetwork(self, sample_dim, condition_dim, takes_duration)
 
 
-class VelocityNetwork(nn.Module):
+class VelocityNetwork(FlowNetwork):
     """A residual network ``velocity(x, t, condition)``.
 
     The first layer is a sum of one linear map per input: for particles (B, N, D) with a condition of shape (B, 1, C)
@@ -81,7 +77,7 @@ class VelocityNetwork(nn.Module):
         super().__init__()
         width = architecture.hidden_dim
         self.residual = architecture.residual
-        self.activation = _ACTIVATIONS[architecture.activation]
+        self.activation = ACTIVATIONS[architecture.activation]
         self.embed_time = SinusoidalEmbedding(architecture.time_features, architecture.max_frequency)
         self.from_sample = nn.Linear(sample_dim, width)
         self.from_time = nn.Linear(architecture.time_features, width, bias=False)
@@ -145,7 +141,7 @@ class VelocityNetwork(nn.Module):
         Raises:
             ValueError: If the network takes a condition and there is none, or the other way round.
         """
-        self._check_presence(condition)
+        check_presence(condition, self.from_condition is not None)
         features = None if condition is None or self.from_condition is None else self.from_condition(condition)
 
         def velocity(x: Tensor, t: Tensor, _: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
@@ -153,22 +149,11 @@ class VelocityNetwork(nn.Module):
 
         return velocity
 
-    def _check_presence(self, condition: Tensor | None) -> None:
-        if (condition is None) != (self.from_condition is None):
-            wanted = "no condition" if self.from_condition is None else "a condition"
-            raise ValueError(
-                f"this network takes {wanted}, got {None if condition is None else tuple(condition.shape)}"
-            )
-
     def _condition_features(self, condition: Tensor | None, x: Tensor) -> Tensor | None:
-        self._check_presence(condition)
+        check_presence(condition, self.from_condition is not None)
         if condition is None or self.from_condition is None:
             return None
-        append_dims(condition[..., 0], like=x[..., 0])
-        if condition.dim() != x.dim():
-            raise ValueError(
-                f"expected as many dimensions as x {tuple(x.shape)}, got condition {tuple(condition.shape)}"
-            )
+        check_shared_batch(condition, x)
         return self.from_condition(condition)
 
     def _from_features(self, x: Tensor, t: Tensor, features: Tensor | None, duration: Tensor | None = None) -> Tensor:
