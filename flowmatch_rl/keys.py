@@ -7,14 +7,19 @@ from typing import TypeVar
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from flowmatch_rl.types import Futures, Samples, Segment, Transition
+from flowmatch_rl.types import Rollouts, Samples, Segment, Transition
 
 OBSERVATION = "observation"
 ACTION = "action"
 REWARD = ("next", "reward")
 NEXT_OBSERVATION = ("next", "observation")
 TERMINATED = ("next", "terminated")
+TRUNCATED = ("next", "truncated")
 DONE = ("next", "done")
+NEXT_ACTION = ("next", "action")
+"""The action taken in the next observation, shape (B, A)."""
+EMBEDDING = "embedding"
+"""Name of the member of a family of policies that acted, shape (B, Z)."""
 
 TRANSITION = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION, TERMINATED)
 """The entries that a replay buffer keeps."""
@@ -87,11 +92,11 @@ def read_segment(batch: Mapping[str, Tensor]) -> Segment:
     return _read(Segment, batch, optional=("next_action", "future"))
 
 
-def read_futures(batch: Mapping[str, Tensor]) -> Futures:
+def read_rollouts(batch: Mapping[str, Tensor]) -> Rollouts:
     """Read source states with the trajectories that begin there.
 
     Args:
-        batch: Tensors by the names of the attributes of ``Futures``.
+        batch: Tensors by the names of the attributes of ``Rollouts``.
 
     Returns:
         The futures.
@@ -99,10 +104,10 @@ def read_futures(batch: Mapping[str, Tensor]) -> Futures:
     Raises:
         KeyError: If an entry is missing that may not be; the message names it.
     """
-    return _read(Futures, batch, optional=("states", "length", "ended"))
+    return _read(Rollouts, batch, optional=("states", "length", "ended"))
 
 
-Read = TypeVar("Read", Segment, Futures)
+Read = TypeVar("Read", Segment, Rollouts)
 
 
 def _read(kind: type[Read], batch: Mapping[str, Tensor], optional: tuple[str, ...]) -> Read:

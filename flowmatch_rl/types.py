@@ -184,7 +184,7 @@ class SegmentNeeds:
 
 
 @dataclass(frozen=True)
-class Futures:
+class Rollouts:
     """Where trajectories of a policy lead from N states, in the units of the environment.
 
     Attributes:
