@@ -1,0 +1,204 @@
+"""Values of policies from modelled futures and from roll-outs.
+
+A reward is paid on arrival: the value of an action is ``Q(s, a) = sum_k discount^k E r(S_{k+1})``, and with a draw X of
+the discounted future states of (s, a), the current state excluded, ``Q(s, a) = E r(X) / (1 - discount)``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.shapes import append_dims, check_shape
+
+Futures: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, float | Tensor], Tensor]
+"""A model of futures, called as ``futures(noise, state, action, embedding, discount)`` with shapes (*batch, K, D),
+(*batch, S), (*batch, A), (*batch, Z) and a number; returns K future states of each state and action, the current one
+excluded, in the units of the environment, shape (*batch, K, D)."""
+
+Act: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""The members of a family of policies, called as ``act(state, embedding)`` with shapes (*batch, S) and (*batch, Z);
+returns actions, shape (*batch, A)."""
+
+RewardOfState: TypeAlias = Callable[[Tensor], Tensor]
+"""Maps states (*batch, D) in the units of the environment to rewards (*batch)."""
+
+
+@dataclass(frozen=True)
+class ValueEstimate:
+    """Values with their standard errors.
+
+    Attributes:
+        value: Value, in units of the return, shape (*batch).
+        standard_error: Standard error over the draws, in the same unit, shape (*batch); NaN for a single draw, which
+            does not tell. Neither the model's own error nor what values have in common by sharing noise is in it.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+
+
+@dataclass(frozen=True)
+class MonteCarloValue:
+    """Discounted sums of rewards along roll-outs.
+
+    Attributes:
+        value: Sum, in units of the return, shape (*batch).
+        missing_weight: Sum of the discounts of the steps not seen, shape (*batch): 0 where the roll-out ended. Times
+            the largest magnitude of the reward it bounds what is missing from the value.
+    """
+
+    value: Tensor
+    missing_weight: Tensor
+
+
+def estimate_value(
+    futures: Tensor, reward: RewardOfState, discount: float | Tensor, current_state: Tensor | None = None
+) -> ValueEstimate:
+    """Value of a state and an action from draws of their discounted future states.
+
+    Draws that include the current state follow ``(1 - discount) delta_s + discount m``, where m is the law without it.
+    The reward of the current state is no part of the value, and is taken off:
+    ``Q = (E r(X) / (1 - discount) - r(s)) / discount``.
+
+    Args:
+        futures: Future states, shape (*batch, K, D).
+        reward: Called with shape (*batch, K, D), and with (*batch, D) for a current state.
+        discount: Discount per step that the futures were drawn with, in [0, 1); a number or a prefix of (*batch).
+        current_state: The current states if the draws include them, shape (*batch, D); None if they do not.
+
+    Returns:
+        Estimates, shape (*batch).
+
+    Raises:
+        ValueError: If the shapes do not fit, the discount is outside [0, 1), or it is 0 and the draws include the
+            current state, of which they then consist.
+
+    Reference:
+        Farebrother et al., arXiv:2503.09817, equation 2, for draws without the current state.
+    """
+    draws = reward_of(reward, futures)
+    if current_state is None:
+        return estimate_from_rewards(draws, discount)
+    if bool(torch.as_tensor(discount == 0.0).any()):
+        raise ValueError("futures that include the current state have no value at the discount 0; it must be positive")
+    check_shape("current_state", current_state, (*futures.shape[:-2], futures.shape[-1]))
+    now = reward_of(reward, current_state)
+    total = estimate_from_rewards(draws, discount)
+    steps = append_dims(discount, like=now) if isinstance(discount, Tensor) else discount
+    return ValueEstimate((total.value - now) / steps, total.standard_error / steps)
+
+
+def estimate_from_rewards(rewards: Tensor, discount: float | Tensor) -> ValueEstimate:
+    """Value of a state and an action from the rewards of draws of their discounted future states.
+
+    Args:
+        rewards: Rewards of independent draws, shape (*batch, K), K at least 1.
+        discount: Discount per step, in [0, 1); a number or a prefix of (*batch).
+
+    Returns:
+        Estimates, shape (*batch).
+
+    Raises:
+        ValueError: If there are no draws, the discount is outside [0, 1), or its shape is not a prefix of (*batch).
+    """
+    check_discount(discount)
+    if rewards.dim() == 0 or rewards.shape[-1] == 0:
+        raise ValueError(f"expected rewards of shape (*batch, K), K at least 1, got {tuple(rewards.shape)}")
+    count, mean = rewards.shape[-1], rewards.mean(-1)
+    variance = (rewards - mean[..., None]).square().sum(-1) / (count - 1)
+    horizon = 1.0 / (1.0 - (append_dims(discount, like=mean) if isinstance(discount, Tensor) else discount))
+    return ValueEstimate(horizon * mean, horizon * (variance / count).sqrt())
+
+
+def monte_carlo_value(rewards: Tensor, ended: Tensor, discount: float) -> MonteCarloValue:
+    """Discounted sum of the rewards of the states that roll-outs arrive at.
+
+    A terminal state is never left: its reward goes on for ever, and what follows it in the roll-out is not looked at.
+    A roll-out that only stops has the rest of its rewards missing.
+
+    Args:
+        rewards: Rewards of the states at times 1, ..., T, shape (T, *batch), T at least 1.
+        ended: Whether a roll-out was in a terminal state at those times, boolean, shape (T, *batch).
+        discount: Discount per step, in [0, 1).
+
+    Returns:
+        Values and the weight of what is missing, shape (*batch).
+
+    Raises:
+        ValueError: If the shapes differ, there are no steps, ``ended`` is not boolean, or the discount is outside
+            [0, 1).
+    """
+    check_discount(discount)
+    if rewards.dim() == 0 or len(rewards) == 0:
+        raise ValueError(f"expected rewards of shape (T, *batch), T at least 1, got {tuple(rewards.shape)}")
+    check_shape("ended", ended, tuple(rewards.shape))
+    if ended.dtype != torch.bool:
+        raise ValueError(f"ended must be boolean, got {ended.dtype}")
+    steps = len(rewards)
+    terminal, first = ended.any(0), ended.int().argmax(0)
+    last_seen = torch.where(terminal, first, steps - 1)
+    time = append_dims(torch.arange(steps, device=rewards.device), like=rewards)
+    weights = append_dims(discount ** torch.arange(steps, dtype=rewards.dtype, device=rewards.device), like=rewards)
+    seen = torch.where(time <= last_seen, weights * rewards, 0.0).sum(0)
+    rest = discount ** (last_seen + 1).to(rewards.dtype) / (1.0 - discount)
+    last_reward = rewards.gather(0, last_seen[None])[0]
+    return MonteCarloValue(seen + torch.where(terminal, rest * last_reward, 0.0), rest.masked_fill(terminal, 0.0))
+
+
+def draw_futures(
+    futures: Futures, noise: Tensor, state: Tensor, action: Tensor, embedding: Tensor, discount: float
+) -> Tensor:
+    """Futures of a model.
+
+    Args:
+        futures: The model.
+        noise: Noise, shape (*batch, K, D).
+        state: States, shape (*batch, S).
+        action: Actions, shape (*batch, A).
+        embedding: Members of the family, shape (*batch, Z).
+        discount: Discount per step, in [0, 1).
+
+    Returns:
+        Future states, shape (*batch, K, D).
+
+    Raises:
+        ValueError: If the model returns another shape.
+    """
+    drawn = futures(noise, state, action, embedding, discount)
+    check_shape("the futures of the model", drawn, tuple(noise.shape))
+    return drawn
+
+
+def reward_of(reward: RewardOfState, states: Tensor) -> Tensor:
+    """Rewards of states.
+
+    Args:
+        reward: The reward.
+        states: States, shape (*batch, D).
+
+    Returns:
+        Rewards, shape (*batch).
+
+    Raises:
+        ValueError: If the reward returns another shape.
+    """
+    value = reward(states)
+    check_shape("the reward of the states", value, tuple(states.shape[:-1]))
+    return value
+
+
+def check_discount(discount: float | Tensor) -> None:
+    """Raise unless a discount lies in [0, 1).
+
+    Args:
+        discount: Discount per step, a number or a tensor.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    values = torch.as_tensor(discount, dtype=torch.float64)
+    if not bool(((values >= 0.0) & (values < 1.0)).all()):
+        raise ValueError(f"discount must lie in [0, 1), got {discount}")
