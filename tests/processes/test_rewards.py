@@ -151,6 +151,10 @@ def test_a_box_is_closed_and_a_missing_bound_is_no_bound() -> None:
     assert of(BoxReward(low=(None,), high=(None,), columns=("x",)), math.inf) == 1.0
 
 
+def test_a_linear_reward_is_the_weighted_sum_of_its_columns_and_the_bias() -> None:
+    assert of(LinearReward(columns=("x", "y"), weights=(2.0, -3.0), bias=0.25), 1.5, 2.0) == -2.75
+
+
 def test_a_quadratic_reward_has_its_closed_form_under_a_normal_law() -> None:
     reward = QuadraticReward(columns=("x",), center=(0.5,), weights=(2.0,), bias=1.0)
     x = 2.0 + 0.3 * stratified_normal(20_000)
