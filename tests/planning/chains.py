@@ -38,17 +38,17 @@ class Chain:
         """Transition matrix of a policy, given by its action at each state."""
         return self.transition[torch.arange(self.num_states), table]
 
-    def occupancy(self, table: Tensor, discount: float) -> Tensor:
+    def occupancy(self, table: Tensor, discount: float | Tensor) -> Tensor:
         """Law of the discounted future states by state and first action, a policy followed from there, (S, A, S)."""
         eye = torch.eye(self.num_states, dtype=F64)
         return (1.0 - discount) * self.transition @ torch.linalg.inv(eye - discount * self.followed(table))
 
-    def value(self, table: Tensor, reward: Tensor, discount: float) -> Tensor:
+    def value(self, table: Tensor, reward: Tensor, discount: float | Tensor) -> Tensor:
         """Value of a policy at each state, by its Bellman equation, shape (S,)."""
         step = self.followed(table)
         return torch.linalg.solve(torch.eye(self.num_states, dtype=F64) - discount * step, step @ reward)
 
-    def action_value(self, table: Tensor, reward: Tensor, discount: float) -> Tensor:
+    def action_value(self, table: Tensor, reward: Tensor, discount: float | Tensor) -> Tensor:
         """Value of a first action, a policy followed from there, shape (S, A)."""
         return self.transition @ (reward + discount * self.value(table, reward, discount))
 
@@ -56,7 +56,9 @@ class Chain:
         """Actions of a member at every state: of laws on states, what it would do at each of them."""
         return self.members[embedding[..., 0].long()].to(state.dtype).expand(state.shape)
 
-    def futures(self, noise: Tensor, state: Tensor, action: Tensor, embedding: Tensor, discount: float) -> Tensor:
+    def futures(
+        self, noise: Tensor, state: Tensor, action: Tensor, embedding: Tensor, discount: float | Tensor
+    ) -> Tensor:
         """Exact law of the futures of laws on states; rewards linear in the law are then exact with a single draw."""
         table = torch.stack([self.occupancy(member, discount) for member in self.members])[embedding[..., 0].long()]
         chosen = table.take_along_dim(action.long()[..., None, None], -2)[..., 0, :]  # (*batch, S, S)
@@ -66,7 +68,9 @@ class Chain:
         """Actions of a member at states given by their number, shape (*batch, 1)."""
         return self.members[embedding.long(), state.long()].to(state.dtype)
 
-    def sampled(self, noise: Tensor, state: Tensor, action: Tensor, embedding: Tensor, discount: float) -> Tensor:
+    def sampled(
+        self, noise: Tensor, state: Tensor, action: Tensor, embedding: Tensor, discount: float | Tensor
+    ) -> Tensor:
         """Draws of the futures of states given by their number, by inverting their law at uniform noise."""
         table = torch.stack([self.occupancy(member, discount) for member in self.members])
         law = table[embedding[..., 0].long(), state[..., 0].long(), action[..., 0].long()]  # (*batch, S)

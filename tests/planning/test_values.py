@@ -13,7 +13,7 @@ CHAINS = [random_chain(), random_chain(num_states=3, num_actions=1, num_members=
 DISCOUNTS = [0.0, 0.5, 0.99]
 
 
-def all_laws(chain: Chain, discount: float) -> Tensor:
+def all_laws(chain: Chain, discount: float | Tensor) -> Tensor:
     """Exact futures of every member, state and action, one draw each, shape (W, S, A, 1, S)."""
     return torch.stack([chain.occupancy(member, discount) for member in chain.members])[..., None, :]
 
