@@ -1,0 +1,133 @@
+"""Policies that are formulas of the observation."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.shapes import check_shape
+from flowmatch_rl.types import Policy
+
+
+@dataclass(frozen=True)
+class LinearPolicy(Policy):
+    """The deterministic policy ``a = gain s + bias``.
+
+    Actions are not clamped, since a clamp would leave the linear-Gaussian family. The gain should keep them in [-1, 1]
+    at the states that matter.
+
+    Args:
+        gain: Matrix of A rows of S numbers, action per unit of the state.
+        bias: Action at the origin, A numbers; None for zeros.
+
+    Raises:
+        ValueError: If the rows are empty or differ in length, or the bias does not fit.
+    """
+
+    gain: list[list[float]]
+    bias: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(row) for row in self.gain}
+        if len(lengths) != 1 or lengths == {0}:
+            raise ValueError(f"gain must be rows of one length, at least 1, got lengths {sorted(lengths)}")
+        if self.bias is not None and len(self.bias) != len(self.gain):
+            raise ValueError(f"bias must have {len(self.gain)} entries, one per row of gain, got {len(self.bias)}")
+
+    @property
+    def embedding_dim(self) -> int:
+        """A single policy."""
+        return 0
+
+    def embeddings(self, uniform: Tensor) -> Tensor:
+        """No numbers, shape (B, 0)."""
+        return uniform
+
+    def matrices(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Gain, shape (A, S), and bias, shape (A,), of the type and on the device of ``like``."""
+        bias = [0.0] * len(self.gain) if self.bias is None else self.bias
+        return like.new_tensor(self.gain), like.new_tensor(bias)
+
+    def act(
+        self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Actions, shape (*batch, A), for observations of shape (*batch, S)."""
+        self.check_embedding(embedding)
+        gain, bias = self.matrices(observation)
+        check_shape("observation", observation, (*observation.shape[:-1], gain.shape[1]))
+        return observation @ gain.T + bias
+
+
+@dataclass(frozen=True)
+class ConstantPolicy(Policy):
+    """The policy that always takes the same action.
+
+    Args:
+        action: The action, A numbers in [-1, 1].
+
+    Raises:
+        ValueError: If there are none, or one is out of its range.
+    """
+
+    action: list[float]
+
+    def __post_init__(self) -> None:
+        if not self.action or not all(-1.0 <= value <= 1.0 for value in self.action):
+            raise ValueError(f"action must be numbers in [-1, 1], at least one, got {self.action}")
+
+    @property
+    def embedding_dim(self) -> int:
+        """A single policy."""
+        return 0
+
+    def embeddings(self, uniform: Tensor) -> Tensor:
+        """No numbers, shape (B, 0)."""
+        return uniform
+
+    def act(
+        self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The action, shape (*batch, A)."""
+        self.check_embedding(embedding)
+        return observation.new_tensor(self.action).expand(*observation.shape[:-1], -1)
+
+
+@dataclass(frozen=True)
+class RandomPolicy(Policy):
+    """Actions uniform on [-1, 1]^A, whatever the observation: the usual way to collect data that cover the actions.
+
+    Args:
+        action_dim: Dimension A, at least 1.
+
+    Raises:
+        ValueError: If it is less.
+    """
+
+    action_dim: int
+
+    def __post_init__(self) -> None:
+        if self.action_dim < 1:
+            raise ValueError(f"action_dim must be at least 1, got {self.action_dim}")
+
+    @property
+    def embedding_dim(self) -> int:
+        """A single policy."""
+        return 0
+
+    def embeddings(self, uniform: Tensor) -> Tensor:
+        """No numbers, shape (B, 0)."""
+        return uniform
+
+    def act(
+        self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Uniform actions, shape (*batch, A)."""
+        self.check_embedding(embedding)
+        uniform = torch.rand(
+            *observation.shape[:-1],
+            self.action_dim,
+            dtype=observation.dtype,
+            device=observation.device,
+            generator=generator,
+        )
+        return 2.0 * uniform - 1.0
