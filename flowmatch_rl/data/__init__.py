@@ -1,10 +1,13 @@
+from flowmatch_rl.data.collection import collect_transitions
 from flowmatch_rl.data.datasets import Dataset, Density
 from flowmatch_rl.data.densities import Checkerboard, EightGaussians, Rings, Spirals, TwoMoons
 from flowmatch_rl.data.envs import DMControlEnvironment, Environment, GymnasiumEnvironment, Spaces, build_environment
 from flowmatch_rl.data.online import OnlineData
 from flowmatch_rl.data.rollouts import roll_out_episodes
 from flowmatch_rl.data.samples import SampleData
+from flowmatch_rl.data.store import StoreInfo, TransitionStore
 from flowmatch_rl.data.tables import TableFile, read_table
+from flowmatch_rl.data.writer import TransitionWriter
 
 __all__ = [
     "Checkerboard",
@@ -19,9 +22,13 @@ __all__ = [
     "SampleData",
     "Spaces",
     "Spirals",
+    "StoreInfo",
     "TableFile",
+    "TransitionStore",
+    "TransitionWriter",
     "TwoMoons",
     "build_environment",
+    "collect_transitions",
     "read_table",
     "roll_out_episodes",
 ]

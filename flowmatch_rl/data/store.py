@@ -1,0 +1,234 @@
+"""The canonical data set of transitions on disk: a memory-mapped TensorDict, and a file that describes it.
+
+A data set is a folder that holds ``transitions``, a TensorDict saved by ``memmap`` with one row per transition, and
+``dataset.json``. While it is written it lies in ``NAME.partial`` beside its place, and moves there when it is whole.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from flowmatch_rl.keys import (
+    ACTION,
+    DONE,
+    EMBEDDING,
+    NEXT_ACTION,
+    NEXT_OBSERVATION,
+    OBSERVATION,
+    REWARD,
+    TERMINATED,
+    TRUNCATED,
+)
+
+FORMAT_VERSION = 1
+INFO_FILE = "dataset.json"
+TRANSITIONS_FOLDER = "transitions"
+PROGRESS_FILE = "progress.json"
+"""Marks a folder in which a data set is being written."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of the transitions.
+
+    Attributes:
+        key: Where it lies in the TensorDict.
+        width: Numbers per row.
+        dtype: Their type.
+    """
+
+    key: str | tuple[str, ...]
+    width: int
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        """The key as text, such as ``next/reward``."""
+        return self.key if isinstance(self.key, str) else "/".join(self.key)
+
+    @property
+    def file(self) -> str:
+        """The file of the entry, relative to the folder of the transitions."""
+        return f"{self.name}.memmap"
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes per row."""
+        return self.width * self.dtype.itemsize
+
+
+def entries_of(observation_dim: int, action_dim: int, embedding_dim: int, has_next_action: bool) -> tuple[Entry, ...]:
+    """The entries of a data set.
+
+    Args:
+        observation_dim: Dimension S of the observation.
+        action_dim: Dimension A of the action.
+        embedding_dim: Dimension Z of the embedding; 0 for none.
+        has_next_action: Whether the action taken in the next observation is known.
+
+    Returns:
+        The entries, in a fixed order.
+    """
+    entries = [
+        Entry(OBSERVATION, observation_dim, torch.float32),
+        Entry(ACTION, action_dim, torch.float32),
+        Entry(NEXT_OBSERVATION, observation_dim, torch.float32),
+        Entry(REWARD, 1, torch.float32),
+        Entry(TERMINATED, 1, torch.bool),
+        Entry(TRUNCATED, 1, torch.bool),
+        Entry(DONE, 1, torch.bool),
+    ]
+    if has_next_action:
+        entries.append(Entry(NEXT_ACTION, action_dim, torch.float32))
+    if embedding_dim:
+        entries.append(Entry(EMBEDDING, embedding_dim, torch.float32))
+    return tuple(entries)
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What is known of a data set without reading its transitions.
+
+    Attributes:
+        num_transitions: Number N of rows.
+        columns: Names of the S entries of an observation.
+        action_dim: Dimension A of an action.
+        action_low: Lower bounds of the actions in the environment's unit, or None if they are not known.
+        action_high: Upper bounds, or None.
+        embedding_dim: Dimension Z of the embedding of the policy that acted; 0 if there is none.
+        has_next_action: Whether the rows hold the action taken in the next observation.
+        ordered: Whether rows are consecutive steps of trajectories, which end where ``done`` is true; otherwise they
+            are a shuffled table.
+        observation_mean: Mean of each column over all observations, in its own unit.
+        observation_std: Standard deviation of each (divisor N); 1 for a constant column.
+        reward_mean: Mean reward per step.
+        reward_std: Its standard deviation; 1 for a constant reward.
+        num_trajectories: Number of trajectories, or None if the rows are not ordered.
+        provenance: How the data were made.
+        format_version: Version of the format on disk.
+    """
+
+    num_transitions: int
+    columns: tuple[str, ...]
+    action_dim: int
+    action_low: tuple[float, ...] | None
+    action_high: tuple[float, ...] | None
+    embedding_dim: int
+    has_next_action: bool
+    ordered: bool
+    observation_mean: tuple[float, ...]
+    observation_std: tuple[float, ...]
+    reward_mean: float
+    reward_std: float
+    num_trajectories: int | None
+    provenance: dict[str, Any]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def observation_dim(self) -> int:
+        """Dimension S of an observation."""
+        return len(self.columns)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The entries of the transitions."""
+        return entries_of(self.observation_dim, self.action_dim, self.embedding_dim, self.has_next_action)
+
+
+class TransitionStore:
+    """A data set of transitions, which stays on disk; use ``open`` to get one.
+
+    Args:
+        path: Folder of the data set.
+        info: What it holds.
+        transitions: Memory-mapped rows, batch size (N,), keys as TorchRL names them: ``observation`` (N, S), ``action``
+            in [-1, 1] (N, A), ``next`` with ``observation`` (N, S) and ``reward``, ``terminated``, ``truncated`` and
+            ``done`` (N, 1); perhaps ``next/action`` (N, A) and ``embedding`` (N, Z). What is written into it is
+            written into the files.
+    """
+
+    def __init__(self, path: Path, info: StoreInfo, transitions: TensorDict) -> None:
+        self.path = path
+        self.info = info
+        self.transitions = transitions
+
+    def __len__(self) -> int:
+        return self.info.num_transitions
+
+    @classmethod
+    def open(cls, path: str | Path) -> "TransitionStore":
+        """Open a data set without reading its rows.
+
+        Args:
+            path: Its folder.
+
+        Returns:
+            The data set.
+
+        Raises:
+            FileNotFoundError: If there is no such folder.
+            ValueError: If it is not a whole data set, or of another version of the format.
+        """
+        path = Path(path)
+        info = _read_info(path)
+        folder = path / TRANSITIONS_FOLDER
+        # The sizes are checked before the files are mapped: mapping a file that is too short lengthens it.
+        for entry in info.entries:
+            file = folder / entry.file
+            got = file.stat().st_size if file.is_file() else None
+            wanted = info.num_transitions * entry.row_bytes
+            if got != wanted:
+                size = "is missing" if got is None else f"has {got} bytes ({got / entry.row_bytes:g} rows)"
+                raise ValueError(
+                    f"the data set {str(path)!r} is damaged: {entry.file} {size}, but {INFO_FILE} says "
+                    f"{info.num_transitions} rows, which take {wanted} bytes; copy or make the data set again"
+                )
+        transitions = TensorDict.load_memmap(folder, allow_pickle=False)
+        if tuple(transitions.batch_size) != (info.num_transitions,):
+            raise ValueError(
+                f"the data set {str(path)!r} is damaged: its TensorDict is of batch size "
+                f"{tuple(transitions.batch_size)}, wanted ({info.num_transitions},)"
+            )
+        return cls(path, info, transitions)
+
+
+def partial_path(path: Path) -> Path:
+    """The folder in which the data set of a path is written."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def _read_info(path: Path) -> StoreInfo:
+    for folder in (path, partial_path(path)):
+        if (folder / PROGRESS_FILE).is_file() and not (path / INFO_FILE).is_file():
+            rows = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))["rows_written"]
+            raise ValueError(
+                f"the data set {str(path)!r} is not finished ({rows} rows are written); run the command that made it "
+                "again, which goes on where it was interrupted"
+            )
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no data set {str(path)!r}")
+    if not (path / INFO_FILE).is_file():
+        raise ValueError(f"{str(path)!r} is not a data set of transitions: the folder has no {INFO_FILE}")
+    try:
+        fields = json.loads((path / INFO_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"cannot read {str(path / INFO_FILE)!r}: {error}") from error
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"the data set {str(path)!r} has format version {version}, wanted {FORMAT_VERSION}; make it again"
+        )
+    known = {field.name for field in dataclasses.fields(StoreInfo)}
+    if fields.keys() != known:
+        wrong = sorted(fields.keys() ^ known)[0]
+        raise ValueError(f"{str(path / INFO_FILE)!r} has {'an unknown' if wrong in fields else 'no'} entry {wrong!r}")
+    # JSON has no tuples.
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    return StoreInfo(**values)
