@@ -113,7 +113,7 @@ def estimate_from_rewards(rewards: Tensor, discount: float | Tensor) -> ValueEst
     return ValueEstimate(horizon * mean, horizon * (variance / count).sqrt())
 
 
-def monte_carlo_value(rewards: Tensor, ended: Tensor, discount: float) -> MonteCarloValue:
+def monte_carlo_value(rewards: Tensor, ended: Tensor, discount: float, length: Tensor | None = None) -> MonteCarloValue:
     """Discounted sum of the rewards of the states that roll-outs arrive at.
 
     A terminal state is never left: its reward goes on for ever, and what follows it in the roll-out is not looked at.
@@ -123,13 +123,15 @@ def monte_carlo_value(rewards: Tensor, ended: Tensor, discount: float) -> MonteC
         rewards: Rewards of the states at times 1, ..., T, shape (T, *batch), T at least 1.
         ended: Whether a roll-out was in a terminal state at those times, boolean, shape (T, *batch).
         discount: Discount per step, in [0, 1).
+        length: How many of the T steps are known, in 1, ..., T, integer, shape (*batch); what lies beyond is not looked
+            at. None if all are.
 
     Returns:
         Values and the weight of what is missing, shape (*batch).
 
     Raises:
-        ValueError: If the shapes differ, there are no steps, ``ended`` is not boolean, or the discount is outside
-            [0, 1).
+        ValueError: If the shapes differ, there are no steps, ``ended`` is not boolean, or the discount or a length is
+            out of range.
     """
     check_discount(discount)
     if rewards.dim() == 0 or len(rewards) == 0:
@@ -137,12 +139,13 @@ def monte_carlo_value(rewards: Tensor, ended: Tensor, discount: float) -> MonteC
     check_shape("ended", ended, tuple(rewards.shape))
     if ended.dtype != torch.bool:
         raise ValueError(f"ended must be boolean, got {ended.dtype}")
-    steps = len(rewards)
-    terminal, first = ended.any(0), ended.int().argmax(0)
-    last_seen = torch.where(terminal, first, steps - 1)
-    time = append_dims(torch.arange(steps, device=rewards.device), like=rewards)
-    weights = append_dims(discount ** torch.arange(steps, dtype=rewards.dtype, device=rewards.device), like=rewards)
-    seen = torch.where(time <= last_seen, weights * rewards, 0.0).sum(0)
+    time = append_dims(torch.arange(len(rewards), device=rewards.device), like=rewards)
+    length = torch.full_like(ended[0], len(rewards), dtype=torch.long) if length is None else length
+    _check_length(length, rewards)
+    ended = ended & (time < length)
+    terminal = ended.any(0)
+    last_seen = torch.where(terminal, ended.int().argmax(0), length - 1)
+    seen = torch.where(time <= last_seen, discount ** time.to(rewards.dtype) * rewards, 0.0).sum(0)
     rest = discount ** (last_seen + 1).to(rewards.dtype) / (1.0 - discount)
     last_reward = rewards.gather(0, last_seen[None])[0]
     return MonteCarloValue(seen + torch.where(terminal, rest * last_reward, 0.0), rest.masked_fill(terminal, 0.0))
@@ -202,3 +205,9 @@ def check_discount(discount: float | Tensor) -> None:
     values = torch.as_tensor(discount, dtype=torch.float64)
     if not bool(((values >= 0.0) & (values < 1.0)).all()):
         raise ValueError(f"discount must lie in [0, 1), got {discount}")
+
+
+def _check_length(length: Tensor, rewards: Tensor) -> None:
+    check_shape("length", length, tuple(rewards.shape[1:]))
+    if length.is_floating_point() or not bool(((length >= 1) & (length <= len(rewards))).all()):
+        raise ValueError(f"length must be whole numbers in 1, ..., {len(rewards)}, got {length.tolist()}")

@@ -211,7 +211,7 @@ def test_what_does_not_fit_is_refused(planner: Callable) -> None:
     with pytest.raises(ValueError, match="reward of the states"):
         call(reward=lambda x: x)
     with pytest.raises(ValueError, match="discount must lie in"):
-        call(discount=1.0)
+        call(discount=1.0, model=lambda *args: pytest.fail("a model was asked at the discount 1"))
     with pytest.raises(ValueError, match="expected finite values of the candidates, but"):
         call(reward=lambda x: torch.full(x.shape[:-1], math.nan))
 

@@ -184,6 +184,28 @@ def test_rollouts_in_one_batch_end_on_their_own() -> None:
             torch.testing.assert_close(together.missing_weight[i, j], alone.missing_weight)
 
 
+def test_padding_after_the_known_steps_is_not_looked_at() -> None:
+    rewards, ended = normal(5, 2, 3, seed=0), uniform(5, 2, 3, seed=1) > 0.85
+    length = torch.tensor([[1, 2, 3], [4, 5, 2]])
+    padding = torch.arange(5)[:, None, None] >= length
+    spoilt = monte_carlo_value(rewards.masked_fill(padding, math.nan), ended | padding, 0.8, length)
+    for i in range(2):
+        for j in range(3):
+            known = int(length[i, j])
+            alone = monte_carlo_value(rewards[:known, i, j], ended[:known, i, j], 0.8)
+            torch.testing.assert_close(spoilt.value[i, j], alone.value)
+            torch.testing.assert_close(spoilt.missing_weight[i, j], alone.missing_weight)
+    assert 0 < int((spoilt.missing_weight == 0.0).sum()) < 6
+
+
+@pytest.mark.parametrize("length", [torch.tensor([0, 2]), torch.tensor([1, 5]), torch.tensor([1.0, 2.0])])
+def test_a_length_that_is_no_number_of_steps_is_refused(length: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"length must be whole numbers in 1, \.\.\., 4, got"):
+        monte_carlo_value(torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.bool), 0.5, length)
+    with pytest.raises(ValueError, match=r"expected length of shape \(2,\), got \(1,\)"):
+        monte_carlo_value(torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.bool), 0.5, torch.ones(1).long())
+
+
 def test_quantiles_of_the_futures_give_the_value_that_rollouts_give() -> None:
     chain, discount = line_chain(), 0.9
     reward = torch.linspace(-1.0, 2.0, chain.num_states, dtype=F64)
