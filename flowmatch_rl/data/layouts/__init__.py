@@ -1,0 +1,19 @@
+from flowmatch_rl.data.layouts.base import Layout, LayoutInfo, Rows
+from flowmatch_rl.data.layouts.conversion import convert_layout
+from flowmatch_rl.data.layouts.d4rl import D4rlFile
+from flowmatch_rl.data.layouts.exorl import ExorlEpisodes
+from flowmatch_rl.data.layouts.minari import MinariFolder
+from flowmatch_rl.data.layouts.ogbench import OgbenchFile
+from flowmatch_rl.data.layouts.table import TransitionTable
+
+__all__ = [
+    "D4rlFile",
+    "ExorlEpisodes",
+    "Layout",
+    "LayoutInfo",
+    "MinariFolder",
+    "OgbenchFile",
+    "Rows",
+    "TransitionTable",
+    "convert_layout",
+]

@@ -1,0 +1,84 @@
+"""Files as OGBench stores them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from flowmatch_rl.data.layouts.arrays import (
+    column_names,
+    existing,
+    flags,
+    npz_shapes,
+    numbered_files,
+    read_npz,
+    same_dimensions,
+    vector_names,
+)
+from flowmatch_rl.data.layouts.base import Layout, LayoutInfo, Rows
+from flowmatch_rl.data.layouts.steps import OPTIONAL_VECTORS, StepFile, ends, step_dimensions
+
+_REQUIRED = ("observations", "actions", "terminals")
+
+
+@dataclass(frozen=True)
+class OgbenchFile(Layout):
+    """A ``.npz`` file of OGBench, or a folder with the files of one large data set.
+
+    It holds ``observations`` (N, S), ``actions`` (N, A) and ``terminals`` (N,), which is 1 in the last row of each
+    trajectory, for whatever reason it ended: ends are time limits. In the compact form each row arrives where the next
+    one starts, and the last row of a trajectory is an observation without a transition; with ``next_observations``
+    every row is a transition. ``rewards`` (N,) are 0 if absent; ``masks`` (N,), 0 where the arrival is terminal.
+
+    Args:
+        path: The file; of a folder all ``.npz`` files in the order of their numbers, but for ``*-val.npz``.
+        columns: Names of the entries of an observation; by default ``observation_0`` and so on.
+        action_low: Value in the files that becomes the action -1, one for all dimensions or one for each; needed
+            where actions are not in [-1, 1].
+        action_high: Value in the files that becomes the action 1.
+    """
+
+    columns: list[str] | None = field(default=None, kw_only=True)
+
+    def describe(self) -> LayoutInfo:
+        """Read the shapes and the ends of trajectories."""
+        files = self._files()
+        sizes = [_size(file) for file in files]
+        observation_dim, action_dim = same_dimensions(files, [dims for _, dims in sizes])
+        low, high = self.bounds(action_dim)
+        return LayoutInfo(
+            columns=column_names(self.columns, vector_names("observation", observation_dim), self.path),
+            action_dim=action_dim,
+            num_transitions=sum(number for number, _ in sizes),
+            ordered=True,
+            action_low=low,
+            action_high=high,
+        )
+
+    def rows(self) -> Iterator[Rows]:
+        """Read the transitions, file by file; one file is in memory at a time."""
+        for file in self._files():
+            arrays = read_npz(file, (*_REQUIRED, "next_observations", *OPTIONAL_VECTORS))
+            number, *_ = step_dimensions({key: array.shape for key, array in arrays.items()}, ("terminals",), file)
+            terminated = np.zeros(number, bool)
+            if "masks" in arrays:
+                terminated = ~flags(arrays["masks"], number, "masks", file)
+            yield from StepFile(file, arrays, terminated, _last(arrays, number, file)).rows()
+
+    def _files(self) -> list[Path]:
+        path = existing(self.path, "a .npz file of OGBench, or a folder of them")
+        return [path] if path.is_file() else numbered_files(path, but="*-val.npz")
+
+
+def _size(file: Path) -> tuple[int, tuple[int, int]]:
+    """Transitions of a file, and its dimensions."""
+    shapes = npz_shapes(file)
+    number, *dimensions = step_dimensions(shapes, ("terminals",), file)
+    if "next_observations" not in shapes:
+        number -= int(_last(read_npz(file, ("terminals",)), number, file).sum())
+    return number, (dimensions[0], dimensions[1])
+
+
+def _last(arrays: Mapping[str, np.ndarray], number: int, file: Path) -> np.ndarray:
+    return ends(flags(arrays["terminals"], number, "terminals", file))

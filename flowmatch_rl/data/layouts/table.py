@@ -1,0 +1,105 @@
+"""Tables with one transition per row."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from flowmatch_rl.data.columns import read_numbers, require_columns
+from flowmatch_rl.data.layouts.arrays import BLOCK_ROWS, flags, numbers
+from flowmatch_rl.data.layouts.base import Layout, LayoutInfo, Rows
+from flowmatch_rl.data.layouts.steps import ends
+from flowmatch_rl.data.tables import read_table
+
+
+@dataclass(frozen=True)
+class TransitionTable(Layout):
+    """A table with one transition per row, in any file that ``TableFile`` reads.
+
+    In an ordered table a trajectory ends where the next row does not start at the state arrived at.
+
+    Args:
+        path: The file.
+        observations: Columns of the observation, which give its entries their names.
+        actions: Columns of the action.
+        next_observations: Columns of the arrival state, in the order of ``observations``.
+        reward: Column of the reward; without one rewards are 0.
+        terminated: Column that is 1 where the arrival state is terminal; without one none is.
+        next_actions: Columns of the action taken in the arrival state, in the order of ``actions``.
+        ordered: Whether the rows of a trajectory follow each other.
+        action_low: Value in the file that becomes the action -1, one for all dimensions or one for each; needed
+            where actions are not in [-1, 1].
+        action_high: Value in the file that becomes the action 1.
+
+    Raises:
+        ValueError: If there are not as many arrival columns as columns.
+    """
+
+    observations: list[str] = field(kw_only=True)
+    actions: list[str] = field(kw_only=True)
+    next_observations: list[str] = field(kw_only=True)
+    reward: str | None = field(default=None, kw_only=True)
+    terminated: str | None = field(default=None, kw_only=True)
+    next_actions: list[str] | None = field(default=None, kw_only=True)
+    ordered: bool = field(default=False, kw_only=True)
+
+    def describe(self) -> LayoutInfo:
+        """Read the table, which is small, and look at its columns."""
+        frame = self._frame()
+        low, high = self.bounds(len(self.actions))
+        return LayoutInfo(
+            columns=tuple(self.observations),
+            action_dim=len(self.actions),
+            num_transitions=len(frame),
+            ordered=self.ordered,
+            action_low=low,
+            action_high=high,
+            has_next_action=self.next_actions is not None,
+        )
+
+    def rows(self) -> Iterator[Rows]:
+        """Read the transitions in the order of the table."""
+        frame = self._frame()
+        last = self._last(frame)
+        for start in range(0, len(frame), BLOCK_ROWS):
+            part = frame.iloc[start : start + BLOCK_ROWS]
+            zeros = np.zeros(len(part))
+            terminated = zeros.astype(bool)
+            if self.terminated is not None:
+                terminated = flags(self._numbers(part, [self.terminated])[:, 0], len(part), self.terminated, self.path)
+            yield Rows(
+                place=f"the table {self.path!r}",
+                observation=self._numbers(part, self.observations).astype(np.float32),
+                action=self._numbers(part, self.actions),
+                reward=(self._numbers(part, [self.reward])[:, 0] if self.reward else zeros).astype(np.float32),
+                next_observation=self._numbers(part, self.next_observations).astype(np.float32),
+                terminated=terminated,
+                truncated=last[start : start + len(part)] & ~terminated,
+                next_action=self._numbers(part, self.next_actions) if self.next_actions is not None else None,
+            )
+
+    def _last(self, frame: pd.DataFrame) -> np.ndarray:
+        """Whether rows are the last of their trajectories; none is in a table without order."""
+        if not self.ordered:
+            return np.zeros(len(frame), bool)
+        starts, arrivals = (frame[names].to_numpy() for names in (self.observations, self.next_observations))
+        return ends(np.append((starts[1:] != arrivals[:-1]).any(1), True))
+
+    def _frame(self) -> pd.DataFrame:
+        pairs = {"next_observations": "observations", "next_actions": "actions"}
+        for arrivals, starts in pairs.items():
+            got, wanted = getattr(self, arrivals), getattr(self, starts)
+            if not wanted:
+                raise ValueError(f"{starts} must name at least one column")
+            if got is not None and len(got) != len(wanted):
+                raise ValueError(f"{arrivals} has {len(got)} columns, wanted {len(wanted)} as {starts}")
+        frame = read_table(self.path)
+        optional = [name for name in (self.reward, self.terminated) if name is not None]
+        names = [*self.observations, *self.actions, *self.next_observations, *(self.next_actions or []), *optional]
+        require_columns(frame, names, f"the table {self.path!r}")
+        return frame
+
+    def _numbers(self, part: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
+        values = read_numbers(part, names, f"the table {self.path!r}")
+        return numbers(values, (len(part), len(names)), ", ".join(names), self.path, int(part.index[0]))
