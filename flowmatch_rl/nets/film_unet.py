@@ -1,6 +1,6 @@
 """A U-shaped network whose normalisations are scaled and shifted by time and condition."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -85,6 +85,8 @@ class FilmUNet(FlowNetwork):
         takes_duration: Whether it predicts the average velocity over an interval whose duration it is told.
     """
 
+    film_at_rest: Tensor
+
     def __init__(
         self, architecture: FilmUNetArchitecture, sample_dim: int, condition_dim: int, takes_duration: bool = False
     ) -> None:
@@ -106,7 +108,10 @@ class FilmUNet(FlowNetwork):
         # Each normalised layer, last the one before ``to_velocity``, has a scale and a shift per feature.
         self.film_sizes = [2 * layer.in_features for layer in _linear_layers(self.down, self.up)] + [2 * widths[0]]
         size = sum(self.film_sizes)
-        self.film_of_time = nn.Linear(architecture.time_dims[-1], size)
+        self.film_of_time = nn.Linear(architecture.time_dims[-1], size, bias=False)
+        self.film_bias = nn.Parameter(torch.zeros(size))
+        rest = [torch.ones(n // 2) if half == 0 else torch.zeros(n // 2) for n in self.film_sizes for half in (0, 1)]
+        self.register_buffer("film_at_rest", torch.cat(rest), persistent=False)
         self.film_of_condition = nn.Linear(architecture.condition_dims[-1], size, bias=False) if condition_dim else None
         self._initialise()
 
@@ -120,7 +125,6 @@ class FilmUNet(FlowNetwork):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.to_velocity.bias)
-        nn.init.zeros_(self.film_of_time.bias)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
         """Velocity at x, or its average over the interval that begins there; see ``FlowNetwork``."""
@@ -129,9 +133,10 @@ class FilmUNet(FlowNetwork):
     def bind(self, condition: Tensor | None) -> Callable[..., Tensor]:
         """The field at a fixed condition, whose features are then computed once; see ``FlowNetwork``."""
         check_presence(condition, self.film_of_condition is not None)
-        films: list[Tensor] | None = None
+        film = self.film_bias + self.film_at_rest
         if condition is not None and self.encode_condition is not None and self.film_of_condition is not None:
-            films = list(self.film_of_condition(self.encode_condition(condition)).split(self.film_sizes, -1))
+            film = functional.linear(self.encode_condition(condition), self.film_of_condition.weight, film)
+        films = film.split(self.film_sizes, -1)
 
         def velocity(x: Tensor, t: Tensor, _: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
             if condition is not None:
@@ -150,17 +155,13 @@ class FilmUNet(FlowNetwork):
             raise ValueError("this network takes no duration; build it with takes_duration=True")
         return code
 
-    def _evaluate(self, x: Tensor, code: Tensor, films: list[Tensor] | None) -> Tensor:
-        weights = self.film_of_time.weight.split(self.film_sizes)
-        biases = self.film_of_time.bias.split(self.film_sizes)
+    def _evaluate(self, x: Tensor, code: Tensor, films: Sequence[Tensor]) -> Tensor:
+        """Velocity (*batch, D) for encoded times and what the condition adds to the scales and shifts of each block."""
+        maps = self.film_of_time.weight.split(self.film_sizes)
 
         def normalised(h: Tensor, block: int) -> Tensor:
-            film = functional.linear(code, weights[block], biases[block])
-            if films is not None:
-                film = film + films[block]
-            scale, shift = film.chunk(2, -1)
-            h = functional.layer_norm(h, h.shape[-1:])
-            return self.activation(torch.addcmul(h + shift, h, scale))
+            scale, shift = _affine(films[block], code, maps[block]).chunk(2, -1)
+            return self.activation(torch.addcmul(shift, functional.layer_norm(h, h.shape[-1:]), scale))
 
         h = self.from_sample(x)
         skips: list[Tensor] = []
@@ -195,3 +196,10 @@ def _residual(h: Tensor, update: Tensor) -> Tensor:
 
 def _linear_layers(*lists: nn.ModuleList) -> list[nn.Linear]:
     return [layer for layers in lists for layer in layers if isinstance(layer, nn.Linear)]
+
+
+def _affine(constant: Tensor, code: Tensor, weight: Tensor) -> Tensor:
+    """``constant + code weight^T``, in one product where no size is shared."""
+    if constant.dim() == 1 or constant.shape[:-1] != code.shape[:-1]:
+        return functional.linear(code, weight) + constant
+    return torch.addmm(constant.flatten(0, -2), code.flatten(0, -2), weight.T).unflatten(0, code.shape[:-1])
