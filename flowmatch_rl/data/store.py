@@ -188,7 +188,12 @@ class TransitionStore:
                     f"the data set {str(path)!r} is damaged: {entry.file} {size}, but {INFO_FILE} says "
                     f"{info.num_transitions} rows, which take {wanted} bytes; copy or make the data set again"
                 )
-        transitions = TensorDict.load_memmap(folder, allow_pickle=False)
+        try:
+            transitions = TensorDict.load_memmap(folder, allow_pickle=False)
+        # TensorDict raises what its readers do.
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"the data set {str(path)!r} is damaged: TensorDict cannot read it: {reason}") from error
         if tuple(transitions.batch_size) != (info.num_transitions,):
             raise ValueError(
                 f"the data set {str(path)!r} is damaged: its TensorDict is of batch size "
