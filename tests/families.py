@@ -22,11 +22,18 @@ from flowmatch_rl.nets import (
     VelocityArchitecture,
 )
 from flowmatch_rl.objectives import (
+    TD2CFM,
+    TD2DD,
+    TDCFM,
+    TDDD,
     CappedSignalWeight,
     ConditionalFlowMatching,
+    CoupledTDCFM,
     ErrorOf,
     FlowObjective,
     MeanFlow,
+    MonteCarloCFM,
+    OccupancyObjective,
     PowerWeight,
     TimeWeight,
     UniformWeight,
@@ -147,6 +154,15 @@ OBJECTIVES: list[FlowObjective] = [
     MeanFlow(),
     MeanFlow(interval_share=1.0, time_distribution=UniformTime()),
     MeanFlow(interval_share=0.25, time_distribution=LogitNormalTime(mean=0.4), adaptive_power=1.0),
+]
+
+OCCUPANCY_OBJECTIVES: list[OccupancyObjective] = [
+    MonteCarloCFM(),
+    TDCFM(),
+    CoupledTDCFM(),
+    TD2CFM(),
+    TDDD(),
+    TD2DD(),
 ]
 
 TIME_DISTRIBUTIONS: list[TimeDistribution] = [
