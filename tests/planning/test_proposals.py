@@ -24,7 +24,7 @@ def test_a_single_policy_has_nothing_to_perturb() -> None:
 
 @pytest.mark.parametrize("dims", [1, 2, 5])
 def test_points_on_a_sphere_keep_their_direction_and_lose_their_length(dims: int) -> None:
-    points = normal(4, 3, dims, seed=0) * 1e-6
+    points = normal(4, 3, dims, seed=0) * 1e-20
     moved = on_sphere(points, 2.0)
     torch.testing.assert_close(moved.norm(dim=-1), torch.full((4, 3), 2.0, dtype=F64))
     torch.testing.assert_close(moved / 2.0, points / points.norm(dim=-1, keepdim=True))
