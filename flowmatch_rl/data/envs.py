@@ -50,6 +50,15 @@ class Environment(abc.ABC):
         """
 
     @abc.abstractmethod
+    def make_copies(self, num_envs: int, parallel: bool) -> EnvBase:
+        """Make several bare environments that are stepped together, of batch size (num_envs,), for training.
+
+        Args:
+            num_envs: Number of copies, at least 2.
+            parallel: Whether each is to run in a process of its own.
+        """
+
+    @abc.abstractmethod
     def frame(self, env: EnvBase) -> np.ndarray:
         """Picture of the present state of a bare environment, RGB, shape (height, width, 3), bytes."""
 
@@ -88,6 +97,10 @@ class GymnasiumEnvironment(Environment):
         view = _view(probe.unwrapped) if render else {}
         probe.close()
         return GymEnv(self.name, **(view | self.options))
+
+    def make_copies(self, num_envs: int, parallel: bool) -> EnvBase:
+        """Make several bare environments that are stepped together."""
+        return _independent_copies(self, num_envs, parallel)
 
     def frame(self, env: EnvBase) -> np.ndarray:
         """Picture of the present state of a bare environment, RGB, shape (height, width, 3), bytes."""
@@ -141,6 +154,10 @@ class DMControlEnvironment(Environment):
             raise RuntimeError(reason)
         return DMControlEnv(self.domain, self.task)
 
+    def make_copies(self, num_envs: int, parallel: bool) -> EnvBase:
+        """Make several bare environments that are stepped together."""
+        return _independent_copies(self, num_envs, parallel)
+
     def frame(self, env: EnvBase) -> np.ndarray:
         """Picture of the present state of a bare environment, RGB, shape (height, width, 3), bytes."""
         return _raw(env).physics.render(height=240, width=320, camera_id=self.camera)
@@ -190,8 +207,7 @@ def build_environment(
     base = single
     if num_envs > 1:
         single.close()
-        batched = ParallelEnv if parallel else SerialEnv
-        base = batched(num_envs, functools.partial(_make_float, environment))
+        base = environment.make_copies(num_envs, parallel)
     return TransformedEnv(
         base,
         Compose(
@@ -235,6 +251,12 @@ def spaces_of(env: EnvBase, label: str) -> Spaces:
         action_low=low.tolist(),
         action_high=high.tolist(),
     )
+
+
+def _independent_copies(environment: Environment, num_envs: int, parallel: bool) -> EnvBase:
+    """Copies that each are an environment of their own."""
+    batched = ParallelEnv if parallel else SerialEnv
+    return batched(num_envs, functools.partial(_make_float, environment))
 
 
 def _make_float(environment: Environment) -> EnvBase:
