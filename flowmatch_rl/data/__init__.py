@@ -13,6 +13,7 @@ from flowmatch_rl.data.layouts import (
     convert_layout,
 )
 from flowmatch_rl.data.online import OnlineData
+from flowmatch_rl.data.process_env import ProcessEnv, ProcessEnvironment
 from flowmatch_rl.data.rollouts import roll_out_episodes
 from flowmatch_rl.data.samples import SampleData
 from flowmatch_rl.data.store import StoreInfo, TransitionStore
@@ -34,6 +35,8 @@ __all__ = [
     "MinariFolder",
     "OgbenchFile",
     "OnlineData",
+    "ProcessEnv",
+    "ProcessEnvironment",
     "Rings",
     "SampleData",
     "Spaces",
