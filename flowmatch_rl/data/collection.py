@@ -42,7 +42,8 @@ def collect_transitions(
         num_transitions: Rows, each one step of one environment.
         policy: Who acts, on the CPU; actions are uniform in [-1, 1] if None. For a family of policies each trajectory
             has a member of its own, drawn anew at each reset and stored under ``embedding``.
-        num_envs: Environments stepped together; many are fast where the environment steps them as one batch.
+        num_envs: Environments stepped together. Many are fast where the environment steps them as one batch, and make
+            the trajectories shorter, since each takes its share of the rows.
         block_steps: Steps of each environment per block; an interruption loses a block at most.
         seed: Seed of environments, noise and embeddings.
         action_noise: Standard deviation of Gaussian noise added to the policy's actions, in the unit of [-1, 1]; the
