@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
@@ -229,17 +230,18 @@ class Holder:
         self.network = network
 
 
-def parsed(text: str) -> Holder:
-    """The holder of a configuration, after one more trip through the file that a run writes."""
+def parsed(text: str) -> tuple[Holder, dict]:
+    """The holder of a configuration, after one more trip through the file that a run writes, and that file."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Holder, "holder")
     written = parser.dump(parser.parse_string(text))
-    return parser.instantiate(parser.parse_string(written)).holder
+    return parser.instantiate(parser.parse_string(written)).holder, yaml.safe_load(written)["holder"]
 
 
 def test_velocity_architectures_are_configured_field_by_field() -> None:
-    holder = parsed("holder: {velocity: {num_blocks: 5}}")
+    holder, written = parsed("holder: {velocity: {num_blocks: 5}}")
     assert holder.velocity == VelocityArchitecture(hidden_dim=7, num_blocks=5)
+    assert written["velocity"] == dataclasses.asdict(holder.velocity)
     assert holder.network == FilmUNetArchitecture(block_dims=(9,))
 
 
@@ -247,6 +249,6 @@ def test_velocity_architectures_are_configured_field_by_field() -> None:
 def test_architectures_are_configured_by_class(architecture) -> None:
     fields = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(architecture).items()}
     name = type(architecture).__name__
-    holder = parsed(f"holder: {{network: {{class_path: {name}, init_args: {fields}}}}}".replace("'", ""))
+    holder, _ = parsed(f"holder: {{network: {{class_path: {name}, init_args: {fields}}}}}".replace("'", ""))
     assert holder.network == architecture
-    assert dataclasses.asdict(holder.velocity) == dataclasses.asdict(VelocityArchitecture(hidden_dim=7))
+    assert holder.velocity == VelocityArchitecture(hidden_dim=7)
