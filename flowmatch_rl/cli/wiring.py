@@ -18,9 +18,9 @@ from flowmatch_rl.callbacks import (
     SampleWriter,
     Video,
 )
-from flowmatch_rl.data import OnlineData, SampleData
+from flowmatch_rl.data import OfflineData, OnlineData, SampleData
 
-DIMENSIONS = ("observation_dim", "action_dim", "action_low", "action_high", "schema")
+DIMENSIONS = ("observation_dim", "action_dim", "action_low", "action_high", "embedding_dim", "schema")
 """Arguments of models that data may give."""
 
 
@@ -51,6 +51,11 @@ def _(data: OnlineData) -> Wiring:
 @wiring.register
 def _(data: SampleData) -> Wiring:
     return Wiring((LossCurve(),), (Video,))
+
+
+@wiring.register
+def _(data: OfflineData) -> Wiring:
+    return Wiring((LossCurve(),), (Video, FlowFigures))
 
 
 def giver(name: str, model_class: Callable[[], str]) -> Callable[[Any], Any]:

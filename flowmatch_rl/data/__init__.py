@@ -12,6 +12,7 @@ from flowmatch_rl.data.layouts import (
     TransitionTable,
     convert_layout,
 )
+from flowmatch_rl.data.offline import OfflineData
 from flowmatch_rl.data.online import OnlineData
 from flowmatch_rl.data.process_env import ProcessEnv, ProcessEnvironment
 from flowmatch_rl.data.rollouts import roll_out_episodes
@@ -34,6 +35,7 @@ __all__ = [
     "LayoutInfo",
     "MinariFolder",
     "OgbenchFile",
+    "OfflineData",
     "OnlineData",
     "ProcessEnv",
     "ProcessEnvironment",

@@ -1,5 +1,8 @@
 from flowmatch_rl.modules.flow_matching import FlowMatchingModel
 from flowmatch_rl.modules.generation import Flow
+from flowmatch_rl.modules.occupancy import OccupancyModule
+from flowmatch_rl.modules.occupancy_flow import OccupancyFlow
+from flowmatch_rl.modules.occupancy_tests import FutureTests
 from flowmatch_rl.modules.reflow import Reflow
 from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
 from flowmatch_rl.modules.safe_globals import allow_dataclasses
@@ -9,6 +12,9 @@ from flowmatch_rl.modules.trained_policy import TrainedPolicy, load_policy
 __all__ = [
     "Flow",
     "FlowMatchingModel",
+    "FutureTests",
+    "OccupancyFlow",
+    "OccupancyModule",
     "Reflow",
     "ReverseFlowActorCritic",
     "TrainedFlow",
@@ -17,4 +23,4 @@ __all__ = [
     "load_policy",
 ]
 
-allow_dataclasses(Reflow)
+allow_dataclasses(FutureTests, Reflow)

@@ -242,7 +242,7 @@ def _values(
     }
     if rollouts.states is not None and rollouts.ended is not None:
         earned = reward.evaluate(rollouts.states[..., model.inputs.modelled], columns).movedim(-1, 0)
-        real = monte_carlo_value(earned, rollouts.ended.movedim(-1, 0), discount).value.mean(-1)
+        real = monte_carlo_value(earned, rollouts.ended.movedim(-1, 0), discount, rollouts.length).value.mean(-1)
         metrics[f"value_real/{name}"] = real.mean()
         metrics[f"value_error/{name}"] = (estimate.value - real).square().mean()
     return metrics

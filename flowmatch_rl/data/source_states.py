@@ -1,0 +1,143 @@
+"""Source states with the trajectories of a policy that begin there."""
+
+import functools
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+
+from flowmatch_rl.data.envs import Environment, build_environment
+from flowmatch_rl.data.process_env import ProcessEnvironment
+from flowmatch_rl.data.rollouts import roll_out_episodes
+from flowmatch_rl.data.store import TransitionStore
+from flowmatch_rl.keys import ACTION, DONE, EMBEDDING, NEXT_OBSERVATION, OBSERVATION, TERMINATED
+from flowmatch_rl.types import Policy
+
+Trajectories = dict[str, Tensor]
+"""Tensors by the names of the attributes of ``Rollouts``."""
+
+
+@functools.singledispatch
+def follow_policy(
+    environment: Environment, policy: Policy, num_states: int, copies: int, num_steps: int, seed: int
+) -> Trajectories:
+    """Let a policy act from initial states of an environment.
+
+    A general environment can't be put back into a state, so that each source state has one trajectory: enough where
+    environment and policy are deterministic.
+
+    Args:
+        environment: The environment.
+        policy: The policy.
+        num_states: Source states N.
+        copies: Trajectories R per source state; 1 unless the environment is a ``ProcessEnvironment``.
+        num_steps: Steps T after which a trajectory is cut.
+        seed: Seed of the initial states, the members of a family and the noise.
+
+    Returns:
+        Tensors by the names of the attributes of ``Rollouts``.
+
+    Raises:
+        ValueError: If more than one trajectory per state is wanted of an environment that can't be put back.
+    """
+    if copies != 1:
+        raise ValueError(f"{environment.label} can't be put back into a state: eval_copies must be 1, got {copies}")
+    generator = torch.Generator().manual_seed(seed)
+    embedding = policy.embeddings(torch.rand(num_states, policy.embedding_dim, generator=generator))
+    env = build_environment(environment, num_states)
+    try:
+        steps = roll_out_episodes(env, _Acting(policy, embedding, generator), seed, num_steps)
+    finally:
+        env.close()
+    return from_steps(steps, embedding)
+
+
+@follow_policy.register
+def _(
+    environment: ProcessEnvironment, policy: Policy, num_states: int, copies: int, num_steps: int, seed: int
+) -> Trajectories:
+    process, generator = environment.process, torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, process.noise_dim, generator=generator)
+
+    embedding = policy.embeddings(torch.rand(num_states, policy.embedding_dim, generator=generator))
+    state = process.start(normal(num_states))
+    action = policy.act(state, embedding, generator)
+    shared = [part[:, None].expand(-1, copies, -1) for part in (state, action, embedding)]
+    states, ended = process.futures(
+        policy, shared[0], shared[1], normal(num_steps, num_states, copies), shared[2], generator
+    )
+    return {
+        "observation": state,
+        "action": action,
+        "embedding": embedding,
+        "states": states.movedim(0, 2),
+        "length": torch.full((num_states, copies), num_steps),
+        "ended": ended.movedim(0, 2),
+    }
+
+
+def from_steps(steps: TensorDictBase, embedding: Tensor) -> Trajectories:
+    """Trajectories of consecutive steps, padded at their ends.
+
+    Args:
+        steps: Transitions of batch size (N, T), the first trajectory of each row being wanted.
+        embedding: Members of a family that act, shape (N, Z).
+
+    Returns:
+        Tensors by the names of the attributes of ``Rollouts``, one trajectory per state.
+    """
+    num_steps = steps.shape[1]
+    done, terminated = steps.get(DONE).squeeze(-1), steps.get(TERMINATED).squeeze(-1)
+    # Up to and with the first end; what follows it repeats the last state.
+    seen = (done.cumsum(1) - done.long() == 0).sum(1)
+    index = torch.minimum(torch.arange(num_steps), seen[:, None] - 1)
+    rows = torch.arange(len(steps))[:, None]
+    ended = terminated[rows, index] & (torch.arange(num_steps) >= seen[:, None] - 1)
+    length = torch.where(ended.any(dim=1), num_steps, seen)
+    return {
+        "observation": steps.get(OBSERVATION)[:, 0],
+        "action": steps.get(ACTION)[:, 0],
+        "embedding": embedding,
+        "states": steps.get(NEXT_OBSERVATION)[rows, index][:, None],
+        "length": length[:, None],
+        "ended": ended[:, None],
+    }
+
+
+def stored_trajectories(store: TransitionStore, first_rows: Tensor, num_steps: int) -> Trajectories:
+    """Trajectories of a data set.
+
+    Args:
+        store: The data set, ordered.
+        first_rows: Rows where they begin, shape (N,).
+        num_steps: Steps T after which they are cut.
+
+    Returns:
+        Tensors by the names of the attributes of ``Rollouts``, one trajectory per state.
+    """
+    rows = (first_rows[:, None] + torch.arange(num_steps)).clamp_max(len(store) - 1)
+    keys = (OBSERVATION, ACTION, NEXT_OBSERVATION, TERMINATED, DONE)
+    steps = TensorDict({key: store.transitions.get(key)[rows] for key in keys}, batch_size=rows.shape)
+    steps.get(DONE)[rows == len(store) - 1] = True  # the data set ends with its last row
+    embedding = torch.empty(len(first_rows), 0)
+    if store.info.embedding_dim:
+        embedding = store.transitions.get(EMBEDDING)[first_rows]
+    return from_steps(steps, embedding)
+
+
+class _Acting(TensorDictModuleBase):
+    """A policy as TorchRL calls it."""
+
+    def __init__(self, policy: Policy, embedding: Tensor, generator: torch.Generator) -> None:
+        super().__init__()
+        self.in_keys, self.out_keys = [OBSERVATION], [ACTION]
+        self.policy, self.embedding, self.generator = policy, embedding, generator
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write ``action``."""
+        observation = tensordict[OBSERVATION]
+        embedding = self.embedding.reshape(*observation.shape[:-1], -1)
+        return tensordict.set(ACTION, self.policy.act(observation, embedding, self.generator))
