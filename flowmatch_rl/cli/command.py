@@ -25,6 +25,7 @@ import flowmatch_rl.modules
 import flowmatch_rl.nets
 import flowmatch_rl.objectives
 import flowmatch_rl.paths
+import flowmatch_rl.processes
 import flowmatch_rl.samplers
 import flowmatch_rl.solvers
 from flowmatch_rl.callbacks import (
@@ -38,6 +39,7 @@ from flowmatch_rl.callbacks import (
     Video,
     summary,
 )
+from flowmatch_rl.cli.commands import DATA_COMMANDS, DATA_COMMANDS_HELP, make_data
 from flowmatch_rl.cli.messages import Parser, report, shorten
 from flowmatch_rl.cli.wiring import DIMENSIONS, giver, wiring
 from flowmatch_rl.types import RunError
@@ -51,6 +53,7 @@ _ROOMS = (
     "nets",
     "objectives",
     "paths",
+    "processes",
     "samplers",
     "solvers",
 )
@@ -95,6 +98,7 @@ class FlowMatchCLI(LightningCLI):
             },
             args=args,
             run=run,
+            parser_kwargs={"epilog": DATA_COMMANDS_HELP},
         )
 
     def add_arguments_to_parser(self, parser: Parser) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -188,6 +192,10 @@ def run(args: list[str] | None = None) -> int:
         Exit status: 0; 1 for a run that could not go on, 2 for wrong arguments, 130 and 143 for an interruption.
     """
     _quieten()
+    given = sys.argv[1:] if args is None else args
+    if given and given[0] in DATA_COMMANDS:
+        Parser.known_names, Parser.arguments = _known_names(), tuple(given)
+        return make_data(given)
     debug = bool(os.environ.get("FLOWMATCH_RL_DEBUG"))
     try:
         FlowMatchCLI(args)
@@ -253,6 +261,7 @@ def _run_directory(label: str) -> str:
 def _known_names() -> frozenset[str]:
     """Names of the package's classes and of their arguments, and of Lightning's commands."""
     names = {"fit", "validate", "test", "predict", "class_path", "init_args", "model", "data", "trainer"}
+    names |= DATA_COMMANDS.keys()
     for room in _ROOMS:
         for name, value in vars(getattr(flowmatch_rl, room)).items():
             if inspect.isclass(value):

@@ -41,11 +41,11 @@ def step_arrays(rows: int) -> dict[str, np.ndarray]:
     }
 
 
-def write_ogbench(file: Path, terminals: list[int], **more: np.ndarray) -> dict[str, np.ndarray]:
-    """A file of OGBench without rewards; ``more`` are further arrays."""
-    arrays = step_arrays(len(terminals))
+def write_ogbench(file: Path, ends: list[int], **more: np.ndarray) -> dict[str, np.ndarray]:
+    """A file of OGBench without rewards, its flags being ``ends``; ``more`` are further arrays or other ones."""
+    arrays = step_arrays(len(ends))
     del arrays["rewards"]
-    arrays |= {"terminals": np.array(terminals, np.float32), "qpos": numbers(len(terminals), 4)} | more
+    arrays |= {"terminals": np.array(ends, np.float32), "qpos": numbers(len(ends), 4)} | more
     np.savez_compressed(file, **arrays)
     return arrays
 

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def readable(place: Path | str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"cannot read {str(place)!r}: {reason}") from error
 

@@ -89,7 +89,9 @@ class Layout(abc.ABC):
                 f"got action_low {self.action_low} and action_high {self.action_high}, wanted both or none"
             )
         if self.action_low is not None and self.action_high is not None:
-            low, high = np.broadcast_arrays(self.action_low, self.action_high)
+            low, high = np.atleast_1d(self.action_low), np.atleast_1d(self.action_high)
+            if len(low) != len(high) and 1 not in (len(low), len(high)):
+                raise ValueError(f"action_low and action_high have {len(low)} and {len(high)} values, wanted as many")
             if not (np.isfinite(low) & np.isfinite(high) & (low < high)).all():
                 raise ValueError(f"action_low must lie below action_high, got {self.action_low} and {self.action_high}")
 

@@ -152,10 +152,16 @@ class _Episode:
 
 def _episode_groups(opened: h5py.File, file: Path) -> list[h5py.Group]:
     """The episodes in the order of their numbers."""
-    groups = [opened[name] for name in sorted(opened, key=by_number) if name.startswith("episode_")]
-    if not groups:
+    names = [name for name in sorted(map(str, opened), key=by_number) if name.startswith("episode_")]
+    if not names:
         raise ValueError(f"{str(file)!r} holds no episodes")
-    return [group for group in groups if isinstance(group, h5py.Group)]
+    groups: list[h5py.Group] = []
+    for name in names:
+        group = opened[name]
+        if not isinstance(group, h5py.Group):
+            raise ValueError(f"{name!r} of {str(file)!r} is an array, wanted a group of arrays")
+        groups.append(group)
+    return groups
 
 
 def _observations(group: h5py.Group, keys: Sequence[str] | None, place: str) -> dict[str, h5py.Dataset]:
