@@ -168,6 +168,11 @@ class TransitionWriter:
             file = self._transitions / entry.file
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
+            if file.stat().st_size < self.rows_written * entry.row_bytes:
+                raise ValueError(
+                    f"{str(file)!r} is too short for the {self.rows_written} rows that were written; delete the folder "
+                    f"{str(self._partial)!r} to begin again"
+                )
         self._end_trajectory()
 
     def _resume(self) -> None:
@@ -229,7 +234,6 @@ class TransitionWriter:
             {entry.key: torch.zeros((), dtype=entry.dtype).expand(rows, entry.width) for entry in self._entries}, [rows]
         )
         empty = self._partial / "empty"
-        shutil.rmtree(empty, ignore_errors=True)  # of an interruption
         like.memmap_like(str(empty))
         for file in empty.rglob("meta.json"):
             file.replace(self._transitions / file.relative_to(empty))

@@ -255,6 +255,27 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
+def test_a_block_that_was_half_written_is_no_part_of_fewer_rows(tmp_path, monkeypatch) -> None:
+    writer = toy_writer(tmp_path / "set")
+    writer.append(toy_rows(4))
+
+    def killed(descriptor: int) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", killed)
+        with pytest.raises(Killed):
+            writer.append(toy_rows(3))
+    assert_rows_equal(toy_writer(tmp_path / "set").finish(allow_fewer=True).transitions, toy_rows(4))
+
+
+def test_written_rows_that_went_missing_are_not_made_up(tmp_path) -> None:
+    toy_writer(tmp_path / "set").append(toy_rows(4))
+    (tmp_path / "set.partial" / "data" / "transitions" / "action.memmap").unlink()
+    with pytest.raises(ValueError, match=r"action\.memmap' is too short for the 4 rows that were written"):
+        toy_writer(tmp_path / "set")
+
+
 def write_all(path, rows) -> None:
     writer = toy_writer(path, len(rows))
     while writer.rows_written < len(rows):
@@ -310,4 +331,5 @@ def test_an_interruption_at_any_moment_loses_one_block_at_most_and_leaves_no_dat
     calls, path = -1_000_000, tmp_path / str(len(outcomes) - 1)
     shutil.rmtree(path)
     write_all(path, rows)
+    assert_rows_equal(TransitionStore.open(path).transitions, rows)
     assert not path.with_name(f"{path.name}.partial").exists()
