@@ -30,6 +30,12 @@ def test_data_set_holds_what_the_layout_holds(tmp_path: Path) -> None:
     assert "ExorlEpisodes" in store.info.provenance["layout"]
 
 
+def test_files_without_a_transition_are_refused(tmp_path: Path) -> None:
+    write_ogbench(tmp_path / "a.npz", [1, 1])
+    with pytest.raises(ValueError, match=r"a\.npz' holds no transitions"):
+        convert_layout(OgbenchFile(str(tmp_path / "a.npz")), str(tmp_path / "out"), progress=False)
+
+
 def test_remarks_stay_with_the_data_set(tmp_path: Path) -> None:
     write_d4rl(tmp_path / "a.hdf5", [0, 1, 0, 0], [0, 0, 0, 1], arrivals=False)
     store = convert_layout(D4rlFile(str(tmp_path / "a.hdf5")), str(tmp_path / "out"), progress=False)

@@ -88,6 +88,16 @@ def test_ogbench_rewards_and_masks_are_those_of_the_row(tmp_path: Path) -> None:
     ]
 
 
+def test_ogbench_file_with_valid_rows_flags_the_row_before_the_last_as_well(tmp_path: Path) -> None:
+    held = write_ogbench(tmp_path / "maze.npz", [0, 1, 1, 1, 1], valids=np.array([1.0, 1.0, 0.0, 1.0, 0.0]))
+    x, u = held["observations"], held["actions"]
+    assert read(OgbenchFile(str(tmp_path / "maze.npz"))) == [
+        row(x[0], u[0], 0.0, x[1]),
+        row(x[1], u[1], 0.0, x[2], "truncated"),
+        row(x[3], u[3], 0.0, x[4], "truncated"),
+    ]
+
+
 def test_ogbench_arrivals_of_the_file_are_taken_where_it_has_them(tmp_path: Path) -> None:
     arrivals = numbers(3, 3)
     held = write_ogbench(tmp_path / "maze.npz", [0, 1, 1], next_observations=arrivals)

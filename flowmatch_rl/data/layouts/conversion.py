@@ -35,6 +35,8 @@ def convert_layout(layout: Layout, path: str, progress: bool = True) -> Transiti
         ValueError: If they do not have the layout, or the folder is occupied or holds another data set.
     """
     info = layout.describe()
+    if info.num_transitions < 1:
+        raise ValueError(f"{layout.path!r} holds no transitions")
     writer = TransitionWriter(
         path,
         columns=info.columns,

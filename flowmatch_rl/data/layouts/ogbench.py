@@ -29,7 +29,8 @@ class OgbenchFile(Layout):
     It holds ``observations`` (N, S), ``actions`` (N, A) and ``terminals`` (N,), which is 1 in the last row of each
     trajectory, for whatever reason it ended: ends are time limits. In the compact form each row arrives where the next
     one starts, and the last row of a trajectory is an observation without a transition; with ``next_observations``
-    every row is a transition. ``rewards`` (N,) are 0 if absent; ``masks`` (N,), 0 where the arrival is terminal.
+    every row is a transition. Files written from what OGBench loads as compact also flag the row before; they are told
+    by ``valids`` (N,), which is 0 in the last row of each trajectory. ``rewards`` (N,) are 0 if absent; ``masks`` (N,), 0 where the arrival is terminal.
 
     Args:
         path: The file; of a folder all ``.npz`` files in the order of their numbers, but for ``*-val.npz``.
@@ -76,9 +77,12 @@ def _size(file: Path) -> tuple[int, tuple[int, int]]:
     shapes = npz_shapes(file)
     number, *dimensions = step_dimensions(shapes, ("terminals",), file)
     if "next_observations" not in shapes:
-        number -= int(_last(read_npz(file, ("terminals",)), number, file).sum())
+        number -= int(_last(read_npz(file, ("terminals", "valids")), number, file).sum())
     return number, (dimensions[0], dimensions[1])
 
 
 def _last(arrays: Mapping[str, np.ndarray], number: int, file: Path) -> np.ndarray:
+    """Whether rows are the last of their trajectories."""
+    if "valids" in arrays:
+        return ends(~flags(arrays["valids"], number, "valids", file))
     return ends(flags(arrays["terminals"], number, "terminals", file))

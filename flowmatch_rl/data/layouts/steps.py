@@ -10,7 +10,7 @@ import numpy as np
 from flowmatch_rl.data.layouts.arrays import BLOCK_ROWS, check_shape, numbers, require_arrays
 from flowmatch_rl.data.layouts.base import Rows
 
-OPTIONAL_VECTORS = ("rewards", "masks")
+OPTIONAL_VECTORS = ("rewards", "masks", "valids")
 """Vectors that a file may hold."""
 
 
