@@ -1,3 +1,4 @@
+from flowmatch_rl.modules.checkpoint_policy import CheckpointPolicy
 from flowmatch_rl.modules.flow_matching import FlowMatchingModel
 from flowmatch_rl.modules.generation import Flow
 from flowmatch_rl.modules.occupancy import OccupancyModule
@@ -7,9 +8,11 @@ from flowmatch_rl.modules.reflow import Reflow
 from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
 from flowmatch_rl.modules.safe_globals import allow_dataclasses
 from flowmatch_rl.modules.trained_flow import TrainedFlow, load_flow
+from flowmatch_rl.modules.trained_occupancy import TrainedOccupancy, load_occupancy
 from flowmatch_rl.modules.trained_policy import TrainedPolicy, load_policy
 
 __all__ = [
+    "CheckpointPolicy",
     "Flow",
     "FlowMatchingModel",
     "FutureTests",
@@ -18,9 +21,11 @@ __all__ = [
     "Reflow",
     "ReverseFlowActorCritic",
     "TrainedFlow",
+    "TrainedOccupancy",
     "TrainedPolicy",
     "load_flow",
+    "load_occupancy",
     "load_policy",
 ]
 
-allow_dataclasses(FutureTests, Reflow)
+allow_dataclasses(CheckpointPolicy, FutureTests, Reflow)

@@ -1,0 +1,41 @@
+"""Occupancy models trained and tested as the command line would."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+from flowmatch_rl.data import OfflineData, ProcessEnvironment, collect_transitions
+from flowmatch_rl.modules import OccupancyModule
+from flowmatch_rl.types import Policy
+
+
+def collected(folder: Path, environment: ProcessEnvironment, number: int, policy: Policy | None, **options: Any) -> str:
+    """Path of a data set, made if it is not there."""
+    if not folder.exists():
+        collect_transitions(environment, folder, number, policy, progress=False, **options)
+    return str(folder)
+
+
+def trained(data: OfflineData, seed: int, **arguments: Any) -> tuple[OccupancyModule, dict[str, float]]:
+    """A model trained on the whole run of the data, and what its test finds."""
+    seed_everything(seed, verbose=False)
+    module = OccupancyModule(**data.dimensions, **arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            max_epochs=data.num_epochs,
+            default_root_dir=folder,
+            accelerator="gpu" if torch.cuda.is_available() else "cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            log_every_n_steps=100,
+        )
+        trainer.fit(module, datamodule=data)
+        trainer.test(module, datamodule=data, verbose=False)
+    return module, {name: float(value) for name, value in trainer.callback_metrics.items()}

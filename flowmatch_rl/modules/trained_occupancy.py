@@ -1,0 +1,248 @@
+"""A trained occupancy for use outside training."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowmatch_rl.modules.occupancy import OccupancyModule
+from flowmatch_rl.planning import estimate_value, improve
+from flowmatch_rl.types import Reward
+
+RewardFunction = Reward | Callable[[np.ndarray], np.ndarray]
+"""A reward, or a function from states (*batch, D), their entries in the order of ``columns``, to rewards (*batch)."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """Values with their standard errors, both of shape (*batch), in units of the return."""
+
+    value: np.ndarray
+    standard_error: np.ndarray
+
+
+@dataclass(frozen=True)
+class PlannedAction:
+    """What a planner chose.
+
+    Attributes:
+        action: Action in the environment's unit, shape (*batch, A).
+        index: Which of the W candidates acts, shape (*batch).
+        values: Values of all candidates, shape (*batch, W).
+    """
+
+    action: np.ndarray
+    index: np.ndarray
+    values: np.ndarray
+
+
+class TrainedOccupancy:
+    """Future states, densities, values and plans as NumPy arrays, in the units of the environment.
+
+    Args:
+        module: The trained module.
+        seed: Seed of the noise.
+    """
+
+    def __init__(self, module: OccupancyModule, seed: int = 0) -> None:
+        self.module = module.eval()
+        self._generator = torch.Generator().manual_seed(seed)
+        low, high = module.hparams["action_low"], module.hparams["action_high"]
+        self._low = -1.0 if low is None else torch.tensor(low)
+        self._high = 1.0 if high is None else torch.tensor(high)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the D modelled entries of the state."""
+        return self.module.schema.columns
+
+    def sample(
+        self,
+        number: int,
+        observation: np.ndarray,
+        action: np.ndarray | None = None,
+        embedding: np.ndarray | None = None,
+        discount: float | None = None,
+    ) -> np.ndarray:
+        """Draw future states.
+
+        Args:
+            number: How many per state, K.
+            observation: States, shape (*batch, S).
+            action: Actions, shape (*batch, A); those of the modelled policy if None.
+            embedding: Members of the family of policies, shape (*batch, Z); None for a single policy.
+            discount: Discount, for a model of many horizons; the highest if None.
+
+        Returns:
+            Future states, shape (*batch, K, D).
+
+        Raises:
+            ValueError: If a shape does not fit, or no action is given and the model knows no policy.
+        """
+        return _array(self._futures(number, *self._source(observation, action, embedding), discount))
+
+    def log_prob(
+        self,
+        state: np.ndarray,
+        observation: np.ndarray,
+        action: np.ndarray | None = None,
+        embedding: np.ndarray | None = None,
+        discount: float | None = None,
+    ) -> np.ndarray:
+        """Log-density of future states, one per source state.
+
+        Args:
+            state: Future states, shape (B, D).
+            observation: Source states, shape (B, S).
+            action: As in ``sample``.
+            embedding: As in ``sample``.
+            discount: As in ``sample``.
+
+        Returns:
+            Log-density in nats, shape (B,).
+
+        Raises:
+            ValueError: As ``sample``.
+        """
+        source = self._source(observation, action, embedding)
+        return _array(self.module.log_prob(self._tensor(state), *source, discount, self._generator))
+
+    def value(
+        self,
+        reward: RewardFunction,
+        observation: np.ndarray,
+        action: np.ndarray | None = None,
+        embedding: np.ndarray | None = None,
+        discount: float | None = None,
+        number: int = 2_048,
+    ) -> Value:
+        """Discounted sum of the rewards of the states that the policy arrives at.
+
+        Args:
+            reward: Any reward of the modelled entries of the state.
+            observation: States, shape (*batch, S).
+            action: First actions, for action values; the policy's own if None, for state values.
+            embedding: As in ``sample``.
+            discount: As in ``sample``.
+            number: Future states per source state, at least 2.
+
+        Returns:
+            Values and their standard errors, shape (*batch).
+
+        Raises:
+            ValueError: As ``sample``, and if the reward looks at an entry that is not modelled.
+        """
+        state, act, member = self._source(observation, action, embedding)
+        futures = self._futures(number, state, act, member, discount)
+        horizon = self.module.inputs.discount if discount is None else discount
+        now = state[..., self.module.inputs.modelled] if self.module.first_state == "current" else None
+        estimate = estimate_value(futures, self._reward(reward), horizon, now)
+        return Value(_array(estimate.value), _array(estimate.standard_error))
+
+    @torch.no_grad()
+    def plan(
+        self,
+        reward: RewardFunction,
+        observation: np.ndarray,
+        candidates: np.ndarray,
+        number: int = 128,
+        discount: float | None = None,
+        max_rows: int | None = None,
+    ) -> PlannedAction:
+        """Act by the member of a family of policies that is worth most here: generalised policy improvement.
+
+        All candidates see the same noise, so that their order depends less on it.
+
+        Args:
+            reward: Any reward of the modelled entries of the state.
+            observation: States, shape (*batch, S).
+            candidates: Members of the family, shape (W, Z).
+            number: Future states per state and candidate.
+            discount: As in ``sample``.
+            max_rows: Most future states made at a time; all if None.
+
+        Returns:
+            Actions, the members that take them, and the values of all members.
+
+        Raises:
+            ValueError: If a shape does not fit, the model knows no policy, or it counts the current state.
+        """
+        module, policy = self.module, self.module.policy
+        if policy is None:
+            raise ValueError(
+                "planning needs a model of a family of policies; this one was learned from actions in data"
+            )
+        if module.first_state == "current":
+            raise ValueError("planning needs first_state 'arrival', this model has 'current'")
+        states, members = self._tensor(observation), self._tensor(candidates)
+        noise = module.draw_normal((number, module.inputs.sample_dim), self._generator)
+
+        def futures(z: Tensor, state: Tensor, action: Tensor, member: Tensor, horizon: float | Tensor) -> Tensor:
+            return module.sample(z, state[..., None, :], action[..., None, :], member[..., None, :], horizon)
+
+        plan = improve(
+            futures,
+            policy.act,
+            states.reshape(-1, states.shape[-1]),
+            members,
+            noise,
+            self._reward(reward),
+            module.inputs.discount if discount is None else discount,
+            max_rows,
+        )
+        batch = states.shape[:-1]
+        action = self._low + (plan.action.cpu() + 1.0) / 2.0 * (self._high - self._low)
+        index, values = plan.index.reshape(batch), plan.values.reshape(*batch, -1)
+        return PlannedAction(_array(action.reshape(*batch, -1)), _array(index), _array(values))
+
+    def _futures(self, number: int, state: Tensor, action: Tensor, member: Tensor, discount: float | None) -> Tensor:
+        batch = state.shape[:-1]
+        states, actions, members = (part.reshape(-1, 1, part.shape[-1]) for part in (state, action, member))
+        noise = self.module.draw_normal((len(states), number, self.module.inputs.sample_dim), self._generator)
+        return self.module.sample(noise, states, actions, members, discount).reshape(*batch, number, -1)
+
+    def _source(
+        self, observation: np.ndarray, action: np.ndarray | None, embedding: np.ndarray | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """State, action in [-1, 1] and embedding as tensors."""
+        state = self._tensor(observation)
+        member = state.new_empty(*state.shape[:-1], 0) if embedding is None else self._tensor(embedding)
+        if action is not None:
+            low, high = self._low, self._high
+            return state, (2.0 * (torch.as_tensor(action).float() - low) / (high - low) - 1.0).to(state.device), member
+        if self.module.policy is None:
+            raise ValueError("expected actions: this model was learned from actions in data and knows no policy")
+        with torch.no_grad():
+            return state, self.module.policy.act(state, member), member
+
+    def _reward(self, reward: RewardFunction) -> Callable[[Tensor], Tensor]:
+        columns = self.columns
+        if isinstance(reward, Reward):
+            return lambda states: reward.evaluate(states, columns)
+        return lambda states: self._tensor(np.asarray(reward(_array(states))))
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array, dtype=torch.float32, device=self.module.device)
+
+
+def load_occupancy(checkpoint: str | Path, device: str = "cpu") -> TrainedOccupancy:
+    """Load the occupancy of a checkpoint.
+
+    Args:
+        checkpoint: Path of a ``.ckpt`` file.
+        device: Where to run it.
+
+    Returns:
+        The occupancy.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    return TrainedOccupancy(OccupancyModule.load_from_checkpoint(checkpoint, map_location=device))
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
