@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.paths import AffinePath, Field, Schedule
-from flowmatch_rl.types import Prediction
+from flowmatch_rl.types import Prediction, Velocity
 from tests.families import SCHEDULES
 from tests.oracles import F64, TWO_D, normal, uniform
 
@@ -45,3 +45,42 @@ def test_particles_and_times_of_any_prefix_shape_equal_a_loop() -> None:
         times = t.reshape(t.shape + (1,) * (2 - t.dim())).expand(2, 3)
         for i, n in itertools.product(range(2), range(3)):
             torch.testing.assert_close(together[i, n], model.velocity(x[i, n][None], times[i, n])[0])
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_at_one_condition_a_field_says_what_it_does_with_it(prediction: Prediction) -> None:
+    def predict(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        assert condition is not None
+        return torch.sin(x) * t[:, None] + condition
+
+    x, t, condition = normal(3, 2, seed=1), uniform(3, seed=2), normal(3, 2, seed=3)
+    model = Field(AffinePath(SCHEDULES[2]), predict, prediction)
+    here = model.at(condition)
+    assert torch.equal(here.predict(x, t, None), predict(x, t, condition))
+    for target in PREDICTIONS:
+        assert torch.equal(here.read_as(target, x, t), model.read_as(target, x, t, condition))
+    # Another condition is ignored: the field is bound to its own.
+    assert torch.equal(here.velocity(x, t, condition + 1.0), model.velocity(x, t, condition))
+
+
+def test_a_network_that_binds_sees_its_condition_once() -> None:
+    bound = []
+
+    def bind(condition: Tensor | None) -> Velocity:
+        assert condition is not None
+        bound.append(condition)
+        offset = condition.square()
+        return lambda x, t, _: x + offset
+
+    x, t, condition = normal(3, 2, seed=1), uniform(3, seed=2), normal(3, 2, seed=3)
+    model = Field(AffinePath(), lambda x, t, c: x + condition.square(), "velocity", bind=bind)
+    here = model.at(condition)
+    for _ in range(5):
+        assert torch.equal(here.velocity(x, t), model.velocity(x, t, condition))
+    assert len(bound) == 1
+    assert bound[0] is condition
+
+
+def test_at_one_condition_a_field_has_no_average_velocity() -> None:
+    model = Field(AffinePath(), lambda x, t, c: x, "velocity", lambda x, t, duration, c: x)
+    assert model.at(None).average_velocity is None
