@@ -1,8 +1,11 @@
+import dataclasses
+
 import pytest
 import torch
 from tensordict import TensorDict
+from torch import Tensor
 
-from flowmatch_rl.keys import TRANSITION, read_transition
+from flowmatch_rl.keys import TRANSITION, read_rollouts, read_segment, read_transition
 
 
 def batch_of(size: int) -> TensorDict:
@@ -54,3 +57,39 @@ def test_a_missing_entry_is_named(key: str | tuple[str, str]) -> None:
 def test_a_batch_without_arrival_entries_is_refused_by_name() -> None:
     with pytest.raises(KeyError, match="reward"):
         read_transition(batch_of(3).exclude("next"))
+
+
+SEGMENT = ("observation", "action", "arrivals", "terminated", "length", "embedding")
+ROLLOUTS = ("observation", "action", "embedding")
+
+
+def named(*names: str) -> dict[str, Tensor]:
+    return {name: torch.full((2, 3), float(number)) for number, name in enumerate(names)}
+
+
+@pytest.mark.parametrize(
+    ("read", "needed", "optional"),
+    [
+        (read_segment, SEGMENT, ("next_action", "future")),
+        (read_rollouts, ROLLOUTS, ("states", "length", "ended")),
+    ],
+)
+def test_segments_and_rollouts_are_read_by_the_names_of_their_attributes(read, needed, optional) -> None:
+    batch = named(*needed, *optional, "something_else")
+    value = read(batch)
+    assert {field.name for field in dataclasses.fields(value)} == {*needed, *optional}
+    assert all(getattr(value, name) is batch[name] for name in (*needed, *optional))
+    bare = read(named(*needed))
+    assert all(getattr(bare, name) is None for name in optional)
+
+
+@pytest.mark.parametrize(
+    ("read", "needed", "name"),
+    [(read_segment, SEGMENT, name) for name in SEGMENT] + [(read_rollouts, ROLLOUTS, name) for name in ROLLOUTS],
+)
+def test_a_segment_or_rollout_without_an_entry_it_needs_is_refused_by_name(read, needed, name) -> None:
+    batch = named(*needed)
+    del batch[name]
+    with pytest.raises(KeyError) as caught:
+        read(batch)
+    assert caught.value.args[0] == f"the batch lacks {name!r}; it holds {', '.join(sorted(batch))}"
