@@ -58,6 +58,27 @@ from flowmatch_rl.paths import (
     VarianceExplodingSchedule,
     VariancePreservingSchedule,
 )
+from flowmatch_rl.processes import (
+    BoxReward,
+    CirculationReward,
+    ConstantPolicy,
+    FunctionReward,
+    GoalReward,
+    LinearGaussianProcess,
+    LinearPolicy,
+    LinearReward,
+    MazeGoalPolicy,
+    MazeLoopPolicy,
+    MazeReachPolicy,
+    PointMassMaze,
+    Process,
+    QuadraticReward,
+    RandomPolicy,
+    RandomWalkProcess,
+    RingProcess,
+    SpeedReward,
+    SumReward,
+)
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler, Sampler, SdeSampler
 from flowmatch_rl.solvers import (
     RK4,
@@ -70,6 +91,7 @@ from flowmatch_rl.solvers import (
     HutchinsonDivergence,
     Midpoint,
 )
+from flowmatch_rl.types import Policy, Reward
 
 SCHEDULES: list[Schedule] = [
     LinearSchedule(),
@@ -193,4 +215,35 @@ COUPLINGS: list[Coupling] = [
     ExactCoupling(condition_weight=1.0),
     SinkhornCoupling(),
     SinkhornCoupling(regularisation=0.5, condition_weight=1.0),
+]
+
+PROCESSES: list[Process] = [
+    LinearGaussianProcess(),
+    LinearGaussianProcess(transition=[[0.8]], control=[[0.5]], drift=[0.1], noise_factor=[[0.3]]),
+    PointMassMaze(),
+    RingProcess(),
+    RingProcess(num_states=5, jitter=0.1, slip=0.0, radius=2.0),
+    RandomWalkProcess(),
+    RandomWalkProcess(num_states=4, jitter=0.05, slip=0.5, absorbing=False),
+]
+
+POLICIES: list[Policy] = [
+    LinearPolicy(gain=[[-0.9, 0.1]], bias=[0.6]),
+    ConstantPolicy(action=[1.0]),
+    RandomPolicy(action_dim=2),
+    MazeLoopPolicy(),
+    MazeReachPolicy(),
+    MazeReachPolicy(room="bottom_right"),
+    MazeGoalPolicy(),
+]
+
+REWARDS: list[Reward] = [
+    GoalReward(columns=("x", "y"), goal=(1.0, -0.5), radius=0.5, margin=0.25),
+    BoxReward(low=(None, -0.5), high=(0.7, None)),
+    LinearReward(columns=("vx", "x"), weights=(2.0, -1.0), bias=0.25),
+    QuadraticReward(columns=("x", "vy"), center=(0.5, 1.0), weights=(1.0, 0.0), bias=3.0),
+    CirculationReward(center=(0.5, -0.25), clockwise=False, scale=2.0),
+    SpeedReward(),
+    SumReward(rewards=(SpeedReward(scale=2.0), LinearReward(columns=("x",), weights=(1.0,))), weights=(0.5, -1.0)),
+    FunctionReward(function="tests.processes.test_rewards:height", columns=("y", "x")),
 ]

@@ -5,11 +5,14 @@ import pytest
 
 from flowmatch_rl.couplings import Coupling
 from flowmatch_rl.estimators import ControlVariate, Proposal
-from flowmatch_rl.nets import Selection
-from flowmatch_rl.objectives import FlowObjective, TimeWeight
+from flowmatch_rl.modules import CheckpointPolicy
+from flowmatch_rl.nets import Architecture, Selection
+from flowmatch_rl.objectives import FlowObjective, OccupancyObjective, TimeWeight
 from flowmatch_rl.paths import Schedule, Source, Squash, TimeDistribution
+from flowmatch_rl.processes import Process
 from flowmatch_rl.samplers import Sampler
 from flowmatch_rl.solvers import Divergence, Solver
+from flowmatch_rl.types import Policy, Reward
 from tests import families
 
 FAMILIES = [
@@ -20,12 +23,17 @@ FAMILIES = [
     (Proposal, families.PROPOSALS),
     (ControlVariate, families.CONTROL_VARIATES),
     (Selection, families.SELECTIONS),
+    (Architecture, families.ARCHITECTURES),
     (TimeWeight, families.TIME_WEIGHTS),
     (FlowObjective, families.OBJECTIVES),
+    (OccupancyObjective, families.OCCUPANCY_OBJECTIVES),
     (TimeDistribution, families.TIME_DISTRIBUTIONS),
     (Squash, families.SQUASHES),
     (Source, families.SOURCES),
     (Coupling, families.COUPLINGS),
+    (Process, families.PROCESSES),
+    (Policy, [*families.POLICIES, CheckpointPolicy]),
+    (Reward, families.REWARDS),
 ]
 
 TYPES = {m if isinstance(m, type) else type(m) for _, members in FAMILIES for m in members}
