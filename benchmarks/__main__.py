@@ -26,6 +26,10 @@ BENCHMARKS = (
     "flow_few_steps",
     "couplings",
     "likelihood",
+    "occupancy_linear_gaussian",
+    "occupancy_maze",
+    "occupancy_planning",
+    "occupancy_speed",
 )
 
 

@@ -1,8 +1,8 @@
 """Objectives of an occupancy on the loop of the maze, in the form of Tables 1 and 2 of arXiv:2503.09817.
 
 Off-policy data: a million transitions of random forces. The network, the batch and the number of updates are far below
-the paper's (three blocks of 512, batch 1024, 3,000,000 updates), and the same for all objectives; the lagging copy moves
-as much faster. The paper's maze is another one, of the same size; its figures stand beside ours for orientation only.
+those of the paper (three blocks of 512, batch 1024, 3,000,000 updates), and the same for all objectives; the lagging
+copy moves as much faster. The paper's maze is another one, of the same size; its figures are for orientation only.
 """
 
 import tempfile
@@ -13,7 +13,7 @@ from benchmarks.occupancy_runs import collected, trained
 from flowmatch_rl.data import OfflineData, ProcessEnvironment
 from flowmatch_rl.modules import FutureTests
 from flowmatch_rl.nets import VelocityArchitecture
-from flowmatch_rl.objectives import TDCFM, TDDD, CoupledTDCFM, MonteCarloCFM, OccupancyObjective, TD2CFM, TD2DD
+from flowmatch_rl.objectives import TD2CFM, TD2DD, TDCFM, TDDD, CoupledTDCFM, MonteCarloCFM, OccupancyObjective
 from flowmatch_rl.paths import AffinePath, CosineSchedule, VariancePreservingSchedule
 from flowmatch_rl.processes import CirculationReward, MazeLoopPolicy, PointMassMaze
 from flowmatch_rl.samplers import DdimSampler
@@ -40,7 +40,7 @@ PAPER = {
     "coupled TD-CFM": (0.025, 10.91),
     "TD2-CFM": (0.020, 1.75),
 }
-"""Earth mover's distance and squared error of the value on the loop, Table 11, three seeds; those not given are None."""
+"""Earth mover's distance and squared error of the value on the loop, Table 11, three seeds; None if not given."""
 
 
 def run(updates: int = UPDATES, names: tuple[str, ...] = tuple(METHODS)) -> dict[str, Any]:
