@@ -16,6 +16,9 @@ from flowmatch_rl.types import SegmentNeeds
 MOST_UNSEEN = 0.05
 """Share of an occupancy that may lie beyond the end of a trajectory its states are drawn from."""
 
+_ENDLESS = 2**31
+"""Steps of a trajectory that stays in its terminal state."""
+
 
 class RowSampler(Sampler):
     """Rows drawn with replacement; each batch depends on the seed and its own number alone.
@@ -88,9 +91,10 @@ class SegmentReader:
         keys += [NEXT_ACTION] if self._known and needs.next_action else []
         self._transitions = store.transitions.select(*keys)
         self._remaining: Tensor | None = None
+        self._terminates = torch.empty(0, dtype=torch.bool)
         rows = None
         if needs.num_steps > 1 or needs.future_discounts or (needs.next_action and not self._known):
-            self._remaining, rows = self._usable(store)
+            self._remaining, self._terminates, rows = self._usable(store)
         if held_out:
             rows = torch.arange(len(store)) if rows is None else rows
             rows = rows[rows < len(store) - held_out]
@@ -111,8 +115,11 @@ class SegmentReader:
         if self._needs.future_discounts is not None:
             uniform = self.sampler.uniform(2 * len(rows)).reshape(2, -1)
             batch["discount"] = self._needs.future_discounts(uniform[0].float())
-            ahead = geometric_steps(uniform[1], batch["discount"], self._left(rows)) - 1
-            batch["future"] = self._transitions.get(NEXT_OBSERVATION)[rows + ahead]
+            left = self._left(rows)
+            # A terminal state is never left: all later times find it. Where a trajectory is cut, so is the law.
+            seen = left.masked_fill(self._terminates[rows], _ENDLESS)
+            steps = torch.minimum(geometric_steps(uniform[1], batch["discount"], seen), left)
+            batch["future"] = self._transitions.get(NEXT_OBSERVATION)[rows + steps - 1]
         return batch
 
     def _steps(self, first: TensorDictBase, rows: Tensor) -> dict[str, Tensor]:
@@ -138,8 +145,13 @@ class SegmentReader:
     def _left(self, rows: Tensor) -> Tensor:
         return torch.ones_like(rows) if self._remaining is None else self._remaining[rows]
 
-    def _usable(self, store: TransitionStore) -> tuple[Tensor, Tensor]:
-        """Steps of each row to the last state with what is needed, shape (N,), and the rows that have one."""
+    def _usable(self, store: TransitionStore) -> tuple[Tensor, Tensor, Tensor]:
+        """What is left of the trajectory of each row.
+
+        Returns:
+            Steps to its last state with what is needed, whether it ends in a terminal state, both of shape (N,), and
+            the rows that have such a state.
+        """
         end = store.transitions.get(DONE).reshape(-1).clone()
         end[-1] = True
         ends = end.nonzero().reshape(-1)
@@ -153,7 +165,7 @@ class SegmentReader:
         if self._needs.future_discounts is not None:
             highest = self._needs.future_discounts(torch.ones(1)).double()
             usable &= terminal | (highest**remaining <= MOST_UNSEEN)
-        return remaining, usable.nonzero().reshape(-1)
+        return remaining, terminal, usable.nonzero().reshape(-1)
 
     def _check(self, store: TransitionStore) -> None:
         needs, info = self._needs, store.info
