@@ -14,6 +14,9 @@ from flowmatch_rl.planning import estimate_value, monte_carlo_value
 from flowmatch_rl.processes import geometric_steps
 from flowmatch_rl.types import Reward, Rollouts, RunError, TableSchema
 
+_ENDLESS = 2**31
+"""Steps of a trajectory that stays in its terminal state."""
+
 
 class FutureModel(Protocol):
     """What is measured: ``OccupancyModule``."""
@@ -131,24 +134,8 @@ class FutureTests:
             metrics: Metrics by name, which begin with ``test/``.
             rewards: Names of the rewards.
         """
-        lines = []
-        if "test/wasserstein" in metrics:
-            lines.append(
-                f"distance     Wasserstein {metrics['test/wasserstein']:.4g} (two real samples "
-                f"{metrics['test/wasserstein_floor']:.4g}), squared {metrics['test/squared_wasserstein']:.4g}"
-            )
-        if "test/nll_per_dim" in metrics:
-            lines.append(f"likelihood   -log p {metrics['test/nll_per_dim']:.3f} nats per dimension")
-        for name in rewards:
-            value = f"{metrics[f'test/value/{name}']:.4g} ± {metrics[f'test/value_standard_error/{name}']:.2g}"
-            real = ""
-            if f"test/value_real/{name}" in metrics:
-                real = (
-                    f", roll-outs {metrics[f'test/value_real/{name}']:.4g}, "
-                    f"mean squared error {metrics[f'test/value_error/{name}']:.4g}"
-                )
-            lines.append(f"value        {name}: {value}{real}")
-        return lines
+        suffixes = ["", *(f"@{discount:g}" for discount in self.discounts or ())]
+        return [line for suffix in suffixes for line in _lines(metrics, rewards, suffix)]
 
     def _at_discount(
         self, model: FutureModel, rollouts: Rollouts, discount: float, generator: torch.Generator
@@ -194,7 +181,8 @@ def real_futures(
 ) -> Tensor:
     """States of real trajectories at geometric times.
 
-    Each is of a trajectory picked at random. Where a trajectory stops without termination the law of its times is cut.
+    Each is of a trajectory picked at random. A terminal state is never left: it is found at all later times. Where a
+    trajectory stops without termination the law of its times is cut.
 
     Args:
         model: The model, which says what entries of the state it holds and what state it counts first.
@@ -209,19 +197,42 @@ def real_futures(
     Raises:
         ValueError: If there are no trajectories.
     """
-    if rollouts.states is None or rollouts.length is None:
+    if rollouts.states is None or rollouts.length is None or rollouts.ended is None:
         raise ValueError("expected source states with trajectories, got states alone")
     count, copies = rollouts.length.shape
     uniform = torch.rand(2, count, number, generator=generator, dtype=torch.float64).to(rollouts.length.device)
     rows = torch.arange(count, device=uniform.device)[:, None]
     copy = (uniform[0] * copies).long()
-    steps = geometric_steps(uniform[1], discount, rollouts.length[rows, copy])
-    if model.first_state == "arrival":
-        states = rollouts.states[rows, copy, steps - 1]
-    else:
-        now = rollouts.observation[:, None].expand(-1, number, -1)
-        states = torch.where((steps == 1)[..., None], now, rollouts.states[rows, copy, (steps - 2).clamp_min(0)])
+    counts_now = model.first_state == "current"
+    last = rollouts.length[rows, copy] + int(counts_now)
+    seen = last.masked_fill(rollouts.ended[rows, copy, -1], _ENDLESS)
+    time = torch.minimum(geometric_steps(uniform[1], discount, seen), last) - int(counts_now)
+    states = rollouts.states[rows, copy, (time - 1).clamp_min(0)]
+    states = torch.where((time == 0)[..., None], rollouts.observation[:, None], states)
     return states[..., model.inputs.modelled]
+
+
+def _lines(metrics: Mapping[str, float], rewards: tuple[str, ...], suffix: str) -> list[str]:
+    """What a test found at the discount of a suffix; nothing where it did not look at it."""
+    found = {name[: len(name) - len(suffix)]: value for name, value in metrics.items() if name.endswith(suffix)}
+    lines = []
+    if "test/wasserstein" in found:
+        lines.append(
+            f"{f'distance{suffix}':<12} Wasserstein {found['test/wasserstein']:.4g} (two real samples "
+            f"{found['test/wasserstein_floor']:.4g}), squared {found['test/squared_wasserstein']:.4g}"
+        )
+    if "test/nll_per_dim" in found:
+        lines.append(f"{f'likelihood{suffix}':<12} -log p {found['test/nll_per_dim']:.3f} nats per dimension")
+    for name in (name for name in rewards if f"test/value/{name}" in found):
+        value = f"{found[f'test/value/{name}']:.4g} ± {found[f'test/value_standard_error/{name}']:.2g}"
+        real = ""
+        if f"test/value_real/{name}" in found:
+            real = (
+                f", roll-outs {found[f'test/value_real/{name}']:.4g}, "
+                f"mean squared error {found[f'test/value_error/{name}']:.4g}"
+            )
+        lines.append(f"{f'value{suffix}':<12} {name}: {value}{real}")
+    return lines
 
 
 def _mean_distance(made: Tensor, real: Tensor, squared: bool) -> Tensor:
