@@ -12,10 +12,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from flowmatch_rl.data.envs import Environment
 from flowmatch_rl.data.loaders import batch_loader
+from flowmatch_rl.data.process_env import ProcessEnvironment
 from flowmatch_rl.data.segments import SegmentReader
 from flowmatch_rl.data.source_states import Trajectories, follow_policy, stored_trajectories
 from flowmatch_rl.data.store import TransitionStore
 from flowmatch_rl.keys import ACTION, DONE, EMBEDDING, OBSERVATION
+from flowmatch_rl.processes import PlanarProcess
 from flowmatch_rl.types import Policy, SegmentNeeds, TableSchema
 
 _TEST_SEEDS = 1_000_000
@@ -121,6 +123,15 @@ class OfflineData(LightningDataModule):
     def has_trajectories(self) -> bool:
         """Whether evaluations have trajectories to compare with."""
         return self._follows or self._held_out()[1] > 0
+
+    @property
+    def walls(self) -> Tensor | None:
+        """Walls of the environment as boxes (x_low, y_low, x_high, y_high) in the plane of the first two columns.
+
+        Of shape (W, 4); None for an environment that is not in the plane.
+        """
+        process = self.environment.process if isinstance(self.environment, ProcessEnvironment) else None
+        return process.walls() if isinstance(process, PlanarProcess) else None
 
     @property
     def _module(self) -> OccupancyLearner:
