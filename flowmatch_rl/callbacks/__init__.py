@@ -3,6 +3,7 @@ from flowmatch_rl.callbacks.curves import LossCurve
 from flowmatch_rl.callbacks.episodes import EpisodeWriter
 from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
 from flowmatch_rl.callbacks.flow_figures import FlowFigures
+from flowmatch_rl.callbacks.occupancy_figures import OccupancyFigures
 from flowmatch_rl.callbacks.progress import Progress, Throughput
 from flowmatch_rl.callbacks.samples import SampleWriter
 from flowmatch_rl.callbacks.summary import summary
@@ -16,6 +17,7 @@ __all__ = [
     "FlowFigures",
     "LearningCurve",
     "LossCurve",
+    "OccupancyFigures",
     "PolicyFigures",
     "Progress",
     "RunRecord",

@@ -32,6 +32,7 @@ from flowmatch_rl.callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
     FlowFigures,
+    OccupancyFigures,
     Progress,
     RunRecord,
     SampleWriter,
@@ -57,7 +58,13 @@ _ROOMS = (
     "samplers",
     "solvers",
 )
-_WITH_OPTIONS = {Checkpoints: "checkpoints", Video: "video", SampleWriter: "samples", FlowFigures: "figures"}
+_WITH_OPTIONS = {
+    Checkpoints: "checkpoints",
+    Video: "video",
+    SampleWriter: "samples",
+    FlowFigures: "figures",
+    OccupancyFigures: "occupancy_figures",
+}
 _RUN_DIR = "FLOWMATCH_RL_RUN_DIR"
 _CHECKS = (
     "_parse_ckpt_path",

@@ -14,6 +14,7 @@ from flowmatch_rl.callbacks import (
     FlowFigures,
     LearningCurve,
     LossCurve,
+    OccupancyFigures,
     PolicyFigures,
     SampleWriter,
     Video,
@@ -40,17 +41,17 @@ class Wiring:
 @functools.singledispatch
 def wiring(data: object) -> Wiring:
     """Callbacks for a data module; a kind of data that is not known gets none of them."""
-    return Wiring((), (Video, SampleWriter, FlowFigures))
+    return Wiring((), (Video, SampleWriter, FlowFigures, OccupancyFigures))
 
 
 @wiring.register
 def _(data: OnlineData) -> Wiring:
-    return Wiring((LearningCurve(), PolicyFigures(), EpisodeWriter()), (SampleWriter, FlowFigures))
+    return Wiring((LearningCurve(), PolicyFigures(), EpisodeWriter()), (SampleWriter, FlowFigures, OccupancyFigures))
 
 
 @wiring.register
 def _(data: SampleData) -> Wiring:
-    return Wiring((LossCurve(),), (Video,))
+    return Wiring((LossCurve(),), (Video, OccupancyFigures))
 
 
 @wiring.register

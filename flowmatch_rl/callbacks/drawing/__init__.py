@@ -7,6 +7,11 @@ from flowmatch_rl.callbacks.drawing.flow_sample import FlowModel, FlowSample, nu
 from flowmatch_rl.callbacks.drawing.flow_steps import distance_by_steps
 from flowmatch_rl.callbacks.drawing.learning import Evaluation, Point, draw_learning_curve, write_table
 from flowmatch_rl.callbacks.drawing.loss import LossPoint, draw_loss_curve
+from flowmatch_rl.callbacks.drawing.occupancy_marginals import draw_future_marginals
+from flowmatch_rl.callbacks.drawing.occupancy_parts import escape, horizon, subject
+from flowmatch_rl.callbacks.drawing.occupancy_plane import draw_future_states, plane_of
+from flowmatch_rl.callbacks.drawing.occupancy_sample import sample_futures, sample_values
+from flowmatch_rl.callbacks.drawing.occupancy_values import draw_values
 from flowmatch_rl.callbacks.drawing.policy import draw_policy
 from flowmatch_rl.callbacks.drawing.sample import PolicySample, differing_states, sample_policy
 from flowmatch_rl.callbacks.drawing.style import save_figure
@@ -26,6 +31,8 @@ __all__ = [
     "draw_density",
     "draw_episodes",
     "draw_field",
+    "draw_future_marginals",
+    "draw_future_states",
     "draw_learning_curve",
     "draw_loss_curve",
     "draw_path",
@@ -33,11 +40,18 @@ __all__ = [
     "draw_samples",
     "draw_steps",
     "draw_trajectories",
+    "draw_values",
+    "escape",
     "field_on_grid",
     "flow_frames",
+    "horizon",
     "num_steps",
+    "plane_of",
     "sample_flow",
+    "sample_futures",
     "sample_policy",
+    "sample_values",
     "save_figure",
+    "subject",
     "write_table",
 ]
