@@ -78,13 +78,13 @@ class Batches(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         with self.path.open("a") as file:
-            file.write(digest([batch["sample"]]) + "\n")
+            file.write(digest(batch.values()) + "\n")
         if trainer.global_step == self.interrupt_after:
             raise KeyboardInterrupt
 
 
 class FlowRankReport(Callback):
-    """Writes what a process that trains a flow holds, has seen and draws, when training ends.
+    """Writes what a process that trains a flow, of samples or of future states, holds, has seen and draws, when training ends.
 
     Args:
         folder: Existing folder of ``rank<number>.json``.
@@ -101,15 +101,15 @@ class FlowRankReport(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.batches.append(digest([batch["sample"]]))
+        self.batches.append(digest(batch.values()))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module, data = pl_module, trainer.datamodule  # pyright: ignore
         report = {
             "world_size": trainer.world_size,
             "start": self.start,
-            "weights": digest(module.velocity.parameters()),  # pyright: ignore
-            "lagging": digest(module.velocity_ema.parameters()),  # pyright: ignore
+            "weights": digest(weight for weight in module.parameters() if weight.requires_grad),
+            "lagging": digest(weight for weight in module.parameters() if not weight.requires_grad),
             "batches": self.batches,
             "draw": torch.randn(4).tolist(),
             "place": data.state_dict(),

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 PENDULUM = CONF / "actor_critic" / "pendulum.yaml"
 TWO_MOONS = CONF / "flow" / "two_moons.yaml"
+MAZE_LOOP = CONF / "occupancy" / "maze_loop.yaml"
 
 SIZES = {
     "data.total_env_steps": 40,
@@ -52,6 +53,30 @@ FLOW_SIZES = {
     "trainer.accelerator": "cpu",
 }
 
+COLLECT_SIZES = {"num_transitions": 400, "num_envs": 8, "block_steps": 50, "progress": "false"}
+
+OCCUPANCY_SIZES = {
+    "data.num_updates": 6,
+    "data.epoch_updates": 3,
+    "data.batch_size": 16,
+    "data.eval_states": 2,
+    "data.test_states": 3,
+    "data.eval_steps": 300,
+    "model.network": "VelocityArchitecture",
+    "model.network.init_args.hidden_dim": 16,
+    "model.network.init_args.num_blocks": 1,
+    "model.likelihood_solver.init_args.num_steps": 2,
+    "model.tests.val_samples": 4,
+    "model.tests.test_samples": 6,
+    "model.tests.value_samples": 8,
+    "model.tests.likelihood_samples": 6,
+    "model.tests.predict_samples": 5,
+    "occupancy_figures.enabled": "false",
+    "trainer.logger": "false",
+    "trainer.enable_progress_bar": "false",
+    "trainer.accelerator": "cpu",
+}
+
 
 @dataclass
 class Outcome:
@@ -75,6 +100,20 @@ def arguments(command: str, *configs: Path, **changes: object) -> list[str]:
 def flow_arguments(command: str, *configs: Path, **changes: object) -> list[str]:
     """As ``arguments``, for the generative model; None leaves an option out."""
     return _arguments(command, configs, FLOW_SIZES, changes)
+
+
+def occupancy_arguments(command: str, *configs: Path, **changes: object) -> list[str]:
+    """As ``arguments``, for the occupancy; None leaves an option out."""
+    return _arguments(command, configs, OCCUPANCY_SIZES, changes)
+
+
+def collect(output: Path, name: str, **changes: object) -> Path:
+    """A few rows of a configuration in ``conf/collect``, in a new folder, which is returned."""
+    outcome = call(
+        _arguments("collect", [CONF / "collect" / f"{name}.yaml"], COLLECT_SIZES, changes | {"output": output})
+    )
+    assert outcome.code == 0, outcome.err
+    return output
 
 
 def _arguments(command: str, configs: Iterable[Path], sizes: dict, changes: dict) -> list[str]:
