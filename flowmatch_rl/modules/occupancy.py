@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from flowmatch_rl.keys import CONDITION, SAMPLE, read_rollouts, read_segment
+from flowmatch_rl.modules.occupancy_checks import check_discounts, check_policy, check_rewards, check_sampler
 from flowmatch_rl.modules.occupancy_flow import OccupancyFlow
 from flowmatch_rl.modules.occupancy_inputs import OccupancyInputs
 from flowmatch_rl.modules.occupancy_tests import FutureTests
@@ -188,6 +189,7 @@ class OccupancyModule(QuickHooks, LightningModule):
         Raises:
             ValueError: If a dimension does not fit, or the model has another discount.
         """
+        self.inputs.check(noise, discount)
         condition = self.inputs.condition(observation, action, embedding, discount)
         with torch.autocast(self.device.type, enabled=False):
             return self.inputs.restore(self.flow.sample(self.sampler, noise, condition))
@@ -217,6 +219,7 @@ class OccupancyModule(QuickHooks, LightningModule):
         Raises:
             ValueError: If a dimension does not fit, or the model has another discount.
         """
+        self.inputs.check(state, discount)
         probes = self.divergence.needed_probes
         noise = self.draw_normal((len(state), probes, state.shape[-1]), generator) if probes else None
         condition = self.inputs.condition(observation, action, embedding, discount)
@@ -404,13 +407,10 @@ class OccupancyModule(QuickHooks, LightningModule):
             _check(self.policy is not None, "horizon_consistency needs a policy that acts in modelled states, got None")
             _check(whole, "horizon_consistency needs a model of the whole state, got columns")
             _check(self.first_state == "arrival", "horizon_consistency needs first_state 'arrival', got 'current'")
-        names = self.schema.columns
-        for name, reward in self.rewards.items():
-            missing = [column for column in reward.needed_columns if column not in names]
-            _check(
-                not missing,
-                f"the reward {name!r} needs {', '.join(map(repr, missing))}, but the model holds {', '.join(names)}",
-            )
+        check_policy(self.policy, self.inputs)
+        check_rewards(self.rewards, self.schema.columns)
+        check_sampler(self.sampler)
+        check_discounts(self.tests.discounts, self.inputs)
 
 
 def _between(low: float, high: Tensor, uniform: Tensor) -> Tensor:

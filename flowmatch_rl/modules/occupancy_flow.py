@@ -54,6 +54,8 @@ class OccupancyFlow:
         def run(rows: Tensor, conditions: Tensor) -> tuple[Tensor]:
             return (sampler.sample(self.field.at(conditions), rows, *self.ends, None, torch.zeros_like),)
 
+        if len(condition) == 1:
+            condition = condition.expand(len(noise), *condition.shape[1:])
         return map_in_chunks(run, noise[0, ..., 0].numel(), noise, condition)[0]
 
     @torch.no_grad()

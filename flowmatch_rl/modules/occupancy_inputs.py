@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from flowmatch_rl.shapes import check_shape
 from flowmatch_rl.types import TableSchema
 
 _HORIZON_FEATURES = 3
@@ -20,7 +21,7 @@ class OccupancyInputs(nn.Module):
         columns: Names of the D modelled entries; all if None.
 
     Raises:
-        ValueError: If the state lacks a column.
+        ValueError: If there are no columns, one is given twice, or the state lacks one.
     """
 
     state_shift: Tensor
@@ -39,6 +40,8 @@ class OccupancyInputs(nn.Module):
     ) -> None:
         super().__init__()
         names = schema.columns if columns is None else columns
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"columns must be different names, at least one, got {list(names)}")
         if unknown := [name for name in names if name not in schema.columns]:
             raise ValueError(f"the state has no column {unknown[0]!r}; it has {', '.join(schema.columns)}")
         self.modelled = [schema.columns.index(name) for name in names]
@@ -90,6 +93,29 @@ class OccupancyInputs(nn.Module):
         """Modelled entries in the units of the environment, shape (*batch, D), of standardised ones."""
         return sample * self.scale + self.shift
 
+    def check(self, entries: Tensor, discount: Tensor | float | None) -> None:
+        """Raise unless the model knows entries and a discount of this kind.
+
+        Args:
+            entries: Modelled entries or noise of their dimension, shape (*batch, D).
+            discount: Discount, a tensor or a number; the highest if None.
+
+        Raises:
+            ValueError: If the dimension does not fit, or the model has another discount.
+        """
+        check_shape("modelled entries", entries, (*entries.shape[:-1], self.sample_dim))
+        if discount is None:
+            return
+        # Numbers and tensors of either precision are compared as the network sees them.
+        lowest = self.discount if self.min_discount is None else self.min_discount
+        low, high = torch.tensor([lowest, self.discount]).tolist()
+        known = torch.as_tensor(discount).float()
+        bad = known[~((known >= low) & (known <= high))]
+        if len(bad) and self.min_discount is None:
+            raise ValueError(f"this model has the discount {high:g}, got {float(bad[0]):g}; others need min_discount")
+        if len(bad):
+            raise ValueError(f"this model has discounts from {low:g} to {high:g}, got {float(bad[0]):g}")
+
     def condition(
         self, observation: Tensor, action: Tensor, embedding: Tensor | None, discount: Tensor | float | None
     ) -> Tensor:
@@ -99,13 +125,13 @@ class OccupancyInputs(nn.Module):
             observation: States in the units of the environment, shape (*batch, S).
             action: Actions in [-1, 1], shape (*batch, A).
             embedding: Members of the family of policies, shape (*batch, Z); None for a single policy.
-            discount: Discount, shape (*batch) or a number; the highest if None.
+            discount: Discount of the model, see ``check``, shape (*batch) or a number; the highest if None.
 
         Returns:
             Condition, shape (*batch, C).
 
         Raises:
-            ValueError: If a dimension does not fit, or the model has another discount.
+            ValueError: If a dimension does not fit.
         """
         got = (observation.shape[-1], action.shape[-1], 0 if embedding is None else embedding.shape[-1])
         wanted = (self.schema.sample_dim, self.action_dim, self.embedding_dim)
@@ -116,13 +142,9 @@ class OccupancyInputs(nn.Module):
         parts += [embedding] if embedding is not None and self.embedding_dim else []
         if self.min_discount is not None:
             parts.append(self._horizon_features(discount, observation))
-        elif isinstance(discount, float) and discount != self.discount:
-            raise ValueError(f"this model has the discount {self.discount}, got {discount}; others need min_discount")
         batch = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
         return torch.cat([part.expand(*batch, -1) for part in parts], dim=-1)
 
     def _horizon_features(self, discount: Tensor | float | None, like: Tensor) -> Tensor:
         known = torch.as_tensor(self.discount if discount is None else discount, dtype=like.dtype, device=like.device)
-        if isinstance(discount, float) and not self.min_discount <= discount <= self.discount:  # pyright: ignore
-            raise ValueError(f"this model has discounts from {self.min_discount} to {self.discount}, got {discount}")
         return torch.stack([known, 1.0 - known, -torch.log1p(-known)], dim=-1)
