@@ -56,7 +56,8 @@ class OccupancyModule(QuickHooks, LightningModule):
             horizon 1 / (1 - discount); None for a single discount.
         horizon_consistency: Share of each batch that bootstraps through a shorter horizon, in [0, 1].
         first_state: First state that the occupancy counts: the ``arrival`` state, or the ``current`` one.
-        num_steps: Steps n of the direct term, at least 1; more than 1 needs data of the modelled policy itself.
+        num_steps: Steps n of the direct term, at least 1; more than 1 needs data of the modelled policy itself, which
+            name the member of a family that acted.
         columns: Entries of the state to model; all if None.
         time_distribution: Law of the flow times.
         t_min: Flow times lie in [t_min, 1 - t_min]; in [0, 0.5).
@@ -262,7 +263,8 @@ class OccupancyModule(QuickHooks, LightningModule):
         if discount is None:
             discount = self.draw_discounts(torch.rand(size, device=self.device))
         embedding = segment.embedding
-        if self.policy is not None:
+        # States after the first step belong to the member that made the data.
+        if self.policy is not None and self.objective.bootstraps and self.num_steps == 1:
             embedding = self.policy.embeddings(torch.rand(size, self.policy.embedding_dim, device=self.device))
         condition = self.inputs.condition(segment.observation, segment.action, embedding, discount)
         state, state_weight, next_weight = self._counted_state(segment, discount)
@@ -349,8 +351,11 @@ class OccupancyModule(QuickHooks, LightningModule):
                 raise KeyError(
                     f"{type(self.objective).__name__} needs states of trajectories; the batch has no 'future'"
                 )
-            one = torch.ones_like(discount)
-            return self.inputs.standardise(segment.future), one, torch.zeros_like(one)
+            one, state = torch.ones_like(discount), segment.future
+            if self.first_state == "current":
+                is_now = torch.rand_like(discount) < 1.0 - discount
+                state = torch.where(is_now[:, None], segment.observation, state)
+            return self.inputs.standardise(state), one, torch.zeros_like(one)
         weights, next_weight = backup_weights(discount, segment.terminated, segment.length, self.first_state)
         states = torch.cat([segment.observation[:, None], segment.arrivals], dim=1)
         state, weight = choose_state(states, weights, torch.rand_like(discount))
@@ -406,6 +411,10 @@ class OccupancyModule(QuickHooks, LightningModule):
             _check(self.inputs.min_discount is not None, "horizon_consistency needs min_discount, got None")
             _check(self.policy is not None, "horizon_consistency needs a policy that acts in modelled states, got None")
             _check(whole, "horizon_consistency needs a model of the whole state, got columns")
+            _check(
+                self.objective.bootstraps,
+                f"horizon_consistency needs an objective that bootstraps, got {self.objective}",
+            )
             _check(self.first_state == "arrival", "horizon_consistency needs first_state 'arrival', got 'current'")
         check_policy(self.policy, self.inputs)
         check_rewards(self.rewards, self.schema.columns)
