@@ -41,6 +41,7 @@ from flowmatch_rl.callbacks import (
     summary,
 )
 from flowmatch_rl.cli.commands import DATA_COMMANDS, DATA_COMMANDS_HELP, make_data
+from flowmatch_rl.cli.fitting import check_fit
 from flowmatch_rl.cli.messages import Parser, report, shorten
 from flowmatch_rl.cli.wiring import DIMENSIONS, giver, wiring
 from flowmatch_rl.types import RunError
@@ -119,6 +120,7 @@ class FlowMatchCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make data, model and trainer."""
         super().instantiate_classes()
+        check_fit(self.model, self.datamodule)
         # A link leaves its target's name among the hyperparameters of models that have no such argument.
         known = inspect.signature(type(self.model)).parameters
         for name in DIMENSIONS:

@@ -1,5 +1,6 @@
 """Segments of stored trajectories, drawn in batches through TorchRL's replay buffer."""
 
+import math
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ class SegmentReader:
             rows = torch.arange(len(store)) if rows is None else rows
             rows = rows[rows < len(store) - held_out]
         if rows is not None and len(rows) == 0:
-            raise ValueError(f"{store.path} has no trajectory long enough for {needs}")
+            raise ValueError(f"{store.path} has no trajectory long enough: {self._wanted_steps()}")
         self.sampler = RowSampler(rows, seed, drawn)
         self._buffer = TensorDictReplayBuffer(
             storage=TensorStorage(self._transitions), sampler=self.sampler, batch_size=batch_size
@@ -141,6 +142,13 @@ class SegmentReader:
                 following = (rows + length).clamp_max(len(self._transitions) - 1)
                 batch["next_action"] = self._transitions.get(ACTION)[following]
         return batch
+
+    def _wanted_steps(self) -> str:
+        if self._needs.future_discounts is None:
+            return "an action must follow a step, so that it takes two"
+        highest = float(self._needs.future_discounts(torch.ones(1)))
+        steps = math.ceil(math.log(MOST_UNSEEN) / math.log(highest))
+        return f"at discount {highest:.6g} it takes {steps} steps to see {1.0 - MOST_UNSEEN:.0%} of an occupancy"
 
     def _left(self, rows: Tensor) -> Tensor:
         return torch.ones_like(rows) if self._remaining is None else self._remaining[rows]

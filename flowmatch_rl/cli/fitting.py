@@ -1,0 +1,59 @@
+"""Whether data and model of a run fit each other, before it begins."""
+
+import functools
+import math
+
+from flowmatch_rl.data import OfflineData
+from flowmatch_rl.data.collection import column_names
+from flowmatch_rl.data.envs import Environment, spaces_of
+from flowmatch_rl.data.segments import MOST_UNSEEN
+from flowmatch_rl.data.store import StoreInfo
+from flowmatch_rl.modules import OccupancyModule
+
+
+@functools.singledispatch
+def check_fit(model: object, data: object) -> None:
+    """Raise unless a model can be trained and evaluated on data; a model that is not known fits any.
+
+    Args:
+        model: The model.
+        data: The data.
+
+    Raises:
+        ValueError: If they do not go together.
+    """
+
+
+@check_fit.register
+def _(model: OccupancyModule, data: object) -> None:
+    if not isinstance(data, OfflineData) or data.environment is None or model.policy is None:
+        return
+    _check_environment(data.environment, data.store.info)
+    discount = model.inputs.discount
+    unseen = discount**data.eval_steps
+    if unseen > MOST_UNSEEN:
+        wanted = math.ceil(math.log(MOST_UNSEEN) / math.log(discount))
+        raise ValueError(
+            f"eval_steps {data.eval_steps} leaves {unseen:.0%} of an occupancy at discount {discount} unseen; "
+            f"it must be at least {wanted}"
+        )
+
+
+def _check_environment(environment: Environment, info: StoreInfo) -> None:
+    """Raise unless a policy of the data can act in an environment."""
+    probe = environment.make(render=False)
+    try:
+        columns, action_dim = column_names(environment, probe), spaces_of(probe, environment.label).action_dim
+    finally:
+        probe.close()
+    # Environments of libraries have no names of their own, and those of a data set may be its user's.
+    same = columns == info.columns if hasattr(environment, "columns") else len(columns) == len(info.columns)
+    if not same or action_dim != info.action_dim:
+        raise ValueError(
+            f"{environment.label} has {len(columns)} columns ({_some(columns)}) and actions of dimension {action_dim}, "
+            f"the data set {len(info.columns)} columns ({_some(info.columns)}) and dimension {info.action_dim}"
+        )
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
