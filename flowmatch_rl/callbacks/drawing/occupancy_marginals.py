@@ -58,7 +58,7 @@ def draw_future_marginals(sample: FutureSample, title: str) -> Figure:
     shown = min(_MOST_ENTRIES, dim)
     rows = -(-shown // _PER_ROW)
     left_out = f", the first {shown} of {dim} entries" if shown < dim else ""
-    heading = f"{title}{left_out}, {horizon(sample.discounts[-1])}{remark_on_cut(sample)}"
+    heading = f"{title}{left_out}, {horizon(sample.discounts[-1])}{remark_on_cut(sample.seen[-1])}"
     figure = new_figure(12.5 if dim > 2 else 7.0, 0.7 + number * (0.7 + max(2.2 * rows, 2.4)), heading)
     parts = figure.subfigures(number, 1, squeeze=False)[:, 0]
     for i, part in enumerate(parts):

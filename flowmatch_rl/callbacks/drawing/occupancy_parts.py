@@ -21,10 +21,13 @@ def horizon(discount: float, separator: str = ", ") -> str:
     return f"discount {discount:.4g}{separator}horizon {1.0 / (1.0 - discount):.3g} steps"
 
 
-def remark_on_cut(sample: FutureSample) -> str:
-    """A line on trajectories that are cut before they hold nearly all of the discounted weight; else empty."""
-    least = min(sample.seen)
-    return "" if least >= _NEARLY_ALL else f"\ntrajectories are cut: they hold {100.0 * least:.0f} % of the weight"
+def remark_on_cut(seen: float) -> str:
+    """A line on trajectories that are cut before they hold nearly all of the discounted weight; else empty.
+
+    Args:
+        seen: Smallest share of the weight that a trajectory holds, in [0, 1].
+    """
+    return "" if seen >= _NEARLY_ALL else f"\nroll-outs are cut, and hold {100.0 * seen:.0f} % of the discounted weight"
 
 
 def subject(sample: FutureSample) -> str:

@@ -9,7 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
 from flowmatch_rl.callbacks.drawing.clouds import count_outside, edges_of, fit, height_for, hide_repeats
@@ -79,7 +79,7 @@ def draw_future_states(sample: FutureSample, plane: Plane, title: str) -> Figure
     columns = [(group, kind) for group in range(len(sample.discounts)) for kind in clouds]
     width = 3.0 if len(columns) <= 2 else 1.8
     height = height_for(frame, width, 1.5 * width) - 0.5
-    figure = new_figure(1.6 + width * len(columns), 1.5 + height * len(source), title + remark_on_cut(sample))
+    figure = new_figure(1.6 + width * len(columns), 1.5 + height * len(source), title + remark_on_cut(min(sample.seen)))
     grid = figure.subplots(len(source), len(columns), squeeze=False, sharex=True, sharey=True)
     for row, panels in enumerate(grid):
         for axes, (group, kind) in zip(panels, columns, strict=True):
@@ -89,6 +89,7 @@ def draw_future_states(sample: FutureSample, plane: Plane, title: str) -> Figure
             heading = horizon(sample.discounts[group], "\n") + "\n" if row == 0 else ""
             axes.set_title(f"{heading}{kind}{count_outside(points, frame)}", fontsize=8)
         hide_repeats(list(panels))
+        panels[0].set_ylabel(f"source state {row + 1}\n{plane.labels[1]}", fontsize=9)
     for axes in grid[:-1].flat:
         axes.set_xlabel("")
     _explain(figure, grid, norm, sample.modelled.shape[2])
@@ -146,6 +147,7 @@ def _explain(figure: Figure, grid: np.ndarray, norm: LogNorm, number: int) -> No
     """Draw the scale of the colours and a legend beside all panels."""
     bar = figure.colorbar(ScalarMappable(norm, _COLORS), ax=grid, aspect=30, shrink=0.8, format=FuncFormatter(_percent))
     bar.ax.tick_params(labelsize=8)
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
     bar.set_label(f"share of {number:,} states in a cell", fontsize=9)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", fontsize=9, frameon=False)

@@ -85,6 +85,7 @@ class ValueSample:
         modelled_error: Its standard error, shape (N,).
         real: Mean discounted sum of rewards of the roll-outs, shape (N,).
         real_error: Its standard error, shape (N,); None for a single roll-out.
+        seen: Smallest share, in [0, 1], of the discounted weight that roll-outs hold before they are cut.
     """
 
     name: str
@@ -92,6 +93,7 @@ class ValueSample:
     modelled_error: Tensor
     real: Tensor
     real_error: Tensor | None
+    seen: float
 
 
 @torch.no_grad()
@@ -137,7 +139,7 @@ def sample_values(module: OccupancyModel, rollouts: Rollouts, num_samples: int) 
     discount, columns, entries = module.inputs.discount, module.schema.columns, module.inputs.modelled
     made = _modelled(module, rollouts, discount, num_samples, torch.Generator().manual_seed(1))
     now, weights = rollouts.observation[:, entries].cpu().float(), step_weights(rollouts, discount)
-    values = []
+    values, seen = [], float(weights.sum(-1).min())
     for name, reward in module.rewards.items():
         drawn = reward.evaluate(made, columns).double()
         value, error = drawn.mean(-1) / (1.0 - discount), drawn.std(-1) / (num_samples**0.5 * (1.0 - discount))
@@ -147,7 +149,7 @@ def sample_values(module: OccupancyModel, rollouts: Rollouts, num_samples: int) 
         real = ((weights * earned).sum(-1) / (1.0 - discount)).cpu()  # (N, R)
         copies = real.shape[1]
         spread = None if copies == 1 else real.std(-1) / copies**0.5
-        values.append(ValueSample(name, value, error, real.mean(-1), spread))
+        values.append(ValueSample(name, value, error, real.mean(-1), spread, seen))
     return values
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flowmatch_rl.callbacks.drawing.occupancy_parts import escape
+from flowmatch_rl.callbacks.drawing.occupancy_parts import escape, remark_on_cut
 from flowmatch_rl.callbacks.drawing.occupancy_sample import ValueSample
 from flowmatch_rl.callbacks.drawing.style import BLUE, GREY, new_figure, tidy
 from flowmatch_rl.callbacks.drawing.view import limits
@@ -21,7 +21,7 @@ def draw_values(values: list[ValueSample], title: str) -> Figure:
     """
     per_row = min(_PER_ROW, len(values))
     rows = -(-len(values) // per_row)
-    figure = new_figure(max(5.5, 0.4 + 3.7 * per_row), 0.9 + 3.8 * rows, title)
+    figure = new_figure(max(5.5, 0.4 + 3.7 * per_row), 0.9 + 4.2 * rows, title + remark_on_cut(values[0].seen))
     panels = list(figure.subplots(rows, per_row, squeeze=False).flat)
     for axes, value in zip(panels, values, strict=False):
         _draw_value(axes, value)
