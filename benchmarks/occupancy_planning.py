@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.occupancy_maze import NETWORK
 from benchmarks.occupancy_runs import collected, trained
 from flowmatch_rl.data import OfflineData, ProcessEnvironment
 from flowmatch_rl.modules import FutureTests, OccupancyModule
-from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.objectives import TD2CFM
 from flowmatch_rl.planning import best_single, improve
 from flowmatch_rl.processes import (
@@ -96,8 +96,8 @@ def compare(module: OccupancyModule, reward: Reward) -> dict[str, float]:
 def run(updates: int = UPDATES) -> dict[str, Any]:
     """Train, then plan for every reward; one row each."""
     with tempfile.TemporaryDirectory() as folder:
-        starts = ProcessEnvironment(PointMassMaze(start_speed=0.4), max_steps=100)
-        path = collected(Path(folder, "random"), starts, 1_000_000, None, num_envs=1000, block_steps=100)
+        starts = ProcessEnvironment(PointMassMaze(start_speed=0.4), max_steps=10)
+        path = collected(Path(folder, "random"), starts, 1_000_000, None, num_envs=5000, block_steps=10)
         data = OfflineData(
             path,
             batch_size=256,
@@ -111,11 +111,12 @@ def run(updates: int = UPDATES) -> dict[str, Any]:
             data,
             seed=0,
             policy=POLICY,
-            objective=TD2CFM(solver=Midpoint(num_steps=5)),
-            network=VelocityArchitecture(256, 3, "silu", max_frequency=10.0, balanced_inputs=True),
+            objective=TD2CFM(solver=Midpoint(num_steps=3)),
+            network=NETWORK,
             discount=DISCOUNT,
-            ema_decay=0.98,
+            ema_decay=0.95,
             learning_rate=1e-3,
+            adam_epsilon=1e-8,
             learning_rate_decay="cosine",
             sampler=OdeSampler(Euler(num_steps=8)),
             tests=FutureTests(test_samples=512, likelihood_samples=0),
