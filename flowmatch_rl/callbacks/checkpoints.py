@@ -47,7 +47,8 @@ class Checkpoints(ModelCheckpoint):
 
     Args:
         dirpath: Folder; ``checkpoints`` under the run's folder if None.
-        monitor: Metric that tells which is the best; the module's own, its attribute ``monitor``, if None.
+        monitor: Metric that tells which is the best; the module's own, its attribute ``monitor``, if None. Where the
+            module has none either, there is no ``best.ckpt``.
         mode: Whether the highest or the lowest value of ``monitor`` is the best.
         every_n_epochs: Evaluations between two checkpoints.
     """
@@ -76,9 +77,12 @@ class Checkpoints(ModelCheckpoint):
         """Choose the folder and the metric."""
         if self.dirpath is None:
             self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
-        if self.monitor is None and hasattr(pl_module, "monitor"):
-            self.monitor, self.mode = pl_module.monitor  # pyright: ignore[reportGeneralTypeIssues]
+        own: Any = getattr(pl_module, "monitor", None) if self.monitor is None else None
+        if own is not None:
+            self.monitor, self.mode = own
             self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+        if self.monitor is None:
+            self.save_top_k = 0
         super().setup(trainer, pl_module, stage)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
 
 import flowmatch_rl
+from flowmatch_rl.cli.fitting import check_acts
 from flowmatch_rl.cli.messages import Parser, report, shorten
 from flowmatch_rl.data import Layout, TransitionStore, collect_transitions, convert_layout
 from flowmatch_rl.types import RunError
@@ -51,6 +52,8 @@ def _collect(args: Sequence[str]) -> TransitionStore:
     parser = _parser("collect", "Let a policy act in an environment and write what happens as a data set to train on.")
     parser.add_function_arguments(collect_transitions, skip={"path", "progress"})
     options = _options(parser, args)
+    if options["policy"] is not None:
+        check_acts(options["policy"], options["environment"])
     return collect_transitions(path=options.pop("output"), **options)
 
 

@@ -3,12 +3,16 @@
 import functools
 import math
 
+import torch
+
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.data.collection import column_names
 from flowmatch_rl.data.envs import Environment, spaces_of
 from flowmatch_rl.data.segments import MOST_UNSEEN
 from flowmatch_rl.data.store import StoreInfo
 from flowmatch_rl.modules import OccupancyModule
+from flowmatch_rl.modules.occupancy_checks import check_policy
+from flowmatch_rl.types import Policy
 
 
 @functools.singledispatch
@@ -39,13 +43,23 @@ def _(model: OccupancyModule, data: object) -> None:
         )
 
 
+def check_acts(policy: Policy, environment: Environment) -> None:
+    """Raise unless a policy can act in an environment.
+
+    Args:
+        policy: The policy.
+        environment: The environment.
+
+    Raises:
+        ValueError: If it takes other states, or its actions are of another dimension.
+    """
+    columns, action_dim = _spaces(environment)
+    check_policy(policy, torch.zeros(1, len(columns)), columns, action_dim)
+
+
 def _check_environment(environment: Environment, info: StoreInfo) -> None:
     """Raise unless a policy of the data can act in an environment."""
-    probe = environment.make(render=False)
-    try:
-        columns, action_dim = column_names(environment, probe), spaces_of(probe, environment.label).action_dim
-    finally:
-        probe.close()
+    columns, action_dim = _spaces(environment)
     # Environments of libraries have no names of their own, and those of a data set may be its user's.
     same = columns == info.columns if hasattr(environment, "columns") else len(columns) == len(info.columns)
     if not same or action_dim != info.action_dim:
@@ -53,6 +67,15 @@ def _check_environment(environment: Environment, info: StoreInfo) -> None:
             f"{environment.label} has {len(columns)} columns ({_some(columns)}) and actions of dimension {action_dim}, "
             f"the data set {len(info.columns)} columns ({_some(info.columns)}) and dimension {info.action_dim}"
         )
+
+
+def _spaces(environment: Environment) -> tuple[tuple[str, ...], int]:
+    """Names of the columns of an environment, and the dimension of its actions."""
+    probe = environment.make(render=False)
+    try:
+        return column_names(environment, probe), spaces_of(probe, environment.label).action_dim
+    finally:
+        probe.close()
 
 
 def _some(names: tuple[str, ...]) -> str:

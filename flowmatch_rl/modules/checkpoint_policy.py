@@ -24,7 +24,7 @@ class CheckpointPolicy(Policy):
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If ``num_particles`` is below 1.
+        ValueError: If ``num_particles`` is below 1, or, once it acts, the file is not of an actor-critic.
     """
 
     path: str
@@ -59,4 +59,9 @@ class CheckpointPolicy(Policy):
 @functools.lru_cache(maxsize=4)
 def _actor(path: str, modified_ns: int, device: str) -> ParticleActor:
     """The actor of a file, loaded again where the file has changed."""
-    return ReverseFlowActorCritic.load_from_checkpoint(path, map_location=device).eval().actor("eval")
+    try:
+        module = ReverseFlowActorCritic.load_from_checkpoint(path, map_location=device)
+    # A file of another kind may raise anything.
+    except Exception as error:
+        raise ValueError(f"{path!r} is not a checkpoint of an actor-critic") from error
+    return module.eval().actor("eval")

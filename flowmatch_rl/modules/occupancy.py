@@ -9,7 +9,13 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from flowmatch_rl.keys import CONDITION, SAMPLE, read_rollouts, read_segment
-from flowmatch_rl.modules.occupancy_checks import check_discounts, check_policy, check_rewards, check_sampler
+from flowmatch_rl.modules.occupancy_checks import (
+    check_discounts,
+    check_policy,
+    check_rewards,
+    check_same,
+    check_sampler,
+)
 from flowmatch_rl.modules.occupancy_flow import OccupancyFlow
 from flowmatch_rl.modules.occupancy_inputs import OccupancyInputs
 from flowmatch_rl.modules.occupancy_tests import FutureTests
@@ -146,9 +152,10 @@ class OccupancyModule(QuickHooks, LightningModule):
         self._check_parts()
 
     @property
-    def monitor(self) -> tuple[str, str]:
-        """Metric that tells the best checkpoint."""
-        return ("val/wasserstein", "min")
+    def monitor(self) -> tuple[str, str] | None:
+        """Metric that tells the best checkpoint; None where there are no trajectories to compare with."""
+        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        return ("val/wasserstein", "min") if getattr(data, "has_trajectories", True) else None
 
     @property
     def schema(self) -> TableSchema:
@@ -323,13 +330,14 @@ class OccupancyModule(QuickHooks, LightningModule):
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the units of the checkpoint; refuse one of other columns, in one line."""
+        """Take the units of the checkpoint; refuse one of other columns or another occupancy, in one line."""
         saved: TableSchema = checkpoint["hyper_parameters"]["schema"]
         if saved.columns != self.inputs.schema.columns:
             raise ValueError(
                 f"the checkpoint was trained on states ({', '.join(saved.columns)}), "
                 f"this data set has ({', '.join(self.inputs.schema.columns)})"
             )
+        check_same(checkpoint["hyper_parameters"], self.hparams)
         self.inputs.use(saved)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -416,8 +424,10 @@ class OccupancyModule(QuickHooks, LightningModule):
                 f"horizon_consistency needs an objective that bootstraps, got {self.objective}",
             )
             _check(self.first_state == "arrival", "horizon_consistency needs first_state 'arrival', got 'current'")
-        check_policy(self.policy, self.inputs)
-        check_rewards(self.rewards, self.schema.columns)
+        inputs = self.inputs
+        if self.policy is not None:
+            check_policy(self.policy, inputs.state_shift[None], inputs.schema.columns, inputs.action_dim)
+        check_rewards(self.rewards, inputs.shift[None], self.schema.columns)
         check_sampler(self.sampler)
         check_discounts(self.tests.discounts, self.inputs)
 

@@ -1,59 +1,63 @@
 """Whether what a model of future states is given fits its states."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from flowmatch_rl.modules.occupancy_inputs import OccupancyInputs
 from flowmatch_rl.samplers import Sampler
 from flowmatch_rl.types import Policy, Reward
 
 
-def check_policy(policy: Policy | None, inputs: OccupancyInputs) -> None:
-    """Raise unless a policy acts in the states of the data, by letting it act in their mean.
+def check_policy(policy: Policy, state: Tensor, columns: tuple[str, ...], action_dim: int) -> None:
+    """Raise unless a policy acts in states, by letting it act in one.
 
     Args:
-        policy: The policy, or None.
-        inputs: States and actions of the data.
+        policy: The policy.
+        state: A state, shape (1, S).
+        columns: Names of its S entries.
+        action_dim: Dimension A of the actions wanted.
 
     Raises:
         ValueError: If the policy takes other states, or its actions are of another dimension.
     """
-    if policy is None:
-        return
-    state = inputs.state_shift[None]
     member = policy.embeddings(torch.full((1, policy.embedding_dim), 0.5))
-    name, columns = type(policy).__name__, inputs.schema.columns
+    name = type(policy).__name__
     try:
         action = policy.act(state, member, torch.Generator().manual_seed(0))
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{name} cannot act in the states of the data, which have {len(columns)} entries ({', '.join(columns)}): "
-            f"{error}"
+            f"{name} cannot act in states of {len(columns)} entries ({', '.join(columns)}): {error}"
         ) from error
-    if action.shape != (1, inputs.action_dim):
-        raise ValueError(
-            f"the data have actions of dimension {inputs.action_dim}, {name} gives actions of dimension "
-            f"{action.shape[-1]}"
-        )
+    if action.shape != (1, action_dim):
+        raise ValueError(f"expected actions of dimension {action_dim}, {name} gives {action.shape[-1]}")
 
 
-def check_rewards(rewards: Mapping[str, Reward], columns: tuple[str, ...]) -> None:
-    """Raise unless rewards can be had of the modelled entries.
+def check_rewards(rewards: Mapping[str, Reward], state: Tensor, columns: tuple[str, ...]) -> None:
+    """Raise unless rewards can be had of the modelled entries, by asking for those of one state.
 
     Args:
         rewards: Rewards by name.
-        columns: Names of the modelled entries.
+        state: Modelled entries of a state, shape (1, D).
+        columns: Names of the D modelled entries.
 
     Raises:
-        ValueError: If one looks at another entry.
+        ValueError: If one looks at another entry, fails, or is not finite.
     """
     for name, reward in rewards.items():
         if missing := [column for column in reward.needed_columns if column not in columns]:
             raise ValueError(
                 f"the reward {name!r} needs {', '.join(map(repr, missing))}, but the model holds {', '.join(columns)}"
             )
-        reward.evaluate(torch.zeros(1, len(columns)), columns)
+        try:
+            value = reward.evaluate(state, columns)
+        # A function of the user's own may raise anything.
+        except Exception as error:
+            raise ValueError(f"the reward {name!r} fails in the mean state: {error}") from error
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"the reward {name!r} must be finite, got {float(value)} in the mean state")
 
 
 def check_sampler(sampler: Sampler) -> None:
@@ -84,3 +88,18 @@ def check_discounts(discounts: tuple[float, ...] | None, inputs: OccupancyInputs
         if not low <= discount <= high:
             wanted = f"{high}" if low == high else f"in [{low}, {high}]"
             raise ValueError(f"tests.discounts must be {wanted}, which the model is trained at, got {discount}")
+
+
+def check_same(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Raise unless a checkpoint is of the same occupancy: other numbers would give its weights another meaning.
+
+    Args:
+        saved: Arguments of the model of the checkpoint.
+        present: Arguments of the model that takes its weights.
+
+    Raises:
+        ValueError: If they differ in what the weights stand for.
+    """
+    for name in ("discount", "min_discount", "first_state", "columns"):
+        if saved[name] != present[name]:
+            raise ValueError(f"the checkpoint was trained with {name} {saved[name]}, got {present[name]}")

@@ -247,6 +247,9 @@ def _values(
     columns = model.schema.columns
     now = rollouts.observation[:, model.inputs.modelled] if model.first_state == "current" else None
     estimate = estimate_value(made, lambda states: reward.evaluate(states, columns), discount, now)
+    bad = int((~torch.isfinite(estimate.value)).sum())
+    if bad:
+        raise RunError(f"the reward {name!r} is not finite in future states of {bad} of {len(made)} source states")
     metrics = {
         f"value/{name}": estimate.value.mean(),
         f"value_standard_error/{name}": estimate.standard_error.square().mean().sqrt() / len(made) ** 0.5,
