@@ -2,7 +2,8 @@
 
 Off-policy data: a million transitions of random forces. The network, the batch and the number of updates are far below
 those of the paper (three blocks of 512, batch 1024, 3,000,000 updates), and the same for all objectives; the lagging
-copy moves as much faster. The paper's maze is another one, of the same size; its figures are for orientation only.
+copy moves as much faster. An action is held for four steps of 0.02 s, so that a lap takes 41 decisions. The maze of the
+paper is another one, of the same size, without such a repetition; its figures are for orientation only.
 """
 
 import tempfile
@@ -19,8 +20,10 @@ from flowmatch_rl.processes import CirculationReward, MazeLoopPolicy, PointMassM
 from flowmatch_rl.samplers import DdimSampler
 from flowmatch_rl.solvers import Midpoint
 
-UPDATES = 12_000
-NETWORK = FilmUNetArchitecture(block_dims=(128, 128), time_features=64, time_dims=(64, 32), condition_dims=(128, 128))
+UPDATES = 8_000
+NETWORK = FilmUNetArchitecture(
+    block_dims=(128, 128), time_features=64, time_dims=(64, 32), condition_dims=(128, 128), activation="silu"
+)
 LINEAR, CURVED, DIFFUSION = AffinePath(), AffinePath(CosineSchedule()), AffinePath(VariancePreservingSchedule())
 SOLVER, SAMPLER = Midpoint(num_steps=3), DdimSampler(num_steps=6)
 METHODS: dict[str, tuple[OccupancyObjective, AffinePath]] = {
@@ -47,9 +50,9 @@ def run(updates: int = UPDATES, names: tuple[str, ...] = tuple(METHODS)) -> dict
     """Train and test every objective; one row each."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        starts = ProcessEnvironment(PointMassMaze(start_speed=0.4), max_steps=10)
-        random = collected(Path(folder, "random"), starts, 1_000_000, None, num_envs=5000, block_steps=10)
-        rest = ProcessEnvironment(PointMassMaze(), max_steps=1000)
+        starts = ProcessEnvironment(PointMassMaze(start_speed=0.4, action_repeat=4), max_steps=5)
+        random = collected(Path(folder, "random"), starts, 1_000_000, None, num_envs=10_000, block_steps=5)
+        rest = ProcessEnvironment(PointMassMaze(action_repeat=4), max_steps=1000)
         loops = collected(Path(folder, "loops"), rest, 1_000_000, MazeLoopPolicy(), num_envs=1000)
         for name in names:
             objective, path = METHODS[name]
@@ -75,7 +78,7 @@ def run(updates: int = UPDATES, names: tuple[str, ...] = tuple(METHODS)) -> dict
                 adam_epsilon=1e-8,
                 learning_rate_decay="cosine",
                 rewards={"loop": CirculationReward(scale=0.4)},
-                tests=FutureTests(test_samples=1024, value_samples=2048),
+                tests=FutureTests(test_samples=512, value_samples=2048),
             )
             distance, error = PAPER.get(name, (None, None))
             rows.append(

@@ -68,14 +68,18 @@ class PointMassMaze(PlanarProcess):
     Args:
         start_speed: Initial velocities are uniform in [-start_speed, start_speed] per axis, in units per second; 0 for
             starts at rest. Positions are uniform over the free space.
+        action_repeat: Steps of 0.02 s that each action is held for, at least 1; they count as one.
 
     Raises:
-        ValueError: If ``start_speed`` is not in [0, 0.4].
+        ValueError: If ``start_speed`` is not in [0, 0.4], or ``action_repeat`` is below 1.
     """
 
     start_speed: float = 0.0
+    action_repeat: int = 1
 
     def __post_init__(self) -> None:
+        if self.action_repeat < 1:
+            raise ValueError(f"action_repeat must be at least 1, got {self.action_repeat}")
         if not 0.0 <= self.start_speed <= MAX_SPEED:
             raise ValueError(f"start_speed must lie in [0, {MAX_SPEED}], got {self.start_speed}")
 
@@ -127,13 +131,19 @@ class PointMassMaze(PlanarProcess):
         """One step, see the class; the noise is not used and no state is terminal."""
         check_shape("state", state, (*state.shape[:-1], 4))
         check_shape("action", action, (*state.shape[:-1], 2))
-        velocity = DECAY * state[..., 2:] + (1.0 - DECAY) * MAX_SPEED * action
-        wanted = state[..., :2] + STEP_S * velocity
-        x = _slide(state[..., 0], wanted[..., 0], state[..., 1], 0)
-        y = _slide(state[..., 1], wanted[..., 1], x, 1)
-        position = torch.stack([x, y], dim=-1)
-        moved = torch.cat([position, velocity.masked_fill(position != wanted, 0.0)], dim=-1)
-        return moved, torch.zeros(state.shape[:-1], dtype=torch.bool, device=state.device)
+        for _ in range(self.action_repeat):
+            state = _move(state, action)
+        return state, torch.zeros(state.shape[:-1], dtype=torch.bool, device=state.device)
+
+
+def _move(state: Tensor, action: Tensor) -> Tensor:
+    """States (*batch, 4) after 0.02 s under forces (*batch, 2)."""
+    velocity = DECAY * state[..., 2:] + (1.0 - DECAY) * MAX_SPEED * action
+    wanted = state[..., :2] + STEP_S * velocity
+    x = _slide(state[..., 0], wanted[..., 0], state[..., 1], 0)
+    y = _slide(state[..., 1], wanted[..., 1], x, 1)
+    position = torch.stack([x, y], dim=-1)
+    return torch.cat([position, velocity.masked_fill(position != wanted, 0.0)], dim=-1)
 
 
 def _slide(start: Tensor, wanted: Tensor, across: Tensor, axis: int) -> Tensor:

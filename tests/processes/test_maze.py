@@ -199,6 +199,16 @@ def test_forces_stay_in_the_unit_box_and_do_not_depend_on_the_batch(policy: Poli
     torch.testing.assert_close(policy.act(state[7], None if named is None else named[7]), force[7])
 
 
+def test_a_held_action_is_as_many_steps_of_it() -> None:
+    state, action = starts(0.4, 50), RandomPolicy(2).act(torch.zeros(50, 4), generator=torch.Generator().manual_seed(1))
+    held, _ = PointMassMaze(action_repeat=3).step(state, action, torch.zeros(50, 4))
+    for _ in range(3):
+        state, _ = PointMassMaze().step(state, action, torch.zeros(50, 4))
+    torch.testing.assert_close(held, state, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="action_repeat must be at least 1, got 0"):
+        PointMassMaze(action_repeat=0)
+
+
 def test_a_point_at_rest_on_its_goal_is_left_alone() -> None:
     goal = MazeReachPolicy("bottom_left")
     force = goal.act(torch.tensor([[*goal.goal, 0.0, 0.0]]))
