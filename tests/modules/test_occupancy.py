@@ -295,6 +295,18 @@ def test_a_test_uses_the_units_of_the_checkpoint(tmp_path: Path) -> None:
 PLANE_OF_OTHER_UNITS = TableSchema(("trajectory", "time"), (0.0, 0.0), (1.0, 1.0))
 
 
+def test_a_run_that_goes_on_writes_the_units_it_began_with() -> None:
+    module, begun = occupancy(), dataclasses.replace(PLANE, shift=(0.0, 1.0, 2.0), scale=(3.0, 4.0, 5.0))
+    module.on_load_checkpoint(checkpoint_of(occupancy(begun)))
+    saved = checkpoint_of(occupancy())
+    module.on_save_checkpoint(saved)
+    assert saved["hyper_parameters"]["schema"] == begun
+
+
+def checkpoint_of(module: OccupancyModule) -> dict[str, Any]:
+    return {"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}
+
+
 def test_a_checkpoint_of_other_columns_is_refused_by_name() -> None:
     other = dataclasses.replace(PLANE, columns=("x", "y", "height"))
     with pytest.raises(ValueError, match=r"trained on states \(x, y, height\), this data set has \(x, y, speed\)"):
