@@ -81,9 +81,11 @@ def _options(parser: Parser, args: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether the package raised an error itself: about an argument or a file, not out of a mistake of its own."""
-    last = traceback.extract_tb(error.__traceback__)[-1].filename
-    return isinstance(error, RunError | OSError) or Path(last).is_relative_to(_PACKAGE)
+    """Whether an error is about an argument or a file, not out of a mistake of the package's own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    # The parser raises what the classes that it makes say, in its own words.
+    made = any(frame.name == _options.__name__ for frame in frames)
+    return made or isinstance(error, RunError | OSError) or Path(frames[-1].filename).is_relative_to(_PACKAGE)
 
 
 def _summary(store: TransitionStore) -> str:

@@ -102,8 +102,12 @@ class FutureTests:
 
         Returns:
             Metrics by name; none without trajectories.
+
+        Raises:
+            RunError: If a modelled state is not finite.
         """
         if rollouts.states is None:
+            self._sample(model, rollouts, model.inputs.discount, self.val_samples, generator)
             return {}
         real = real_futures(model, rollouts, model.inputs.discount, self.val_samples, generator)
         made = self._sample(model, rollouts, model.inputs.discount, self.val_samples, generator)
@@ -141,9 +145,6 @@ class FutureTests:
         self, model: FutureModel, rollouts: Rollouts, discount: float, generator: torch.Generator
     ) -> dict[str, Tensor]:
         made = self._sample(model, rollouts, discount, max(self.test_samples, self.value_samples), generator)
-        bad = int((~torch.isfinite(made)).any(-1).sum())
-        if bad:
-            raise RunError(f"{bad} of {made[..., 0].numel()} modelled states are not finite; lower the learning rate")
         metrics: dict[str, Tensor] = {}
         if rollouts.states is not None:
             real, other = (real_futures(model, rollouts, discount, self.test_samples, generator) for _ in range(2))
@@ -163,7 +164,11 @@ class FutureTests:
         """Modelled states, shape (N, number, D)."""
         noise = model.draw_normal((len(rollouts.observation), number, model.inputs.sample_dim), generator)
         source = [part[:, None] for part in (rollouts.observation, rollouts.action, rollouts.embedding)]
-        return model.sample(noise, *source, discount=discount)
+        made = model.sample(noise, *source, discount=discount)
+        bad = int((~torch.isfinite(made)).any(-1).sum())
+        if bad:
+            raise RunError(f"{bad} of {made[..., 0].numel()} modelled states are not finite; lower the learning rate")
+        return made
 
     def _likelihood(
         self, model: FutureModel, rollouts: Rollouts, discount: float, real: Tensor, generator: torch.Generator

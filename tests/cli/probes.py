@@ -84,7 +84,7 @@ class Batches(Callback):
 
 
 class FlowRankReport(Callback):
-    """Writes what a process that trains a flow, of samples or of future states, holds, has seen and draws, when training ends.
+    """Writes what a process that trains a flow or an occupancy holds, has seen and draws, when training ends.
 
     Args:
         folder: Existing folder of ``rank<number>.json``.

@@ -101,8 +101,8 @@ def test_every_collection_makes_a_data_set(name, data) -> None:
 def test_collection_follows_the_policy_of_the_checkpoint(data) -> None:
     store = TransitionStore.open(data("walker_walk"))
     policy = load_policy(last_of(data("walker_walk").parent / "policies" / "walker_walk"))
-    repeated = np.stack([policy(store.transitions["observation"].numpy()) for _ in range(8)])
-    taken = store.transitions["action"].numpy()
+    states, taken = (store.transitions.get(key).numpy() for key in ("observation", "action"))
+    repeated = np.stack([policy(states) for _ in range(8)])
     assert np.abs(repeated - taken).min(0).mean() < np.abs(repeated - taken[::-1]).min(0).mean()
 
 
