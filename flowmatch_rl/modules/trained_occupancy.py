@@ -177,7 +177,8 @@ class TrainedOccupancy:
             )
         if module.first_state == "current":
             raise ValueError("planning needs first_state 'arrival', this model has 'current'")
-        states, members = self._tensor(observation), self._tensor(candidates)
+        states = self._entries("state", observation, module.inputs.schema.sample_dim)
+        members = self._entries("candidates", candidates, module.inputs.embedding_dim)
         noise = module.draw_normal((number, module.inputs.sample_dim), self._generator)
 
         def futures(z: Tensor, state: Tensor, action: Tensor, member: Tensor, horizon: float | Tensor) -> Tensor:
@@ -200,7 +201,7 @@ class TrainedOccupancy:
 
     def _futures(self, number: int, state: Tensor, action: Tensor, member: Tensor, discount: float | None) -> Tensor:
         batch = state.shape[:-1]
-        states, actions, members = (part.reshape(-1, 1, part.shape[-1]) for part in (state, action, member))
+        states, actions, members = (part.reshape(batch.numel(), 1, part.shape[-1]) for part in (state, action, member))
         noise = self.module.draw_normal((len(states), number, self.module.inputs.sample_dim), self._generator)
         return self.module.sample(noise, states, actions, members, discount).reshape(*batch, number, -1)
 
@@ -208,15 +209,31 @@ class TrainedOccupancy:
         self, observation: np.ndarray, action: np.ndarray | None, embedding: np.ndarray | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """State, action in [-1, 1] and embedding as tensors."""
-        state = self._tensor(observation)
-        member = state.new_empty(*state.shape[:-1], 0) if embedding is None else self._tensor(embedding)
+        inputs, policy = self.module.inputs, self.module.policy
+        state = self._entries("state", observation, inputs.schema.sample_dim)
+        member = state.new_empty(*state.shape[:-1], 0)
+        if embedding is not None:
+            member = self._entries("embedding", embedding, inputs.embedding_dim, state.shape[:-1])
         if action is not None:
-            low, high = self._low, self._high
-            return state, (2.0 * (torch.as_tensor(action).float() - low) / (high - low) - 1.0).to(state.device), member
-        if self.module.policy is None:
+            given, low, high = (
+                self._entries("action", action, inputs.action_dim, state.shape[:-1]),
+                self._low,
+                self._high,
+            )
+            return state, (2.0 * (given.cpu() - low) / (high - low) - 1.0).to(state.device), member
+        if policy is None:
             raise ValueError("expected actions: this model was learned from actions in data and knows no policy")
         with torch.no_grad():
-            return state, self.module.policy.act(state, member), member
+            return state, policy.act(state, member), member
+
+    def _entries(self, name: str, array: np.ndarray, dimension: int, batch: tuple[int, ...] | None = None) -> Tensor:
+        """An array as a tensor, its last dimension checked, and those before it where ``batch`` is given."""
+        got = self._tensor(array)
+        wanted = (*(got.shape[:-1] if batch is None else batch), dimension)
+        if got.ndim < 1 or got.shape != wanted:
+            shown = "..., " if batch is None else "".join(f"{size}, " for size in batch)
+            raise ValueError(f"expected {name} of shape ({shown}{dimension}), got {tuple(got.shape)}")
+        return got
 
     def _reward(self, reward: RewardFunction) -> Callable[[Tensor], Tensor]:
         columns = self.columns
