@@ -1,0 +1,574 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Occupancy
+#
+# Where will a policy be? This notebook goes from the discounted distribution of future states to a flow that generates
+# it, learned from single transitions of another policy by *temporal difference flows*
+# ([Farebrother et al., 2025](https://arxiv.org/abs/2503.09817)). Everything it claims is computed below, first against
+# closed forms, then against roll-outs.
+#
+# 1. What an occupancy is
+# 2. Its Bellman equation, at every flow time
+# 3. A ring, learned from random actions
+# 4. Why to follow the flow: variance of the gradient
+# 5. A maze: one model, many horizons
+# 6. The value of a reward that the model has never seen
+# 7. What is not shown
+
+# %%
+import logging
+import os
+import tempfile
+import time
+import warnings
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+
+from flowmatch_rl.callbacks.drawing.style import BLUE, GREEN, GREY, ORANGE, RED, tidy
+from flowmatch_rl.data import OfflineData, ProcessEnvironment, collect_transitions
+from flowmatch_rl.metrics import wasserstein_distance
+from flowmatch_rl.modules import OccupancyModule, TrainedOccupancy
+from flowmatch_rl.nets import FilmUNetArchitecture
+from flowmatch_rl.objectives import (
+    TD2CFM,
+    TDCFM,
+    Backup,
+    BackupNoise,
+    CoupledTDCFM,
+    MonteCarloCFM,
+    flow_matching_loss,
+)
+from flowmatch_rl.paths import AffinePath, Field
+from flowmatch_rl.planning import monte_carlo_value
+from flowmatch_rl.processes import (
+    CirculationReward,
+    ConstantPolicy,
+    GoalReward,
+    LinearGaussianProcess,
+    LinearPolicy,
+    MazeLoopPolicy,
+    PointMassMaze,
+    RingProcess,
+    geometric_steps,
+)
+from flowmatch_rl.solvers import Midpoint
+
+# %% [markdown]
+# `FLOWMATCH_FAST=1` in the environment runs everything with fewer updates and samples, to test the notebook. The
+# numbers in the text are those of the full run.
+
+# %%
+FAST = os.environ.get("FLOWMATCH_FAST") == "1"
+ROLL_OUTS = 1000 if FAST else 4000  # on the ring, and as many samples of its model
+GRADIENTS = 8000 if FAST else 60_000  # per objective and discount, in section 4
+ROWS = 20_000 if FAST else 200_000  # transitions per data set
+RING_UPDATES, RING_DECAY = (200, 0.9) if FAST else (2500, 0.95)
+MAZE_UPDATES = 150 if FAST else 3000
+SAMPLES, VALUE_SAMPLES = (200, 200) if FAST else (1000, 2000)  # future states per state of the maze
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", module="lightning")
+torch.manual_seed(0)
+plt.rcParams.update({"figure.dpi": 100, "figure.constrained_layout.use": True, "axes.titlesize": 10})
+F64 = torch.float64
+
+# %% [markdown]
+# ## 1. What an occupancy is
+#
+# Take action $a$ in state $s$, then follow the policy $\pi$. The **occupancy**, or successor measure, is the
+# distribution of the states met on the way, the one after $k + 1$ steps with weight $(1 - \gamma) \gamma^k$:
+#
+# $$m^\pi(\cdot \mid s, a) = (1 - \gamma) \sum_{k \ge 0} \gamma^k \, \mathrm{Pr}(S_{k+1} = \cdot \mid s, a, \pi).$$
+#
+# To draw from it, act for a geometric number of steps of mean $1 / (1 - \gamma)$, the **horizon**, and stop. This sum
+# begins at the state arrived at. In the literature there is also the sum that begins at the current one,
+# $(1 - \gamma)\, \delta_s + \gamma\, m^\pi$. The package calls them `arrival` (its default) and `current`.
+#
+# On a finite chain with transition matrix $K$ under the policy,
+# $m^\pi = (1 - \gamma)\, P(\cdot \mid s, a)\, (I - \gamma K)^{-1}$. Here twelve cells form a ring, the policy walks
+# counterclockwise, and one step in ten is random. Bars are the closed form, dots are roll-outs that stop.
+
+# %%
+ring, onward = RingProcess(num_states=12, slip=0.1), ConstantPolicy([1.0])
+CELLS = torch.arange(ring.num_states)
+here = ring.centres()[:1]
+
+
+def stopped(process, policy, state, action, discount, num_steps):
+    """A state of each roll-out, at a geometric time."""
+    noise = torch.randn(num_steps, len(state), process.noise_dim, dtype=state.dtype)
+    states, _ = process.futures(policy, state, action, noise)
+    steps = geometric_steps(torch.rand(len(state), dtype=F64), discount, num_steps)
+    return states[steps - 1, torch.arange(len(state))], steps
+
+
+def shares(states):
+    """Share of the states in each cell of the ring."""
+    return torch.bincount(ring.cell(states), minlength=ring.num_states) / len(states)
+
+
+many = here.expand(ROLL_OUTS, -1)
+figure, panels = plt.subplots(1, 3, figsize=(12.0, 3.2), sharey=True)
+for axes, discount in zip(panels, (0.5, 0.8, 0.95), strict=True):
+    arrival = ring.occupancy(here, onward.act(here), onward, discount)[0]
+    current = ring.occupancy(here, onward.act(here), onward, discount, include_current=True)[0]
+    states, steps = stopped(ring, onward, many, onward.act(many), discount, num_steps=400)
+    axes.bar(CELLS - 0.2, arrival, 0.4, color=BLUE, label="arrival, exact")
+    axes.bar(CELLS + 0.2, current, 0.4, color=ORANGE, label="current, exact")
+    axes.plot(CELLS - 0.2, shares(states), "o", color="black", markersize=4, label=f"{ROLL_OUTS:,} roll-outs")
+    axes.set_title(
+        f"discount {discount}: horizon {1 / (1 - discount):.0f}, roll-outs stop after {steps.double().mean():.2f}"
+    )
+    axes.set_xticks(CELLS)
+    tidy(axes, "cell (now in cell 0)", "probability" if axes is panels[0] else "")
+    assert (shares(states) - arrival).abs().sum() / 2 < 3.0 / ROLL_OUTS**0.5
+panels[0].legend(fontsize=8)
+
+# %% [markdown]
+# ## 2. Its Bellman equation, at every flow time
+#
+# The next state, or what comes after it:
+#
+# $$m^\pi(\cdot \mid s, a) = (1 - \gamma)\, P(\cdot \mid s, a) + \gamma\, \mathbb E_{s' \sim P(\cdot \mid s, a)}
+# \left[ m^\pi(\cdot \mid s', \pi(s')) \right].$$
+#
+# The right side needs a single transition $(s, a, s')$, of whatever policy, and the action of $\pi$ in $s'$.
+#
+# A flow that generates $m^\pi$ from noise has, at each flow time $t$, a law $m_t$ and a velocity $v_t$ (see
+# [1_flow_matching](1_flow_matching.ipynb)). The continuity equation is linear in the density $m_t$ and the flux
+# $m_t v_t$. Hence **both obey the Bellman equation at every $t$**, not only at the end. Write $P_t$ and $\vec v_t$ for
+# law and velocity of the path to the next state alone:
+#
+# $$m_t(x \mid s, a) = (1 - \gamma)\, P_t + \gamma\, \mathbb E_{s'}\!\left[ m_t(x \mid s', \pi(s')) \right], \qquad
+# (m_t v_t)(x \mid s, a) = (1 - \gamma)\, P_t \vec v_t + \gamma\, \mathbb E_{s'}\!\left[ (m_t v_t)(x \mid s', \pi(s'))
+# \right].$$
+#
+# On a linear process with normal noise and a linear policy all of these have closed forms. Below, one state with an
+# action that the policy would not take, discount 0.8; the mean over $s'$ is a Gauss-Hermite sum.
+
+# %%
+line = LinearGaussianProcess(transition=[[0.8]], control=[[0.5]], drift=[0.1], noise_factor=[[0.3]])
+linear = LinearPolicy(gain=[[-0.9]], bias=[0.6])
+GAMMA = 0.8
+path = AffinePath()
+grid = torch.linspace(-3.5, 3.5, 281, dtype=F64)
+
+
+def density_and_flux(state, action, discount, t):
+    """Density and flux of the occupancy's path, each of shape (len(state), 281)."""
+    points = grid[None, :, None].expand(len(state), -1, -1)
+    condition = torch.cat([state, action], 1)[:, None].expand(-1, len(grid), -1)
+    law = line.occupancy(state, action, linear, discount)
+    density = law.marginal_log_prob(path, points, t).exp()
+    return density, density * line.exact_velocity(linear, discount, path)(points, t, condition)[..., 0]
+
+
+nodes, weights = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(60))
+state, action = torch.tensor([[1.2]], dtype=F64), torch.tensor([[0.9]], dtype=F64)
+arrivals, _ = line.step(state.expand(60, 1), action.expand(60, 1), nodes[:, None])
+
+figure, panels = plt.subplots(2, 3, figsize=(12.0, 5.0), sharex=True)
+for column, moment in zip(panels.T, (0.2, 0.6, 1.0), strict=True):
+    t = torch.tensor(moment, dtype=F64)
+    whole = density_and_flux(state, action, GAMMA, t)
+    direct = density_and_flux(state, action, 0.0, t)  # of the next state alone
+    futures = density_and_flux(arrivals, linear.act(arrivals), GAMMA, t)
+    for axes, left, one_step, rest in zip(column, whole, direct, futures, strict=True):
+        near, far = (1.0 - GAMMA) * one_step[0], GAMMA * (weights / weights.sum()) @ rest
+        error = float((left[0] - near - far).abs().max())
+        axes.plot(grid, left[0], color=BLUE, linewidth=4, alpha=0.5, label="left side")
+        axes.plot(grid, near, color=GREEN, linewidth=1, label="next state")
+        axes.plot(grid, far, color=ORANGE, linewidth=1, label="what comes after")
+        axes.plot(grid, near + far, "--", color="black", linewidth=1, label="sum of the two")
+        axes.set_title(f"t = {moment}: sides differ by at most {error:.0e}")
+        tidy(axes, "x" if axes is column[1] else "")
+        assert error < 1e-9
+panels[0, 0].set_ylabel("density", fontsize=9)
+panels[1, 0].set_ylabel("flux", fontsize=9)
+panels[0, 2].legend(fontsize=8)
+
+# %% [markdown]
+# The velocity that carries the sum is the mean of the two velocities, weighted by the two densities, and that is what
+# **regression** on a mixture finds. All objectives are such a regression of the network $v_t(\cdot \mid s, a; \theta)$:
+# with weight $1 - \gamma$ on the straight path from fresh noise to $s'$, and with weight $\gamma$ on what a lagging
+# copy $\bar\theta$ of the network says at $(s', \pi(s'))$. They differ in this second part. Let
+# $x_t = \psi_t(x_0)$ be where the copy's flow at $(s', \pi(s'))$ has carried the noise $x_0$ by time $t$, and
+# $x_0'$ more noise.
+#
+# | | regress at | on | of [arXiv:2503.09817](https://arxiv.org/abs/2503.09817) |
+# |---|---|---|---|
+# | `TDCFM` | $t\,\psi_1(x_0) + (1 - t)\, x_0'$ | $\psi_1(x_0) - x_0'$ | equation 7 |
+# | `CoupledTDCFM` | $t\,\psi_1(x_0) + (1 - t)\, x_0$ | $\psi_1(x_0) - x_0$ | equation 8 |
+# | `TD2CFM` | $\psi_t(x_0)$ | $v_t(\psi_t(x_0) \mid s', \pi(s'); \bar\theta)$ | equation 9 |
+#
+# In words: make a future of $s'$ and treat it as data, under fresh noise or under the noise it was made from; or follow
+# the flow only as far as $t$ and learn the velocity it has there. `MonteCarloCFM` regresses on states of real
+# trajectories of $\pi$, with nothing bootstrapped; it needs such trajectories.
+
+# %% [markdown]
+# ## 3. A ring, learned from random actions
+#
+# The data are single steps with uniform random actions; the policy to be modelled walks counterclockwise. No trajectory
+# of it is ever seen.
+
+
+# %%
+NETWORK = FilmUNetArchitecture((128, 128), 64, time_dims=(64, 32), condition_dims=(128, 128), activation="silu")
+
+
+def trained(process, policy, updates, **options):
+    """A model of a policy's occupancy, learned from random actions; collected and trained here."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        steps = ProcessEnvironment(process, max_steps=5)  # short, so that the data are spread like the starts
+        collect_transitions(steps, f"{folder}/data", ROWS, num_envs=2000, block_steps=5, progress=False)
+        torch.manual_seed(0)
+        data = OfflineData(f"{folder}/data", batch_size=256, num_updates=updates, epoch_updates=updates)
+        module = OccupancyModule(
+            **data.dimensions,
+            policy=policy,
+            objective=TD2CFM(solver=Midpoint(num_steps=3)),
+            network=NETWORK,
+            learning_rate=1e-3,
+            adam_epsilon=1e-8,
+            learning_rate_decay="cosine",
+            **options,
+        )
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, datamodule=data)
+    print(f"{process.label}: {ROWS:,} transitions, {updates:,} updates, {time.perf_counter() - start:.0f} s")
+    return TrainedOccupancy(module)
+
+
+ring_model = trained(ring, onward, RING_UPDATES, discount=0.9, ema_decay=RING_DECAY)
+
+# %% [markdown]
+# How long to train? With an exact fit the error falls like
+# $\exp(-(1 - \mathtt{ema\_decay})\,(1 - \gamma)\,\mathtt{updates})$: the lagging copy has to move, and each backup
+# carries news by one step. Below, the model and the closed form, for the policy's own action and for a first step back;
+# *distance* is the largest difference of the probabilities of any set of cells (total variation), beside that of as
+# many exact draws.
+
+# %%
+print(f"{(1 - RING_DECAY) * (1 - 0.9) * RING_UPDATES:.1f} time constants")
+figure, panels = plt.subplots(1, 3, figsize=(12.0, 3.4), width_ratios=[1, 0.75, 1])
+gaps = {}
+for axes, (name, first) in zip(panels[::2], {"a step on": 1.0, "a step back": -1.0}.items(), strict=True):
+    taken = torch.tensor([[first]], dtype=F64)
+    exact = ring.occupancy(here, taken, onward, 0.9)[0]
+    points = torch.from_numpy(ring_model.sample(ROLL_OUTS, here.numpy(), taken.numpy())[0])
+    draws = torch.bincount(torch.multinomial(exact, ROLL_OUTS, replacement=True), minlength=12) / ROLL_OUTS
+    gaps[name], floor = ((found - exact).abs().sum() / 2 for found in (shares(points), draws))
+    axes.bar(CELLS, exact, color=BLUE, alpha=0.5, label="exact")
+    axes.plot(CELLS, shares(points), "o", color=RED, markersize=5, label="model")
+    axes.set_title(f"first {name}, discount 0.9\ndistance {gaps[name]:.3f} (exact draws {floor:.3f})")
+    axes.set_xticks(CELLS)
+    axes.legend(fontsize=8)
+    tidy(axes, "cell (now in cell 0)", "probability")
+    if first > 0:
+        panels[1].scatter(*points[:1000].T, s=3, color=RED, linewidths=0, label="model")
+        panels[1].scatter(*ring.centres().T, s=30, marker="+", color="black", linewidths=1, label="cells")
+panels[1].set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal", title="a step on: states in the plane")
+panels[1].legend(fontsize=8, loc="center")
+tidy(panels[1], "x", "y")
+assert FAST or max(gaps.values()) < 0.1
+
+# %% [markdown]
+# ## 4. Why to follow the flow: variance of the gradient
+#
+# Fresh noise in `TDCFM` means many targets at the same point, whose mean is the copy's velocity. `TD2CFM` takes that
+# velocity: same expected gradient, and none of the scatter. At a copy that is exact, the variances differ by
+#
+# $$\gamma^2\; \mathbb E \left[ \mathrm{Tr}\, \mathrm{Cov}\left( \nabla_\theta v_t(x_t)^\top (x_1 - x_0') \mid s, a, s',
+# t, x_t \right) \right].$$
+#
+# (The paper's Theorem 3 has no $s'$ in the condition, which is the same where the dynamics are deterministic, as in its
+# environments.) To measure it, let network and copy be the exact velocity of the linear process, and $\theta$ the
+# weights, at zero, of five features added to it. At the optimum the expected gradient has to vanish.
+
+# %%
+METHODS = {
+    "Monte Carlo": MonteCarloCFM(),
+    "TD-CFM": TDCFM(solver=Midpoint(num_steps=12)),
+    "coupled TD-CFM": CoupledTDCFM(solver=Midpoint(num_steps=12)),
+    "TD2-CFM": TD2CFM(solver=Midpoint(num_steps=12)),
+}
+DISCOUNTS = (0.5, 0.9, 0.95)
+
+
+def features(x, t, condition):
+    """What is added to the exact velocity."""
+    return torch.cat([torch.ones_like(x), x, t[..., None], condition], -1)
+
+
+def exact_field(discount):
+    """The exact velocity of the occupancy's path."""
+    known = line.exact_velocity(linear, discount, path)
+    return Field(path, lambda x, t, condition: known(x, t, condition.expand(*x.shape[:-1], -1)))
+
+
+def backups(number, discount):
+    """Transitions with random actions, as the objectives take them, and their noise."""
+    state, action = torch.randn(number, 1, dtype=F64), 2.0 * torch.rand(number, 1, dtype=F64) - 1.0
+    arrival, _ = line.step(state, action, torch.randn(number, 1, dtype=F64))
+    weight = torch.full((number,), discount, dtype=F64)
+    now, then = torch.cat([state, action], 1), torch.cat([arrival, linear.act(arrival)], 1)
+    noise = BackupNoise(*torch.randn(3, number, 1, dtype=F64), *torch.rand(3, number, dtype=F64))
+    return Backup(now, arrival, 1.0 - weight, then, weight), noise
+
+
+def future(condition, discount):
+    """One exact draw of the occupancy of each state and action."""
+    law = line.occupancy(*condition.split(1, 1), linear, discount)
+    return law.draw(torch.rand(len(condition), dtype=F64), torch.randn(len(condition), 1, dtype=F64))
+
+
+def gradients(objective, discount, backup, noise):
+    """Gradient of each sample's loss, shape (B, 5)."""
+    exact, theta = exact_field(discount), torch.zeros(len(backup.state), 5, dtype=F64, requires_grad=True)
+
+    def predict(x, t, condition):
+        added = features(x, t, condition.expand(*x.shape[:-1], -1)) * theta[:, None]
+        return exact.predict(x, t, condition) + added.sum(-1, keepdim=True)
+
+    if not objective.bootstraps:
+        one = torch.ones_like(backup.state_weight)
+        backup = replace(backup, state=future(backup.condition, discount), state_weight=one, next_weight=0.0 * one)
+    loss = sum(objective.loss(Field(path, predict), exact, backup, noise))
+    return torch.autograd.grad(loss.sum(), theta)[0]
+
+
+def scatter_of_targets(discount, backup, noise):
+    """What the identity says fresh noise adds to the variance, from exact futures of the next states."""
+    x_0, x_1, t = noise.fresh, future(backup.next_condition, discount), noise.t_bootstrap
+    error = flow_matching_loss(exact_field(discount).predict, path, x_0, x_1, t, backup.next_condition)
+    slope = 2.0 * features(path.sample(x_0, x_1, t), t, backup.condition)
+    return float((slope.square().sum(1) * error).mean()) * discount**2
+
+
+variance, z_score, added = {}, {}, {}
+for discount in DISCOUNTS:
+    backup, noise = backups(GRADIENTS, discount)
+    added[discount] = scatter_of_targets(discount, backup, noise)
+    for name, objective in METHODS.items():
+        gradient = gradients(objective, discount, backup, noise)
+        variance[name, discount] = float(gradient.var(0).sum())
+        z_score[name, discount] = float((gradient.mean(0) / gradient.std(0)).abs().max()) * GRADIENTS**0.5
+
+print("discount   TD-CFM   TD2-CFM   difference   the identity says")
+for discount in DISCOUNTS:
+    naive, followed = variance["TD-CFM", discount], variance["TD2-CFM", discount]
+    print(f"{discount:8}{naive:9.3f}{followed:10.3f}{naive - followed:13.3f}{added[discount]:20.3f}")
+    assert abs(naive - followed - added[discount]) < (0.2 if FAST else 0.06) * added[discount]
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(12.0, 3.8))
+places = np.arange(len(DISCOUNTS))
+for place, (name, color) in enumerate(zip(METHODS, (GREY, BLUE, GREEN, ORANGE), strict=True)):
+    for axes, found in ((left, variance), (right, z_score)):
+        bars = axes.bar(places + 0.2 * (place - 1.5), [found[name, d] for d in DISCOUNTS], 0.2, color=color, label=name)
+        axes.bar_label(bars, fmt="{:.2g}", fontsize=7)
+predicted = [variance["TD2-CFM", discount] + added[discount] for discount in DISCOUNTS]
+left.plot(places - 0.1, predicted, "_", color="black", markersize=22, label="TD2-CFM plus the identity's term")
+right.axhline(4.0, color=RED, linewidth=1, label="4 standard errors")
+left.set_title("total variance of the gradient of a sample, at the optimum")
+right.set_title(f"mean gradient of {GRADIENTS:,} samples at the optimum, largest entry")
+for axes, label in ((left, "variance"), (right, "standard errors")):
+    axes.set_yscale("log")
+    axes.set_xticks(places, [f"discount {discount}" for discount in DISCOUNTS])
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
+    tidy(axes, "", label)
+
+for name in ("Monte Carlo", "TD-CFM", "TD2-CFM"):
+    assert max(z_score[name, discount] for discount in DISCOUNTS) < 4.5
+assert min(z_score["coupled TD-CFM", discount] for discount in (0.9, 0.95)) > 6.0
+
+# %% [markdown]
+# The coupled variant lies between the two, and its mean gradient does not vanish. It regresses on chords from $x_0$ to
+# $\psi_1(x_0)$. Halfway, these are elsewhere than the law that the direct term is mixed with, which
+# has independent pairs:
+
+# %%
+spot = torch.tensor([[0.4, 0.1]], dtype=F64).expand(GRADIENTS, -1)  # a next state, and its action
+half = torch.full((GRADIENTS,), 0.5, dtype=F64)
+_, noise = backups(GRADIENTS, 0.9)
+law = line.occupancy(*spot[:1].split(1, 1), linear, 0.9)
+density = law.marginal_log_prob(path, grid[None, :, None], half[0]).exp()[0]
+deviation = float(
+    ((density * grid.square()).sum() / density.sum() - ((density * grid).sum() / density.sum()) ** 2).sqrt()
+)
+
+spread = {}
+figure, panels = plt.subplots(1, 3, figsize=(12.0, 3.0), sharey=True)
+for axes, name in zip(panels, ("TD-CFM", "coupled TD-CFM", "TD2-CFM"), strict=True):
+    points, _ = METHODS[name].bootstrap(exact_field(0.9).at(spot), replace(noise, t_bootstrap=half), (0.0, 1.0))
+    spread[name] = float(points.std())
+    axes.hist(
+        points[:, 0], bins=80, range=(-2.5, 2.5), density=True, color=ORANGE, alpha=0.6, label="bootstrapped points"
+    )
+    axes.plot(grid, density, color=BLUE, label="exact law")
+    axes.set(xlim=(-2.5, 2.5), title=f"{name}, t = 0.5\nstandard deviation {spread[name]:.3f} (exact {deviation:.3f})")
+    tidy(axes, "x", "density" if axes is panels[0] else "")
+panels[0].legend(fontsize=8)
+assert abs(spread["TD2-CFM"] / deviation - 1.0) < 0.05
+assert spread["coupled TD-CFM"] > 1.1 * deviation
+
+# %% [markdown]
+# At $t = 1$ chords and law meet again, so that the coupled variant still has the right occupancy as its fixed
+# point; its law in between is another one. `TD2CFM` is right at every time. The longer the horizon, the less
+# variance it has, and the more `TDCFM`.
+
+# %% [markdown]
+# ## 5. A maze: one model, many horizons
+#
+# A point mass in four rooms, state $(x, y, \dot x, \dot y)$. The data: random forces from random starts. The policy:
+# run around clockwise, a lap taking about 40 steps. With `min_discount` the discount becomes an input of the network,
+# drawn anew for each sample, and a share of each batch (`horizon_consistency`) reaches a long horizon through a
+# shorter one.
+
+# %%
+maze, loop = PointMassMaze(start_speed=0.4, action_repeat=4), MazeLoopPolicy()
+SHORT, LONG = 0.8, 0.95
+maze_model = trained(
+    maze,
+    loop,
+    MAZE_UPDATES,
+    discount=LONG,
+    min_discount=SHORT,
+    horizon_consistency=0.25,
+    ema_decay=0.9,
+)
+
+# %%
+STEPS = 300  # of a roll-out; the weight of what follows is below 1e-6
+sources = torch.tensor([[-0.2, -0.1, 0.0, 0.0], [0.1, 0.25, 0.3, 0.0]])
+
+
+def draw_maze(axes, states, source, color, title):
+    """Positions over the walls."""
+    for x_low, y_low, x_high, y_high in maze.walls().tolist():
+        axes.fill([x_low, x_high, x_high, x_low], [y_low, y_low, y_high, y_high], color="0.6")
+    axes.scatter(*states[:, :2].T, s=4, color=color, alpha=0.5, linewidths=0)
+    axes.plot(*source[:2], "X", color="black", markersize=8)
+    axes.set(xlim=(-0.31, 0.31), ylim=(-0.31, 0.31), aspect="equal", title=title)
+    tidy(axes, "x", "y")
+    axes.label_outer()
+
+
+distances = {}
+figure, panels = plt.subplots(2, 4, figsize=(12.0, 6.4), sharex=True, sharey=True)
+for row, source in zip(panels, sources, strict=True):
+    copies = source.expand(2 * SAMPLES, -1)
+    for (left, right), discount in zip((row[:2], row[2:]), (SHORT, LONG), strict=True):
+        real, other = stopped(maze, loop, copies, loop.act(copies), discount, STEPS)[0].chunk(2)
+        made = torch.from_numpy(maze_model.sample(SAMPLES, source.numpy(), discount=discount))
+        distance, floor = (float(wasserstein_distance(some, real)) for some in (made, other))
+        distances[source, discount] = distance
+        draw_maze(left, real, source, BLUE, f"real, discount {discount}\ntwice: distance {floor:.3f}")
+        draw_maze(right, made, source, ORANGE, f"model, discount {discount}\nto real: distance {distance:.3f}")
+
+apart = [stopped(maze, loop, s.expand(SAMPLES, -1), loop.act(s.expand(SAMPLES, -1)), SHORT, STEPS)[0] for s in sources]
+wrong = float(wasserstein_distance(*apart))
+print(f"distance between the real futures of the two starts, discount {SHORT}: {wrong:.3f}")
+assert FAST or max(distance for (_, discount), distance in distances.items() if discount == SHORT) < 0.5 * wrong
+
+# %% [markdown]
+# The cross marks the start. One set of weights draws both horizons; between them it can be asked for any. (Distances
+# are Wasserstein's, over positions in units of the maze and velocities in units per second together.)
+#
+# ## 6. The value of a reward that the model has never seen
+#
+# For a reward of the state arrived at,
+#
+# $$Q^\pi(s, a) = \mathbb E \sum_{k \ge 0} \gamma^k r(S_{k+1}) = \frac{1}{1 - \gamma}\, \mathbb E_{X \sim m^\pi(\cdot
+# \mid s, a)} \left[ r(X) \right]:$$
+#
+# a value is a mean over samples, for any reward, with nothing trained. Two rewards, running around clockwise and being
+# near the middle of the room at the top right, against roll-outs of the maze, which is deterministic.
+
+# %%
+rewards = {
+    "running clockwise": CirculationReward(scale=0.4),
+    "middle of the top right room": GoalReward(("x", "y"), goal=(0.15, 0.15), radius=0.05, margin=0.05),
+}
+starts = maze.start(torch.randn(24, maze.noise_dim))
+states, ended = maze.futures(loop, starts, loop.act(starts), torch.zeros(STEPS, len(starts), maze.noise_dim))
+
+figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.4))
+print(f"{'reward':30} discount   roll-outs     model   standard error   root mean square difference")
+errors = {}
+for axes, (name, reward) in zip(panels, rewards.items(), strict=True):
+    earned = reward.evaluate(states, maze.columns)
+    for discount, color in ((SHORT, BLUE), (LONG, ORANGE)):
+        real = monte_carlo_value(earned, ended, discount).value.numpy()
+        found = maze_model.value(reward, starts.numpy(), discount=discount, number=VALUE_SAMPLES)
+        share = 1.0 - discount
+        x, y, bar = share * real, share * found.value, 2.0 * share * found.standard_error
+        axes.errorbar(x, y, bar, fmt="o", color=color, markersize=4, linewidth=1, label=f"discount {discount}")
+        error, deviation = (np.sqrt(np.mean(x**2)) for x in (found.value - real, found.standard_error))
+        errors[name, discount] = (error, real.std())
+        print(f"{name:30}{discount:9}{real.mean():12.2f}{found.value.mean():10.2f}{deviation:17.2f}{error:30.2f}")
+    axes.axline((0.0, 0.0), slope=1.0, color=GREY, linewidth=1)
+    axes.set_title(f"{name}: {len(starts)} states")
+    axes.legend(fontsize=8)
+    tidy(axes, "value of a roll-out, over the horizon", "value of the model, ± 2 standard errors")
+assert FAST or all(error < 0.9 * size for (_, discount), (error, size) in errors.items() if discount == SHORT)
+
+# %% [markdown]
+# ## 7. What is not shown
+#
+# - **Short runs.** Thousands of updates of a small network here, millions of a large one in the paper. The distances
+#   above are not at their floor, and less so at the longer horizon: bootstrapping adds up errors over the horizon.
+# - **Comparisons.** All learning here was by `TD2CFM`. All objectives, the diffusion forms `TDDD` and `TD2DD` and
+#   trained seeds are compared in [benchmarks/RESULTS.md](../benchmarks/RESULTS.md).
+# - **Losses tell nothing** across objectives: at the optimum they still differ by the variance of their targets.
+#   Compare distances, likelihoods (`TrainedOccupancy.log_prob`) and values.
+# - **Values are as good as the coverage of the data.** A standard error is that of the samples; what the model has
+#   wrong is not in it. A reward that lives in a small region needs many samples, and sees little of the model.
+# - **Families of policies and planning.** `MazeGoalPolicy` is a policy for every goal; one model of all of them
+#   answers, by `TrainedOccupancy.plan`, which of them is worth most here for a new reward.
+# - Ends of episodes, actions taken from the data (`policy: null`), backups of several steps and data sets on disk are
+#   described in [docs/occupancy.md](../docs/occupancy.md).
+#
+# From the command line, with validation against roll-outs:
+#
+# ```bash
+# flowmatch-rl collect -c conf/collect/ring.yaml --output data/ring
+# flowmatch-rl fit -c conf/occupancy/ring.yaml
+# flowmatch-rl collect -c conf/collect/maze.yaml --output data/maze
+# flowmatch-rl fit -c conf/occupancy/maze_loop.yaml -c conf/occupancy/presets/many_horizons.yaml
+# ```
+#
+# ### References
+#
+# - Farebrother et al., *Temporal Difference Flows*, [arXiv:2503.09817](https://arxiv.org/abs/2503.09817)
+# - Farebrother et al., *Compositional Planning with Jumpy World Models*,
+#   [arXiv:2602.19634](https://arxiv.org/abs/2602.19634), for the consistency of horizons
+# - Janner et al., *gamma-Models: Generative Temporal Difference Learning for Infinite-Horizon Prediction*,
+#   [arXiv:2010.14496](https://arxiv.org/abs/2010.14496)
+# - Dayan, *Improving Generalization for Temporal Difference Learning: The Successor Representation*, Neural Computation
+#   5 (1993)
