@@ -25,7 +25,7 @@ NETWORK = FilmUNetArchitecture(
     block_dims=(128, 128), time_features=64, time_dims=(64, 32), condition_dims=(128, 128), activation="silu"
 )
 LINEAR, CURVED, DIFFUSION = AffinePath(), AffinePath(CosineSchedule()), AffinePath(VariancePreservingSchedule())
-SOLVER, SAMPLER = Midpoint(num_steps=3), DdimSampler(num_steps=6)
+SOLVER, SAMPLER = Midpoint(num_steps=3), DdimSampler(num_steps=20)
 METHODS: dict[str, tuple[OccupancyObjective, AffinePath]] = {
     "TD-CFM": (TDCFM(solver=SOLVER), LINEAR),
     "TD2-CFM": (TD2CFM(solver=SOLVER), LINEAR),

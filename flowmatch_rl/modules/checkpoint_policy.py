@@ -60,7 +60,9 @@ class CheckpointPolicy(Policy):
 def _actor(path: str, modified_ns: int, device: str) -> ParticleActor:
     """The actor of a file, loaded again where the file has changed."""
     try:
-        module = ReverseFlowActorCritic.load_from_checkpoint(path, map_location=device)
+        # Building a network draws numbers that must not disturb those of a run.
+        with torch.random.fork_rng(devices=[]):
+            module = ReverseFlowActorCritic.load_from_checkpoint(path, map_location=device)
     # A file of another kind may raise anything.
     except Exception as error:
         raise ValueError(f"{path!r} is not a checkpoint of an actor-critic") from error

@@ -3,27 +3,33 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flowmatch_rl.nets import FlowNetwork
 from flowmatch_rl.nets.chunks import map_in_chunks
 from flowmatch_rl.paths import AffinePath, Field
 from flowmatch_rl.samplers import Sampler
+from flowmatch_rl.shapes import append_dims
 from flowmatch_rl.solvers import Divergence, Solver, log_likelihood
-from flowmatch_rl.types import Prediction
+from flowmatch_rl.types import Prediction, Velocity
 
 
 @dataclass(frozen=True)
 class OccupancyFlow:
     """A network with the path it was trained on, in standardised units.
 
+    A network of the velocity that begins near zero begins with the law of the noise. So does one of another
+    prediction, since it predicts the deviation from what would be exact for standard normal states; by itself, a noise
+    of zero would stand for samples that are the noise divided by a small number, which bootstrapping never forgets.
+
     Args:
         network: The network.
         path: Path from standard normal noise to states.
-        prediction: What the network predicts.
+        prediction: What is predicted.
         t_min: Flow times lie in [t_min, 1 - t_min].
     """
 
-    network: nn.Module
+    network: FlowNetwork
     path: AffinePath
     prediction: Prediction
     t_min: float
@@ -31,7 +37,7 @@ class OccupancyFlow:
     @property
     def field(self) -> Field:
         """The prediction as a field on conditions of shape (*batch, C)."""
-        return Field(self.path, self.network, self.prediction, bind=self.network.bind)  # pyright: ignore
+        return Field(self.path, self._completed(self.network), self.prediction, bind=self._bind)
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -86,3 +92,17 @@ class OccupancyFlow:
 
         directions = divergence.needed_probes or sample.shape[-1]
         return map_in_chunks(run, 1 + directions, sample, condition, *([] if noise is None else [noise]))[0]
+
+    def _bind(self, condition: Tensor | None) -> Velocity:
+        return self._completed(self.network.bind(condition))
+
+    def _completed(self, network: Velocity) -> Velocity:
+        """What a network predicts, with the guess that it predicts the deviation from."""
+        if self.prediction == "velocity":
+            return network
+
+        def predict(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+            guess = self.path.normal_guess(append_dims(t, like=x), self.prediction)
+            return torch.addcmul(network(x, t, condition), guess, x)
+
+        return predict

@@ -165,6 +165,23 @@ class AffinePath:
             case _:
                 return torch.ones_like(t)
 
+    def normal_guess(self, t: Tensor, prediction: Prediction) -> Tensor:
+        """Coefficient c of the prediction ``c x_t`` that is exact where data is standard normal, as the noise is.
+
+        Args:
+            t: Flow time in [0, 1], any shape.
+            prediction: What is predicted.
+
+        Returns:
+            Coefficient, shape of t.
+        """
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        variance = alpha.square() + sigma.square()
+        if prediction == "score":
+            return -variance.reciprocal()
+        of_noise, of_data = self._functional(prediction, t)
+        return (of_noise * sigma + of_data * alpha) / variance
+
     def diffusion(self, t: Tensor) -> Tensor:
         """Squared diffusion coefficient g^2 of the path as a diffusion, ``2 sigma^2 d/dt log(alpha / sigma)``.
 

@@ -290,3 +290,12 @@ def test_output_scale_is_the_root_mean_square_of_the_target(schedule: Schedule, 
     x_0, x_1 = normal(5, 20_000, seed=0), normal(5, 20_000, seed=1)
     target = path.target(prediction, x_0, x_1, t)
     torch.testing.assert_close(path.output_scale(t, prediction), target.square().mean(1).sqrt(), rtol=0.02, atol=0.0)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_the_guess_for_normal_data_is_its_exact_prediction(schedule: Schedule, prediction: Prediction) -> None:
+    path, x, t = AffinePath(schedule), normal(50, 3, seed=1), 0.05 + 0.9 * uniform(50, seed=2)
+    law = GaussianMixture.of([1.0], [[0.0, 0.0, 0.0]], [1.0])
+    x_0, x_1 = law.posterior_means(x, schedule.alpha(t), schedule.sigma(t))
+    torch.testing.assert_close(path.normal_guess(t, prediction)[:, None] * x, path.target(prediction, x_0, x_1, t))
