@@ -7,10 +7,12 @@ from flowmatch_rl.data import (
     EightGaussians,
     Environment,
     GymnasiumEnvironment,
+    ProcessEnvironment,
     Rings,
     Spirals,
     TwoMoons,
 )
+from flowmatch_rl.processes import PointMassMaze, RingProcess
 
 ENVIRONMENTS: list[tuple[Environment, int, int]] = [
     (GymnasiumEnvironment("Pendulum-v1"), 3, 1),
@@ -19,6 +21,8 @@ ENVIRONMENTS: list[tuple[Environment, int, int]] = [
     (DMControlEnvironment("walker", "run"), 24, 6),
     (DMControlEnvironment("fish", "upright"), 21, 5),
     (DMControlEnvironment("finger", "turn_hard"), 12, 2),
+    (ProcessEnvironment(RingProcess()), 2, 1),
+    (ProcessEnvironment(PointMassMaze()), 4, 2),
 ]
 """Environments with the dimensions of their observation and action."""
 

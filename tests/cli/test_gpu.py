@@ -1,10 +1,21 @@
 """Training on a GPU; run with ``pytest -m gpu`` where there is one."""
 
+import numpy as np
 import pytest
 import torch
 
-from flowmatch_rl.modules import load_flow
-from tests.cli.support import CONF, PENDULUM, TWO_MOONS, arguments, call, flow_arguments
+from flowmatch_rl.modules import load_flow, load_occupancy
+from tests.cli.support import (
+    CONF,
+    MAZE_LOOP,
+    PENDULUM,
+    TWO_MOONS,
+    arguments,
+    call,
+    collect,
+    flow_arguments,
+    occupancy_arguments,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("without_figures")]
 
@@ -42,3 +53,27 @@ def test_flow_trains_on_a_gpu_and_its_checkpoint_loads_on_a_cpu(layers, tmp_path
     )
     assert outcome.code == 0, outcome.err
     assert load_flow(tmp_path / "checkpoints" / "last.ckpt").sample(5).shape == (5, 2)
+
+
+PRESETS = CONF / "occupancy" / "presets"
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [[], [CONF / "trainer" / "bf16.yaml"], [PRESETS / "td2_dd.yaml"], [PRESETS / "many_horizons.yaml"]],
+    ids=["float32", "bfloat16", "diffusion", "horizons"],
+)
+def test_occupancy_trains_on_a_gpu_and_its_checkpoint_loads_on_a_cpu(layers, tmp_path) -> None:
+    outcome = call(
+        occupancy_arguments(
+            "fit",
+            MAZE_LOOP,
+            *layers,
+            trainer__accelerator="gpu",
+            trainer__default_root_dir=tmp_path,
+            data__path=collect(tmp_path / "maze", "maze"),
+        )
+    )
+    assert outcome.code == 0, outcome.err
+    assert "roll-outs" in outcome.out
+    assert load_occupancy(tmp_path / "checkpoints" / "last.ckpt").sample(5, np.zeros(4)).shape == (5, 4)

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from flowmatch_rl.modules import OccupancyModule, TrainedOccupancy, load_occupancy
-from flowmatch_rl.objectives import TDDD, TD2CFM
+from flowmatch_rl.objectives import TD2CFM, TDDD
 from flowmatch_rl.paths import AffinePath, VariancePreservingSchedule
 from flowmatch_rl.processes import LinearReward, MazeGoalPolicy, SumReward
 from flowmatch_rl.types import TableSchema
@@ -56,7 +56,7 @@ def test_answers_have_the_batch_shape_of_the_states(batch) -> None:
 def test_actions_are_in_the_unit_of_the_environment() -> None:
     unit = np.random.default_rng(1).uniform(-1, 1, (6, 2)).astype(np.float32)
     outer = np.array(LOW) + (unit + 1.0) / 2.0 * (np.array(HIGH) - np.array(LOW))
-    plain, scaled = (TrainedOccupancy(occupancy(**bounds)) for bounds in ({}, {"action_low": LOW, "action_high": HIGH}))
+    plain, scaled = (TrainedOccupancy(module) for module in (occupancy(), occupancy(action_low=LOW, action_high=HIGH)))
     for ask in (
         lambda model, action: model.sample(4, states(6), action),
         lambda model, action: model.log_prob(states(6), states(6), action),
@@ -128,7 +128,7 @@ def test_loaded_model_answers_as_the_saved_one(options, tmp_path) -> None:
     assert loaded.module.policy == module.policy
     assert loaded.module.rewards == module.rewards
     asked = [model.sample(4, states(3), np.ones((3, 2))) for model in (TrainedOccupancy(module), loaded)]
-    assert np.array_equal(*asked)
+    assert np.array_equal(asked[0], asked[1])
 
 
 def test_discounts_of_a_model_of_many_horizons_give_other_futures() -> None:
