@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from flowmatch_rl.keys import CONDITION, SAMPLE, read_rollouts, read_segment
+from flowmatch_rl.modules.occupancy_backups import BackupMaker, discounts_between
 from flowmatch_rl.modules.occupancy_checks import (
     check_discounts,
     check_policy,
@@ -24,13 +25,9 @@ from flowmatch_rl.modules.running_means import RunningMeans
 from flowmatch_rl.nets import Architecture, FilmUNetArchitecture, lagging_copy, update_lagging_copy
 from flowmatch_rl.objectives import (
     TD2CFM,
-    Backup,
     BackupNoise,
     FirstState,
     OccupancyObjective,
-    backup_weights,
-    choose_state,
-    horizon_weights,
 )
 from flowmatch_rl.paths import AffinePath, TimeDistribution, UniformTime
 from flowmatch_rl.samplers import OdeSampler, Sampler
@@ -148,6 +145,9 @@ class OccupancyModule(QuickHooks, LightningModule):
         self.network_ema = lagging_copy(self.network)
         self._learner = OccupancyFlow(self.network, path, objective.predicts, t_min)
         self.flow = OccupancyFlow(self.network_ema, path, objective.predicts, t_min)
+        self._backups = BackupMaker(
+            self.inputs, policy, objective.bootstraps, first_state, self.flow, sampler, horizon_consistency
+        )
         self._means = RunningMeans()
         self._check_parts()
 
@@ -172,7 +172,7 @@ class OccupancyModule(QuickHooks, LightningModule):
     def draw_discounts(self, uniform: Tensor) -> Tensor:
         """Discounts of training samples, shape (B,), for uniform noise (B,)."""
         lowest, highest = self.inputs.min_discount, torch.full_like(uniform, self.inputs.discount)
-        return highest if lowest is None else _between(lowest, highest, uniform)
+        return highest if lowest is None else discounts_between(lowest, highest, uniform)
 
     def sample(
         self,
@@ -273,13 +273,10 @@ class OccupancyModule(QuickHooks, LightningModule):
         # States after the first step belong to the member that made the data.
         if self.policy is not None and self.objective.bootstraps and self.num_steps == 1:
             embedding = self.policy.embeddings(torch.rand(size, self.policy.embedding_dim, device=self.device))
-        condition = self.inputs.condition(segment.observation, segment.action, embedding, discount)
-        state, state_weight, next_weight = self._counted_state(segment, discount)
-        next_condition = condition
-        if self.objective.bootstraps:
-            next_condition = self._next_condition(segment, embedding, discount)
-        backup = Backup(condition, state, state_weight, next_condition, next_weight)
-        return self.objective.loss(self._learner.field, self.flow.field, backup, self._draw(state), self._learner.ends)
+        backup = self._backups.make(segment, embedding, discount)
+        return self.objective.loss(
+            self._learner.field, self.flow.field, backup, self._draw(backup.state), self._learner.ends
+        )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate of this update."""
@@ -352,51 +349,6 @@ class OccupancyModule(QuickHooks, LightningModule):
         """
         return self.tests.lines(metrics, tuple(self.rewards))
 
-    def _counted_state(self, segment: Segment, discount: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A standardised state that each occupancy counts, its weight, and the weight of what is bootstrapped."""
-        if not self.objective.bootstraps:
-            if segment.future is None:
-                raise KeyError(
-                    f"{type(self.objective).__name__} needs states of trajectories; the batch has no 'future'"
-                )
-            one, state = torch.ones_like(discount), segment.future
-            if self.first_state == "current":
-                is_now = torch.rand_like(discount) < 1.0 - discount
-                state = torch.where(is_now[:, None], segment.observation, state)
-            return self.inputs.standardise(state), one, torch.zeros_like(one)
-        weights, next_weight = backup_weights(discount, segment.terminated, segment.length, self.first_state)
-        states = torch.cat([segment.observation[:, None], segment.arrivals], dim=1)
-        state, weight = choose_state(states, weights, torch.rand_like(discount))
-        return self.inputs.standardise(state), weight, next_weight
-
-    def _next_condition(self, segment: Segment, embedding: Tensor, discount: Tensor) -> Tensor:
-        """Where the occupancy goes on, shape (B, C)."""
-        rows = torch.arange(len(discount), device=discount.device)
-        state, action = segment.arrivals[rows, segment.length - 1], segment.next_action
-        if self.policy is not None:
-            action = self.policy.act(state, embedding)
-        if action is None:
-            raise KeyError("the data holds no next actions; name a policy to take them from")
-        count = round(self.horizon_consistency * len(discount))
-        if count == 0:
-            return self.inputs.condition(state, action, embedding, discount)
-        first = self._through_shorter_horizon(state[:count], action[:count], embedding[:count], discount[:count])
-        rest = self.inputs.condition(state[count:], action[count:], embedding[count:], discount[count:])
-        return torch.cat([first, rest])
-
-    @torch.no_grad()
-    def _through_shorter_horizon(self, state: Tensor, action: Tensor, embedding: Tensor, discount: Tensor) -> Tensor:
-        """Conditions of one of the two occupancies of the horizon-consistency backup, by their weights."""
-        lowest, policy = cast(float, self.inputs.min_discount), cast(Policy, self.policy)
-        shorter = _between(lowest, discount, torch.rand_like(discount))
-        near = self.inputs.condition(state, action, embedding, shorter)
-        noise = self.draw_normal((len(state), self.inputs.sample_dim))
-        landed = self.inputs.restore(self.flow.sample(self.sampler, noise, near))
-        far = self.inputs.condition(landed, policy.act(landed, embedding), embedding, discount)
-        _, near_weight, far_weight = horizon_weights(discount, shorter)
-        is_near = torch.rand_like(discount) * (near_weight + far_weight) < near_weight
-        return torch.where(is_near[:, None], near, far)
-
     def _draw(self, state: Tensor) -> BackupNoise:
         direct, start, fresh = torch.randn(3, *state.shape, device=state.device)
         uniform = torch.rand(3, len(state), device=state.device)
@@ -430,11 +382,6 @@ class OccupancyModule(QuickHooks, LightningModule):
         check_rewards(self.rewards, inputs.shift[None], self.schema.columns)
         check_sampler(self.sampler)
         check_discounts(self.tests.discounts, self.inputs)
-
-
-def _between(low: float, high: Tensor, uniform: Tensor) -> Tensor:
-    """Discounts from ``low`` to ``high``, even in the logarithm of the horizon 1 / (1 - discount)."""
-    return 1.0 - (1.0 - low) ** (1.0 - uniform) * (1.0 - high) ** uniform
 
 
 def _check(holds: bool, message: str) -> None:
