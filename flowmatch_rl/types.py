@@ -86,6 +86,20 @@ class Policy(abc.ABC):
 
 
 @dataclass(frozen=True)
+class SinglePolicy(Policy, abc.ABC):
+    """A policy that is no family."""
+
+    @property
+    def embedding_dim(self) -> int:
+        """There is nothing to name: 0."""
+        return 0
+
+    def embeddings(self, uniform: Tensor) -> Tensor:
+        """Embeddings without entries, shape (B, 0)."""
+        return uniform
+
+
+@dataclass(frozen=True)
 class Reward(abc.ABC):
     """A reward for being in a state, in the units and by the column names of its environment."""
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
 from flowmatch_rl.nets import ParticleActor
-from flowmatch_rl.types import Policy
+from flowmatch_rl.types import SinglePolicy
 
 
 @dataclass(frozen=True)
-class CheckpointPolicy(Policy):
+class CheckpointPolicy(SinglePolicy):
     """The policy that an actor-critic was evaluated with.
 
     Args:
@@ -35,15 +35,6 @@ class CheckpointPolicy(Policy):
             raise FileNotFoundError(f"there is no checkpoint {self.path!r}")
         if self.num_particles is not None and self.num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, got {self.num_particles}")
-
-    @property
-    def embedding_dim(self) -> int:
-        """A single policy."""
-        return 0
-
-    def embeddings(self, uniform: Tensor) -> Tensor:
-        """Embeddings without entries, shape (B, 0)."""
-        return uniform
 
     def act(
         self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None

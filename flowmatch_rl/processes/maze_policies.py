@@ -18,7 +18,7 @@ from flowmatch_rl.processes.maze import (
     free_positions,
 )
 from flowmatch_rl.shapes import check_shape
-from flowmatch_rl.types import Policy
+from flowmatch_rl.types import Policy, SinglePolicy
 
 Room: TypeAlias = Literal["top_left", "top_right", "bottom_right", "bottom_left"]
 
@@ -41,17 +41,8 @@ _CORNERS = ((-1.0, 1.0), (1.0, 1.0), (1.0, -1.0), (-1.0, -1.0))
 
 
 @dataclass(frozen=True)
-class MazeLoopPolicy(Policy):
+class MazeLoopPolicy(SinglePolicy):
     """Runs around the maze clockwise, for ever; a lap takes about 160 steps."""
-
-    @property
-    def embedding_dim(self) -> int:
-        """A single policy."""
-        return 0
-
-    def embeddings(self, uniform: Tensor) -> Tensor:
-        """No numbers, shape (B, 0)."""
-        return uniform
 
     def act(
         self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.shapes import check_shape
-from flowmatch_rl.types import Policy
+from flowmatch_rl.types import SinglePolicy
 
 
 @dataclass(frozen=True)
-class LinearPolicy(Policy):
+class LinearPolicy(SinglePolicy):
     """The deterministic policy ``a = gain s + bias``.
 
     Actions are not clamped, since a clamp would leave the linear-Gaussian family. The gain should keep them in [-1, 1]
@@ -34,15 +34,6 @@ class LinearPolicy(Policy):
         if self.bias is not None and len(self.bias) != len(self.gain):
             raise ValueError(f"bias must have {len(self.gain)} entries, one per row of gain, got {len(self.bias)}")
 
-    @property
-    def embedding_dim(self) -> int:
-        """A single policy."""
-        return 0
-
-    def embeddings(self, uniform: Tensor) -> Tensor:
-        """No numbers, shape (B, 0)."""
-        return uniform
-
     def matrices(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Gain, shape (A, S), and bias, shape (A,), of the type and on the device of ``like``."""
         bias = [0.0] * len(self.gain) if self.bias is None else self.bias
@@ -59,7 +50,7 @@ class LinearPolicy(Policy):
 
 
 @dataclass(frozen=True)
-class ConstantPolicy(Policy):
+class ConstantPolicy(SinglePolicy):
     """The policy that always takes the same action.
 
     Args:
@@ -75,15 +66,6 @@ class ConstantPolicy(Policy):
         if not self.action or not all(-1.0 <= value <= 1.0 for value in self.action):
             raise ValueError(f"action must be numbers in [-1, 1], at least one, got {self.action}")
 
-    @property
-    def embedding_dim(self) -> int:
-        """A single policy."""
-        return 0
-
-    def embeddings(self, uniform: Tensor) -> Tensor:
-        """No numbers, shape (B, 0)."""
-        return uniform
-
     def act(
         self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -93,7 +75,7 @@ class ConstantPolicy(Policy):
 
 
 @dataclass(frozen=True)
-class RandomPolicy(Policy):
+class RandomPolicy(SinglePolicy):
     """Actions uniform on [-1, 1]^A, whatever the observation: the usual way to collect data that cover the actions.
 
     Args:
@@ -108,15 +90,6 @@ class RandomPolicy(Policy):
     def __post_init__(self) -> None:
         if self.action_dim < 1:
             raise ValueError(f"action_dim must be at least 1, got {self.action_dim}")
-
-    @property
-    def embedding_dim(self) -> int:
-        """A single policy."""
-        return 0
-
-    def embeddings(self, uniform: Tensor) -> Tensor:
-        """No numbers, shape (B, 0)."""
-        return uniform
 
     def act(
         self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None
