@@ -56,7 +56,7 @@ class MazeLoopPolicy(SinglePolicy):
 
 
 @dataclass(frozen=True)
-class MazeReachPolicy(Policy):
+class MazeReachPolicy(SinglePolicy):
     """Goes to the middle of a room, through the gaps by the shorter way, and rests there.
 
     Args:
@@ -73,19 +73,10 @@ class MazeReachPolicy(Policy):
             raise ValueError(f"room must be one of {', '.join(get_args(Room))}, got {self.room!r}")
 
     @property
-    def embedding_dim(self) -> int:
-        """A single policy."""
-        return 0
-
-    @property
     def goal(self) -> tuple[float, float]:
         """The middle of the room, (x, y)."""
         x, y = _CORNERS[get_args(Room).index(self.room)]
         return _ROOM * x, _ROOM * y
-
-    def embeddings(self, uniform: Tensor) -> Tensor:
-        """No numbers, shape (B, 0)."""
-        return uniform
 
     def act(
         self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None
