@@ -408,8 +408,8 @@ for name in ("Monte Carlo", "TD-CFM", "TD2-CFM"):
 assert min(z_score["coupled TD-CFM", discount] for discount in (0.9, 0.95)) > 6.0
 
 # %% [markdown]
-# The identity's term accounts for the whole difference. At discount 0.95 `TD2CFM` has less than a thirtieth of the variance
-# of `TDCFM`, and less than Monte Carlo, whose targets are scattered over the whole future.
+# The identity's term accounts for the whole difference. At discount 0.95 `TD2CFM` has less than a thirtieth of the
+# variance of `TDCFM`, and still less of that of Monte Carlo, whose targets are scattered over the whole future.
 #
 # The coupled variant lies between the two, but its mean gradient does not vanish: it is off by dozens of standard
 # errors. It regresses on chords from $x_0$ to $\psi_1(x_0)$, which halfway are spread a quarter wider than the law that
