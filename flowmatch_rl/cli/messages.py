@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import Namespace, _typehints
+from jsonargparse import Namespace, _loaders_dumpers, _typehints
 from lightning.pytorch.cli import LightningArgumentParser
 
 _NOISE = re.compile(
@@ -105,6 +105,20 @@ def _forget_arguments_of_another_class(parser: object, previous: Any, value: Any
 _typehints.discard_init_args_on_class_path_change = _forget_arguments_of_another_class
 
 
+_YAML = _loaders_dumpers.get_yaml_default_loader()
+
+
+def _each_key_once(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping whose keys are different; YAML's readers let the last of equal keys win without a word."""
+    keys = [key.value for key, _ in node.value]
+    if twice := [key for place, key in enumerate(keys) if key in keys[:place]]:
+        raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} is given twice", node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+_YAML.add_constructor("tag:yaml.org,2002:map", _each_key_once)
+
+
 class Parser(LightningArgumentParser):
     """The parser of every command, with short errors.
 
@@ -122,7 +136,7 @@ class Parser(LightningArgumentParser):
         """Print the error and exit with status 2."""
         short = shorten(message)
         if short.startswith("not YAML"):
-            short = f"{_broken_file(self.arguments)}: {short}"
+            sys.exit(report(f"{_broken_file(self.arguments)}: {short}"))
         options = {option.lstrip("-") for action in self._actions for option in action.option_strings}
         leaves = {option.rpartition(".")[2] for option in options}
         sys.exit(report(short, suggestion(short, self.known_names | leaves)))
@@ -134,7 +148,7 @@ def _broken_file(arguments: Iterable[str]) -> str:
         path = Path(argument.removeprefix("--config=").removeprefix("-c=").removeprefix("-c"))
         if path.suffix in (".yaml", ".yml") and path.is_file():
             try:
-                yaml.safe_load(path.read_text())
+                yaml.load(path.read_text(), Loader=_YAML)
             except yaml.YAMLError:
                 return str(path)
     return "config"

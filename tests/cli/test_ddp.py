@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.support import CONF, PENDULUM, TWO_MOONS, arguments, environment, flow_arguments
+from tests.cli.support import (
+    CONF,
+    MAZE_LOOP,
+    PENDULUM,
+    TWO_MOONS,
+    arguments,
+    collect,
+    environment,
+    flow_arguments,
+    occupancy_arguments,
+)
 
 pytestmark = pytest.mark.ddp
 
@@ -22,7 +32,7 @@ def train(args: list[str], probe: str, folder: Path) -> list[dict]:
         text=True,
         env=environment(),
         cwd=folder,
-        timeout=120,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
     reports = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
@@ -109,3 +119,23 @@ def test_processes_of_a_flow_end_with_equal_weights_from_different_batches_and_n
 def test_processes_of_a_flow_keep_the_same_place_among_their_batches(flow_ranks) -> None:
     first, second = flow_ranks
     assert first["place"] == second["place"] == first["checkpoint"]["SampleData"]
+
+
+def test_processes_of_an_occupancy_end_with_equal_weights_from_different_rows_and_noise(tmp_path) -> None:
+    args = occupancy_arguments(
+        "fit",
+        MAZE_LOOP,
+        CONF / "trainer" / "ddp.yaml",
+        trainer__default_root_dir=tmp_path,
+        data__path=collect(tmp_path / "maze", "maze"),
+    )
+    first, second = train(args, "FlowRankReport", tmp_path)
+    assert first["world_size"] == second["world_size"] == 2
+    for name in ("start", "weights", "lagging", "gradient_steps", "place"):
+        assert first[name] == second[name], name
+    assert first["weights"] != first["start"]
+    assert len(first["batches"]) == len(second["batches"]) == first["gradient_steps"] == 6
+    assert not set(first["batches"]) & set(second["batches"])
+    assert not set(first["draw"]) & set(second["draw"])
+    assert first["place"] == first["checkpoint"]["OfflineData"] == {"drawn": 6}
+    assert first["out"].count("distance  ") == 1

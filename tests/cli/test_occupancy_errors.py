@@ -152,6 +152,15 @@ def test_misspelt_class_is_named_with_the_one_that_was_meant(changes, hint, maze
     assert_refused(fit(maze, tmp_path / "run", **changes), hint=hint)
 
 
+def test_reward_named_twice_is_refused_with_its_file(maze, tmp_path) -> None:
+    reward = "{class_path: SpeedReward, init_args: {scale: 0.4}}"
+    (tmp_path / "more.yaml").write_text(
+        f"model:\n  class_path: OccupancyModule\n  init_args: {{rewards: {{mine: {reward}, mine: {reward}}}}}\n"
+    )
+    outcome = fit(maze, tmp_path / "run", MAZE_LOOP, tmp_path / "more.yaml")
+    assert_refused(outcome, str(tmp_path / "more.yaml"), "line 3", "'mine' is given twice")
+
+
 def test_environment_of_a_library_with_other_dimensions_is_refused(maze, tmp_path) -> None:
     changes = {"data__environment": "GymnasiumEnvironment", "data__environment__init_args__name": "Pendulum-v1"}
     outcome = fit(maze, tmp_path / "run", **changes)
