@@ -14,7 +14,7 @@ from benchmarks.occupancy_runs import collected, trained
 from flowmatch_rl.data import OfflineData, ProcessEnvironment
 from flowmatch_rl.metrics import wasserstein_distance
 from flowmatch_rl.modules import FutureTests, OccupancyModule
-from flowmatch_rl.nets import VelocityArchitecture
+from flowmatch_rl.nets import FilmUNetArchitecture
 from flowmatch_rl.objectives import TD2CFM, TDCFM, CoupledTDCFM, OccupancyObjective
 from flowmatch_rl.processes import LinearGaussianProcess, LinearPolicy
 from flowmatch_rl.solvers import Midpoint
@@ -22,7 +22,10 @@ from flowmatch_rl.solvers import Midpoint
 PROCESS = LinearGaussianProcess(transition=[[0.8]], control=[[0.3]], noise_factor=[[0.1]])
 POLICY = LinearPolicy(gain=[[-0.5]], bias=[0.4])
 DISCOUNT, UPDATES, SEEDS = 0.9, 3_000, (0, 1, 2)
-SOLVER = Midpoint(num_steps=5)
+SOLVER = Midpoint(num_steps=3)
+NETWORK = FilmUNetArchitecture(
+    block_dims=(64, 64), time_features=64, time_dims=(64, 32), condition_dims=(64,), activation="silu"
+)
 METHODS: dict[str, OccupancyObjective] = {
     "TD-CFM": TDCFM(solver=SOLVER),
     "coupled TD-CFM": CoupledTDCFM(solver=SOLVER),
@@ -72,7 +75,8 @@ def run(updates: int = UPDATES, seeds: tuple[int, ...] = SEEDS) -> dict[str, Any
                     seed,
                     policy=POLICY,
                     objective=objective,
-                    network=VelocityArchitecture(64, 3, "silu", max_frequency=10.0, balanced_inputs=True),
+                    network=NETWORK,
+                    adam_epsilon=1e-8,
                     discount=DISCOUNT,
                     ema_decay=0.95,
                     learning_rate=1e-3,
