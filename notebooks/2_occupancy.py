@@ -79,7 +79,7 @@ ROLL_OUTS = 1000 if FAST else 4000  # on the ring, and as many samples of its mo
 GRADIENTS = 8000 if FAST else 60_000  # per objective and discount, in section 4
 ROWS = 20_000 if FAST else 200_000  # transitions per data set
 RING_UPDATES, RING_DECAY = (200, 0.9) if FAST else (2500, 0.95)
-MAZE_UPDATES = 150 if FAST else 3000
+MAZE_UPDATES = 150 if FAST else 2000
 SAMPLES, VALUE_SAMPLES = (200, 200) if FAST else (1000, 2000)  # future states per state of the maze
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
