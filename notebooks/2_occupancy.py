@@ -501,7 +501,9 @@ assert FAST or max(distance for (_, discount), distance in distances.items() if 
 
 # %% [markdown]
 # The cross marks the start. One set of weights draws both horizons; between them it can be asked for any. (Distances
-# are Wasserstein's, over positions in units of the maze and velocities in units per second together.)
+# are Wasserstein's, over positions in units of the maze and velocities in units per second together.) The model knows
+# where the policy goes and how far, from data that never went there. It is also blurred: real states lie on a line,
+# those of the model around it, a few inside the walls, and the more so at the longer horizon.
 #
 # ## 6. The value of a reward that the model has never seen
 #
@@ -542,16 +544,19 @@ for axes, (name, reward) in zip(panels, rewards.items(), strict=True):
 assert FAST or all(error < 0.9 * size for (_, discount), (error, size) in errors.items() if discount == SHORT)
 
 # %% [markdown]
+# The model orders the states, and its values of the room are near. Those of running are too low, by a fifth at the
+# short horizon and by a third at the long one. That is many standard errors: these are of the samples, and know nothing
+# of what the model has wrong.
+#
 # ## 7. What is not shown
 #
-# - **Short runs.** Thousands of updates of a small network here, millions of a large one in the paper. The distances
+# - **Long runs.** Thousands of updates of a small network here, millions of a large one in the paper. The distances
 #   above are not at their floor, and less so at the longer horizon: bootstrapping adds up errors over the horizon.
-# - **Comparisons.** All learning here was by `TD2CFM`. All objectives, the diffusion forms `TDDD` and `TD2DD` and
-#   trained seeds are compared in [benchmarks/RESULTS.md](../benchmarks/RESULTS.md).
+# - **Comparisons.** All learning here was by `TD2CFM`. The other objectives and the diffusion form `TD2DD` stand beside
+#   it in [benchmarks/RESULTS.md](../benchmarks/RESULTS.md).
 # - **Losses tell nothing** across objectives: at the optimum they still differ by the variance of their targets.
 #   Compare distances, likelihoods (`TrainedOccupancy.log_prob`) and values.
-# - **Values are as good as the coverage of the data.** A standard error is that of the samples; what the model has
-#   wrong is not in it. A reward that lives in a small region needs many samples, and sees little of the model.
+# - **Narrow rewards.** One that lives in a small region needs many samples, and any blur of the model shows in it.
 # - **Families of policies and planning.** `MazeGoalPolicy` is a policy for every goal; one model of all of them
 #   answers, by `TrainedOccupancy.plan`, which of them is worth most here for a new reward.
 # - Ends of episodes, actions taken from the data (`policy: null`), backups of several steps and data sets on disk are
