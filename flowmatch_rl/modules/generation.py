@@ -9,9 +9,8 @@ from torch import Tensor
 from flowmatch_rl.nets import VelocityNetwork
 from flowmatch_rl.nets.chunks import map_in_chunks
 from flowmatch_rl.objectives import FlowObjective
-from flowmatch_rl.paths import AffinePath, Field, Source
+from flowmatch_rl.paths import AffinePath, Field, Preconditioner, Source
 from flowmatch_rl.samplers import Draw, Sampler
-from flowmatch_rl.shapes import append_dims
 from flowmatch_rl.solvers import Divergence, Solver, log_likelihood
 
 
@@ -39,11 +38,8 @@ class Flow:
 
     def evaluate(self, x: Tensor, t: Tensor, condition: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
         """What the model predicts at x, shape of x."""
-        if not self.normalise:
-            return self.network(x, t, condition, duration)
-        times = append_dims(t, like=x)
-        answer = self.network(self.path.input_scale(times) * x, t, condition, duration)
-        return self.path.output_scale(times, self.objective.predicts) * answer
+        complete = Preconditioner(self.path, self.objective.predicts, scales=self.normalise).complete
+        return complete(self.network)(x, t, condition, duration)
 
     def mark(self, condition: Tensor | None, present: Tensor | bool) -> Tensor | None:
         """The condition as the network takes it.

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from flowmatch_rl.nets import FlowNetwork
 from flowmatch_rl.nets.chunks import map_in_chunks
-from flowmatch_rl.paths import AffinePath, Field
+from flowmatch_rl.paths import AffinePath, Field, Preconditioner
 from flowmatch_rl.samplers import Sampler
-from flowmatch_rl.shapes import append_dims
 from flowmatch_rl.solvers import Divergence, Solver, log_likelihood
 from flowmatch_rl.types import Prediction, Velocity
 
@@ -98,11 +97,4 @@ class OccupancyFlow:
 
     def _completed(self, network: Velocity) -> Velocity:
         """What a network predicts, with the guess that it predicts the deviation from."""
-        if self.prediction == "velocity":
-            return network
-
-        def predict(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-            guess = self.path.normal_guess(append_dims(t, like=x), self.prediction)
-            return torch.addcmul(network(x, t, condition), guess, x)
-
-        return predict
+        return Preconditioner(self.path, self.prediction, guesses=self.prediction != "velocity").complete(network)

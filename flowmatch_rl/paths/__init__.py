@@ -2,6 +2,7 @@ from flowmatch_rl.paths.affine import AffinePath
 from flowmatch_rl.paths.field import Field
 from flowmatch_rl.paths.gaussian import GaussianPath, gaussian_velocity
 from flowmatch_rl.paths.mixture import GaussianMixture
+from flowmatch_rl.paths.preconditioner import Preconditioner
 from flowmatch_rl.paths.schedules import (
     CosineSchedule,
     LinearSchedule,
@@ -34,6 +35,7 @@ __all__ = [
     "LogitNormalTime",
     "MixtureSource",
     "NoSquash",
+    "Preconditioner",
     "Schedule",
     "Source",
     "Squash",
