@@ -5,12 +5,14 @@ from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
 from flowmatch_rl.callbacks.flow_figures import FlowFigures
 from flowmatch_rl.callbacks.occupancy_figures import OccupancyFigures
 from flowmatch_rl.callbacks.progress import Progress, Throughput
+from flowmatch_rl.callbacks.results import RESULT, RunResult
 from flowmatch_rl.callbacks.samples import SampleWriter
 from flowmatch_rl.callbacks.summary import summary
 from flowmatch_rl.callbacks.tracking import RunRecord, Tracker
 from flowmatch_rl.callbacks.video import Video
 
 __all__ = [
+    "RESULT",
     "AtomicCheckpointIO",
     "Checkpoints",
     "EpisodeWriter",
@@ -21,6 +23,7 @@ __all__ = [
     "PolicyFigures",
     "Progress",
     "RunRecord",
+    "RunResult",
     "SampleWriter",
     "Throughput",
     "Tracker",

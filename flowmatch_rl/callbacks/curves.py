@@ -11,6 +11,10 @@ from matplotlib.figure import Figure
 
 from flowmatch_rl.callbacks.artifacts import FIGURES, file_path, publish, write_figure, writes_files
 from flowmatch_rl.callbacks.drawing import LossPoint, Point, draw_loss_curve, write_table
+from flowmatch_rl.callbacks.stopwatch import Stopwatch
+
+TABLE = "learning_curve.csv"
+"""Name of the table of a curve, in the folder of figures."""
 
 _Point = TypeVar("_Point", bound=Point)
 
@@ -18,7 +22,9 @@ _Point = TypeVar("_Point", bound=Point)
 class Curve(Callback, abc.ABC, Generic[_Point]):
     """Adds a point at every evaluation of a training; draws ``learning_curve.png`` and writes ``learning_curve.csv``.
 
-    Both lie in ``figures``. Points are kept in checkpoints, so that the curve of a resumed run is whole.
+    Both lie in ``figures``. The table is written at every evaluation, so that a run in progress, or one that was
+    killed, has one too. Points are kept in checkpoints, so that the curve of a resumed run is whole. So is the wall
+    time of the training, which leaves out evaluations and what other callbacks do after them.
 
     Args:
         kind: Class of the points.
@@ -27,13 +33,15 @@ class Curve(Callback, abc.ABC, Generic[_Point]):
     def __init__(self, kind: type[_Point]) -> None:
         self._kind = kind
         self._points: list[_Point] = []
+        self._stopwatch = Stopwatch()
 
     @abc.abstractmethod
-    def measure(self, trainer: Trainer) -> _Point:
+    def measure(self, trainer: Trainer, seconds: float | None) -> _Point:
         """The point of the evaluation that has just ended.
 
         Args:
             trainer: The run's trainer.
+            seconds: Wall time of the training so far, None if it is not known.
         """
 
     @abc.abstractmethod
@@ -45,12 +53,33 @@ class Curve(Callback, abc.ABC, Generic[_Point]):
             trainer: The run's trainer.
         """
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the stopwatch; warm-up comes after this."""
+        self._stopwatch.start()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the stopwatch go on after an evaluation."""
+        self._stopwatch.start()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Let the stopwatch go on after an evaluation in the middle of an epoch."""
+        self._stopwatch.start()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the stopwatch."""
+        self._stopwatch.stop()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a point."""
+        """Add a point, and write the table."""
         if writes_files(trainer) and trainer.state.fn == TrainerFn.FITTING:
-            point = self.measure(trainer)
+            point = self.measure(trainer, self._stopwatch.seconds)
             # A run resumed from within an epoch evaluates at a step that it may have seen already.
             self._points = [*(known for known in self._points if _step(known) < _step(point)), point]
+            write_table(self._points, file_path(trainer, FIGURES, TABLE))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the stopwatch."""
+        self._stopwatch.stop()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the curve."""
@@ -62,17 +91,19 @@ class Curve(Callback, abc.ABC, Generic[_Point]):
             self._write(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The points so far."""
-        return {"evaluations": [dataclasses.asdict(point) for point in self._points]}
+        """The points and the wall time so far."""
+        points = [dataclasses.asdict(point) for point in self._points]
+        return {"evaluations": points, "seconds": self._stopwatch.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the points of a checkpoint."""
+        """Go on from the points of a checkpoint. One of an earlier version holds no time: it stays unknown."""
+        self._stopwatch.go_on_from(state_dict.get("seconds"))
         self._points = [self._kind(**point) for point in state_dict["evaluations"]]
 
     def _write(self, trainer: Trainer) -> None:
         if not (writes_files(trainer) and self._points):
             return
-        table = file_path(trainer, FIGURES, "learning_curve.csv")
+        table = file_path(trainer, FIGURES, TABLE)
         write_table(self._points, table)
         publish(trainer, table, FIGURES)
         write_figure(trainer, self.draw(self._points, trainer), "learning_curve.png")
@@ -88,7 +119,7 @@ class LossCurve(Curve[LossPoint]):
     def __init__(self) -> None:
         super().__init__(LossPoint)
 
-    def measure(self, trainer: Trainer) -> LossPoint:
+    def measure(self, trainer: Trainer, seconds: float | None) -> LossPoint:
         """Losses and distance at the present gradient step."""
         metrics = trainer.callback_metrics
         return LossPoint(
@@ -96,6 +127,7 @@ class LossCurve(Curve[LossPoint]):
             train_loss=metric(metrics, "train/loss"),
             val_loss=metric(metrics, "val/loss"),
             energy_distance=metric(metrics, "val/energy_distance"),
+            seconds=seconds,
         )
 
     def draw(self, points: Sequence[LossPoint], trainer: Trainer) -> Figure:

@@ -51,7 +51,7 @@ class LearningCurve(Curve[Evaluation]):
     def __init__(self) -> None:
         super().__init__(Evaluation)
 
-    def measure(self, trainer: Trainer) -> Evaluation:
+    def measure(self, trainer: Trainer, seconds: float | None) -> Evaluation:
         """Returns and losses at the present environment step."""
         data, metrics = _data(trainer), trainer.callback_metrics
         recent = data.recent_returns
@@ -62,6 +62,7 @@ class LearningCurve(Curve[Evaluation]):
             training_return=sum(recent) / len(recent) if recent else None,
             critic_loss=metric(metrics, "train/loss/critic"),
             policy_loss=metric(metrics, "train/loss/policy"),
+            seconds=seconds,
         )
 
     def draw(self, points: Sequence[Evaluation], trainer: Trainer) -> Figure:

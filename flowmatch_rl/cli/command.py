@@ -35,6 +35,7 @@ from flowmatch_rl.callbacks import (
     OccupancyFigures,
     Progress,
     RunRecord,
+    RunResult,
     SampleWriter,
     Throughput,
     Video,
@@ -157,7 +158,7 @@ class FlowMatchCLI(LightningCLI):
         kwargs["default_root_dir"] = folder or _run_directory(getattr(data, "label", type(data).__name__))
         kwargs["plugins"] = [*_as_list(options.get("plugins")), AtomicCheckpointIO()]
         parts = wiring(data)
-        callbacks = [Throughput(), *parts.added, self._record()]
+        callbacks = [Throughput(), *parts.added, self._record(), RunResult()]
         if options.get("enable_progress_bar") is not False:
             callbacks.append(Progress())
         kwargs["callbacks"] = [*_as_list(options.get("callbacks")), *callbacks]

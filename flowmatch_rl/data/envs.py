@@ -4,7 +4,7 @@ import abc
 import difflib
 import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -31,7 +31,14 @@ choose_backend()
 
 @dataclass(frozen=True)
 class Environment(abc.ABC):
-    """A recipe for an environment; ``build_environment`` makes it."""
+    """A recipe for an environment; ``build_environment`` makes it.
+
+    Attributes:
+        return_range: The lowest and the highest return an episode can have by the rules of the benchmark, None where
+            there are no such rules. Reports bring returns of different tasks to one scale with it.
+    """
+
+    return_range: ClassVar[tuple[float, float] | None] = None
 
     @property
     @abc.abstractmethod
@@ -131,6 +138,8 @@ class DMControlEnvironment(Environment):
         task: Task of that body, such as ``run``.
         camera: Camera of the videos.
     """
+
+    return_range: ClassVar[tuple[float, float] | None] = (0.0, 1000.0)  # a thousand rewards in [0, 1]
 
     domain: str
     task: str

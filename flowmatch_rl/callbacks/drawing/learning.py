@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ class Evaluation:
         training_return: Mean return of the last episodes of the training itself.
         critic_loss: Critic loss, in squared units of the return.
         policy_loss: Policy loss, squared velocity.
+        seconds: Wall time of the training so far, warm-up included, evaluations excluded.
     """
 
     env_steps: int
@@ -33,6 +35,7 @@ class Evaluation:
     training_return: float | None = None
     critic_loss: float | None = None
     policy_loss: float | None = None
+    seconds: float | None = None
 
 
 class Point(Protocol):
@@ -44,14 +47,18 @@ class Point(Protocol):
 def write_table(points: Sequence[Point], path: Path) -> None:
     """Write the points of a curve as CSV, one row each, an empty field for what was not measured.
 
+    The file is renamed into place: a reader never sees half of it.
+
     Args:
         points: In the order of their steps, all of one class, at least one.
         path: Target; its folder exists.
     """
-    with path.open("w", newline="") as file:
+    partial = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(points[0])])
         writer.writeheader()
         writer.writerows(dataclasses.asdict(point) for point in points)
+    partial.replace(path)
 
 
 def columns_of(points: Sequence[Point]) -> dict[str, np.ndarray]:

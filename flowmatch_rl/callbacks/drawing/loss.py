@@ -20,12 +20,14 @@ class LossPoint:
         train_loss: Loss of the last training batches.
         val_loss: Loss on held-out data.
         energy_distance: Energy distance of samples to held-out data, both standardised; near zero it may be negative.
+        seconds: Wall time of the training so far, without evaluations.
     """
 
     gradient_steps: int
     train_loss: float | None = None
     val_loss: float | None = None
     energy_distance: float | None = None
+    seconds: float | None = None
 
 
 def draw_loss_curve(points: Sequence[LossPoint], title: str) -> Figure:

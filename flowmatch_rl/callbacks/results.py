@@ -1,0 +1,63 @@
+"""The result of a finished run, as a file: what its final evaluation measured."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from flowmatch_rl.callbacks.artifacts import writes_files
+from flowmatch_rl.callbacks.progress import env_step_counter
+from flowmatch_rl.callbacks.tracking import commit
+
+RESULT = "result.json"
+"""Name of the file, in the run's folder."""
+
+
+class RunResult(Callback):
+    """Writes ``result.json`` when a run has been trained to its end and tested: its presence says that a run is done.
+
+    It holds the task (label of the data), the environment steps (null where none are counted), the gradient steps,
+    the range of returns that the environment states (or null), the commit, and the metrics of the test. The file is
+    renamed into place, so that it is whole or absent; a run that is resumed loses it until it is done again.
+    """
+
+    def __init__(self) -> None:
+        self._trained = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take away the result of an earlier training in this folder."""
+        if writes_files(trainer):
+            _path(trainer).unlink(missing_ok=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that training came to its end."""
+        self._trained = True
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file, if this test follows a training."""
+        if not (self._trained and writes_files(trainer)):
+            return
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        counter = env_step_counter(trainer)
+        result = {
+            "task": getattr(data, "label", type(data).__name__),
+            "env_steps": None if counter is None else counter.env_steps,
+            "gradient_steps": trainer.global_step,
+            "return_range": getattr(getattr(data, "environment", None), "return_range", None),
+            "commit": commit(),
+            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+        }
+        path = _path(trainer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.tmp{os.getpid()}")
+        with partial.open("w") as file:
+            json.dump(result, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+def _path(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir) / RESULT
