@@ -1,9 +1,10 @@
 """Control variates: how much of the posterior score is added to the importance-weighted mean.
 
-The posterior score of x_0 given x_t has mean zero. With ``r = x_0 + rho grad log p_1(x_1)``, its negative, and
-``rho = sigma / alpha``, every coefficient eta gives an estimator ``sum w x_0 - eta sum w r`` of the posterior mean of
-x_0 that is consistent: 0 is the noise expectation, 1 the gradient expectation. The estimator of x_1 is then
-``sum w x_1 + rho eta sum w r``, so that in units of x_1 the coefficient is ``c = rho^2 eta``.
+The posterior score of x_0 given x_t has mean zero. With ``r = rho grad log p_1(x_1) - grad log p_0(x_0)``, its
+negative, where ``rho = sigma / alpha`` and ``-grad log p_0`` is x_0 for standard normal noise, every coefficient eta
+gives an estimator ``sum w x_0 - eta sum w r`` of the posterior mean of x_0 that is consistent: 0 is the noise
+expectation, 1 the gradient expectation. The estimator of x_1 is then ``sum w x_1 + rho eta sum w r``, so that in units
+of x_1 the coefficient is ``c = rho^2 eta``.
 """
 
 import abc
@@ -12,13 +13,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowmatch_rl.estimators.time_bins import time_bin_average
+
 
 @dataclass(frozen=True)
 class ControlVariate(abc.ABC):
     """A rule for the coefficient eta."""
 
+    @property
     @abc.abstractmethod
-    def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor) -> Tensor:
+    def needs_score(self) -> bool:
+        """Whether a coefficient other than 0 is possible, for which r must be known."""
+
+    @abc.abstractmethod
+    def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor, t: Tensor) -> Tensor:
         """Coefficient per state and dimension.
 
         Args:
@@ -26,6 +34,7 @@ class ControlVariate(abc.ABC):
             x_0: Samples of the noise end point, shape (B, K, D).
             r: Negative posterior score of x_0 at the samples, shape (B, K, D).
             rho: Ratio ``sigma / alpha``, shape (B, 1).
+            t: Flow time, shape (B,).
 
         Returns:
             eta, shape (B, D).
@@ -36,7 +45,12 @@ class ControlVariate(abc.ABC):
 class NoControlVariate(ControlVariate):
     """Coefficient 0: the noise expectation."""
 
-    def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor) -> Tensor:
+    @property
+    def needs_score(self) -> bool:
+        """It is not used."""
+        return False
+
+    def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor, t: Tensor) -> Tensor:
         """Coefficient per state and dimension."""
         return torch.zeros_like(x_0[:, 0])
 
@@ -45,7 +59,12 @@ class NoControlVariate(ControlVariate):
 class GradientControlVariate(ControlVariate):
     """Coefficient 1: the gradient expectation. Below t = 0.5 on the linear path its variance explodes."""
 
-    def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor) -> Tensor:
+    @property
+    def needs_score(self) -> bool:
+        """It is."""
+        return True
+
+    def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor, t: Tensor) -> Tensor:
         """Coefficient per state and dimension."""
         return torch.ones_like(x_0[:, 0])
 
@@ -60,24 +79,33 @@ class FixedControlVariate(ControlVariate):
 
     eta: float = 0.5
 
-    def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor) -> Tensor:
+    @property
+    def needs_score(self) -> bool:
+        """Unless the coefficient is 0."""
+        return self.eta != 0.0
+
+    def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor, t: Tensor) -> Tensor:
         """Coefficient per state and dimension."""
         return torch.full_like(x_0[:, 0], self.eta)
 
 
 @dataclass(frozen=True)
 class RegressControlVariate(ControlVariate):
-    """Regression of x_1 on the posterior score with squared weights, from the same samples: the paper's rule.
+    """Regression of x_1 on the posterior score with squared weights: by default the paper's rule.
 
-    Minimises the estimated asymptotic variance of the self-normalised mean. Fitted to the samples it corrects, it is
-    the most accurate rule where many samples count (t above 0.7) and can be far worse than none elsewhere.
+    Minimises the estimated asymptotic variance of the self-normalised mean. Fitted to the samples of one state, which
+    it then corrects, it is the most accurate rule where many samples count (t above 0.7) and can be far worse than
+    none elsewhere; fitted to all states of a batch with like flow times it is safe.
 
     Args:
         limit: Largest magnitude of the coefficient in units of x_1, positive.
         ridge: Added to the score's weighted variance, in units of x_1, at least 0.
+        isotropic: Whether all dimensions share one coefficient.
+        num_bins: Number of equal bins of flow time within which all states of the batch share one coefficient per
+            dimension, up to its known dependence on rho; None fits each state by itself.
 
     Raises:
-        ValueError: If ``limit`` is not positive or ``ridge`` is negative.
+        ValueError: If ``limit`` is not positive, ``ridge`` is negative or ``num_bins`` is below 1.
 
     Reference:
         Li et al., arXiv:2601.08136.
@@ -85,12 +113,20 @@ class RegressControlVariate(ControlVariate):
 
     limit: float = 2.0
     ridge: float = 1e-4
+    isotropic: bool = False
+    num_bins: int | None = None
 
     def __post_init__(self) -> None:
         if not self.limit > 0.0 or not self.ridge >= 0.0:
             raise ValueError(f"expected limit > 0 and ridge >= 0, got limit={self.limit}, ridge={self.ridge}")
+        _check_num_bins(self.num_bins)
 
-    def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor) -> Tensor:
+    @property
+    def needs_score(self) -> bool:
+        """It is."""
+        return True
+
+    def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor, t: Tensor) -> Tensor:
         """Coefficient per state and dimension."""
         squared = weights.square()
         x_centred = x_0 - (weights * x_0).sum(1, keepdim=True)
@@ -98,8 +134,7 @@ class RegressControlVariate(ControlVariate):
         covariance = (squared * x_centred * r_centred).sum(1)
         # In units of x_1 the score is r / rho and the coefficient rho^2 eta: hence the factors.
         variance = (squared * r_centred.square()).sum(1) + self.ridge * rho.square()
-        # Without a ridge the variance is 0 where one sample holds all the weight; so is the covariance.
-        eta = covariance / variance.clamp_min(torch.finfo(r.dtype).tiny)
+        eta = _ratio(covariance, variance, rho, t, self.isotropic, self.num_bins)
         bound = self.limit / rho.square()
         return torch.maximum(torch.minimum(eta, bound), -bound)
 
@@ -114,20 +149,52 @@ class FisherControlVariate(ControlVariate):
     Args:
         eta_max: Upper bound of eta, positive.
         c_max: Upper bound of ``rho^2 eta``, positive.
+        isotropic: Whether all dimensions share one coefficient.
+        num_bins: Number of equal bins of flow time within which all states of the batch share one coefficient per
+            dimension, up to its known dependence on rho; None fits each state by itself.
 
     Raises:
-        ValueError: If a bound is not positive.
+        ValueError: If a bound is not positive or ``num_bins`` is below 1.
     """
 
     eta_max: float = 2.0
     c_max: float = 2.0
+    isotropic: bool = False
+    num_bins: int | None = None
 
     def __post_init__(self) -> None:
         if not self.eta_max > 0.0 or not self.c_max > 0.0:
             raise ValueError(f"expected positive bounds, got eta_max={self.eta_max}, c_max={self.c_max}")
+        _check_num_bins(self.num_bins)
 
-    def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor) -> Tensor:
+    @property
+    def needs_score(self) -> bool:
+        """It is."""
+        return True
+
+    def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor, t: Tensor) -> Tensor:
         """Coefficient per state and dimension."""
-        information = (weights * r.square()).sum(1)
-        bound = (self.c_max / rho.square()).clamp_max(self.eta_max)
-        return torch.minimum(1.0 / information.clamp_min(1e-12), bound)
+        information = (weights * r.square()).sum(1).clamp_min(1e-12)
+        eta = _ratio(torch.ones_like(information), information, rho, t, self.isotropic, self.num_bins)
+        return torch.minimum(eta, (self.c_max / rho.square()).clamp_max(self.eta_max))
+
+
+def _check_num_bins(num_bins: int | None) -> None:
+    if num_bins is not None and num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1 or None, got {num_bins}")
+
+
+def _ratio(
+    numerator: Tensor, denominator: Tensor, rho: Tensor, t: Tensor, isotropic: bool, num_bins: int | None
+) -> Tensor:
+    """``numerator / denominator``, shape (B, D), each averaged over dimensions and over states of like flow time."""
+    if isotropic:
+        numerator, denominator = (v.mean(1, keepdim=True).expand_as(v) for v in (numerator, denominator))
+    # Where the variance is 0, as with one sample and no ridge, the covariance is 0 too.
+    least = torch.finfo(denominator.dtype).tiny
+    if num_bins is None:
+        return numerator / denominator.clamp_min(least)
+    # Within a bin (1 + rho^2) eta is shared: for standard normal data it is 1 at every t, and its limits are finite.
+    scale = 1.0 / (1.0 + rho.square())
+    numerator, denominator = (time_bin_average(v, t, num_bins) for v in (numerator, scale * denominator))
+    return scale * numerator / denominator.clamp_min(least)

@@ -1,41 +1,23 @@
-"""The posterior mean of a path's end points for data known by an unnormalised density."""
+"""The posterior mean of a path's end points by importance sampling."""
 
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from flowmatch_rl.estimators.base import EndPointEstimator, PathPoints, PosteriorMean
 from flowmatch_rl.estimators.control_variates import ControlVariate, FisherControlVariate
 from flowmatch_rl.estimators.proposals import ProductProposal, Proposal
-from flowmatch_rl.paths import AffinePath, Squash
+from flowmatch_rl.paths import AffinePath, Source
 from flowmatch_rl.shapes import append_dims, check_shape
-from flowmatch_rl.types import ActionValueAndGradient, LogDensityAndScore
+from flowmatch_rl.types import LogDensityAndScore
 
 
 @dataclass(frozen=True)
-class PosteriorMean:
-    """Estimated posterior means at x_t, with diagnostics.
-
-    Attributes:
-        x_0: Mean of the noise end point, shape (B, D).
-        x_1: Mean of the data end point, shape (B, D).
-        eta: Coefficient of the control variate, shape (B, D).
-        effective_sample_size: ``1 / sum w^2``, between 1 and K, shape (B,).
-        log_density_spread: Standard deviation of ``log p_1`` over the samples, nats, shape (B,).
-    """
-
-    x_0: Tensor
-    x_1: Tensor
-    eta: Tensor
-    effective_sample_size: Tensor
-    log_density_spread: Tensor
-
-
-@dataclass(frozen=True)
-class PosteriorMeanEstimator:
+class PosteriorMeanEstimator(EndPointEstimator):
     """Self-normalised importance sampling of E[x_1 given x_t] with a Stein control variate.
 
-    The noise is standard normal. Biased by O(1 / K) at a finite number of samples, whatever the coefficient.
+    Biased by O(1 / K) at a finite number of samples, whatever the coefficient.
 
     Args:
         num_samples: Samples K per state, at least 1.
@@ -57,65 +39,55 @@ class PosteriorMeanEstimator:
         if self.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
 
+    @property
+    def needs_score(self) -> bool:
+        """Whether the control variate uses it."""
+        return self.control_variate.needs_score
+
+    @property
+    def needs_jacobian(self) -> bool:
+        """The density is one per volume."""
+        return True
+
+    def check(self, path: AffinePath, source: Source) -> None:
+        """Refuse a source that the proposal does not know, and control variates at the edge of a support."""
+        self.proposal.check(source)
+        if self.needs_score and not source.is_smooth:
+            raise ValueError(
+                f"{type(self.control_variate).__name__} needs a source with a smooth density everywhere, got {source}: "
+                "use NoControlVariate"
+            )
+        if self.needs_score and not self.proposal.covers_space:
+            raise ValueError(
+                f"{type(self.control_variate).__name__} needs a proposal that covers the whole space, got "
+                f"{self.proposal}: use NoControlVariate"
+            )
+
     def estimate(
-        self, path: AffinePath, log_density_and_score: LogDensityAndScore, x_t: Tensor, t: Tensor, z: Tensor
+        self, path: AffinePath, source: Source, log_density_and_score: LogDensityAndScore, points: PathPoints, z: Tensor
     ) -> PosteriorMean:
-        """Estimate the posterior means at points of a path.
-
-        Args:
-            path: Path from standard normal noise to the data.
-            log_density_and_score: Maps x_1 of shape (B, K, D) to log p_1 up to a constant per state, (B, K), and its
-                gradient, (B, K, D).
-            x_t: Points on the path, shape (B, D).
-            t: Flow time in (0, 1), shape (B,).
-            z: Standard normal noise, shape (B, K, D).
-
-        Returns:
-            Posterior means and diagnostics.
-
-        Raises:
-            ValueError: If a shape is not as stated.
-        """
-        check_shape("z", z, (x_t.shape[0], self.num_samples, x_t.shape[1]))
-        t = append_dims(t, like=x_t[:, 0]).reshape(-1, 1, 1)  # (B, 1, 1)
-        alpha, sigma = path.schedule.alpha(t), path.schedule.sigma(t)
+        """Weighted means of the samples of the end points, less the weighted mean score."""
+        x_t = points.x_t
+        check_shape("z", z, (x_t.shape[0], self.num_samples, source.noise_dim(x_t.shape[1])))
+        t = append_dims(points.t, like=x_t[:, 0]).expand(x_t.shape[0])
+        alpha, sigma = (c[:, None, None] for c in (path.schedule.alpha(t), path.schedule.sigma(t)))
         rho = sigma / alpha
-        x_1, x_0, correction = self.proposal.draw(z, x_t[:, None], alpha, sigma)  # (B, K, D)
+        x_0, x_1 = self.proposal.draw(z, source, x_t[:, None], alpha, sigma)  # (B, K, D)
         log_density, score = log_density_and_score(x_1)
-        check_shape("log density", log_density, tuple(z.shape[:2]))
-        check_shape("score", score, tuple(z.shape))
+        check_shape("log density", log_density, tuple(x_1.shape[:2]))
+        check_shape("score", score, tuple(x_1.shape))
         # Log-weights span thousands of nats: never in half precision.
         log_density, score = log_density.to(x_t.dtype), score.to(x_t.dtype)
+        correction = self.proposal.correction(x_0, x_1, source, x_t[:, None], alpha, sigma)
         weights = torch.softmax(log_density + correction, dim=1)[..., None]  # (B, K, 1)
-        r = x_0 + rho * score
-        mean_r = (weights * r).sum(1)
-        eta = self.control_variate.coefficient(weights, x_0, r, rho[:, 0])
-        shift = eta * mean_r
+        r = rho * score - source.score(x_0)
+        eta = self.control_variate.coefficient(weights, x_0, r, rho[:, 0], t)
+        shift = eta * (weights * r).sum(1)
         return PosteriorMean(
             x_0=(weights * x_0).sum(1) - shift,
             x_1=(weights * x_1).sum(1) + rho[:, 0] * shift,
+            weight=torch.ones_like(t),
             eta=eta,
             effective_sample_size=1.0 / weights.square().sum((1, 2)),
             log_density_spread=log_density.std(dim=1, correction=0),
         )
-
-
-def boltzmann_density(
-    value_and_gradient: ActionValueAndGradient, temperature: Tensor | float, squash: Squash
-) -> LogDensityAndScore:
-    """The density proportional to ``exp(Q / temperature)`` over actions, pulled back to the latent space of a path.
-
-    Args:
-        value_and_gradient: Action values Q (...) and their gradients (..., D) at actions (..., D).
-        temperature: Temperature in units of the return, positive.
-        squash: Map from latent points to actions; its Jacobian enters the density and the gradient.
-
-    Returns:
-        Function from latent points (..., D) to the unnormalised log-density (...) and its gradient (..., D).
-    """
-
-    def density(u: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = value_and_gradient(squash.action(u))
-        return squash.pull_back(value.to(u.dtype) / temperature, gradient.to(u.dtype) / temperature, u)
-
-    return density

@@ -1,47 +1,101 @@
 """Proposals: where the samples of the end point x_1 given x_t are drawn from.
 
-The posterior of x_1 given x_t is proportional to ``p_1(x_1) N(x_t; alpha x_1, sigma^2 I)`` for standard normal noise.
+The posterior of x_1 given x_t is proportional to ``p_1(x_1) p(x_t | x_1)`` with ``p(x_t | x_1) = sigma^-D p_0(x_0)``
+and ``x_0 = (x_t - alpha x_1) / sigma``. A proposal of density q gives a sample the weight ``p_1(x_1) p(x_t | x_1) /
+q(x_1)``, whose mean is the density of x_t.
 """
 
 import abc
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+
+from flowmatch_rl.estimators.truncated_normal import log_mass, truncated_normal
+from flowmatch_rl.paths import Source
 
 
 @dataclass(frozen=True)
 class Proposal(abc.ABC):
-    """A Gaussian from which end points are drawn and then weighted toward the posterior."""
+    """A law from which end points are drawn, to be weighted toward the posterior."""
+
+    @property
+    @abc.abstractmethod
+    def covers_space(self) -> bool:
+        """Whether every x_1 can be drawn, as control variates need."""
 
     @abc.abstractmethod
-    def draw(self, z: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def check(self, source: Source) -> None:
+        """Refuse a source that the proposal does not know.
+
+        Args:
+            source: Law of x_0.
+
+        Raises:
+            ValueError: If the weights would be wrong or could all be zero.
+        """
+
+    @abc.abstractmethod
+    def draw(self, z: Tensor, source: Source, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Draw pairs of end points that pass through x_t.
 
         Args:
-            z: Standard normal noise, shape (B, K, D).
+            z: Standard normal noise, shape (B, K, source.noise_dim(D)); not all of it need be used.
+            source: Law of x_0.
             x_t: Points on the path, shape (B, 1, D).
             alpha: Weight of the data at their flow times, shape (B, 1, 1).
             sigma: Weight of the noise at their flow times, shape (B, 1, 1).
 
         Returns:
-            x_1, shape (B, K, D); x_0 with ``alpha x_1 + sigma x_0 = x_t``, shape (B, K, D); and the part of the
-            log-weight that must be added to ``log p_1(x_1)``, up to a constant, shape (B, K) or (B, 1).
+            x_0 and x_1 with ``alpha x_1 + sigma x_0 = x_t``, shape (B, K, D) each.
+        """
+
+    @abc.abstractmethod
+    def correction(self, x_0: Tensor, x_1: Tensor, source: Source, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The log of ``p(x_t | x_1)`` over the proposal's density of x_1, to be added to ``log p_1(x_1)``.
+
+        Args:
+            x_0: Noise end points, shape (B, K, D).
+            x_1: Data end points, shape (B, K, D).
+            source: Law of x_0.
+            x_t: Points on the path, shape (B, 1, D).
+            alpha: Weight of the data at their flow times, shape (B, 1, 1).
+            sigma: Weight of the noise at their flow times, shape (B, 1, 1).
+
+        Returns:
+            Correction in nats, shape (B, K) or (B, 1); infinite where the proposal has no mass.
         """
 
 
 @dataclass(frozen=True)
 class LikelihoodProposal(Proposal):
-    """The likelihood of x_1 given x_t: ``x_1 ~ N(x_t / alpha, (sigma / alpha)^2 I)``, the paper's proposal.
+    """The likelihood of x_1 given x_t: x_0 has the law of the source whatever x_t is, the paper's proposal.
 
-    Its scale grows without bound as t goes to 0, where a squashed policy then keeps the sample of least magnitude only.
+    Its scale ``sigma / alpha`` grows without bound as t goes to 0, where a squashed policy then keeps the sample of
+    least magnitude only.
 
     Reference:
         Li et al., arXiv:2601.08136.
     """
 
-    def draw(self, z: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def covers_space(self) -> bool:
+        """Wherever the source has mass."""
+        return True
+
+    def check(self, source: Source) -> None:
+        """Any source will do."""
+
+    def draw(self, z: Tensor, source: Source, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Draw pairs of end points that pass through x_t."""
-        return (x_t + sigma * z) / alpha, -z, z.new_zeros(z.shape[0], 1)
+        # The sign makes x_1 grow with the noise, as it does in the other proposals.
+        x_0 = source.transform(-z)
+        return x_0, (x_t - sigma * x_0) / alpha
+
+    def correction(self, x_0: Tensor, x_1: Tensor, source: Source, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """A constant of the state: the weights are those of the data alone."""
+        return -x_1.shape[-1] * alpha[..., 0].log()
 
 
 @dataclass(frozen=True)
@@ -49,7 +103,8 @@ class ProductProposal(Proposal):
     """The likelihood times a Gaussian base ``N(0, base_variance I)``; its scale stays bounded at every t.
 
     It is the exact posterior for data with the law of the base, and tends to ``LikelihoodProposal`` as the base
-    widens. The weights grow like ``exp(|u|^2 / (2 base_variance))`` outside the base.
+    widens. The weights grow like ``exp(|u|^2 / (2 base_variance))`` outside the base. The likelihood of a source that
+    is not Gaussian is replaced by the Gaussian of equal moments, and the weights set it right.
 
     Args:
         base_variance: Variance of the base per dimension, positive. The latent of a uniform action under tanh has
@@ -65,11 +120,138 @@ class ProductProposal(Proposal):
         if not self.base_variance > 0.0:
             raise ValueError(f"base_variance must be positive, got {self.base_variance}")
 
-    def draw(self, z: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def covers_space(self) -> bool:
+        """As every Gaussian."""
+        return True
+
+    def check(self, source: Source) -> None:
+        """Refuse a source of bounded support, outside which all weights may be zero."""
+        if not source.is_smooth:
+            raise ValueError(f"ProductProposal needs a source with a smooth density everywhere, got {source}")
+
+    def draw(self, z: Tensor, source: Source, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Draw pairs of end points that pass through x_t."""
+        mean, variance = source.moments(x_t)
         # x_t has variance q when x_1 has the law of the base; written so, nothing divides by alpha or sigma.
-        q = sigma.square() + alpha.square() * self.base_variance
-        scale = (self.base_variance / q).sqrt()
-        x_1 = (alpha * self.base_variance / q) * x_t + sigma * scale * z
-        x_0 = (sigma / q) * x_t - alpha * scale * z
-        return x_1, x_0, x_1.square().sum(-1) / (2.0 * self.base_variance)
+        q = sigma.square() * variance + alpha.square() * self.base_variance
+        scale, z = (self.base_variance * variance / q).sqrt(), z[..., : x_t.shape[-1]]
+        offset = x_t - sigma * mean
+        x_1 = (alpha * self.base_variance / q) * offset + sigma * scale * z
+        x_0 = mean + (sigma * variance / q) * offset - alpha * scale * z
+        return x_0, x_1
+
+    def correction(self, x_0: Tensor, x_1: Tensor, source: Source, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The inverse of the base, the density of x_t under it, and what the source has over a Gaussian."""
+        mean, variance = source.moments(x_t)
+        q = sigma.square() * variance + alpha.square() * self.base_variance
+        of_state = 0.5 * ((self.base_variance / q).log() - (x_t - sigma * mean).square() / q).sum(-1)
+        return x_1.square().sum(-1) / (2.0 * self.base_variance) + of_state + source.log_gaussian_ratio(x_0)
+
+
+@dataclass(frozen=True)
+class TruncatedProposal(Proposal):
+    """The likelihood cut to the box ``|x_1| <= limit``, for densities on the box: truncated normal noise.
+
+    Every sample is an action that can be taken. The estimate is that of the density cut to the box, whose jump at the
+    edge rules out control variates: the score misses the flux through it.
+
+    Args:
+        limit: Half the side of the box, positive.
+
+    Raises:
+        ValueError: If ``limit`` is not positive.
+
+    Reference:
+        Dong et al., arXiv:2502.11612 (MaxEntDP).
+    """
+
+    limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0.0:
+            raise ValueError(f"limit must be positive, got {self.limit}")
+
+    @property
+    def covers_space(self) -> bool:
+        """Only the box."""
+        return False
+
+    def check(self, source: Source) -> None:
+        """Refuse a source that is not standard normal."""
+        if not source.is_standard_normal:
+            raise ValueError(f"TruncatedProposal needs a standard normal source, got {source}")
+
+    def draw(self, z: Tensor, source: Source, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw pairs of end points that pass through x_t."""
+        x_1 = truncated_normal(z[..., : x_t.shape[-1]], x_t / alpha, sigma / alpha, self.limit)
+        return (x_t - alpha * x_1) / sigma, x_1
+
+    def correction(self, x_0: Tensor, x_1: Tensor, source: Source, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The mass of the likelihood in the box, a constant of the state; infinite outside the box."""
+        mass = log_mass(x_t / alpha, sigma / alpha, self.limit) - alpha.log()
+        outside = (x_1.abs() > self.limit).any(-1)
+        return mass.sum(-1).expand(outside.shape).masked_fill(outside, math.inf)
+
+
+@dataclass(frozen=True)
+class MixtureProposal(Proposal):
+    """Part of the samples from one proposal, the others from a second, all weighted by their mixture.
+
+    The deterministic-mixture weights ``p / (share q_1 + (1 - share) q_2)`` are bounded by those of either proposal
+    over its share, so that the estimate is safe where one of the two is; and it stays consistent. The first
+    ``share`` of the samples, rounded, come from the first proposal; each gets one at least where there are two.
+
+    Args:
+        first: First proposal.
+        second: Second proposal.
+        share: Share of the samples from the first, in (0, 1).
+
+    Raises:
+        ValueError: If ``share`` is outside (0, 1).
+
+    Reference:
+        Veach and Guibas, SIGGRAPH 1995 (balance heuristic).
+    """
+
+    first: Proposal = field(default_factory=LikelihoodProposal)
+    second: Proposal = field(default_factory=ProductProposal)
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share < 1.0:
+            raise ValueError(f"share must lie in (0, 1), got {self.share}")
+
+    @property
+    def covers_space(self) -> bool:
+        """Where one of the two does."""
+        return self.first.covers_space or self.second.covers_space
+
+    def check(self, source: Source) -> None:
+        """Refuse what one of the two refuses."""
+        self.first.check(source)
+        self.second.check(source)
+
+    def draw(self, z: Tensor, source: Source, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw pairs of end points that pass through x_t."""
+        count = self._first_count(z.shape[1])
+        pairs = [
+            proposal.draw(part, source, x_t, alpha, sigma)
+            for proposal, part in ((self.first, z[:, :count]), (self.second, z[:, count:]))
+        ]
+        x_0, x_1 = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
+        return x_0, x_1
+
+    def correction(self, x_0: Tensor, x_1: Tensor, source: Source, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The log of the likelihood over the mixture's density."""
+        share = self._first_count(x_1.shape[1]) / x_1.shape[1]
+        first, second = (p.correction(x_0, x_1, source, x_t, alpha, sigma) for p in (self.first, self.second))
+        # A share of 0 or 1 occurs with one sample, and its logarithm is then minus infinity, as it should be.
+        logs = (math.log(part) if part > 0.0 else -math.inf for part in (share, 1.0 - share))
+        return -torch.logaddexp(next(logs) - first, next(logs) - second).expand(x_1.shape[:2])
+
+    def _first_count(self, num_samples: int) -> int:
+        """Number of samples from the first proposal."""
+        if num_samples == 1:
+            return round(self.share)
+        return min(max(round(self.share * num_samples), 1), num_samples - 1)

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from flowmatch_rl.estimators import PosteriorMean, PosteriorMeanEstimator, boltzmann_density
+from flowmatch_rl.estimators import PathPoints, PosteriorMean, PosteriorMeanEstimator, boltzmann_density
 from flowmatch_rl.keys import REWARD, read_transition
 from flowmatch_rl.metrics import episode_returns
 from flowmatch_rl.modules.running_means import RunningMeans
@@ -30,10 +30,10 @@ from flowmatch_rl.objectives import (
     UniformWeight,
     bellman_target,
     critic_loss,
+    prediction_loss,
     reverse_flow_target,
-    velocity_regression_loss,
 )
-from flowmatch_rl.paths import AffinePath, Squash, TanhSquash, TimeDistribution, UniformTime
+from flowmatch_rl.paths import AffinePath, GaussianSource, Squash, TanhSquash, TimeDistribution, UniformTime
 from flowmatch_rl.solvers import Euler, Solver
 from flowmatch_rl.types import Transition
 
@@ -275,7 +275,7 @@ class ReverseFlowActorCritic(LightningModule):
         size, samples = len(x_1), self.estimator.num_samples
         uniform = torch.rand(size, device=x_1.device)
         t = self.t_min + (1.0 - 2.0 * self.t_min) * self.time_distribution.quantile(uniform)
-        x_t = self.path.sample(torch.randn_like(x_1), x_1, t)
+        points = PathPoints.between(self.path, torch.randn_like(x_1), x_1, t)
         z = torch.randn(size, samples, self.action_dim, device=x_1.device)
 
         weight_critic = self.critic_ema if self._weight_by_ema else self.critic
@@ -284,9 +284,10 @@ class ReverseFlowActorCritic(LightningModule):
             return weight_critic.action_values_and_gradients(observation, actions, self.value_reduction)
 
         density = boltzmann_density(value_and_gradient, self.temperature, self.squash)
-        velocity_target, posterior = reverse_flow_target(self.estimator, self.path, density, x_t, t, z)
+        posterior = reverse_flow_target(self.estimator, self.path, GaussianSource(), density, points, z)
+        velocity_target = self.path.target("velocity", posterior.x_0, posterior.x_1, t)
         self._note_posterior(posterior, velocity_target, x_1)
-        loss = velocity_regression_loss(self.policy.velocity, x_t, t, velocity_target, observation)
+        loss = prediction_loss(self.policy.velocity, points.x_t, t, velocity_target, observation)
         return (self.time_weight.weight(self.path, t) * loss).mean()
 
     def _note_posterior(self, posterior: PosteriorMean, velocity_target: Tensor, x_1: Tensor) -> None:

@@ -18,7 +18,7 @@ from flowmatch_rl.objectives.occupancy import (
     MonteCarloCFM,
     OccupancyObjective,
 )
-from flowmatch_rl.objectives.reverse_flow import reverse_flow_target, velocity_regression_loss
+from flowmatch_rl.objectives.reverse_flow import prediction_loss, reverse_flow_target
 from flowmatch_rl.objectives.weights import CappedSignalWeight, ErrorOf, PowerWeight, TimeWeight, UniformWeight
 
 __all__ = [
@@ -47,6 +47,6 @@ __all__ = [
     "flow_matching_loss",
     "horizon_weights",
     "mean_flow_target",
+    "prediction_loss",
     "reverse_flow_target",
-    "velocity_regression_loss",
 ]

@@ -11,7 +11,7 @@ from flowmatch_rl.paths.schedules import (
     VariancePreservingSchedule,
 )
 from flowmatch_rl.paths.sources import GaussianSource, MixtureSource, Source, UniformSource
-from flowmatch_rl.paths.squash import NoSquash, Squash, TanhSquash
+from flowmatch_rl.paths.squash import ClipSquash, NoSquash, Squash, TanhSquash
 from flowmatch_rl.paths.times import (
     CosineMapTime,
     KumaraswamyTime,
@@ -24,6 +24,7 @@ from flowmatch_rl.paths.times import (
 
 __all__ = [
     "AffinePath",
+    "ClipSquash",
     "CosineMapTime",
     "CosineSchedule",
     "Field",

@@ -42,6 +42,27 @@ class Source(abc.ABC):
     def log_prob(self, x_0: Tensor) -> Tensor:
         """Log-density in nats, shape (*batch), at points of shape (*batch, D)."""
 
+    @property
+    @abc.abstractmethod
+    def is_smooth(self) -> bool:
+        """Whether the density is positive and differentiable everywhere, so that the mean of its score is zero."""
+
+    @abc.abstractmethod
+    def score(self, x_0: Tensor) -> Tensor:
+        """Gradient of the log-density where it has one, shape (*batch, D), at points of shape (*batch, D)."""
+
+    @abc.abstractmethod
+    def moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance per dimension, shape (D,) each.
+
+        Args:
+            like: Tensor of the dimension, type and device wanted, shape (..., D).
+        """
+
+    @abc.abstractmethod
+    def log_gaussian_ratio(self, x_0: Tensor) -> Tensor:
+        """The log of the density over that of the Gaussian with ``moments``, nats, shape (*batch)."""
+
 
 @dataclass(frozen=True)
 class GaussianSource(Source):
@@ -77,6 +98,24 @@ class GaussianSource(Source):
         """Log-density in nats, shape (*batch), at points of shape (*batch, D)."""
         constant = math.log(2.0 * math.pi * self.scale**2)
         return -0.5 * (x_0.square().sum(-1) / self.scale**2 + x_0.shape[-1] * constant)
+
+    @property
+    def is_smooth(self) -> bool:
+        """It is."""
+        return True
+
+    def score(self, x_0: Tensor) -> Tensor:
+        """Gradient of the log-density, ``-x_0 / scale^2``."""
+        return -x_0 if self.scale == 1.0 else -x_0 / self.scale**2
+
+    def moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Zero and the square of the scale."""
+        zero = like.new_zeros(like.shape[-1])
+        return zero, zero + self.scale**2
+
+    def log_gaussian_ratio(self, x_0: Tensor) -> Tensor:
+        """Zero: it is that Gaussian."""
+        return torch.zeros_like(x_0[..., 0])
 
 
 @dataclass(frozen=True)
@@ -114,6 +153,24 @@ class UniformSource(Source):
         inside = (x_0.abs() <= self.half_width).all(-1)
         height = -x_0.shape[-1] * math.log(2.0 * self.half_width)
         return torch.full_like(x_0[..., 0], height).masked_fill(~inside, -math.inf)
+
+    @property
+    def is_smooth(self) -> bool:
+        """It is not: the score is zero inside, and all of the density's change is in the jump at the walls."""
+        return False
+
+    def score(self, x_0: Tensor) -> Tensor:
+        """Zero, the gradient away from the walls."""
+        return torch.zeros_like(x_0)
+
+    def moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Zero and a third of the square of the half width."""
+        zero = like.new_zeros(like.shape[-1])
+        return zero, zero + self.half_width**2 / 3.0
+
+    def log_gaussian_ratio(self, x_0: Tensor) -> Tensor:
+        """The log of the density over that of the Gaussian with the same moments, minus infinity outside the box."""
+        return self.log_prob(x_0) - GaussianSource(self.half_width / math.sqrt(3.0)).log_prob(x_0)
 
 
 @dataclass(frozen=True)
@@ -162,3 +219,27 @@ class MixtureSource(Source):
         distance = (x_0[..., None, :] - means).square().sum(-1)
         constant = x_0.shape[-1] * math.log(2.0 * math.pi * self.scale**2)
         return torch.logsumexp(-0.5 * (distance / self.scale**2 + constant), -1) - math.log(len(means))
+
+    @property
+    def is_smooth(self) -> bool:
+        """It is."""
+        return True
+
+    def score(self, x_0: Tensor) -> Tensor:
+        """Gradient of the log-density: the pulls of the components, weighted by their shares at the point."""
+        means = torch.tensor(self.means, dtype=x_0.dtype, device=x_0.device)
+        offset = means - x_0[..., None, :]
+        share = torch.softmax(-0.5 * offset.square().sum(-1) / self.scale**2, -1)
+        return (share[..., None] * offset).sum(-2) / self.scale**2
+
+    def moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of the means; their variance and that of a component."""
+        means = torch.tensor(self.means, dtype=like.dtype, device=like.device)
+        check_shape("means", means, (len(self.means), like.shape[-1]))
+        return means.mean(0), means.var(0, correction=0) + self.scale**2
+
+    def log_gaussian_ratio(self, x_0: Tensor) -> Tensor:
+        """The log of the density over that of the Gaussian with the same moments."""
+        mean, variance = self.moments(x_0)
+        gaussian = -0.5 * ((x_0 - mean).square() / variance + (2.0 * math.pi * variance).log()).sum(-1)
+        return self.log_prob(x_0) - gaussian

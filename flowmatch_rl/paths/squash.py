@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Squash(abc.ABC):
-    """An elementwise, increasing map from latent points u to actions a."""
+    """An elementwise map from latent points u to actions a that nowhere decreases."""
 
     @abc.abstractmethod
     def action(self, u: Tensor) -> Tensor:
@@ -19,6 +19,13 @@ class Squash(abc.ABC):
     @abc.abstractmethod
     def latent(self, action: Tensor) -> Tensor:
         """Latent point of an action, same shape."""
+
+    @abc.abstractmethod
+    def log_jacobian(self, u: Tensor) -> Tensor:
+        """Log-determinant of the derivative of ``action`` at latent points (..., D), shape (...).
+
+        The log-density of an action is that of its latent point minus this.
+        """
 
     @abc.abstractmethod
     def pull_back(self, action_value: Tensor, action_gradient: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,6 +38,18 @@ class Squash(abc.ABC):
 
         Returns:
             Unnormalised log-density over u, shape (...), and its gradient, shape (..., D).
+        """
+
+    @abc.abstractmethod
+    def latent_gradient(self, action_gradient: Tensor, u: Tensor) -> Tensor:
+        """Gradient with respect to u of a function of the action, by the chain rule.
+
+        Args:
+            action_gradient: Its gradient with respect to the action at ``action(u)``, shape (..., D).
+            u: Latent points, shape (..., D).
+
+        Returns:
+            Gradient, shape (..., D).
         """
 
 
@@ -59,13 +78,16 @@ class TanhSquash(Squash):
         """Latent point of an action, same shape."""
         return torch.atanh(action.clamp(-self.limit, self.limit))
 
+    def log_jacobian(self, u: Tensor) -> Tensor:
+        """``sum log sech^2(u)``, shape (...)."""
+        # log sech^2(u) = 2 (log 2 - |u| - log(1 + exp(-2 |u|))): finite for every u, unlike log(1 - tanh^2).
+        magnitude = u.abs()
+        return 2.0 * (math.log(2.0) - magnitude - torch.log1p(torch.exp(-2.0 * magnitude))).sum(-1)
+
     def pull_back(self, action_value: Tensor, action_gradient: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Add ``sum log sech^2(u)`` to the log-density, and its gradient ``-2 tanh(u)``."""
         a = torch.tanh(u)
-        # log sech^2(u) = 2 (log 2 - |u| - log(1 + exp(-2 |u|))): finite for every u, unlike log(1 - tanh^2).
-        magnitude = u.abs()
-        log_jacobian = 2.0 * (math.log(2.0) - magnitude - torch.log1p(torch.exp(-2.0 * magnitude))).sum(-1)
-        return action_value + log_jacobian, (1.0 - a.square()) * action_gradient - 2.0 * a
+        return action_value + self.log_jacobian(u), (1.0 - a.square()) * action_gradient - 2.0 * a
 
 
 @dataclass(frozen=True)
@@ -80,6 +102,53 @@ class NoSquash(Squash):
         """Latent point of an action, same shape."""
         return action
 
+    def log_jacobian(self, u: Tensor) -> Tensor:
+        """0, shape (...)."""
+        return torch.zeros_like(u[..., 0])
+
     def pull_back(self, action_value: Tensor, action_gradient: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """The arguments, unchanged."""
         return action_value, action_gradient
+
+    def latent_gradient(self, action_gradient: Tensor, u: Tensor) -> Tensor:
+        """The gradient, unchanged."""
+        return action_gradient
+
+
+@dataclass(frozen=True)
+class ClipSquash(Squash):
+    """Latent points are actions, clipped to the box ``[-limit, limit]^D``, as diffusion policies without tanh do.
+
+    The value is taken at the clipped action and no Jacobian is added, so that outside the box the log-density goes on
+    at the value of the nearest edge instead of falling to minus infinity. It is thus not the density over the box: the
+    mass that a path's posterior has outside is counted to the edge, which draws policies toward the bounds.
+    ``TruncatedProposal`` keeps to the box.
+
+    Args:
+        limit: Half the side of the box, positive.
+
+    Raises:
+        ValueError: If ``limit`` is not positive.
+    """
+
+    limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0.0:
+            raise ValueError(f"limit must be positive, got {self.limit}")
+
+    def action(self, u: Tensor) -> Tensor:
+        """The latent point, clipped, same shape."""
+        return u.clamp(-self.limit, self.limit)
+
+    def latent(self, action: Tensor) -> Tensor:
+        """The action, clipped, same shape."""
+        return action.clamp(-self.limit, self.limit)
+
+    def pull_back(self, action_value: Tensor, action_gradient: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The value, unchanged, and the gradient, zero in dimensions that are clipped."""
+        return action_value, torch.where(u.abs() <= self.limit, action_gradient, 0.0)
+
+    def latent_gradient(self, action_gradient: Tensor, u: Tensor) -> Tensor:
+        """The gradient, zero in dimensions that are clipped."""
+        return torch.where(u.abs() <= self.limit, action_gradient, 0.0)
