@@ -1,5 +1,6 @@
 """The families of the package: a new member joins by one line and meets every test of its family."""
 
+from flowmatch_rl.bandits import Bandit, Bimodal, Flat, FourModes, Quadratic, TwoMoonsEnergy
 from flowmatch_rl.couplings import Coupling, ExactCoupling, IndependentCoupling, SinkhornCoupling
 from flowmatch_rl.estimators import (
     ControlVariate,
@@ -14,11 +15,15 @@ from flowmatch_rl.estimators import (
 )
 from flowmatch_rl.nets import (
     Architecture,
+    CategoricalHead,
     FilmUNetArchitecture,
     FirstSelection,
     GreedySelection,
+    QuantileHead,
+    ScalarHead,
     Selection,
     SoftmaxSelection,
+    ValueHead,
     VelocityArchitecture,
 )
 from flowmatch_rl.objectives import (
@@ -160,6 +165,14 @@ ARCHITECTURES: list[Architecture] = [
     ),
 ]
 
+VALUE_HEADS: list[ValueHead] = [
+    ScalarHead(),
+    ScalarHead(huber_delta=0.5),
+    CategoricalHead(num_atoms=7, v_min=-3.0, v_max=4.0),
+    QuantileHead(num_quantiles=5),
+    QuantileHead(num_quantiles=1, huber_delta=0.0),
+]
+
 TIME_WEIGHTS: list[TimeWeight] = [
     UniformWeight(),
     PowerWeight(),
@@ -246,4 +259,15 @@ REWARDS: list[Reward] = [
     SpeedReward(),
     SumReward(rewards=(SpeedReward(scale=2.0), LinearReward(columns=("x",), weights=(1.0,))), weights=(0.5, -1.0)),
     FunctionReward(function="tests.processes.test_rewards:height", columns=("y", "x")),
+]
+
+BANDITS: list[Bandit] = [
+    FourModes(),
+    FourModes(mode=0.6, scale=0.25, weights=(0.1, 0.2, 0.3, 0.4)),
+    TwoMoonsEnergy(),
+    Bimodal(),
+    Bimodal(dimensions=1, mode=0.7, scale=0.3),
+    Flat(),
+    Quadratic(),
+    Quadratic(dimensions=3, centre=-0.9, scale=0.5),
 ]

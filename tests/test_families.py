@@ -3,10 +3,11 @@ import math
 
 import pytest
 
+from flowmatch_rl.bandits import Bandit
 from flowmatch_rl.couplings import Coupling
 from flowmatch_rl.estimators import ControlVariate, Proposal
 from flowmatch_rl.modules import CheckpointPolicy
-from flowmatch_rl.nets import Architecture, Selection
+from flowmatch_rl.nets import Architecture, Selection, ValueHead
 from flowmatch_rl.objectives import FlowObjective, OccupancyObjective, TimeWeight
 from flowmatch_rl.paths import Schedule, Source, Squash, TimeDistribution
 from flowmatch_rl.processes import Process
@@ -24,6 +25,7 @@ FAMILIES = [
     (ControlVariate, families.CONTROL_VARIATES),
     (Selection, families.SELECTIONS),
     (Architecture, families.ARCHITECTURES),
+    (ValueHead, families.VALUE_HEADS),
     (TimeWeight, families.TIME_WEIGHTS),
     (FlowObjective, families.OBJECTIVES),
     (OccupancyObjective, families.OCCUPANCY_OBJECTIVES),
@@ -32,6 +34,7 @@ FAMILIES = [
     (Source, families.SOURCES),
     (Coupling, families.COUPLINGS),
     (Process, families.PROCESSES),
+    (Bandit, families.BANDITS),
     (Policy, [*families.POLICIES, CheckpointPolicy]),
     (Reward, families.REWARDS),
 ]

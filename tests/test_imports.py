@@ -12,7 +12,18 @@ PACKAGE = "flowmatch_rl"
 ROOT = Path(flowmatch_rl.__file__).parent
 
 GROUND = {"types", "shapes", "keys"}
-FLOOR_1 = {"paths", "couplings", "solvers", "samplers", "estimators", "objectives", "planning", "metrics", "processes"}
+FLOOR_1 = {
+    "paths",
+    "couplings",
+    "solvers",
+    "samplers",
+    "estimators",
+    "objectives",
+    "planning",
+    "metrics",
+    "processes",
+    "bandits",
+}
 ROOF = "cli"
 
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
@@ -26,12 +37,13 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "samplers": ({"types", "shapes", "paths", "solvers"}, {"torch"}),
     "metrics": ({"types", "shapes"}, {"torch", "scipy", "numpy", "ot"}),
     "estimators": ({"types", "shapes", "paths"}, {"torch"}),
+    "bandits": ({"types", "shapes", "paths", "estimators"}, {"torch", "numpy"}),
     "objectives": ({"types", "shapes", "paths", "solvers", "samplers", "estimators"}, {"torch"}),
     "planning": ({"types", "shapes"}, {"torch"}),
     "processes": ({"types", "shapes", "paths"}, {"torch"}),
-    "nets": ({"types", "shapes", "paths", "solvers"}, {"torch", "tensordict"}),
+    "nets": ({"types", "shapes", "paths", "solvers", "objectives"}, {"torch", "tensordict"}),
     "data": (
-        GROUND | {"processes"},
+        GROUND | {"processes", "bandits"},
         {
             "torch",
             "tensordict",

@@ -1,15 +1,18 @@
 """An ensemble of action-value networks, evaluated as stacked matrix products."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from flowmatch_rl.nets.chunks import map_in_chunks
-
-ValueReduction = Literal["min", "mean"]
+from flowmatch_rl.nets.layer_norm import EPSILON, Normalisation, normalised, normalised_gradient
+from flowmatch_rl.nets.value_heads import ScalarHead, ValueHead
+from flowmatch_rl.objectives import ValueReduction
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class CriticArchitecture:
         num_members: Members M, at least 1.
         hidden_dim: Width of every hidden layer.
         num_layers: Hidden layers, at least 1.
+        layer_norm: Whether each hidden layer is normalised before its rectified linear units.
+        head: What the outputs stand for: a value, or the law of the return.
 
     Raises:
         ValueError: If a number is below 1.
@@ -28,6 +33,8 @@ class CriticArchitecture:
     num_members: int = 2
     hidden_dim: int = 256
     num_layers: int = 2
+    layer_norm: bool = False
+    head: ValueHead = ScalarHead()
 
     def __post_init__(self) -> None:
         if min(self.num_members, self.hidden_dim, self.num_layers) < 1:
@@ -38,11 +45,25 @@ class CriticArchitecture:
         return CriticEnsemble(self, observation_dim, action_dim)
 
 
+class _Evaluation(NamedTuple):
+    """One member's pass over R = B N rows."""
+
+    values: Tensor
+    """Shape (B, N)."""
+    kept: Tensor
+    """What the head needs for its gradient."""
+    hiddens: list[Tensor]
+    """Hidden layers after their rectified linear units, each (R, H)."""
+    normalisations: list[Normalisation]
+    """One per hidden layer, or none."""
+
+
 class CriticEnsemble(nn.Module):
     """Action values Q(s, a) of M networks.
 
     The first layer is a sum of a map of the observation and a map of the action, so that N actions per state share
     the observation's. Where few rows are evaluated all members are one batched product; see ``action_values``.
+    Under autocast the last layer and the values keep the precision of the weights.
 
     Args:
         architecture: Shape of the ensemble.
@@ -60,8 +81,13 @@ class CriticEnsemble(nn.Module):
         hidden = range(architecture.num_layers - 1)
         self.hidden_weights = nn.ParameterList(nn.Parameter(_orthogonal(members, width, width)) for _ in hidden)
         self.hidden_biases = nn.ParameterList(nn.Parameter(torch.zeros(members, 1, width)) for _ in hidden)
-        self.value_weight = nn.Parameter(_orthogonal(members, width, 1))  # (M, H, 1)
-        self.value_bias = nn.Parameter(torch.zeros(members, 1, 1))
+        normalised_layers = range(architecture.num_layers if architecture.layer_norm else 0)
+        self.norm_weights = nn.ParameterList(nn.Parameter(torch.ones(members, 1, width)) for _ in normalised_layers)
+        self.norm_biases = nn.ParameterList(nn.Parameter(torch.zeros(members, 1, width)) for _ in normalised_layers)
+        self.head = architecture.head
+        self._layer_norm = architecture.layer_norm
+        self.value_weight = nn.Parameter(_orthogonal(members, width, self.head.num_outputs))  # (M, H, O)
+        self.value_bias = nn.Parameter(torch.zeros(members, 1, self.head.num_outputs))
 
     @property
     def num_members(self) -> int:
@@ -81,14 +107,37 @@ class CriticEnsemble(nn.Module):
         Raises:
             ValueError: If the batches differ.
         """
+        return self.head.values(self.outputs(observation, action))
+
+    def outputs(self, observation: Tensor, action: Tensor, members: Tensor | None = None) -> Tensor:
+        """Outputs of the networks, which the head turns into values or laws.
+
+        Args:
+            observation: Shape (B, S).
+            action: Shape (B, A).
+            members: Indices of the members to evaluate, integer, shape (M',); all if None.
+
+        Returns:
+            Outputs, shape (M, B, O), or (M', B, O).
+
+        Raises:
+            ValueError: If the batches differ.
+        """
         if observation.shape[:-1] != action.shape[:-1] or observation.dim() != 2:
             raise ValueError(f"expected (B, S) and (B, A), got {tuple(observation.shape)} and {tuple(action.shape)}")
-        members = self.num_members
-        x = torch.cat([observation, action], dim=-1).expand(members, -1, -1)
-        h = torch.baddbmm(self.input_bias, x, torch.cat([self.observation_weight, self.action_weight], dim=1)).relu()
-        for weight, bias in zip(self.hidden_weights, self.hidden_biases, strict=True):
-            h = torch.baddbmm(bias, h, weight).relu()
-        return torch.baddbmm(self.value_bias, h, self.value_weight).squeeze(-1)
+
+        def of_members(parameter: Tensor) -> Tensor:
+            return parameter if members is None else parameter[members]
+
+        joint = torch.cat([of_members(self.observation_weight), of_members(self.action_weight)], dim=1)
+        x = torch.cat([observation, action], dim=-1).expand(len(joint), -1, -1)
+        h = self._activated(0, torch.baddbmm(of_members(self.input_bias), x, joint), of_members)
+        layers = zip(self.hidden_weights, self.hidden_biases, strict=True)
+        for layer, (weight, bias) in enumerate(layers, start=1):
+            h = self._activated(layer, torch.baddbmm(of_members(bias), h, of_members(weight)), of_members)
+        with _without_autocast(h):
+            weight = of_members(self.value_weight)
+            return torch.baddbmm(of_members(self.value_bias), h.to(weight.dtype), weight)
 
     @torch.no_grad()
     def action_values(self, observation: Tensor, actions: Tensor, reduction: ValueReduction = "min") -> Tensor:
@@ -140,40 +189,77 @@ class CriticEnsemble(nn.Module):
         self._values = torch.compile(self._values)
         self._values_and_gradients = torch.compile(self._values_and_gradients)
 
+    def _activated(self, layer: int, h: Tensor, of_members: Callable[[Tensor], Tensor]) -> Tensor:
+        """Hidden layer (M, B, H) of some members, normalised if so built, after its rectified linear units."""
+        if self._layer_norm:
+            weight, bias = of_members(self.norm_weights[layer]), of_members(self.norm_biases[layer])
+            h = torch.addcmul(bias, nn.functional.layer_norm(h, h.shape[-1:], eps=EPSILON), weight)
+        return h.relu()
+
     def _values(self, reduction: ValueReduction, observation: Tensor, actions: Tensor) -> tuple[Tensor]:
-        members = torch.stack([self._member(m, observation, actions)[0] for m in range(self.num_members)])
+        members = torch.stack([self._member(m, observation, actions).values for m in range(self.num_members)])
         return (members.amin(0) if reduction == "min" else members.mean(0),)
 
     def _values_and_gradients(
         self, reduction: ValueReduction, observation: Tensor, actions: Tensor
     ) -> tuple[Tensor, Tensor]:
         evaluated = [self._member(m, observation, actions) for m in range(self.num_members)]
-        members = torch.stack([values for values, _ in evaluated])
+        members = torch.stack([evaluation.values for evaluation in evaluated])
         if reduction == "mean":
             reduced, share = members.mean(0), torch.full_like(members, 1.0 / self.num_members)
         else:
             reduced, share = members.amin(0), nn.functional.one_hot(members.argmin(0), self.num_members).movedim(-1, 0)
-        parts = [self._member_gradient(m, hiddens, share[m]) for m, (_, hiddens) in enumerate(evaluated)]
-        return reduced, torch.stack(parts).sum(0)
+        parts = [self._member_gradient(m, evaluation, share[m]) for m, evaluation in enumerate(evaluated)]
+        return reduced, torch.stack(parts).sum(0, dtype=reduced.dtype)
 
-    def _member(self, m: int, observation: Tensor, actions: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Values (B, N) of one member and its hidden layers, each (B N, H). Separate products win on many rows."""
+    def _member(self, m: int, observation: Tensor, actions: Tensor) -> _Evaluation:
+        """One member on all actions. Separate products win on many rows."""
         shared = observation @ self.observation_weight[m] + self.input_bias[m]  # (B, H)
-        h = (actions @ self.action_weight[m]).add_(shared[:, None]).relu_().flatten(0, 1)
+        normalisations: list[Normalisation] = []
+        h = (actions @ self.action_weight[m]).add_(shared[:, None]).flatten(0, 1)
+        h = self._member_activated(m, 0, h, normalisations)
         hiddens = [h]
-        for weight, bias in zip(self.hidden_weights, self.hidden_biases, strict=True):
-            h = torch.addmm(bias[m], h, weight[m]).relu_()
+        layers = zip(self.hidden_weights, self.hidden_biases, strict=True)
+        for layer, (weight, bias) in enumerate(layers, start=1):
+            h = self._member_activated(m, layer, torch.addmm(bias[m], h, weight[m]), normalisations)
             hiddens.append(h)
-        value = torch.addmm(self.value_bias[m], h, self.value_weight[m])
-        return value.view(actions.shape[:2]), hiddens
+        with _without_autocast(h):
+            weight = self.value_weight[m]
+            values, kept = self.head.read(h.to(weight.dtype), weight, self.value_bias[m])
+        return _Evaluation(values.view(actions.shape[:2]), kept, hiddens, normalisations)
 
-    def _member_gradient(self, m: int, hiddens: list[Tensor], share: Tensor) -> Tensor:
+    def _member_activated(self, m: int, layer: int, h: Tensor, normalisations: list[Normalisation]) -> Tensor:
+        """Rectified linear units of one member's hidden layer (R, H), in place; notes how it was normalised."""
+        if self._layer_norm:
+            h, kept = normalised(h, self.norm_weights[layer][m, 0], self.norm_biases[layer][m, 0])
+            normalisations.append(kept)
+        return h.relu_()
+
+    def _member_gradient(self, m: int, evaluation: _Evaluation, share: Tensor) -> Tensor:
         """Gradient (B, N, A) of ``share`` times one member's values."""
-        last = hiddens[-1]
-        gradient = share.to(last.dtype).reshape(-1, 1) * self.value_weight[m].squeeze(-1).to(last.dtype)
-        for hidden, weight in zip(reversed(hiddens[1:]), reversed(list(self.hidden_weights)), strict=True):
-            gradient = _through_relu(gradient, hidden) @ weight[m].T
-        return (_through_relu(gradient, hiddens[0]) @ self.action_weight[m].T).view(*share.shape, -1)
+        hiddens, last = evaluation.hiddens, evaluation.hiddens[-1]
+        weight = self.value_weight[m].to(last.dtype)
+        gradient = self.head.hidden_gradient(
+            evaluation.kept.to(last.dtype), weight, share.to(last.dtype).reshape(-1, 1)
+        )
+        for layer in range(len(hiddens) - 1, 0, -1):
+            gradient = self._through_activation(m, layer, gradient, evaluation) @ self.hidden_weights[layer - 1][m].T
+        return (self._through_activation(m, 0, gradient, evaluation) @ self.action_weight[m].T).view(*share.shape, -1)
+
+    def _through_activation(self, m: int, layer: int, gradient: Tensor, evaluation: _Evaluation) -> Tensor:
+        """Gradient (R, H) at the input of ``_member_activated``."""
+        output = evaluation.hiddens[layer]
+        gradient = _through_relu(gradient.to(output.dtype), output)
+        if self._layer_norm:
+            weight, bias = self.norm_weights[layer][m, 0], self.norm_biases[layer][m, 0]
+            gradient = normalised_gradient(gradient, evaluation.normalisations[layer], weight, bias)
+        return gradient
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A context in which products of float32 tensors are not rounded."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _through_relu(gradient: Tensor, output: Tensor) -> Tensor:

@@ -1,5 +1,14 @@
 from flowmatch_rl.objectives.backups import FirstState, backup_weights, choose_state, horizon_weights
-from flowmatch_rl.objectives.bellman import bellman_target, critic_loss
+from flowmatch_rl.objectives.bellman import (
+    ValueReduction,
+    bellman_map,
+    bellman_target,
+    categorical_loss,
+    critic_loss,
+    projected_probabilities,
+    quantile_loss,
+    reduced_law,
+)
 from flowmatch_rl.objectives.flow_matching import (
     ConditionalFlowMatching,
     FlowObjective,
@@ -19,6 +28,15 @@ from flowmatch_rl.objectives.occupancy import (
     OccupancyObjective,
 )
 from flowmatch_rl.objectives.reverse_flow import prediction_loss, reverse_flow_target
+from flowmatch_rl.objectives.temperature import (
+    AnnealedTemperature,
+    ConstantTemperature,
+    EntropyTemperature,
+    PolicyState,
+    SampleSizeTemperature,
+    Temperature,
+    temperature_loss,
+)
 from flowmatch_rl.objectives.weights import CappedSignalWeight, ErrorOf, PowerWeight, TimeWeight, UniformWeight
 
 __all__ = [
@@ -26,27 +44,40 @@ __all__ = [
     "TD2DD",
     "TDCFM",
     "TDDD",
+    "AnnealedTemperature",
     "Backup",
     "BackupNoise",
     "CappedSignalWeight",
     "ConditionalFlowMatching",
+    "ConstantTemperature",
     "CoupledTDCFM",
+    "EntropyTemperature",
     "ErrorOf",
     "FirstState",
     "FlowObjective",
     "MeanFlow",
     "MonteCarloCFM",
     "OccupancyObjective",
+    "PolicyState",
     "PowerWeight",
+    "SampleSizeTemperature",
+    "Temperature",
     "TimeWeight",
     "UniformWeight",
+    "ValueReduction",
     "backup_weights",
+    "bellman_map",
     "bellman_target",
+    "categorical_loss",
     "choose_state",
     "critic_loss",
     "flow_matching_loss",
     "horizon_weights",
     "mean_flow_target",
     "prediction_loss",
+    "projected_probabilities",
+    "quantile_loss",
+    "reduced_law",
     "reverse_flow_target",
+    "temperature_loss",
 ]

@@ -1,8 +1,18 @@
-"""Temporal-difference learning of action values."""
+"""Temporal-difference learning of action values and of laws of the return.
 
+The target of every learner is the law of the next return, pushed forward by ``shift + scale Z``. How a network stands
+for such a law is the matter of its head: by its mean, by probabilities of fixed atoms, or by quantiles.
+"""
+
+from typing import Literal
+
+import torch
 from torch import Tensor
 
 from flowmatch_rl.shapes import check_same_shape, check_shape
+
+ValueReduction = Literal["min", "mean"]
+"""How the values of an ensemble become one."""
 
 
 def bellman_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: float) -> Tensor:
@@ -24,12 +34,64 @@ def bellman_target(reward: Tensor, terminated: Tensor, next_value: Tensor, disco
     return reward + discount * next_value.masked_fill(terminated, 0.0)
 
 
-def critic_loss(values: Tensor, target: Tensor) -> Tensor:
+def bellman_map(rewards: Tensor, length: Tensor, terminated: Tensor, discount: float) -> tuple[Tensor, Tensor]:
+    """The affine map from the return of the arrival state to the return of the first one.
+
+    Args:
+        rewards: Rewards of the steps of a transition, shape (B, n); what lies beyond ``length`` is padding.
+        length: Steps taken, in 1, ..., n, integer, shape (B,).
+        terminated: Whether the arrival state is terminal, boolean, shape (B,). A time limit is not: it bootstraps.
+        discount: Discount per environment step, in [0, 1).
+
+    Returns:
+        Shift, the discounted sum of the rewards, shape (B,); scale, ``discount^length`` or 0 where the arrival state
+        is terminal, shape (B,).
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    check_same_shape(length=length, terminated=terminated)
+    if rewards.dim() != 2 or rewards.shape[:1] != length.shape:
+        raise ValueError(
+            f"expected rewards (B, n) and length (B,), got {tuple(rewards.shape)} and {tuple(length.shape)}"
+        )
+    steps = torch.arange(rewards.shape[1], device=rewards.device)
+    taken = rewards.masked_fill(steps >= length[:, None], 0.0)
+    shift = (taken * torch.pow(discount, steps.to(rewards.dtype))).sum(1)
+    return shift, torch.pow(discount, length.to(rewards.dtype)).masked_fill(terminated, 0.0)
+
+
+def reduced_law(values: Tensor, laws: Tensor, reduction: ValueReduction) -> Tensor:
+    """One law out of those of an ensemble.
+
+    Args:
+        values: Means of the members' laws, units of the return, shape (M, B).
+        laws: Laws, by what their head describes them with, shape (M, B, O).
+        reduction: ``min`` for the law of the member of smallest value, ``mean`` for the mean of the descriptions,
+            whose value is the mean of the values.
+
+    Returns:
+        Law, shape (B, O).
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    if laws.dim() != 3 or laws.shape[:2] != values.shape:
+        raise ValueError(f"expected (M, B) and (M, B, O), got {tuple(values.shape)} and {tuple(laws.shape)}")
+    if reduction == "mean":
+        return laws.mean(0)
+    lowest = values.argmin(0)[None, :, None].expand(1, *laws.shape[1:])
+    return laws.gather(0, lowest).squeeze(0)
+
+
+def critic_loss(values: Tensor, target: Tensor, huber_delta: float | None = None) -> Tensor:
     """Squared error of every member of an ensemble against one target.
 
     Args:
         values: Action values of the members, shape (M, B).
         target: Target, detached, shape (B,).
+        huber_delta: Error from which the loss grows in proportion to the error, with an equal slope there, in units
+            of the return, positive; the square everywhere if None.
 
     Returns:
         Loss per sample, mean over the members, shape (B,).
@@ -38,4 +100,91 @@ def critic_loss(values: Tensor, target: Tensor) -> Tensor:
         ValueError: If the shapes do not fit.
     """
     check_shape("values", values, (values.shape[0], *target.shape))
-    return (values - target).square().mean(0)
+    error = values - target
+    if huber_delta is None:
+        return error.square().mean(0)
+    size = error.abs()
+    return torch.where(size <= huber_delta, error.square(), huber_delta * (2.0 * size - huber_delta)).mean(0)
+
+
+def projected_probabilities(probabilities: Tensor, shift: Tensor, scale: Tensor, v_min: float, v_max: float) -> Tensor:
+    """Law of ``shift + scale Z`` on the atoms of the law of Z.
+
+    The atoms are O evenly spaced numbers from ``v_min`` to ``v_max``. The mass of each moved atom is shared between
+    its two neighbours such that the mean is kept; what leaves the support is put on its end.
+
+    Args:
+        probabilities: Probabilities of the atoms of Z, shape (B, O).
+        shift: Units of the return, shape (B,).
+        scale: Shape (B,).
+        v_min: Smallest atom, units of the return.
+        v_max: Largest atom.
+
+    Returns:
+        Probabilities, shape (B, O).
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    Reference:
+        Bellemare et al., arXiv:1707.06887, Algorithm 1.
+    """
+    batch, num_atoms = probabilities.shape
+    check_shape("shift", shift, (batch,))
+    check_shape("scale", scale, (batch,))
+    # Positions in units of the spacing: fewer roundings, and a law that stays where it is keeps its digits.
+    places = torch.arange(num_atoms, device=probabilities.device, dtype=probabilities.dtype)
+    spacing = (v_max - v_min) / (num_atoms - 1)
+    start = (shift + (scale - 1.0) * v_min) / spacing
+    moved = (start[:, None] + scale[:, None] * places).clamp(0.0, num_atoms - 1.0)  # (B, O)
+    nearness = (1.0 - (moved[:, None, :] - places[:, None]).abs()).clamp_min(0.0)  # (B, O to, O from)
+    return (nearness * probabilities[:, None]).sum(-1)  # no product of matrices: autocast would round it
+
+
+def categorical_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of every member of an ensemble against one law on the same atoms.
+
+    Args:
+        logits: Unnormalised log-probabilities of the members, shape (M, B, O).
+        target: Probabilities, detached, shape (B, O).
+
+    Returns:
+        Loss per sample in nats, mean over the members, shape (B,).
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    check_shape("logits", logits, (logits.shape[0], *target.shape))
+    return -(target * logits.log_softmax(-1)).sum(-1).mean(0)
+
+
+def quantile_loss(quantiles: Tensor, target: Tensor, huber_delta: float) -> Tensor:
+    """Quantile Huber loss of every member of an ensemble against equally likely numbers.
+
+    Quantile i of O belongs to the probability ``(i + 1/2) / O``.
+
+    Args:
+        quantiles: Quantiles of the members, units of the return, shape (M, B, O).
+        target: Equally likely numbers, detached, shape (B, N).
+        huber_delta: Error up to which the loss is quadratic, units of the return, at least 0. With 0 it is the
+            quantile loss, whose minimiser are the quantiles; with more it is smooth, and they are pulled together.
+
+    Returns:
+        Loss per sample, sum over the quantiles, mean over targets and members, shape (B,).
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    Reference:
+        Dabney et al., arXiv:1710.10044, equation 10, divided by ``huber_delta``.
+    """
+    if quantiles.dim() != 3 or target.dim() != 2 or quantiles.shape[1] != target.shape[0]:
+        raise ValueError(f"expected (M, B, O) and (B, N), got {tuple(quantiles.shape)} and {tuple(target.shape)}")
+    count = quantiles.shape[-1]
+    levels = (torch.arange(count, device=quantiles.device, dtype=quantiles.dtype) + 0.5) / count
+    error = target[:, None, :] - quantiles[..., None]  # (M, B, O, N)
+    size = error.abs()
+    if huber_delta > 0.0:
+        size = torch.where(size <= huber_delta, size.square() / (2.0 * huber_delta), size - 0.5 * huber_delta)
+    weight = (levels[:, None] - (error.detach() < 0.0).to(size.dtype)).abs()
+    return (weight * size).sum(2).mean((0, 2))

@@ -1,0 +1,258 @@
+"""What the last layer of a critic stands for: a value, or the law of the return."""
+
+import abc
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.objectives import (
+    categorical_loss,
+    critic_loss,
+    projected_probabilities,
+    quantile_loss,
+)
+
+
+@dataclass(frozen=True)
+class ValueHead(abc.ABC):
+    """Reads values off the O outputs of a critic, and compares laws of the return.
+
+    Evaluation of many actions goes through ``read`` and ``hidden_gradient``, which see the last layer as well: values
+    that are linear in it cost no more than a single output.
+    """
+
+    @property
+    @abc.abstractmethod
+    def num_outputs(self) -> int:
+        """Outputs O of the critic."""
+
+    @abc.abstractmethod
+    def values(self, outputs: Tensor) -> Tensor:
+        """Values.
+
+        Args:
+            outputs: Outputs of critics, shape (*batch, O).
+
+        Returns:
+            Values in units of the return, shape (*batch).
+        """
+
+    @abc.abstractmethod
+    def read(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of one critic from its last hidden layer.
+
+        Args:
+            hidden: Last hidden layer, shape (R, H).
+            weight: Weight of the last layer, shape (H, O).
+            bias: Its bias, shape (1, O).
+
+        Returns:
+            Values in units of the return, shape (R, 1), and what ``hidden_gradient`` needs to know.
+        """
+
+    @abc.abstractmethod
+    def hidden_gradient(self, kept: Tensor, weight: Tensor, share: Tensor) -> Tensor:
+        """Gradient of ``share`` times the values with respect to the last hidden layer.
+
+        Args:
+            kept: What ``read`` returned.
+            weight: Weight of the last layer, shape (H, O).
+            share: Shape (R, 1).
+
+        Returns:
+            Gradient, shape (R, H).
+        """
+
+    @abc.abstractmethod
+    def law(self, outputs: Tensor) -> Tensor:
+        """Description of the law of the return, whose values are linear in it.
+
+        Args:
+            outputs: Outputs of critics, shape (*batch, O).
+
+        Returns:
+            The law, shape (*batch, O); ``loss`` says what it holds.
+        """
+
+    @abc.abstractmethod
+    def loss(self, outputs: Tensor, next_law: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """Distance of the members of an ensemble from the law of ``shift + scale Z``.
+
+        Args:
+            outputs: Outputs of the members, shape (M, B, O).
+            next_law: Law of Z, detached, shape (B, O), as ``law`` describes it.
+            shift: Units of the return, shape (B,).
+            scale: At least 0, shape (B,). Where it is 0 the target is ``shift``, whatever the law.
+
+        Returns:
+            Loss per sample, mean over the members, shape (B,).
+
+        Raises:
+            ValueError: If the shapes do not fit.
+        """
+
+
+@dataclass(frozen=True)
+class ScalarHead(ValueHead):
+    """One output, the value; squared error.
+
+    Args:
+        huber_delta: Error from which the loss grows in proportion to the error, units of the return, positive; the
+            square everywhere if None.
+
+    Raises:
+        ValueError: If ``huber_delta`` is not positive.
+    """
+
+    huber_delta: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.huber_delta is not None and not 0.0 < self.huber_delta < math.inf:
+            raise ValueError(f"huber_delta must be positive and finite, got {self.huber_delta}")
+
+    @property
+    def num_outputs(self) -> int:
+        """One."""
+        return 1
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """The output."""
+        return outputs.squeeze(-1)
+
+    def read(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of one critic from its last hidden layer."""
+        return torch.addmm(bias, hidden, weight), weight
+
+    def hidden_gradient(self, kept: Tensor, weight: Tensor, share: Tensor) -> Tensor:
+        """Gradient of ``share`` times the values with respect to the last hidden layer."""
+        return share * weight.squeeze(-1)
+
+    def law(self, outputs: Tensor) -> Tensor:
+        """The value itself."""
+        return outputs
+
+    def loss(self, outputs: Tensor, next_law: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """Squared or Huber error."""
+        target = shift + scale * _where_it_counts(next_law, scale).squeeze(-1)
+        return critic_loss(outputs.squeeze(-1), target, self.huber_delta)
+
+
+@dataclass(frozen=True)
+class CategoricalHead(ValueHead):
+    """Logits of evenly spaced atoms; cross-entropy against the projected target.
+
+    Returns outside the support cannot be told from its ends: choose it as wide as the returns.
+
+    Args:
+        num_atoms: Atoms O, at least 2.
+        v_min: Smallest atom, units of the return.
+        v_max: Largest atom.
+
+    Raises:
+        ValueError: If there are fewer than two atoms, or the bounds are not finite and in order.
+
+    Reference:
+        Bellemare et al., arXiv:1707.06887.
+    """
+
+    num_atoms: int = 101
+    v_min: float = -100.0
+    v_max: float = 100.0
+
+    def __post_init__(self) -> None:
+        if self.num_atoms < 2:
+            raise ValueError(f"num_atoms must be at least 2, got {self.num_atoms}")
+        if not -math.inf < self.v_min < self.v_max < math.inf:
+            raise ValueError(f"expected finite v_min < v_max, got {self.v_min} and {self.v_max}")
+
+    @property
+    def num_outputs(self) -> int:
+        """One per atom."""
+        return self.num_atoms
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Means of the laws."""
+        # Sums, not products of matrices, which autocast would round.
+        return (outputs.softmax(-1) * self._atoms(outputs)).sum(-1)
+
+    def read(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of one critic from its last hidden layer."""
+        probabilities = torch.addmm(bias, hidden, weight).softmax(-1)
+        atoms = self._atoms(probabilities)
+        values = (probabilities @ atoms)[:, None]
+        return values, probabilities * (atoms - values)
+
+    def hidden_gradient(self, kept: Tensor, weight: Tensor, share: Tensor) -> Tensor:
+        """Gradient of ``share`` times the values with respect to the last hidden layer."""
+        return (share * kept) @ weight.T
+
+    def law(self, outputs: Tensor) -> Tensor:
+        """Probabilities of the atoms."""
+        return outputs.softmax(-1)
+
+    def loss(self, outputs: Tensor, next_law: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """Cross-entropy."""
+        next_law = _where_it_counts(next_law, scale)
+        return categorical_loss(outputs, projected_probabilities(next_law, shift, scale, self.v_min, self.v_max))
+
+    def _atoms(self, like: Tensor) -> Tensor:
+        return torch.linspace(self.v_min, self.v_max, self.num_atoms, device=like.device, dtype=like.dtype)
+
+
+@dataclass(frozen=True)
+class QuantileHead(ValueHead):
+    """Quantiles at the midpoints of equal strata; quantile Huber loss.
+
+    Args:
+        num_quantiles: Quantiles O, at least 1.
+        huber_delta: Error up to which the loss is quadratic, units of the return, at least 0.
+
+    Raises:
+        ValueError: If a number is out of its range.
+
+    Reference:
+        Dabney et al., arXiv:1710.10044.
+    """
+
+    num_quantiles: int = 32
+    huber_delta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_quantiles < 1:
+            raise ValueError(f"num_quantiles must be at least 1, got {self.num_quantiles}")
+        if not 0.0 <= self.huber_delta < math.inf:
+            raise ValueError(f"huber_delta must be finite and at least 0, got {self.huber_delta}")
+
+    @property
+    def num_outputs(self) -> int:
+        """One per quantile."""
+        return self.num_quantiles
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Means of the quantiles."""
+        return outputs.mean(-1)
+
+    def read(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of one critic from its last hidden layer."""
+        mean_weight = weight.mean(-1, keepdim=True)
+        return torch.addmm(bias.mean(-1, keepdim=True), hidden, mean_weight), mean_weight
+
+    def hidden_gradient(self, kept: Tensor, weight: Tensor, share: Tensor) -> Tensor:
+        """Gradient of ``share`` times the values with respect to the last hidden layer."""
+        return share * kept.squeeze(-1)
+
+    def law(self, outputs: Tensor) -> Tensor:
+        """The quantiles."""
+        return outputs
+
+    def loss(self, outputs: Tensor, next_law: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """Quantile Huber loss."""
+        target = shift[:, None] + scale[:, None] * _where_it_counts(next_law, scale)
+        return quantile_loss(outputs, target, self.huber_delta)
+
+
+def _where_it_counts(law: Tensor, scale: Tensor) -> Tensor:
+    """The law, and any law where the scale is 0: zero times a number that is not finite is no number."""
+    return law.masked_fill((scale == 0.0)[:, None], 1.0 / law.shape[-1])
