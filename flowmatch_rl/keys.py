@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TypeVar
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -21,8 +22,11 @@ NEXT_ACTION = ("next", "action")
 EMBEDDING = "embedding"
 """Name of the member of a family of policies that acted, shape (B, Z)."""
 
+LENGTH = "length"
+"""Steps that a transition of several steps took, shape (B, 1); its reward has shape (B, n)."""
+
 TRANSITION = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION, TERMINATED)
-"""The entries that a replay buffer keeps."""
+"""The entries that a replay buffer keeps of transitions of one step; those of several steps have ``LENGTH`` as well."""
 
 SAMPLE = "sample"
 CONDITION = "condition"
@@ -52,10 +56,11 @@ def read_transition(batch: TensorDictBase) -> Transition:
     """Read a batch of transitions.
 
     Args:
-        batch: TensorDict of batch size (B,) with the keys of ``TRANSITION``; rewards and flags of shape (B, 1).
+        batch: TensorDict of batch size (B,) with the keys of ``TRANSITION``; flags of shape (B, 1), rewards of shape
+            (B, n), and ``LENGTH`` unless n is 1.
 
     Returns:
-        The transitions, with rewards and flags of shape (B,).
+        The transitions, with flags and lengths of shape (B,).
 
     Raises:
         KeyError: If an entry is missing; the message names it.
@@ -68,12 +73,15 @@ def read_transition(batch: TensorDictBase) -> Transition:
             raise KeyError(f"the batch lacks {key!r}; it holds {', '.join(held)}")
         return value
 
+    rewards, terminated = read(REWARD), read(TERMINATED).squeeze(-1)
+    one_step = rewards.shape[-1] == 1
     return Transition(
         observation=read(OBSERVATION),
         action=read(ACTION),
-        reward=read(REWARD).squeeze(-1),
+        rewards=rewards,
         next_observation=read(NEXT_OBSERVATION),
-        terminated=read(TERMINATED).squeeze(-1),
+        terminated=terminated,
+        length=torch.ones_like(terminated, dtype=torch.long) if one_step else read(LENGTH).squeeze(-1),
     )
 
 

@@ -139,21 +139,28 @@ class Reward(abc.ABC):
 
 @dataclass(frozen=True)
 class Transition:
-    """A batch of one-step transitions.
+    """A batch of transitions of up to n steps each.
 
     Attributes:
-        observation: State the action was taken in, shape (B, S).
-        action: Action in [-1, 1], shape (B, A).
-        reward: Reward of the step, shape (B,).
-        next_observation: State arrived at, shape (B, S).
+        observation: State the first action was taken in, shape (B, S).
+        action: First action, in [-1, 1], shape (B, A).
+        rewards: Rewards of the steps, not discounted, shape (B, n); what lies beyond ``length`` is padding.
+        next_observation: State arrived at after the last step, shape (B, S).
         terminated: Whether the arrival state is terminal, boolean, shape (B,). A time limit is not a termination.
+        length: Steps taken, in 1, ..., n, integer, shape (B,); fewer than n at the end of an episode.
     """
 
     observation: Tensor
     action: Tensor
-    reward: Tensor
+    rewards: Tensor
     next_observation: Tensor
     terminated: Tensor
+    length: Tensor
+
+    @property
+    def reward(self) -> Tensor:
+        """Reward of the first step, shape (B,)."""
+        return self.rewards[:, 0]
 
 
 @dataclass(frozen=True)
