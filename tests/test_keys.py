@@ -5,7 +5,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from flowmatch_rl.keys import TRANSITION, read_rollouts, read_segment, read_transition
+from flowmatch_rl.keys import LENGTH, TRANSITION, read_rollouts, read_segment, read_transition
 
 
 def batch_of(size: int) -> TensorDict:
@@ -36,6 +36,27 @@ def test_rewards_and_flags_lose_their_unit_dimension_and_nothing_else_changes(si
     assert torch.equal(transition.observation, batch["observation"])
     assert torch.equal(transition.action, batch["action"])
     assert torch.equal(transition.next_observation, batch["next", "observation"])
+    assert torch.equal(transition.length, torch.ones(size, dtype=torch.long))
+    assert transition.rewards is batch["next", "reward"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_rewards_of_several_steps_stay_apart_and_their_number_is_read(size: int) -> None:
+    batch = batch_of(size)
+    rewards, length = torch.rand(size, 3), torch.randint(1, 4, (size, 1))
+    batch["next", "reward"] = rewards
+    batch[LENGTH] = length
+    transition = read_transition(batch)
+    assert torch.equal(transition.rewards, rewards)
+    assert torch.equal(transition.reward, rewards[:, 0])
+    assert torch.equal(transition.length, length[:, 0])
+
+
+def test_rewards_of_several_steps_without_their_number_are_refused() -> None:
+    batch = batch_of(4)
+    batch["next", "reward"] = torch.rand(4, 2)
+    with pytest.raises(KeyError, match="lacks 'length'"):
+        read_transition(batch)
 
 
 def test_a_time_limit_is_not_read_as_a_termination() -> None:

@@ -17,9 +17,10 @@ from torchrl.envs import EnvBase
 
 from flowmatch_rl.data.envs import Environment, GymnasiumEnvironment, Spaces, build_environment, spaces_of
 from flowmatch_rl.data.loaders import batch_loader
+from flowmatch_rl.data.multi_step import MultiStep
 from flowmatch_rl.data.rendered import RenderedEnvironment
 from flowmatch_rl.data.rollouts import roll_out_episodes
-from flowmatch_rl.keys import DONE, NEXT_OBSERVATION, OBSERVATION, REWARD, TRANSITION
+from flowmatch_rl.keys import DONE, LENGTH, NEXT_OBSERVATION, OBSERVATION, REWARD, TRANSITION
 from flowmatch_rl.types import RunError
 
 _TEST_SEEDS = 1_000_000
@@ -51,6 +52,10 @@ class OnlineData(LightningDataModule):
     with fixed initial states. With several processes each has its own environments, buffer and noise, collects its
     share of the steps, and trains ``updates_per_env_step`` times per step of its own.
 
+    With ``n_steps`` above 1 the buffer holds transitions of that many steps, shorter ones at the end of an episode. The
+    last ``n_steps - 1`` steps of each environment wait for those that follow; a run that is resumed begins new episodes
+    and does without the steps that were waiting.
+
     Args:
         environment: What to act in.
         total_env_steps: Environment steps of the whole run, warm-up included, over all processes.
@@ -64,6 +69,7 @@ class OnlineData(LightningDataModule):
         parallel: Whether each environment runs in a process of its own.
         env_steps_per_collection: Steps collected at a time, a multiple of ``num_envs``; more is faster and makes the
             data a little older.
+        n_steps: Steps of a transition, at least 1; the rewards are stored one by one, and discounted by the model.
         eval_episodes: Episodes of each evaluation during training, shared among the processes.
         test_episodes: Episodes of the ``test`` and ``predict`` commands.
         eval_seed: Seed of the initial states during training; tests have others.
@@ -86,6 +92,7 @@ class OnlineData(LightningDataModule):
         num_envs: int = 1,
         parallel: bool = False,
         env_steps_per_collection: int = 1,
+        n_steps: int = 1,
         eval_episodes: int = 10,
         test_episodes: int = 20,
         eval_seed: int = 0,
@@ -99,6 +106,7 @@ class OnlineData(LightningDataModule):
             "buffer_capacity": buffer_capacity,
             "num_envs": num_envs,
             "env_steps_per_collection": env_steps_per_collection,
+            "n_steps": n_steps,
             "eval_episodes": eval_episodes,
             "test_episodes": test_episodes,
             "max_episode_steps": max_episode_steps,
@@ -131,6 +139,7 @@ class OnlineData(LightningDataModule):
         self.num_envs = num_envs
         self.parallel = parallel
         self.env_steps_per_collection = env_steps_per_collection
+        self.n_steps = n_steps
         self.eval_episodes = eval_episodes
         self.test_episodes = test_episodes
         self.eval_seed = eval_seed
@@ -144,6 +153,7 @@ class OnlineData(LightningDataModule):
         self._pending_updates = 0.0
         self._written = 0  # transitions put into this buffer, restored ones included
         self._restored_replay: dict[str, Any] | None = None
+        self._multi_step = MultiStep(n_steps)
         self._buffer: TensorDictReplayBuffer | None = None
         self._collector: Collector | None = None
         self._blocks: Iterator[TensorDictBase] | None = None
@@ -163,6 +173,10 @@ class OnlineData(LightningDataModule):
     def env_steps(self) -> int:
         """Environment steps taken so far, over all processes."""
         return self._local_env_steps * self._world_size
+
+    @property
+    def _stored_keys(self) -> tuple[str | tuple[str, str], ...]:
+        return TRANSITION if self.n_steps == 1 else (*TRANSITION, LENGTH)
 
     @property
     def _world_size(self) -> int:
@@ -235,14 +249,23 @@ class OnlineData(LightningDataModule):
             held = self._buffer[:].cpu()
             # Oldest first, so that a resumed run overwrites in the same order.
             oldest = self._written % self.buffer_capacity if len(held) == self.buffer_capacity else 0
-            state["replay"] = {"/".join(k) if isinstance(k, tuple) else k: held[k].roll(-oldest, 0) for k in TRANSITION}
+            state["replay"] = {
+                "/".join(k) if isinstance(k, tuple) else k: held[k].roll(-oldest, 0) for k in self._stored_keys
+            }
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore counters and replay buffer. The environment itself starts a fresh episode."""
+        """Restore counters and replay buffer. The environment itself starts a fresh episode.
+
+        Raises:
+            ValueError: If the transitions of the replay buffer have another number of steps.
+        """
+        replay = state_dict.get("replay")
+        if replay is not None and (saved := replay["/".join(REWARD)].shape[-1]) != self.n_steps:
+            raise ValueError(f"the checkpoint's replay buffer has n_steps {saved}, this run {self.n_steps}")
         self._local_env_steps = state_dict["local_env_steps"]
         self._pending_updates = state_dict["pending_updates"]
-        self._restored_replay = state_dict.get("replay")
+        self._restored_replay = replay
 
     def _ready_buffer(self) -> TensorDictReplayBuffer:
         """The replay buffer, filled by warm-up (or from a checkpoint) before its first use."""
@@ -274,13 +297,18 @@ class OnlineData(LightningDataModule):
                 )
         ended = block[DONE].squeeze(-1)
         self.recent_returns.extend(block["next", "episode_reward"].squeeze(-1)[ended].tolist())
-        buffer.extend(block.select(*TRANSITION))
-        self._written += len(block)
         self._local_env_steps += len(block)
+        rows = block.select(*TRANSITION)
+        if self.n_steps > 1:
+            rows = self._multi_step.fold(block.reshape(self.num_envs, -1))
+        if len(rows):
+            buffer.extend(rows)
+        self._written += len(rows)
         return len(block)
 
     def _start_collector(self) -> Collector:
         module = self._module
+        self._multi_step = MultiStep(self.n_steps)  # the environments begin new episodes
         random_steps = math.ceil(self.warmup_env_steps / self._world_size) - self._local_env_steps
         env = build_environment(self.environment, self.num_envs, self.parallel)
         # Seeded before the collector resets it: seeding starts new episodes, of which a collector would not learn. The

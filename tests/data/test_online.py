@@ -37,7 +37,7 @@ def held(data: OnlineData) -> TensorDictBase:
 
 
 @pytest.mark.parametrize("num_envs", [1, 2])
-@pytest.mark.parametrize("ratio", [0.5, 1, 2])
+@pytest.mark.parametrize("ratio", [0.5, 1, 2, 2.5, 20])
 def test_env_steps_are_the_warm_up_and_the_ratios_share_of_the_updates(ratio, num_envs) -> None:
     data = build(updates_per_env_step=ratio, num_envs=num_envs, env_steps_per_collection=num_envs)
     taken = 0
@@ -221,6 +221,7 @@ def test_numbers_that_are_not_finite_end_the_run_and_are_named_with_their_step(
         ({"batch_size": 9}, ["batch_size 9", "8"]),
         ({"buffer_capacity": 3}, ["buffer_capacity 3", "4"]),
         ({"total_env_steps": 8}, ["total_env_steps 8"]),
+        ({"n_steps": -1}, ["n_steps", "-1"]),
         ({"num_envs": 3, "env_steps_per_collection": 4}, ["env_steps_per_collection 4", "num_envs 3"]),
     ],
     ids=str,
@@ -236,6 +237,16 @@ def test_epochs_divide_the_steps_after_the_warm_up(total, epoch, epochs) -> None
     data = build(total_env_steps=total, epoch_env_steps=epoch)
     assert data.num_epochs == epochs
     assert len(data.train_dataloader()) * epochs == pytest.approx(total - 8, abs=epochs)
+
+
+@pytest.mark.parametrize(("ratio", "block"), [(20, 1), (2.5, 1), (4, 5), (1.5, 10)])
+def test_the_epochs_of_a_run_of_many_updates_per_step_take_exactly_its_steps_and_updates(ratio, block) -> None:
+    data = build(total_env_steps=48, epoch_env_steps=20, updates_per_env_step=ratio, env_steps_per_collection=block)
+    batches = [len(list(data.train_dataloader())) for _ in range(data.num_epochs)]
+    assert batches == [20 * ratio] * 2
+    # The warm-up is the first blocks that hold 8 steps.
+    assert data.env_steps == math.ceil(8 / block) * block + 40
+    assert data._pending_updates == 0.0
 
 
 def test_two_rounds_of_the_loader_do_not_warm_up_twice() -> None:
