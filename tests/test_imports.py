@@ -41,7 +41,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "objectives": ({"types", "shapes", "paths", "solvers", "samplers", "estimators"}, {"torch"}),
     "planning": ({"types", "shapes"}, {"torch"}),
     "processes": ({"types", "shapes", "paths"}, {"torch"}),
-    "nets": ({"types", "shapes", "paths", "solvers", "objectives"}, {"torch", "tensordict"}),
+    "nets": ({"types", "shapes", "paths", "solvers", "samplers", "objectives"}, {"torch", "tensordict"}),
     "data": (
         GROUND | {"processes", "bandits"},
         {

@@ -1,3 +1,4 @@
+from flowmatch_rl.modules.actor_critic import ActorCritic
 from flowmatch_rl.modules.checkpoint_policy import CheckpointPolicy
 from flowmatch_rl.modules.flow_matching import FlowMatchingModel
 from flowmatch_rl.modules.generation import Flow
@@ -7,11 +8,13 @@ from flowmatch_rl.modules.occupancy_tests import FutureTests
 from flowmatch_rl.modules.reflow import Reflow
 from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
 from flowmatch_rl.modules.safe_globals import allow_dataclasses
+from flowmatch_rl.modules.soft_actor_critic import SoftActorCritic
 from flowmatch_rl.modules.trained_flow import TrainedFlow, load_flow
 from flowmatch_rl.modules.trained_occupancy import TrainedOccupancy, load_occupancy
 from flowmatch_rl.modules.trained_policy import TrainedPolicy, load_policy
 
 __all__ = [
+    "ActorCritic",
     "CheckpointPolicy",
     "Flow",
     "FlowMatchingModel",
@@ -20,6 +23,7 @@ __all__ = [
     "OccupancyModule",
     "Reflow",
     "ReverseFlowActorCritic",
+    "SoftActorCritic",
     "TrainedFlow",
     "TrainedOccupancy",
     "TrainedPolicy",

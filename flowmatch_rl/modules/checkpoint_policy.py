@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
+from flowmatch_rl.modules.trained_policy import load_actor_critic
 from flowmatch_rl.nets import ParticleActor
 from flowmatch_rl.types import SinglePolicy
 
@@ -53,7 +53,7 @@ def _actor(path: str, modified_ns: int, device: str) -> ParticleActor:
     try:
         # Building a network draws numbers that must not disturb those of a run.
         with torch.random.fork_rng(devices=[]):
-            module = ReverseFlowActorCritic.load_from_checkpoint(path, map_location=device)
+            module = load_actor_critic(path, device)
     # A file of another kind may raise anything.
     except Exception as error:
         raise ValueError(f"{path!r} is not a checkpoint of an actor-critic") from error

@@ -1,49 +1,41 @@
-"""Online actor-critic with a flow policy, trained by reverse flow matching."""
+"""Online actor-critic with a flow or diffusion policy, trained by reverse flow matching."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from lightning.pytorch import LightningModule
-from tensordict import TensorDictBase
 from torch import Tensor
 
-from flowmatch_rl.estimators import PathPoints, PosteriorMean, PosteriorMeanEstimator, boltzmann_density
-from flowmatch_rl.keys import REWARD, read_transition
-from flowmatch_rl.metrics import episode_returns
-from flowmatch_rl.modules.running_means import RunningMeans
+from flowmatch_rl.estimators import EndPointEstimator, PosteriorMeanEstimator, boltzmann_density
+from flowmatch_rl.modules.actor_critic import ActorCritic
+from flowmatch_rl.modules.policy_learner import Learned, PolicyLearner
 from flowmatch_rl.nets import (
-    ActorModule,
     CriticArchitecture,
     FlowPolicy,
     GreedySelection,
+    LogDensityEstimate,
     ParticleActor,
     Selection,
     SoftmaxSelection,
     ValueReduction,
     VelocityArchitecture,
-    lagging_copy,
-    update_lagging_copy,
 )
-from flowmatch_rl.objectives import (
-    TimeWeight,
-    UniformWeight,
-    bellman_target,
-    critic_loss,
-    prediction_loss,
-    reverse_flow_target,
-)
-from flowmatch_rl.paths import AffinePath, GaussianSource, Squash, TanhSquash, TimeDistribution, UniformTime
-from flowmatch_rl.solvers import Euler, Solver
+from flowmatch_rl.objectives import ConditionalFlowMatching, FlowObjective, PolicyState, Temperature
+from flowmatch_rl.paths import AffinePath, GaussianSource, Source, Squash, TanhSquash
+from flowmatch_rl.samplers import OdeSampler, Sampler
+from flowmatch_rl.solvers import Euler
 from flowmatch_rl.types import Transition
 
+EndPointSource = Literal["policy", "replay", "uniform"]
+"""Where the end points of the paths come from that a policy learns on."""
 
-class ReverseFlowActorCritic(LightningModule):
+
+class ReverseFlowActorCritic(ActorCritic):
     """Actor-critic whose policy is a flow trained toward ``exp(Q / temperature)`` by reverse flow matching.
 
     The critics learn from the Bellman target of an action that is chosen among particles of the present policy. The
-    velocity regresses, at points of the path to actions ``x_1``, onto the velocity that an importance-weighted
-    estimate of the posterior mean of the Boltzmann policy gives. Both losses are summed and take one optimizer step.
+    policy learns, at points of the path to actions ``x_1``, from end points that an estimator gives from the critics'
+    values: by default the posterior mean of the Boltzmann policy, from weighted samples. Path, prediction, estimator,
+    sampler and choice among particles are parts; ``conf/actor_critic/methods`` composes published methods of them.
 
     Args:
         observation_dim: Dimension S of the observation; taken from the data.
@@ -51,15 +43,18 @@ class ReverseFlowActorCritic(LightningModule):
         action_low: Lower bounds of the action in the environment's unit, kept for ``load_policy``; from the data.
         action_high: Upper bounds; from the data.
         discount: Discount per environment step, in [0, 1).
-        temperature: Temperature of the policy, in units of the return, positive.
+        temperature: Temperature of the policy in units of the return, positive, or a rule for it.
         path: Path from noise to the latent action.
+        source: Law of x_0.
         squash: Map from latent points to actions.
-        solver: Solver of the policy's flow.
+        sampler: How the policy carries noise to actions.
         t_min: Flow times lie in [t_min, 1 - t_min]; in (0, 0.5).
-        time_distribution: Distribution of the training times, scaled to that interval.
-        time_weight: Weight of the policy loss by flow time.
-        estimator: Estimator of the posterior mean.
-        velocity: Shape of the velocity network.
+        objective: What the network predicts, with law and weight of the flow times; ``MeanFlow`` for a policy that
+            acts in one step, by ``AverageVelocitySampler``.
+        estimator: Estimator of the end points that the policy learns from.
+        velocity: Shape of the policy's network, whatever it predicts.
+        normalise: Whether the network sees x_t at unit variance and answers in units of what it predicts; for paths
+            that explode.
         critic: Shape of the critics.
         train_particles: Particles per state for the Bellman target and for x_1.
         collect_particles: Particles per state while collecting.
@@ -67,31 +62,36 @@ class ReverseFlowActorCritic(LightningModule):
         train_selection: How one of the training particles is chosen.
         collect_selection: How one is chosen while collecting.
         eval_selection: How one is chosen in evaluation.
+        exploration: Standard deviation of normal noise added to collected actions, in units of the action's range
+            [-1, 1].
         x_1_source: Where the path at which the policy learns ends: a sample of the policy, the action in the replay
             buffer, or a uniform action.
         share_samples: Whether the policy learns at the next observation, so that one sampling pass serves the Bellman
             target and x_1; halves the sampling. Needs ``x_1_source: policy``.
-        value_reduction: How the critics are reduced to one value, in targets, weights and choices.
+        policy_batch_size: States of each batch that the policy learns at; all if None.
+        value_reduction: How the critics are reduced to one value, in targets and choices.
+        subset_size: Critics, drawn anew for every update, that a target is reduced over; all if None.
         weight_critic: Critics in the importance weights: the learned ones or their lagging copies.
-        actor_learning_rate: Adam's learning rate of the velocity network.
+        weight_reduction: How the critics are reduced to one value in the importance weights.
+        entropy_backup: Whether the next state's value includes the entropy of the policy.
+        log_density: How the policy's log-density is estimated, for ``entropy_backup`` and a temperature tuned to an
+            entropy.
+        actor_learning_rate: Adam's learning rate of the policy's network.
         critic_learning_rate: Adam's learning rate of the critics.
+        temperature_learning_rate: Adam's learning rate of the logarithm of a temperature that is tuned.
         max_gradient_norm: Gradients of each network are clipped to this norm; positive.
         ema_decay: Rate of the lagging critics, in [0, 1).
+        reset_interval: Gradient steps after which all networks start afresh; never if None.
         compile: Whether to compile sampling and posterior with ``torch.compile``.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If a number is out of its range, or parts do not fit each other.
 
     Reference:
         Li et al., arXiv:2601.08136.
     """
 
-    monitor = ("val/return_mean", "max")
-    progress_metrics = (
-        ("return", "val/return_mean"),
-        ("critic", "train/loss/critic"),
-        ("policy", "train/loss/policy"),
-    )
+    policy: FlowPolicy
 
     def __init__(
         self,
@@ -100,15 +100,16 @@ class ReverseFlowActorCritic(LightningModule):
         action_low: list[float] | None = None,
         action_high: list[float] | None = None,
         discount: float = 0.99,
-        temperature: float = 0.02,
+        temperature: Temperature | float = 0.02,
         path: AffinePath = AffinePath(),
+        source: Source = GaussianSource(),
         squash: Squash = TanhSquash(),
-        solver: Solver = Euler(num_steps=10),
+        sampler: Sampler = OdeSampler(Euler(num_steps=10)),
         t_min: float = 0.01,
-        time_distribution: TimeDistribution = UniformTime(),
-        time_weight: TimeWeight = UniformWeight(),
-        estimator: PosteriorMeanEstimator = PosteriorMeanEstimator(),
+        objective: FlowObjective = ConditionalFlowMatching(),
+        estimator: EndPointEstimator = PosteriorMeanEstimator(),
         velocity: VelocityArchitecture = VelocityArchitecture(),
+        normalise: bool = False,
         critic: CriticArchitecture = CriticArchitecture(),
         train_particles: int = 16,
         collect_particles: int = 16,
@@ -116,51 +117,67 @@ class ReverseFlowActorCritic(LightningModule):
         train_selection: Selection = SoftmaxSelection(),
         collect_selection: Selection = SoftmaxSelection(),
         eval_selection: Selection = GreedySelection(),
-        x_1_source: Literal["policy", "replay", "uniform"] = "policy",
+        exploration: float = 0.0,
+        x_1_source: EndPointSource = "policy",
         share_samples: bool = False,
+        policy_batch_size: int | None = None,
         value_reduction: ValueReduction = "min",
+        subset_size: int | None = None,
         weight_critic: Literal["online", "target"] = "online",
+        weight_reduction: ValueReduction = "min",
+        entropy_backup: bool = False,
+        log_density: LogDensityEstimate = LogDensityEstimate(),
         actor_learning_rate: float = 3e-4,
         critic_learning_rate: float = 1e-3,
+        temperature_learning_rate: float = 1e-3,
         max_gradient_norm: float = 10.0,
         ema_decay: float = 0.995,
+        reset_interval: int | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__()
-        if not 0.0 <= discount < 1.0:
-            raise ValueError(f"discount must lie in [0, 1), got {discount}")
-        if not temperature > 0.0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        if not 0.0 <= ema_decay < 1.0:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}")
-        rates = {"actor_learning_rate": actor_learning_rate, "critic_learning_rate": critic_learning_rate}
-        for name, value in {**rates, "max_gradient_norm": max_gradient_norm}.items():
-            if not value > 0.0:
-                raise ValueError(f"{name} must be positive, got {value}")
+        def build_policy() -> FlowPolicy:
+            averages = objective.uses_duration
+            network = velocity.build(action_dim, observation_dim, takes_duration=averages)
+            return FlowPolicy(network, path, sampler, squash, t_min, objective.predicts, source, normalise, averages)
+
+        super().__init__(
+            observation_dim,
+            action_dim,
+            build_policy,
+            critic,
+            temperature,
+            discount,
+            value_reduction,
+            subset_size,
+            {
+                "actor": actor_learning_rate,
+                "critic": critic_learning_rate,
+                "temperature": temperature_learning_rate,
+            },
+            max_gradient_norm,
+            ema_decay,
+            reset_interval,
+        )
         if share_samples and x_1_source != "policy":
             raise ValueError(f"share_samples needs x_1_source: policy, got {x_1_source}")
+        if policy_batch_size is not None and policy_batch_size < 1:
+            raise ValueError(f"policy_batch_size must be at least 1, got {policy_batch_size}")
         self.save_hyperparameters()
-        self.observation_dim, self.action_dim = observation_dim, action_dim
-        self.discount, self.temperature = discount, temperature
-        self.path, self.squash, self.t_min = path, squash, t_min
-        self.time_distribution, self.time_weight, self.estimator = time_distribution, time_weight, estimator
+        self.squash = squash
+        self.learner = PolicyLearner(self.policy, objective, estimator)
         self.x_1_source, self.share_samples = x_1_source, share_samples
-        self.value_reduction: ValueReduction = value_reduction
-        self.learning_rates = {"velocity": actor_learning_rate, "critic": critic_learning_rate}
-        self.max_gradient_norm, self.ema_decay = max_gradient_norm, ema_decay
-        self.policy = FlowPolicy(velocity.build(action_dim, observation_dim), solver, squash, t_min)
-        self.critic = critic.build(observation_dim, action_dim)
-        self.critic_ema = lagging_copy(self.critic)
+        self.policy_batch_size = policy_batch_size
         self._weight_by_ema = weight_critic == "target"
+        self.weight_reduction: ValueReduction = weight_reduction
+        self.entropy_backup, self.log_density = entropy_backup, log_density
+        self._estimates_entropy = entropy_backup or self.temperature_rule.needs_entropy
         self._roles = {
-            "train": (train_particles, train_selection),
-            "collect": (collect_particles, collect_selection),
-            "eval": (eval_particles, eval_selection),
+            "train": (train_particles, train_selection, 0.0),
+            "collect": (collect_particles, collect_selection, exploration),
+            "eval": (eval_particles, eval_selection, 0.0),
         }
         for role in self._roles:
             self.actor(role)
-        self._train_actor = self.actor("train")
-        self._means = RunningMeans()
         if compile:
             self.policy.compile_sampling()
             self.critic.compile_evaluation()
@@ -172,159 +189,68 @@ class ReverseFlowActorCritic(LightningModule):
         Args:
             role: ``train``, ``collect`` or ``eval``.
         """
-        num_particles, selection = self._roles[role]
-        return ParticleActor(
-            self.policy, self.critic, self.action_dim, num_particles, selection, self.value_reduction, self.temperature
-        )
+        num_particles, selection, exploration = self._roles[role]
+        return self.make_actor(num_particles, selection, exploration=exploration)
 
-    def collection_policy(self) -> ActorModule:
-        """Policy that collects data; it shares the weights in training."""
-        return ActorModule(self.actor("collect"))
-
-    def evaluation_policy(self) -> ActorModule:
-        """Policy that is evaluated, its noise seeded afresh, so that evaluations leave the training's noise alone."""
-        return ActorModule(self.actor("eval"), torch.Generator().manual_seed(0))
-
-    def on_fit_start(self) -> None:
-        """Give each process noise of its own; weights were built from the common seed."""
-        torch.manual_seed((torch.initial_seed() + self.global_rank) % 2**63)
-
-    def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
-        """Critic loss and policy loss of one batch, summed."""
-        transition = read_transition(batch)
-        next_action, observation, x_1 = self._sample(transition)
-        losses = {"critic": self._critic_loss(transition, next_action), "policy": self._policy_loss(observation, x_1)}
-        loss = torch.stack(list(losses.values())).sum()
-        self._means.add({"train/loss": loss} | {f"train/loss/{name}": value for name, value in losses.items()})
-        self._log_means()
-        return loss
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Move the lagging critics."""
-        update_lagging_copy(self.critic_ema, self.critic, self.ema_decay)
-
-    def validation_step(self, batch: TensorDictBase, batch_idx: int) -> None:
-        """Log return and length of evaluation episodes."""
-        self._log_episodes(batch, "val")
-
-    def test_step(self, batch: TensorDictBase, batch_idx: int) -> None:
-        """Log return and length of evaluation episodes."""
-        self._log_episodes(batch, "test")
-
-    def predict_step(self, batch: TensorDictBase, batch_idx: int) -> TensorDictBase:
-        """Episodes of the policy, as the loader made them."""
-        return batch
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One Adam with a group per network."""
-        groups = [
-            {"name": name, "params": list(network.parameters()), "lr": self.learning_rates[name]}
-            for name, network in (("velocity", self.policy.velocity), ("critic", self.critic))
-        ]
-        return torch.optim.Adam(groups, fused=True)
-
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        """Clip the gradient of each network by itself."""
-        for group in optimizer.param_groups:
-            norm = torch.nn.utils.clip_grad_norm_(group["params"], self.max_gradient_norm)
-            self._means.add({f"train/gradient_norm/{group['name']}": norm})
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other dimensions, in one line."""
-        saved = checkpoint["hyper_parameters"]
-        for name in ("observation_dim", "action_dim"):
-            if saved[name] != getattr(self, name):
-                raise ValueError(f"the checkpoint has {name} {saved[name]}, this environment {getattr(self, name)}")
-
-    def result_lines(self, metrics: Mapping[str, float]) -> list[str]:
-        """What a test found, one line each.
-
-        Args:
-            metrics: Metrics by name.
-        """
-        return [
-            f"return       {metrics['test/return_mean']:.1f} +- {metrics['test/return_std']:.1f} (mean and standard "
-            f"deviation of {metrics['test/episodes']:.0f} episodes, mean length {metrics['test/episode_length']:.0f})"
-        ]
+    def losses(self, transition: Transition) -> tuple[dict[str, Tensor], PolicyState]:
+        """Critic loss and policy loss."""
+        next_latent, observation, x_1 = self._sample(transition)
+        bonus, entropy = None, None
+        if self._estimates_entropy:
+            log_prob = self._log_prob(transition.next_observation, next_latent)
+            entropy = -log_prob.mean()
+            self.means.add({"train/entropy": entropy})
+            bonus = -self.temperature * log_prob if self.entropy_backup else None
+        critic_loss = self.critic_loss(transition, self.squash.action(next_latent), bonus)
+        policy_loss, effective_samples = self._policy_loss(observation, x_1)
+        losses = {"critic": critic_loss, "policy": policy_loss}
+        return losses, PolicyState(entropy, effective_samples, self.action_dim)
 
     def _sample(self, transition: Transition) -> tuple[Tensor, Tensor, Tensor]:
-        """Next action (B, A), and observation (B, S) and end point x_1 (B, A) of the path the policy learns on."""
-        squash, size = self.squash, len(transition.observation)
+        """Next latent (B, A), and observation (P, S) and end point x_1 (P, A) of the paths the policy learns on."""
+        actor, squash, size = self.actor("train"), self.squash, self.policy_batch_size
         if self.share_samples:
-            latent = self._train_actor.latent(transition.next_observation)
-            return squash.action(latent), transition.next_observation, latent
+            latent = actor.latent(transition.next_observation)
+            return latent, transition.next_observation[:size], latent[:size]
+        observation, action = transition.observation[:size], transition.action[:size]
         if self.x_1_source == "policy":
-            both = torch.cat([transition.next_observation, transition.observation])
-            next_latent, x_1 = self._train_actor.latent(both).split(size)
-        else:
-            next_latent = self._train_actor.latent(transition.next_observation)
-            uniform = 2.0 * torch.rand_like(transition.action) - 1.0
-            x_1 = squash.latent(transition.action if self.x_1_source == "replay" else uniform)
-        return squash.action(next_latent), transition.observation, x_1
+            both = torch.cat([transition.next_observation, observation])
+            next_latent, x_1 = actor.latent(both).split([len(transition.observation), len(observation)])
+            return next_latent, observation, x_1
+        uniform = 2.0 * torch.rand_like(action) - 1.0
+        x_1 = squash.latent(action if self.x_1_source == "replay" else uniform)
+        return actor.latent(transition.next_observation), observation, x_1
 
-    def _critic_loss(self, transition: Transition, next_action: Tensor) -> Tensor:
-        next_value = self.critic_ema.action_values(
-            transition.next_observation, next_action[:, None], self.value_reduction
-        )[:, 0]
-        target = bellman_target(transition.reward, transition.terminated, next_value, self.discount)
-        values = self.critic(transition.observation, transition.action)
-        self._means.add({"train/value": values.detach().mean(), "train/reward": transition.reward.mean()})
-        return critic_loss(values, target).mean()
+    @torch.no_grad()
+    def _log_prob(self, observation: Tensor, latent: Tensor) -> Tensor:
+        """Log-density (B,) of the actions of latent points under the policy's plain samples, nats."""
+        probes = self.log_density.divergence.needed_probes
+        noise = torch.randn(probes, *latent.shape, device=latent.device) if probes else None
+        return self.log_density.of_actions(self.policy, observation, latent, noise)
 
-    def _policy_loss(self, observation: Tensor, x_1: Tensor) -> Tensor:
-        size, samples = len(x_1), self.estimator.num_samples
-        uniform = torch.rand(size, device=x_1.device)
-        t = self.t_min + (1.0 - 2.0 * self.t_min) * self.time_distribution.quantile(uniform)
-        points = PathPoints.between(self.path, torch.randn_like(x_1), x_1, t)
-        z = torch.randn(size, samples, self.action_dim, device=x_1.device)
-
-        weight_critic = self.critic_ema if self._weight_by_ema else self.critic
+    def _policy_loss(self, observation: Tensor, x_1: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss, and mean share of the samples that carry weight, both of shape ()."""
+        estimator, critic = self.learner.estimator, self.critic_ema if self._weight_by_ema else self.critic
 
         def value_and_gradient(actions: Tensor) -> tuple[Tensor, Tensor]:
-            return weight_critic.action_values_and_gradients(observation, actions, self.value_reduction)
+            if estimator.needs_score:
+                return critic.action_values_and_gradients(observation, actions, self.weight_reduction)
+            values = critic.action_values(observation, actions, self.weight_reduction)
+            return values, torch.zeros_like(actions)
 
-        density = boltzmann_density(value_and_gradient, self.temperature, self.squash)
-        posterior = reverse_flow_target(self.estimator, self.path, GaussianSource(), density, points, z)
-        velocity_target = self.path.target("velocity", posterior.x_0, posterior.x_1, t)
-        self._note_posterior(posterior, velocity_target, x_1)
-        loss = prediction_loss(self.policy.velocity, points.x_t, t, velocity_target, observation)
-        return (self.time_weight.weight(self.path, t) * loss).mean()
+        density = boltzmann_density(value_and_gradient, self.temperature, self.squash, estimator.needs_jacobian)
+        loss, learned = self.learner.loss(observation, x_1, density)
+        share = learned.ends.effective_sample_size.mean() / max(1, estimator.num_samples)
+        self._note(learned)
+        return loss.mean(), share
 
-    def _note_posterior(self, posterior: PosteriorMean, velocity_target: Tensor, x_1: Tensor) -> None:
-        saturated = self.squash.action(x_1).abs() > 0.99
-        self._means.add(
+    def _note(self, learned: Learned) -> None:
+        ends, saturated = learned.ends, self.squash.action(learned.points.x_1).abs() > 0.99
+        self.means.add(
             {
-                "train/effective_sample_size": posterior.effective_sample_size.mean(),
-                "train/eta": posterior.eta.mean(),
-                "train/log_density_spread": posterior.log_density_spread.mean(),
-                "train/velocity_target": velocity_target.square().mean().sqrt(),
+                "train/effective_sample_size": ends.effective_sample_size.mean(),
+                "train/eta": ends.eta.mean(),
+                "train/log_density_spread": ends.log_density_spread.mean(),
                 "train/saturated": saturated.float().mean(),
             }
         )
-
-    def _log_means(self) -> None:
-        """Hand the means since the last time to the loggers, at the logging interval only: each costs half a ms."""
-        interval: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        if (self.global_step + 1) % interval == 0:
-            means = self._means.take()
-            bar = {name: means.pop(name) for name in ("train/loss/critic", "train/loss/policy")}
-            self.log_dict(means | {"step": self._env_steps()})
-            self.log_dict(bar, prog_bar=True)
-
-    def _log_episodes(self, batch: TensorDictBase, stage: str) -> None:
-        returns = episode_returns(batch[REWARD].squeeze(-1), batch["mask"])
-        lengths = batch["mask"].sum(1).float()
-        # Each process ran its share of the episodes.
-        returns, lengths = torch.as_tensor(self.all_gather(torch.stack([returns, lengths]))).movedim(-2, 0).flatten(1)
-        metrics = {
-            f"{stage}/return_mean": returns.mean(),
-            f"{stage}/return_std": returns.std(correction=0),
-            f"{stage}/episode_length": lengths.mean(),
-            f"{stage}/episodes": float(len(returns)),
-            "step": self._env_steps(),
-        }
-        self.log_dict(metrics, batch_size=1, sync_dist=True)
-
-    def _env_steps(self) -> float:
-        """Environment steps where the data counts them, gradient steps elsewhere: the x-axis of every metric."""
-        return float(getattr(self.trainer.datamodule, "env_steps", self.global_step))  # pyright: ignore

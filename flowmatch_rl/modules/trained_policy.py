@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flowmatch_rl.modules.actor_critic import ActorCritic
 from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
+from flowmatch_rl.modules.soft_actor_critic import SoftActorCritic
 
 
 class TrainedPolicy:
@@ -16,7 +18,7 @@ class TrainedPolicy:
         seed: Seed of the policy's noise.
     """
 
-    def __init__(self, module: ReverseFlowActorCritic, seed: int = 0) -> None:
+    def __init__(self, module: ActorCritic, seed: int = 0) -> None:
         self.module = module.eval()
         self._actor = module.actor("eval")
         self._generator = torch.Generator().manual_seed(seed)
@@ -58,5 +60,30 @@ def load_policy(checkpoint: str | Path, device: str = "cpu") -> TrainedPolicy:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If it is not a checkpoint of an actor-critic.
     """
-    return TrainedPolicy(ReverseFlowActorCritic.load_from_checkpoint(checkpoint, map_location=device))
+    return TrainedPolicy(load_actor_critic(checkpoint, device))
+
+
+def load_actor_critic(checkpoint: str | Path, device: str = "cpu") -> ActorCritic:
+    """Load the actor-critic of a checkpoint, whichever it is.
+
+    Args:
+        checkpoint: Path of a ``.ckpt`` file.
+        device: Where to load it.
+
+    Returns:
+        The module.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a checkpoint of an actor-critic.
+    """
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    name = content.get(ActorCritic.NAME_KEY) if isinstance(content, dict) else None
+    if name not in _ACTOR_CRITICS:
+        raise ValueError(f"{str(checkpoint)!r} is not a checkpoint of an actor-critic")
+    return _ACTOR_CRITICS[name].load_from_checkpoint(checkpoint, map_location=device)
+
+
+_ACTOR_CRITICS = {kind.__name__: kind for kind in (ReverseFlowActorCritic, SoftActorCritic)}

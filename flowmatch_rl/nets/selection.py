@@ -17,7 +17,7 @@ class Selection(abc.ABC):
     """Whether the choice depends on the values; if not, they need not be computed."""
 
     @abc.abstractmethod
-    def choose(self, values: Tensor, temperature: float, uniform: Tensor) -> Tensor:
+    def choose(self, values: Tensor, temperature: Tensor | float, uniform: Tensor) -> Tensor:
         """Index of the chosen particle.
 
         Args:
@@ -37,7 +37,7 @@ class Selection(abc.ABC):
 class SoftmaxSelection(Selection):
     """Draws particle i with probability proportional to ``exp(value_i / temperature)``."""
 
-    def choose(self, values: Tensor, temperature: float, uniform: Tensor) -> Tensor:
+    def choose(self, values: Tensor, temperature: Tensor | float, uniform: Tensor) -> Tensor:
         """Index of the chosen particle."""
         check_same_shape(values=values, uniform=uniform)
         # Gumbel-max: exact, and needs no normalisation of values that differ by thousands of temperatures.
@@ -49,7 +49,7 @@ class SoftmaxSelection(Selection):
 class GreedySelection(Selection):
     """Takes the particle of highest value."""
 
-    def choose(self, values: Tensor, temperature: float, uniform: Tensor) -> Tensor:
+    def choose(self, values: Tensor, temperature: Tensor | float, uniform: Tensor) -> Tensor:
         """Index of the chosen particle."""
         return values.argmax(dim=1)
 
@@ -60,6 +60,6 @@ class FirstSelection(Selection):
 
     needs_values = False
 
-    def choose(self, values: Tensor, temperature: float, uniform: Tensor) -> Tensor:
+    def choose(self, values: Tensor, temperature: Tensor | float, uniform: Tensor) -> Tensor:
         """Index of the chosen particle."""
         return torch.zeros(uniform.shape[0], dtype=torch.long, device=uniform.device)

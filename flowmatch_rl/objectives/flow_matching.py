@@ -106,6 +106,18 @@ class FlowObjective(abc.ABC):
         """Uniform numbers per sample that ``loss`` takes."""
 
     @abc.abstractmethod
+    def times(self, uniform: Tensor, t_min: float) -> Tensor:
+        """Flow times of the points that ``loss`` evaluates the network at.
+
+        Args:
+            uniform: As in ``loss``.
+            t_min: As in ``loss``.
+
+        Returns:
+            Flow times, shape (B,).
+        """
+
+    @abc.abstractmethod
     def loss(
         self,
         network: Network,
@@ -117,6 +129,9 @@ class FlowObjective(abc.ABC):
         condition: Tensor | None,
     ) -> Tensor:
         """Weighted loss.
+
+        The ends may be posterior means of those given a point x_t, since they too lie on a path through it; the
+        network then learns the marginal prediction at once.
 
         Args:
             network: Called as ``network(x, t, condition, duration)``.
@@ -169,6 +184,10 @@ class ConditionalFlowMatching(FlowObjective):
         """One per flow time."""
         return 1
 
+    def times(self, uniform: Tensor, t_min: float) -> Tensor:
+        """Flow times (B,) of the points."""
+        return _flow_times(self.time_distribution, uniform[0], t_min)
+
     def loss(
         self,
         network: Network,
@@ -180,7 +199,7 @@ class ConditionalFlowMatching(FlowObjective):
         condition: Tensor | None,
     ) -> Tensor:
         """Weighted squared error per sample, mean over dimensions, shape (B,)."""
-        t = _flow_times(self.time_distribution, uniform[0], t_min)
+        t = self.times(uniform, t_min)
 
         def predict(x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
             return network(x, time, context, None)
@@ -239,6 +258,11 @@ class MeanFlow(FlowObjective):
         """One per end of the interval."""
         return 2
 
+    def times(self, uniform: Tensor, t_min: float) -> Tensor:
+        """Flow times (B,) of the points: where an interval begins."""
+        ends, count = _flow_times(self.time_distribution, uniform, t_min), self._num_intervals(uniform)
+        return torch.cat([ends[:, :count].amin(0), ends[0, count:]])
+
     def loss(
         self,
         network: Network,
@@ -250,10 +274,8 @@ class MeanFlow(FlowObjective):
         condition: Tensor | None,
     ) -> Tensor:
         """Adaptively weighted squared error per sample, shape (B,)."""
+        t, count = self.times(uniform, t_min), self._num_intervals(uniform)
         ends = _flow_times(self.time_distribution, uniform, t_min)
-        # The order of a batch carries no meaning: its first rows learn intervals.
-        count = max(1, round(self.interval_share * len(x_1)))
-        t = torch.cat([ends[:, :count].amin(0), ends[0, count:]])
         duration = torch.zeros_like(t)
         duration[:count] = (ends[0, :count] - ends[1, :count]).abs()
         x_t, target = path.sample(x_0, x_1, t), path.conditional_velocity(x_0, x_1, t)
@@ -266,6 +288,10 @@ class MeanFlow(FlowObjective):
         target = torch.cat([intervals, target[count:]])
         error = (network(x_t, t, condition, duration) - target).square().mean(-1)
         return error if self.adaptive_power == 0.0 else error * (error.detach() + 1e-3) ** -self.adaptive_power
+
+    def _num_intervals(self, uniform: Tensor) -> int:
+        """How many of the first rows learn intervals: the order of a batch carries no meaning."""
+        return max(1, round(self.interval_share * uniform.shape[1]))
 
 
 def _flow_times(distribution: TimeDistribution, uniform: Tensor, t_min: float) -> Tensor:

@@ -89,6 +89,10 @@ class TanhSquash(Squash):
         a = torch.tanh(u)
         return action_value + self.log_jacobian(u), (1.0 - a.square()) * action_gradient - 2.0 * a
 
+    def latent_gradient(self, action_gradient: Tensor, u: Tensor) -> Tensor:
+        """The gradient times ``sech^2(u)``."""
+        return (1.0 - torch.tanh(u).square()) * action_gradient
+
 
 @dataclass(frozen=True)
 class NoSquash(Squash):
@@ -144,6 +148,10 @@ class ClipSquash(Squash):
     def latent(self, action: Tensor) -> Tensor:
         """The action, clipped, same shape."""
         return action.clamp(-self.limit, self.limit)
+
+    def log_jacobian(self, u: Tensor) -> Tensor:
+        """Zero; the atoms that clipping leaves at the edges have no density."""
+        return torch.zeros_like(u[..., 0])
 
     def pull_back(self, action_value: Tensor, action_gradient: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """The value, unchanged, and the gradient, zero in dimensions that are clipped."""

@@ -11,6 +11,7 @@ from flowmatch_rl.data import GymnasiumEnvironment, OnlineData
 from flowmatch_rl.estimators import PosteriorMeanEstimator
 from flowmatch_rl.modules import ReverseFlowActorCritic
 from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture
+from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Euler
 
 
@@ -47,7 +48,7 @@ def tiny_module(observation_dim: int = 3, action_dim: int = 1) -> ReverseFlowAct
         observation_dim,
         action_dim,
         temperature=1.0,
-        solver=Euler(2),
+        sampler=OdeSampler(Euler(2)),
         velocity=VelocityArchitecture(hidden_dim=8, num_blocks=1, time_features=4),
         critic=CriticArchitecture(hidden_dim=8),
         estimator=PosteriorMeanEstimator(num_samples=4),

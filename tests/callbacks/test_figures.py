@@ -184,7 +184,7 @@ def stand_in_actor_critic(value: Callable[[Tensor], Tensor]) -> Any:
         return torch.tensor([0.0, 1.0]), torch.stack([noise, 2.0 * noise])
 
     return SimpleNamespace(
-        policy=SimpleNamespace(trajectories=trajectories),
+        policy=SimpleNamespace(trajectories=trajectories, noise_dim=lambda action_dim: action_dim),
         critic=SimpleNamespace(action_values=lambda observation, actions, reduction: value(actions)),
         squash=SimpleNamespace(action=torch.tanh),
         temperature=1.0,

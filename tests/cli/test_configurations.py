@@ -46,9 +46,9 @@ def test_every_preset_lies_over_a_task_and_keeps_its_environment(preset, task, t
     assert model["temperature"] == stated["temperature"]
     assert model["share_samples"] == stated.get("share_samples", model["share_samples"])
     for name in ("proposal", "control_variate"):
-        given = stated["estimator"][name]
+        given = stated["estimator"]["init_args"][name]
         wanted = given if isinstance(given, str) else given["class_path"]
-        assert model["estimator"][name]["class_path"].endswith(f".{wanted}")
+        assert model["estimator"]["init_args"][name]["class_path"].endswith(f".{wanted}")
     assert written["data"]["init_args"]["environment"] == environment_of(task)
 
 

@@ -21,6 +21,7 @@ import tests.toys  # noqa: F401 (registers environments)
 from flowmatch_rl.estimators import LikelihoodProposal, RegressControlVariate
 from flowmatch_rl.modules import ReverseFlowActorCritic, load_policy
 from flowmatch_rl.paths import AffinePath, CosineSchedule
+from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Heun
 from tests.cli.support import PENDULUM, ROOT, Outcome, arguments, call, environment
 
@@ -57,9 +58,9 @@ def tracked(tmp_path_factory):
                 PENDULUM,
                 seed_everything=7,
                 model__path__schedule="CosineSchedule",
-                model__solver="Heun",
-                model__estimator__proposal="LikelihoodProposal",
-                model__estimator__control_variate=json.dumps(CONTROL_VARIATE),
+                model__sampler__init_args__solver="Heun",
+                model__estimator__init_args__proposal="LikelihoodProposal",
+                model__estimator__init_args__control_variate=json.dumps(CONTROL_VARIATE),
                 data__epoch_env_steps=4,
                 data__env_steps_per_collection=1,
                 trainer__log_every_n_steps=2,
@@ -112,10 +113,10 @@ def test_checkpoint_of_the_command_line_rebuilds_its_objects_without_running_cod
         path = tracked.last.with_name(name)
         torch.load(path, weights_only=True)
         module = ReverseFlowActorCritic.load_from_checkpoint(path, weights_only=True)
-        assert module.path == AffinePath(CosineSchedule())
-        assert module.policy.solver == Heun(2)
-        assert module.estimator.proposal == LikelihoodProposal()
-        assert module.estimator.control_variate == RegressControlVariate(limit=1.5)
+        assert module.policy.path == AffinePath(CosineSchedule())
+        assert module.policy.sampler == OdeSampler(Heun(2))
+        assert module.learner.estimator.proposal == LikelihoodProposal()
+        assert module.learner.estimator.control_variate == RegressControlVariate(limit=1.5)
         assert module.temperature == 1.0
     action = load_policy(tracked.last)(np.array([1.0, 0.0, 0.5]))
     assert action.shape == (1,)

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 from flowmatch_rl.estimators import GradientControlVariate, LikelihoodProposal, PosteriorMeanEstimator
 from flowmatch_rl.modules import ReverseFlowActorCritic
 from flowmatch_rl.nets import CriticArchitecture, FirstSelection, GreedySelection, VelocityArchitecture
-from flowmatch_rl.objectives import CappedSignalWeight
+from flowmatch_rl.objectives import CappedSignalWeight, ConditionalFlowMatching
 from flowmatch_rl.paths import AffinePath, CosineSchedule, LogitNormalTime, NoSquash, TanhSquash
+from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Euler, Heun
 
 S, A, B = 3, 2, 8
@@ -22,7 +23,7 @@ TINY = {
     "velocity": VelocityArchitecture(hidden_dim=16, time_features=8),
     "critic": CriticArchitecture(hidden_dim=16),
     "estimator": PosteriorMeanEstimator(num_samples=8),
-    "solver": Euler(2),
+    "sampler": OdeSampler(Euler(2)),
     "train_particles": 2,
     "collect_particles": 2,
     "eval_particles": 4,
@@ -55,14 +56,14 @@ class Recorded(dict):
     def __init__(self, module: ReverseFlowActorCritic) -> None:
         super().__init__()
         self.steps: dict[str, list[float]] = defaultdict(list)
-        add = module._means.add
+        add = module.means.add
 
         def record(values: dict[str, Tensor]) -> None:
             for name, value in values.items():
                 self.steps[name].append(float(value))
             add(values)
 
-        module._means.add = record
+        module.means.add = record
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -124,14 +125,14 @@ def test_single_transition_trains() -> None:
 def test_policy_loss_sends_no_gradient_to_the_critics_and_the_critic_loss_none_to_the_velocity() -> None:
     module = build()
     observation, x_1 = torch.randn(B, S), torch.randn(B, A)
-    module._policy_loss(observation, x_1).backward()
+    module._policy_loss(observation, x_1)[0].backward()
     assert all(p.grad is None for p in (*module.critic.parameters(), *module.critic_ema.parameters()))
-    assert all(p.grad is not None for p in module.policy.velocity.parameters())
+    assert all(p.grad is not None for p in module.policy.network.parameters())
     module.zero_grad()
     transition = transitions()
-    next_action, _, _ = module._sample(read(transition))
-    module._critic_loss(read(transition), next_action).backward()
-    assert all(p.grad is None for p in module.policy.velocity.parameters())
+    next_latent, _, _ = module._sample(read(transition))
+    module.critic_loss(read(transition), next_latent.tanh()).backward()
+    assert all(p.grad is None for p in module.policy.network.parameters())
     assert all(p.grad is not None for p in module.critic.parameters())
 
 
@@ -143,10 +144,10 @@ def read(batch: TensorDict):
 
 def critic_loss_of(module: ReverseFlowActorCritic, batch: TensorDict, monkeypatch) -> float:
     """Critic loss with online critics of value 0 and lagging ones of value 100."""
-    monkeypatch.setattr(module.critic, "forward", lambda o, a: torch.zeros(2, len(o)))
-    monkeypatch.setattr(module.critic_ema, "action_values", lambda o, a, r: torch.full(a.shape[:2], 100.0))
+    monkeypatch.setattr(module.critic, "outputs", lambda o, a: torch.zeros(2, len(o), 1))
+    monkeypatch.setattr(module.critic_ema, "outputs", lambda o, a, m: torch.full((2, len(o), 1), 100.0))
     transition = read(batch)
-    return float(module._critic_loss(transition, torch.zeros(B, A)))
+    return float(module.critic_loss(transition, torch.zeros(B, A)))
 
 
 def test_termination_stops_bootstrapping_and_truncation_does_not(monkeypatch) -> None:
@@ -172,18 +173,18 @@ def test_target_takes_the_reduced_lagging_value_of_the_next_observation() -> Non
         value = members.amin(0) if reduction == "min" else members.mean(0)
         target = transition.reward + 0.5 * value
         wanted = (module.critic(transition.observation, transition.action) - target).square().mean()
-        torch.testing.assert_close(module._critic_loss(transition, next_action), wanted)
+        torch.testing.assert_close(module.critic_loss(transition, next_action), wanted)
 
 
 def test_next_action_and_end_point_come_from_the_right_states() -> None:
     transition = read(transitions())
     module = build()
-    action, observation, x_1 = module._sample(transition)
-    assert action.shape == x_1.shape == (B, A)
+    latent, observation, x_1 = module._sample(transition)
+    assert latent.shape == x_1.shape == (B, A)
     assert torch.equal(observation, transition.observation)
-    action, observation, x_1 = build(share_samples=True)._sample(transition)
+    latent, observation, x_1 = build(share_samples=True)._sample(transition)
     assert torch.equal(observation, transition.next_observation)
-    torch.testing.assert_close(action, x_1.tanh())
+    torch.testing.assert_close(latent, x_1)
     _, observation, x_1 = build(x_1_source="replay")._sample(transition)
     assert torch.equal(observation, transition.observation)
     torch.testing.assert_close(x_1.tanh(), transition.action, atol=2e-4, rtol=0)
@@ -196,18 +197,18 @@ def test_gradients_are_clipped_for_each_network_by_itself() -> None:
     module = build(max_gradient_norm=0.5)
     optimizer = module.configure_optimizers()
     groups = {group["name"]: group["params"] for group in optimizer.param_groups}
-    for value, name in ((1e3, "critic"), (1e-4, "velocity")):
+    for value, name in ((1e3, "critic"), (1e-4, "actor")):
         for parameter in groups[name]:
             parameter.grad = torch.full_like(parameter, value)
     module.configure_gradient_clipping(optimizer, None, None)
     norms = {name: torch.stack([p.grad.norm() for p in params]).norm() for name, params in groups.items()}
     torch.testing.assert_close(norms["critic"], torch.tensor(0.5), atol=1e-4, rtol=0)
-    assert all(torch.equal(p.grad, torch.full_like(p, 1e-4)) for p in groups["velocity"])
+    assert all(torch.equal(p.grad, torch.full_like(p, 1e-4)) for p in groups["actor"])
 
 
 def test_networks_have_their_own_learning_rates() -> None:
     groups = build(actor_learning_rate=1e-4, critic_learning_rate=2e-3).configure_optimizers().param_groups
-    assert {group["name"]: group["lr"] for group in groups} == {"velocity": 1e-4, "critic": 2e-3}
+    assert {group["name"]: group["lr"] for group in groups} == {"actor": 1e-4, "critic": 2e-3}
 
 
 def test_lagging_critics_follow_after_a_step() -> None:
@@ -240,7 +241,7 @@ def test_roles_have_their_own_particles_and_choice() -> None:
 
 def test_collection_shares_the_weights_in_training() -> None:
     module = build()
-    assert module.collection_policy().actor.policy.velocity is module.policy.velocity
+    assert module.collection_policy().actor.policy.network is module.policy.network
 
 
 @pytest.mark.parametrize(
@@ -272,10 +273,9 @@ def test_numbers_out_of_range_are_refused_by_name_and_value(options, words) -> N
 NON_DEFAULT = {
     "path": AffinePath(CosineSchedule()),
     "squash": TanhSquash(limit=0.99),
-    "solver": Heun(3),
+    "sampler": OdeSampler(Heun(3)),
     "t_min": 0.05,
-    "time_distribution": LogitNormalTime(mean=0.5),
-    "time_weight": CappedSignalWeight(),
+    "objective": ConditionalFlowMatching("velocity", LogitNormalTime(mean=0.5), CappedSignalWeight()),
     "estimator": PosteriorMeanEstimator(5, LikelihoodProposal(), GradientControlVariate()),
     "velocity": VelocityArchitecture(hidden_dim=12, num_blocks=1, activation="mish", time_features=4, residual=False),
     "critic": CriticArchitecture(3, 12, 1),
@@ -314,9 +314,10 @@ def test_checkpoint_rebuilds_the_same_module_without_running_code(tmp_path, opti
     path = saved(module, tmp_path)
     content = torch.load(path, weights_only=True)
     loaded = ReverseFlowActorCritic.load_from_checkpoint(path, weights_only=True)
-    for name in ("path", "squash", "t_min", "time_distribution", "time_weight", "estimator"):
-        assert getattr(loaded, name) == getattr(module, name), name
-    assert loaded.policy.solver == module.policy.solver
+    for name in ("path", "squash", "t_min", "sampler", "source", "prediction"):
+        assert getattr(loaded.policy, name) == getattr(module.policy, name), name
+    assert loaded.learner.objective == module.learner.objective
+    assert loaded.learner.estimator == module.learner.estimator
     assert loaded._roles == module._roles
     assert dict(loaded.hparams) == dict(module.hparams)
     assert content["state_dict"].keys() == module.state_dict().keys()
@@ -325,7 +326,7 @@ def test_checkpoint_rebuilds_the_same_module_without_running_code(tmp_path, opti
     assert torch.equal(loaded.evaluation_policy()(state.clone())["action"], wanted)
     x, t = torch.randn(5, A), torch.rand(5)
     assert torch.equal(
-        loaded.policy.velocity(x, t, state["observation"]), module.policy.velocity(x, t, state["observation"])
+        loaded.policy.network(x, t, state["observation"]), module.policy.network(x, t, state["observation"])
     )
     assert torch.equal(loaded.critic_ema(state["observation"], x), module.critic_ema(state["observation"], x))
 

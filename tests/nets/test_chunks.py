@@ -6,7 +6,8 @@ from torch import Tensor
 
 from flowmatch_rl.nets import CriticArchitecture, FlowPolicy, VelocityArchitecture, chunks
 from flowmatch_rl.nets.chunks import map_in_chunks
-from flowmatch_rl.paths import TanhSquash
+from flowmatch_rl.paths import AffinePath, TanhSquash
+from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Euler
 
 
@@ -34,7 +35,7 @@ def test_critics_and_sampling_do_not_depend_on_the_size_of_the_pieces(monkeypatc
     torch.manual_seed(0)
     critic = CriticArchitecture(hidden_dim=16).build(3, 2).double()
     network = VelocityArchitecture(hidden_dim=16, time_features=8).build(2, 3).double()
-    policy = FlowPolicy(network, Euler(2), TanhSquash(), 0.01)
+    policy = FlowPolicy(network, AffinePath(), OdeSampler(Euler(2)), TanhSquash(), 0.01)
     observation, actions = torch.randn(7, 3).double(), torch.randn(7, 4, 2).double()
 
     def outputs() -> list[Tensor]:

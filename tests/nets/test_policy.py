@@ -16,7 +16,8 @@ from flowmatch_rl.nets import (
     SoftmaxSelection,
     VelocityArchitecture,
 )
-from flowmatch_rl.paths import TanhSquash
+from flowmatch_rl.paths import AffinePath, TanhSquash
+from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import RK4, Euler, Solver
 from tests.families import SELECTIONS
 
@@ -26,7 +27,7 @@ B, N, S, A = 3, 5, 4, 2
 def build_policy(solver: Solver = Euler(3), dtype: torch.dtype = torch.float64) -> FlowPolicy:
     torch.manual_seed(0)
     network = VelocityArchitecture(hidden_dim=16, time_features=8).build(A, S).to(dtype)
-    return FlowPolicy(network, solver, TanhSquash(), 0.05)
+    return FlowPolicy(network, AffinePath(), OdeSampler(solver), TanhSquash(), 0.05)
 
 
 def build_actor(selection: Selection, num_particles: int = N, dtype: torch.dtype = torch.float64) -> ParticleActor:
@@ -39,19 +40,19 @@ def build_actor(selection: Selection, num_particles: int = N, dtype: torch.dtype
 def test_latents_are_the_solution_of_the_flow_from_t_min_to_its_mirror(solver) -> None:
     policy = build_policy(solver)
     observation, noise = torch.randn(B, S).double(), torch.randn(B, N, A).double()
-    wanted = solver.integrate(policy.velocity, noise, 0.05, 0.95, observation[:, None])
+    wanted = solver.integrate(policy.network, 0.95 * noise, 0.05, 0.95, observation[:, None])
     latents = policy.sample_latents(observation, noise)
     torch.testing.assert_close(latents, wanted)
     assert not latents.requires_grad
 
 
-def test_trajectories_begin_at_the_noise_and_end_at_the_latents() -> None:
+def test_trajectories_begin_at_the_scaled_noise_and_end_at_the_latents() -> None:
     policy = build_policy()
     observation, noise = torch.randn(B, S).double(), torch.randn(B, N, A).double()
     times, states = policy.trajectories(observation, noise)
     assert states.shape == (4, B, N, A)
     torch.testing.assert_close(times, torch.linspace(0.05, 0.95, 4, dtype=torch.float64))
-    torch.testing.assert_close(states[0], noise)
+    torch.testing.assert_close(states[0], 0.95 * noise)
     torch.testing.assert_close(states[-1], policy.sample_latents(observation, noise))
 
 
@@ -65,7 +66,7 @@ def test_latents_of_other_shapes_raise(observation, noise) -> None:
 def test_t_min_outside_its_interval_raises(t_min) -> None:
     network = VelocityArchitecture(hidden_dim=8, time_features=2).build(A, S)
     with pytest.raises(ValueError, match=str(t_min)):
-        FlowPolicy(network, Euler(1), TanhSquash(), t_min)
+        FlowPolicy(network, AffinePath(), OdeSampler(Euler(1)), TanhSquash(), t_min)
 
 
 @pytest.mark.parametrize("selection", SELECTIONS, ids=repr)

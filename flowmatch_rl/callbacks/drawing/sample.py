@@ -13,7 +13,7 @@ class FlowActorCritic(Protocol):
     policy: Any
     critic: Any
     squash: Any
-    temperature: float
+    temperature: Any
     value_reduction: Any
 
 
@@ -57,7 +57,7 @@ def sample_policy(
         num_particles: Particles N per state.
     """
     generator = torch.Generator().manual_seed(0)
-    shape = (len(observation), num_particles, chosen.shape[1])
+    shape = (len(observation), num_particles, module.policy.noise_dim(chosen.shape[1]))
     noise = torch.randn(shape, generator=generator).to(observation)
     t, latents = module.policy.trajectories(observation, noise)
     grid = torch.linspace(-1.0, 1.0, 2001 if chosen.shape[1] == 1 else 61, device=observation.device)
@@ -68,7 +68,7 @@ def sample_policy(
         chosen.cpu().float(),
         grid.cpu(),
         values.cpu().float().unflatten(1, (len(grid),) * min(chosen.shape[1], 2)),
-        module.temperature,
+        float(module.temperature),
     )
 
 
