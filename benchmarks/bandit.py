@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowmatch_rl.estimators import (
     LikelihoodProposal,
+    PathPoints,
     PosteriorMeanEstimator,
     ProductProposal,
     Proposal,
@@ -19,8 +20,9 @@ from flowmatch_rl.estimators import (
 )
 from flowmatch_rl.metrics import energy_distance
 from flowmatch_rl.nets import FlowPolicy, VelocityArchitecture
-from flowmatch_rl.objectives import reverse_flow_target, velocity_regression_loss
-from flowmatch_rl.paths import AffinePath, TanhSquash
+from flowmatch_rl.objectives import prediction_loss, reverse_flow_target
+from flowmatch_rl.paths import AffinePath, GaussianSource, TanhSquash
+from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Euler
 
 MODES = torch.tensor([[0.5, 0.5], [0.5, -0.5], [-0.5, 0.5], [-0.5, -0.5]])
@@ -50,16 +52,18 @@ def train(
     path, squash, t_min = AffinePath(), TanhSquash(), 0.01
     estimator = PosteriorMeanEstimator(num_samples=100, proposal=proposal)
     network = VelocityArchitecture().build(dim, 1)
-    policy = FlowPolicy(network, Euler(10), squash, t_min)
+    policy = FlowPolicy(network, path, OdeSampler(Euler(10)), squash, t_min)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-4, fused=True)
     latent = boltzmann_density(density, 1.0, squash)
     state = torch.zeros(256, 1)
     for _ in range(updates):
         x_1 = policy.sample_latents(state, torch.randn(256, 1, dim))[:, 0]
         t = t_min + (1 - 2 * t_min) * torch.rand(256)
-        x_t = path.sample(torch.randn_like(x_1), x_1, t)
-        target, _ = reverse_flow_target(estimator, path, latent, x_t, t, torch.randn(256, 100, dim))
-        loss = velocity_regression_loss(network, x_t, t, target, state).mean()
+        points = PathPoints.between(path, torch.randn_like(x_1), x_1, t)
+        z = torch.randn(256, 100, dim)
+        means = reverse_flow_target(estimator, path, GaussianSource(), latent, points, z)
+        target = path.target("velocity", means.x_0, means.x_1, t)
+        loss = prediction_loss(policy.predict, points.x_t, t, target, state).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -68,7 +72,7 @@ def train(
 
 def sample(policy: FlowPolicy, dim: int, steps: int, number: int = 3000) -> Tensor:
     """Actions of a trained flow."""
-    other = FlowPolicy(policy.velocity, Euler(steps), policy.squash, policy.t_min)
+    other = FlowPolicy(policy.network, policy.path, OdeSampler(Euler(steps)), policy.squash, policy.t_min)
     return policy.squash.action(other.sample_latents(torch.zeros(1, 1), torch.randn(1, number, dim))[0])
 
 

@@ -4,14 +4,20 @@ from flowmatch_rl.bandits import Bandit, Bimodal, Flat, FourModes, Quadratic, Tw
 from flowmatch_rl.couplings import Coupling, ExactCoupling, IndependentCoupling, SinkhornCoupling
 from flowmatch_rl.estimators import (
     ControlVariate,
+    EndPointEstimator,
     FisherControlVariate,
     FixedControlVariate,
     GradientControlVariate,
     LikelihoodProposal,
+    MixtureProposal,
     NoControlVariate,
+    PointScoreEstimator,
+    PosteriorMeanEstimator,
     ProductProposal,
     Proposal,
     RegressControlVariate,
+    ReweightedEndPoints,
+    TruncatedProposal,
 )
 from flowmatch_rl.nets import (
     Architecture,
@@ -44,6 +50,7 @@ from flowmatch_rl.objectives import (
     UniformWeight,
 )
 from flowmatch_rl.paths import (
+    ClipSquash,
     CosineMapTime,
     CosineSchedule,
     GaussianSource,
@@ -140,14 +147,31 @@ PROPOSALS: list[Proposal] = [
     LikelihoodProposal(),
     ProductProposal(),
     ProductProposal(base_variance=2.5),
+    MixtureProposal(),
+    TruncatedProposal(limit=1.5),
 ]
+
+WIDE_PROPOSALS = [proposal for proposal in PROPOSALS if proposal.covers_space]
+"""Proposals that control variates may be used with."""
 
 CONTROL_VARIATES: list[ControlVariate] = [
     NoControlVariate(),
     GradientControlVariate(),
     FixedControlVariate(eta=0.3),
     RegressControlVariate(),
+    RegressControlVariate(isotropic=True),
+    RegressControlVariate(num_bins=20),
     FisherControlVariate(),
+    FisherControlVariate(isotropic=True),
+    FisherControlVariate(num_bins=20),
+]
+
+ESTIMATORS: list[EndPointEstimator] = [
+    PosteriorMeanEstimator(num_samples=7),
+    PosteriorMeanEstimator(num_samples=5, control_variate=NoControlVariate(), proposal=LikelihoodProposal()),
+    PointScoreEstimator(),
+    ReweightedEndPoints(),
+    ReweightedEndPoints(limit=2.0),
 ]
 
 SELECTIONS: list[Selection] = [
@@ -220,6 +244,7 @@ SOURCES: list[Source] = [
 SQUASHES: list[Squash] = [
     TanhSquash(),
     NoSquash(),
+    ClipSquash(),
 ]
 
 COUPLINGS: list[Coupling] = [

@@ -7,11 +7,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowmatch_rl.estimators import ControlVariate
-from flowmatch_rl.paths import Schedule
+from flowmatch_rl.estimators import ControlVariate, PathPoints
+from flowmatch_rl.paths import GaussianSource, Schedule
 from flowmatch_rl.types import LogDensityAndScore
 
 F64 = torch.float64
+NORMAL = GaussianSource()
+"""The standard normal source."""
+
+
+def at(x_t: Tensor, t: Tensor) -> PathPoints:
+    """Points whose end points are unknown, for estimators that must not use them."""
+    unknown = torch.full_like(x_t, math.nan)
+    return PathPoints(unknown, unknown, x_t, t)
 
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = F64) -> Tensor:
@@ -122,9 +130,12 @@ def gaussian_density(mean: Tensor, precision: Tensor) -> LogDensityAndScore:
     return density
 
 
-def quadrature_nodes(batch: int, count: int = 16001, width: float = 11.0) -> Tensor:
-    """Equally spaced nodes in place of normal noise in one dimension, shape (batch, count, 1)."""
-    return torch.linspace(-width, width, count, dtype=F64)[:, None].expand(batch, -1, -1)
+def quadrature_nodes(batch: int, count: int = 8001, width: float = 11.0) -> Tensor:
+    """Equally spaced nodes in place of normal noise in one dimension, shape (batch, 2 count, 1).
+
+    They come twice, one half for each member of an even mixture of proposals.
+    """
+    return torch.linspace(-width, width, count, dtype=F64).repeat(2)[:, None].expand(batch, -1, -1)
 
 
 def on_quadrature(density: LogDensityAndScore, nodes: Tensor) -> LogDensityAndScore:
@@ -148,7 +159,11 @@ class RecordingControlVariate(ControlVariate):
     eta: Tensor = field(default_factory=lambda: torch.zeros((), dtype=F64))
     calls: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
 
-    def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor) -> Tensor:
+    @property
+    def needs_score(self) -> bool:
+        return True
+
+    def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor, t: Tensor) -> Tensor:
         self.calls.append((weights, x_0, r, rho))
         return self.eta.expand_as(x_0[:, 0])
 

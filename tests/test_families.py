@@ -5,7 +5,7 @@ import pytest
 
 from flowmatch_rl.bandits import Bandit
 from flowmatch_rl.couplings import Coupling
-from flowmatch_rl.estimators import ControlVariate, Proposal
+from flowmatch_rl.estimators import ControlVariate, EndPointEstimator, Proposal
 from flowmatch_rl.modules import CheckpointPolicy
 from flowmatch_rl.nets import Architecture, Selection, ValueHead
 from flowmatch_rl.objectives import FlowObjective, OccupancyObjective, TimeWeight
@@ -23,6 +23,7 @@ FAMILIES = [
     (Sampler, families.SAMPLERS),
     (Proposal, families.PROPOSALS),
     (ControlVariate, families.CONTROL_VARIATES),
+    (EndPointEstimator, families.ESTIMATORS),
     (Selection, families.SELECTIONS),
     (Architecture, families.ARCHITECTURES),
     (ValueHead, families.VALUE_HEADS),

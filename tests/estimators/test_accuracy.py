@@ -21,10 +21,12 @@ from flowmatch_rl.paths import AffinePath
 from tests.oracles import (
     EVEN,
     F64,
+    NORMAL,
     ONE_D,
     TWO_D,
     GaussianMixture,
     RecordingControlVariate,
+    at,
     normal,
     on_quadrature,
     quadrature_nodes,
@@ -51,7 +53,7 @@ def error_with(mixture: GaussianMixture, t: float, proposal: Proposal, rule: Con
     """Root mean square error of the data mean over states and repeats, noise common to all rules."""
     x_t, times = points(mixture, t)
     z = normal(len(x_t), COUNT, x_t.shape[1], seed=3)
-    found = PosteriorMeanEstimator(COUNT, proposal, rule).estimate(PATH, mixture.density, x_t, times, z)
+    found = PosteriorMeanEstimator(COUNT, proposal, rule).estimate(PATH, NORMAL, mixture.density, at(x_t, times), z)
     return rmse(found.x_1 - mixture.posterior_means(x_t, times, 1.0 - times)[1])
 
 
@@ -63,7 +65,7 @@ def oracle(mixture: GaussianMixture, t: float, proposal: Proposal) -> RecordingC
     x_t, times = (v[::REPEATS] for v in points(mixture, t))
     nodes, recorder = quadrature_nodes(STATES, 4001), RecordingControlVariate()
     found = PosteriorMeanEstimator(nodes.shape[1], proposal, recorder).estimate(
-        PATH, on_quadrature(mixture.density, nodes), x_t, times, nodes
+        PATH, NORMAL, on_quadrature(mixture.density, nodes), at(x_t, times), nodes
     )
     ((posterior, x_0, r, _),) = recorder.calls
     squared = posterior.square() * (0.5 * nodes.square()).exp()  # squared weight per draw, times the density of draws

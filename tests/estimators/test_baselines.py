@@ -13,10 +13,10 @@ from flowmatch_rl.estimators import (
     Proposal,
     boltzmann_density,
 )
-from flowmatch_rl.objectives import reverse_flow_target, velocity_regression_loss
+from flowmatch_rl.objectives import prediction_loss, reverse_flow_target
 from flowmatch_rl.paths import AffinePath, NoSquash, Schedule, TanhSquash
-from tests.families import PROPOSALS, SCHEDULES
-from tests.oracles import F64, TWO_D, RecordingControlVariate, normal
+from tests.families import SCHEDULES, WIDE_PROPOSALS
+from tests.oracles import F64, NORMAL, TWO_D, RecordingControlVariate, at, normal
 
 B, K, D = 5, 11, 2
 T = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=F64)
@@ -44,7 +44,7 @@ def test_coefficient_zero_is_the_noise_expectation_of_maxentdp(schedule: Schedul
     x_t, z = normal(B, D, seed=1), normal(B, K, D, seed=2)
     density = boltzmann_density(q_and_gradient, temperature, NoSquash())
     estimator = PosteriorMeanEstimator(K, LikelihoodProposal(), NoControlVariate())
-    found = estimator.estimate(AffinePath(schedule), density, x_t, T, z)
+    found = estimator.estimate(AffinePath(schedule), NORMAL, density, at(x_t, T), z)
     alpha, sigma = coefficients(schedule)
     noise = -z
     weight = (q((x_t[:, None] - sigma * noise) / alpha) / temperature).exp()
@@ -62,7 +62,7 @@ def test_coefficient_one_is_the_gradient_of_the_smoothed_log_density_of_idem(
     density = boltzmann_density(q_and_gradient, temperature, squash)
     estimator = PosteriorMeanEstimator(K, LikelihoodProposal(), GradientControlVariate())
     with torch.no_grad():
-        found = estimator.estimate(AffinePath(schedule), density, x_t, T, z)
+        found = estimator.estimate(AffinePath(schedule), NORMAL, density, at(x_t, T), z)
     alpha, sigma = coefficients(schedule)
     x_1 = (x_t[:, None] + sigma * z) / alpha  # the noise end points are -z
     log_density = q(squash.action(x_1)) / temperature
@@ -73,11 +73,11 @@ def test_coefficient_one_is_the_gradient_of_the_smoothed_log_density_of_idem(
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize("proposal", PROPOSALS, ids=repr)
+@pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 def test_a_fixed_coefficient_mixes_the_two_expectations_linearly(proposal: Proposal, schedule: Schedule) -> None:
     x_t, z = normal(B, D, seed=1), normal(B, K, D, seed=2)
     noise, gradient, mixed = (
-        PosteriorMeanEstimator(K, proposal, rule).estimate(AffinePath(schedule), TWO_D.density, x_t, T, z)
+        PosteriorMeanEstimator(K, proposal, rule).estimate(AffinePath(schedule), NORMAL, TWO_D.density, at(x_t, T), z)
         for rule in (NoControlVariate(), GradientControlVariate(), FixedControlVariate(0.3))
     )
     for name in ("x_0", "x_1"):
@@ -86,20 +86,22 @@ def test_a_fixed_coefficient_mixes_the_two_expectations_linearly(proposal: Propo
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize("proposal", PROPOSALS, ids=repr)
+@pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 def test_the_weighted_loss_of_sdac_has_the_gradient_of_the_loss_against_the_mean(
     proposal: Proposal, schedule: Schedule
 ) -> None:
     path, x_t, z = AffinePath(schedule), normal(B, D, seed=1), normal(B, K, D, seed=2)
     recorder = RecordingControlVariate()
-    target, _ = reverse_flow_target(PosteriorMeanEstimator(K, proposal, recorder), path, TWO_D.density, x_t, T, z)
+    estimator = PosteriorMeanEstimator(K, proposal, recorder)
+    found = reverse_flow_target(estimator, path, NORMAL, TWO_D.density, at(x_t, T), z)
+    target = path.target("velocity", found.x_0, found.x_1, T)
     ((weights, x_0, _, _),) = recorder.calls
     network = torch.nn.Sequential(torch.nn.Linear(D + 1, 7), torch.nn.Tanh(), torch.nn.Linear(7, D)).to(F64)
 
     def velocity(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         return network(torch.cat([x, t[:, None]], dim=-1))
 
-    to_mean = velocity_regression_loss(velocity, x_t, T, target).mean()
+    to_mean = prediction_loss(velocity, x_t, T, target).mean()
     alpha, sigma = coefficients(schedule)
     x_1 = (x_t[:, None] - sigma * x_0) / alpha
     d_alpha, d_sigma = schedule.d_alpha(T)[:, None, None], schedule.d_sigma(T)[:, None, None]

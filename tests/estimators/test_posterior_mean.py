@@ -17,14 +17,16 @@ from flowmatch_rl.estimators import (
     RegressControlVariate,
 )
 from flowmatch_rl.paths import AffinePath, Schedule
-from tests.families import CONTROL_VARIATES, PROPOSALS, SCHEDULES
+from tests.families import CONTROL_VARIATES, SCHEDULES, WIDE_PROPOSALS
 from tests.oracles import (
     EVEN,
     F64,
+    NORMAL,
     ONE_D,
     TWO_D,
     RecordingControlVariate,
     Rule,
+    at,
     normal,
     on_quadrature,
     quadrature_nodes,
@@ -48,13 +50,15 @@ REFERENCES: list[tuple[ControlVariate, Rule, dict[str, float]]] = [
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize("proposal", PROPOSALS, ids=repr)
+@pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 def test_the_posterior_score_has_mean_zero_and_unit_covariance_with_its_end_point(
     proposal: Proposal, schedule: Schedule
 ) -> None:
     nodes, rule = quadrature_nodes(5), RecordingControlVariate()
     estimator = PosteriorMeanEstimator(nodes.shape[1], proposal, rule)
-    found = estimator.estimate(AffinePath(schedule), on_quadrature(ONE_D.density, nodes), POINTS, TIMES, nodes)
+    found = estimator.estimate(
+        AffinePath(schedule), NORMAL, on_quadrature(ONE_D.density, nodes), at(POINTS, TIMES), nodes
+    )
     ((weights, x_0, r, rho),) = rule.calls
     alpha, sigma = schedule.alpha(TIMES)[:, None], schedule.sigma(TIMES)[:, None]
     x_1 = (POINTS[:, None] - sigma[:, None] * x_0) / alpha[:, None]
@@ -69,29 +73,31 @@ def test_the_posterior_score_has_mean_zero_and_unit_covariance_with_its_end_poin
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize("proposal", PROPOSALS, ids=repr)
+@pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 @pytest.mark.parametrize("rule", CONTROL_VARIATES, ids=repr)
 def test_every_coefficient_gives_the_analytic_mean_of_a_mixture(
     rule: ControlVariate, proposal: Proposal, schedule: Schedule
 ) -> None:
     nodes = quadrature_nodes(5)
     estimator = PosteriorMeanEstimator(nodes.shape[1], proposal, rule)
-    found = estimator.estimate(AffinePath(schedule), on_quadrature(ONE_D.density, nodes), POINTS, TIMES, nodes)
+    found = estimator.estimate(
+        AffinePath(schedule), NORMAL, on_quadrature(ONE_D.density, nodes), at(POINTS, TIMES), nodes
+    )
     x_0, x_1 = ONE_D.posterior_means(POINTS, schedule.alpha(TIMES), schedule.sigma(TIMES))
     torch.testing.assert_close(found.x_0, x_0, rtol=0.0, atol=1e-8)
     torch.testing.assert_close(found.x_1, x_1, rtol=0.0, atol=1e-8)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize("proposal", PROPOSALS, ids=repr)
+@pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 def test_in_units_of_the_data_the_coefficient_is_rho_squared_eta(proposal: Proposal, schedule: Schedule) -> None:
     z, x_t = normal(5, 20, 2, seed=1), normal(5, 2, seed=2)
     eta = normal(5, 2, seed=3)
     recorder = RecordingControlVariate()
     path = AffinePath(schedule)
-    without = PosteriorMeanEstimator(20, proposal, recorder).estimate(path, TWO_D.density, x_t, TIMES, z)
+    without = PosteriorMeanEstimator(20, proposal, recorder).estimate(path, NORMAL, TWO_D.density, at(x_t, TIMES), z)
     found = PosteriorMeanEstimator(20, proposal, RecordingControlVariate(eta)).estimate(
-        path, TWO_D.density, x_t, TIMES, z
+        path, NORMAL, TWO_D.density, at(x_t, TIMES), z
     )
     ((weights, x_0, _, _),) = recorder.calls
     alpha, sigma = schedule.alpha(TIMES)[:, None], schedule.sigma(TIMES)[:, None]
@@ -113,20 +119,22 @@ def test_the_estimate_equals_an_independent_derivation_over_the_data_posterior(
     proposal = LikelihoodProposal() if base_variance is None else ProductProposal(base_variance)
     t = torch.tensor([0.08, 0.5, 0.93], dtype=F64)
     x_t, z = normal(3, 2, seed=1), normal(3, 16, 2, seed=2)
-    found = PosteriorMeanEstimator(16, proposal, rule).estimate(AffinePath(schedule), TWO_D.density, x_t, t, z)
+    found = PosteriorMeanEstimator(16, proposal, rule).estimate(
+        AffinePath(schedule), NORMAL, TWO_D.density, at(x_t, t), z
+    )
     x_0, x_1 = reference_posterior_means(TWO_D.density, schedule, x_t, t, z, base_variance, reference, **options)
     torch.testing.assert_close(found.x_0, x_0, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.x_1, x_1, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize("proposal", PROPOSALS, ids=repr)
+@pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 @pytest.mark.parametrize("rule", CONTROL_VARIATES, ids=repr)
 def test_the_two_means_and_the_point_stay_on_one_path(
     rule: ControlVariate, proposal: Proposal, schedule: Schedule
 ) -> None:
     path, x_t, z = AffinePath(schedule), normal(5, 2, seed=1), normal(5, 12, 2, seed=2)
-    found = PosteriorMeanEstimator(12, proposal, rule).estimate(path, TWO_D.density, x_t, TIMES, z)
+    found = PosteriorMeanEstimator(12, proposal, rule).estimate(path, NORMAL, TWO_D.density, at(x_t, TIMES), z)
     torch.testing.assert_close(path.sample(found.x_0, found.x_1, TIMES), x_t, rtol=1e-9, atol=1e-9)
 
 
@@ -137,7 +145,7 @@ def test_many_samples_come_within_five_standard_errors_of_the_mean(t: float, eta
     count, time = 100_000, torch.tensor([t], dtype=F64)
     x_t, z = torch.tensor([[0.3]], dtype=F64), normal(1, count, 1, seed=int(100 * t))
     rule = RecordingControlVariate(torch.tensor(eta, dtype=F64))
-    found = PosteriorMeanEstimator(count, proposal, rule).estimate(PATH, ONE_D.density, x_t, time, z)
+    found = PosteriorMeanEstimator(count, proposal, rule).estimate(PATH, NORMAL, ONE_D.density, at(x_t, time), z)
     ((weights, x_0, r, _),) = rule.calls
     exact, _ = ONE_D.posterior_means(x_t, time, 1.0 - time)
     residual = weights * (x_0 - eta * r - exact[:, None])
@@ -158,7 +166,7 @@ def test_the_bias_is_that_of_self_normalised_sampling_and_halves_when_the_sample
         blocks = z.reshape(-1, count, 1)
         rule = RecordingControlVariate(torch.tensor(eta, dtype=F64))
         found = PosteriorMeanEstimator(count, LikelihoodProposal(), rule).estimate(
-            PATH, ONE_D.density, point.expand(len(blocks), 1), t.expand(len(blocks)), blocks
+            PATH, NORMAL, ONE_D.density, at(point.expand(len(blocks), 1), t.expand(len(blocks))), blocks
         )
         ((_, x_0, r, _),) = rule.calls
         weights = (ONE_D.density((point - 0.5 * x_0) / 0.5)[0] - log_normaliser).exp()[..., None]
@@ -182,7 +190,7 @@ def test_diagnostics_describe_the_weights_and_the_density() -> None:
         seen.append(log_density)
         return log_density, score
 
-    found = PosteriorMeanEstimator(9, control_variate=recorder).estimate(PATH, density, x_t, t, z)
+    found = PosteriorMeanEstimator(9, control_variate=recorder).estimate(PATH, NORMAL, density, at(x_t, t), z)
     weights = recorder.calls[0][0][..., 0]
     torch.testing.assert_close(found.effective_sample_size, 1.0 / (weights**2).sum(1))
     mean = seen[0].mean(1, keepdim=True)
@@ -191,11 +199,11 @@ def test_diagnostics_describe_the_weights_and_the_density() -> None:
     assert (found.effective_sample_size <= 9.0).all()
 
 
-@pytest.mark.parametrize("proposal", PROPOSALS, ids=repr)
+@pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 @pytest.mark.parametrize("rule", CONTROL_VARIATES, ids=repr)
 def test_one_sample_gives_finite_means(rule: ControlVariate, proposal: Proposal) -> None:
     estimator = PosteriorMeanEstimator(1, proposal, rule)
-    found = estimator.estimate(PATH, EVEN.density, normal(5, 1, seed=1), TIMES, normal(5, 1, 1, seed=2))
+    found = estimator.estimate(PATH, NORMAL, EVEN.density, at(normal(5, 1, seed=1), TIMES), normal(5, 1, 1, seed=2))
     for values in (found.x_0, found.x_1, found.eta, found.log_density_spread):
         assert values.isfinite().all()
     torch.testing.assert_close(found.effective_sample_size, torch.ones(5, dtype=F64))
@@ -218,7 +226,7 @@ def test_with_a_hard_box_the_gradient_expectation_is_biased_and_the_noise_expect
     assert exact == pytest.approx(1.19, abs=0.005)
     noise, half, gradient = (
         PosteriorMeanEstimator(nodes.shape[1], LikelihoodProposal(), FixedControlVariate(eta))
-        .estimate(PATH, on_quadrature(box, nodes), x_t, t, nodes)
+        .estimate(PATH, NORMAL, on_quadrature(box, nodes), at(x_t, t), nodes)
         .x_0.item()
         for eta in (0.0, 0.5, 1.0)
     )
@@ -238,10 +246,12 @@ def test_one_time_for_all_equals_a_time_per_state(size: int, t_shape: tuple[int,
         return density.log_prob(x).sum(-1), -x
 
     shape = (size,) if t_shape is None else t_shape
-    found = estimator.estimate(PATH, log_density_and_score, x_t, torch.full(shape, 0.4, dtype=F64), z)
+    found = estimator.estimate(PATH, NORMAL, log_density_and_score, at(x_t, torch.full(shape, 0.4, dtype=F64)), z)
     for b in range(size):
         one = slice(b, b + 1)
-        alone = estimator.estimate(PATH, log_density_and_score, x_t[one], torch.tensor([0.4], dtype=F64), z[one])
+        alone = estimator.estimate(
+            PATH, NORMAL, log_density_and_score, at(x_t[one], torch.tensor([0.4], dtype=F64)), z[one]
+        )
         torch.testing.assert_close(found.x_1[one], alone.x_1)
         torch.testing.assert_close(found.effective_sample_size[one], alone.effective_sample_size)
 
@@ -255,19 +265,21 @@ def test_wrong_shapes_are_refused() -> None:
 
     for wrong in (torch.zeros(4, 6, 2), torch.zeros(5, 4, 2), torch.zeros(1, 5, 2), torch.zeros(4, 5, 1)):
         with pytest.raises(ValueError, match=r"z of shape \(4, 5, 2\)"):
-            estimator.estimate(PATH, flat, x_t, t, wrong)
+            estimator.estimate(PATH, NORMAL, flat, at(x_t, t), wrong)
     for wrong in (torch.full((3,), 0.5), torch.full((5,), 0.5), torch.full((4, 2), 0.5), torch.full((4, 5), 0.5)):
         with pytest.raises(ValueError):
-            estimator.estimate(PATH, flat, x_t, wrong, z)
+            estimator.estimate(PATH, NORMAL, flat, at(x_t, wrong), z)
 
 
 @pytest.mark.parametrize("wrong", [(5,), (4, 1), (5, 4), (4, 5, 1)])
 def test_a_density_of_the_wrong_shape_is_refused(wrong: tuple[int, ...]) -> None:
     x_t, t, z = torch.zeros(4, 2), torch.full((4,), 0.5), torch.zeros(4, 5, 2)
     with pytest.raises(ValueError):
-        PosteriorMeanEstimator(5).estimate(PATH, lambda x: (torch.zeros(wrong), torch.zeros_like(x)), x_t, t, z)
+        PosteriorMeanEstimator(5).estimate(
+            PATH, NORMAL, lambda x: (torch.zeros(wrong), torch.zeros_like(x)), at(x_t, t), z
+        )
     with pytest.raises(ValueError):
-        PosteriorMeanEstimator(5).estimate(PATH, lambda x: (x.sum(-1), torch.zeros(wrong)), x_t, t, z)
+        PosteriorMeanEstimator(5).estimate(PATH, NORMAL, lambda x: (x.sum(-1), torch.zeros(wrong)), at(x_t, t), z)
 
 
 @pytest.mark.parametrize("num_samples", [0, -2])
@@ -281,7 +293,10 @@ def test_the_error_falls_with_the_root_of_the_number_of_samples() -> None:
     x_t = PATH.sample(normal(400, 1, seed=1), EVEN.draw(400, seed=2), t)
     _, exact = EVEN.posterior_means(x_t, t, 1.0 - t)
     errors = [
-        rmse(PosteriorMeanEstimator(k).estimate(PATH, EVEN.density, x_t, t, normal(400, k, 1, seed=3)).x_1 - exact)
+        rmse(
+            PosteriorMeanEstimator(k).estimate(PATH, NORMAL, EVEN.density, at(x_t, t), normal(400, k, 1, seed=3)).x_1
+            - exact
+        )
         for k in (64, 1024)
     ]
     assert errors[0] / errors[1] == pytest.approx(4.0, rel=0.25)

@@ -22,8 +22,8 @@ from flowmatch_rl.estimators import (
     boltzmann_density,
 )
 from flowmatch_rl.paths import AffinePath, NoSquash, Squash, TanhSquash
-from tests.families import CONTROL_VARIATES, PROPOSALS, SQUASHES
-from tests.oracles import F64, normal, on_quadrature, quadrature_nodes, rmse, uniform
+from tests.families import CONTROL_VARIATES, SQUASHES, WIDE_PROPOSALS
+from tests.oracles import F64, NORMAL, at, normal, on_quadrature, quadrature_nodes, rmse, uniform
 
 ValueAndGradient: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -65,6 +65,12 @@ class NoJacobianInWeights(Squash):
     def latent(self, action: Tensor) -> Tensor:
         return torch.atanh(action)
 
+    def log_jacobian(self, u: Tensor) -> Tensor:
+        return TanhSquash().log_jacobian(u)
+
+    def latent_gradient(self, action_gradient: Tensor, u: Tensor) -> Tensor:
+        return TanhSquash().latent_gradient(action_gradient, u)
+
     def pull_back(self, action_value: Tensor, action_gradient: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         return action_value, TanhSquash().pull_back(action_value, action_gradient, u)[1]
 
@@ -79,6 +85,12 @@ class NoJacobianInScore(Squash):
     def latent(self, action: Tensor) -> Tensor:
         return torch.atanh(action)
 
+    def log_jacobian(self, u: Tensor) -> Tensor:
+        return TanhSquash().log_jacobian(u)
+
+    def latent_gradient(self, action_gradient: Tensor, u: Tensor) -> Tensor:
+        return TanhSquash().latent_gradient(action_gradient, u)
+
     def pull_back(self, action_value: Tensor, action_gradient: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         log_density, score = TanhSquash().pull_back(action_value, action_gradient, u)
         return log_density, score + 2.0 * torch.tanh(u)
@@ -89,11 +101,15 @@ def means_by_quadrature(
 ) -> Tensor:
     nodes = quadrature_nodes(5, width=20.0)
     density = on_quadrature(boltzmann_density(value_and_gradient, temperature, squash), nodes)
-    return PosteriorMeanEstimator(nodes.shape[1], proposal, rule).estimate(PATH, density, POINTS, TIMES, nodes).x_1
+    return (
+        PosteriorMeanEstimator(nodes.shape[1], proposal, rule)
+        .estimate(PATH, NORMAL, density, at(POINTS, TIMES), nodes)
+        .x_1
+    )
 
 
 @pytest.mark.parametrize("rule", CONTROL_VARIATES, ids=repr)
-@pytest.mark.parametrize("proposal", PROPOSALS, ids=repr)
+@pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 @pytest.mark.parametrize(("value_and_gradient", "temperature"), [(flat, 1.0), (slope_and_bump, 0.7)])
 def test_the_posterior_mean_of_the_latent_is_that_of_the_density_over_actions(
     value_and_gradient: ValueAndGradient, temperature: float, proposal: Proposal, rule: ControlVariate
@@ -102,7 +118,7 @@ def test_the_posterior_mean_of_the_latent_is_that_of_the_density_over_actions(
     torch.testing.assert_close(found, latent_means(value_and_gradient, temperature, POINTS, TIMES), rtol=0.0, atol=1e-8)
 
 
-@pytest.mark.parametrize("proposal", PROPOSALS, ids=repr)
+@pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 @pytest.mark.parametrize(
     ("squash", "rule"),
     [
@@ -125,7 +141,7 @@ def test_a_flat_value_gives_posterior_samples_of_uniform_actions() -> None:
     x_t = PATH.sample(normal(4000, 1, seed=2), TanhSquash().latent(action), t)
     estimator = PosteriorMeanEstimator(100, ProductProposal(2.0))
     density = boltzmann_density(flat, 1.0, TanhSquash())
-    found = estimator.estimate(PATH, density, x_t, t, normal(4000, 100, 1, seed=3))
+    found = estimator.estimate(PATH, NORMAL, density, at(x_t, t), normal(4000, 100, 1, seed=3))
     # E[u] = 0, and E[x_t E[u given x_t]] = t Var(u) = t pi^2 / 12.
     assert found.x_1.mean().item() == pytest.approx(0.0, abs=0.05)
     assert (found.x_1 * x_t).mean().item() == pytest.approx(0.5 * 0.8225, abs=0.04)
@@ -152,6 +168,15 @@ def test_the_temperature_divides_the_value_and_not_the_jacobian() -> None:
     torch.testing.assert_close(score, 2.0 * slope_and_bump(u)[1])
 
 
+@pytest.mark.parametrize("squash", SQUASHES, ids=repr)
+def test_without_the_jacobian_the_density_is_that_of_the_value_alone(squash: Squash) -> None:
+    u = normal(3, 4, 2, seed=4).requires_grad_()
+    (expected,) = torch.autograd.grad(slope_and_bump(squash.action(u))[0].sum() / 0.3, u)
+    value, score = boltzmann_density(slope_and_bump, 0.3, squash, jacobian=False)(u.detach())
+    torch.testing.assert_close(value, slope_and_bump(squash.action(u.detach()))[0] / 0.3)
+    torch.testing.assert_close(score, expected)
+
+
 def test_values_in_low_precision_are_weighed_in_the_precision_of_the_latent() -> None:
     def low(action: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = flat(action)
@@ -176,7 +201,7 @@ def test_at_small_times_the_product_proposal_keeps_six_flat_dimensions_near_thei
     z, density = normal(256, 100, 6, seed=3), boltzmann_density(flat, 1.0, TanhSquash())
 
     def error(proposal: Proposal) -> float:
-        found = PosteriorMeanEstimator(100, proposal, rule).estimate(PATH, density, x_t, t, z)
+        found = PosteriorMeanEstimator(100, proposal, rule).estimate(PATH, NORMAL, density, at(x_t, t), z)
         return rmse(found.x_1 - slope * x_t)
 
     assert error(ProductProposal()) < 0.2

@@ -8,13 +8,24 @@ from flowmatch_rl.objectives import (
     PowerWeight,
     TimeWeight,
     UniformWeight,
+    prediction_loss,
     reverse_flow_target,
-    velocity_regression_loss,
 )
 from flowmatch_rl.paths import AffinePath, LinearSchedule, Schedule, TanhSquash
 from flowmatch_rl.solvers import Midpoint
 from tests.families import SCHEDULES, TIME_WEIGHTS
-from tests.oracles import EVEN, F64, ONE_D, TWO_D, normal, on_quadrature, quadrature_nodes, stratified_normal
+from tests.oracles import (
+    EVEN,
+    F64,
+    NORMAL,
+    ONE_D,
+    TWO_D,
+    at,
+    normal,
+    on_quadrature,
+    quadrature_nodes,
+    stratified_normal,
+)
 
 PATH = AffinePath()
 
@@ -45,9 +56,9 @@ def test_the_time_weights_have_the_stated_values() -> None:
 def test_the_target_is_the_marginal_velocity_of_the_density(schedule: Schedule) -> None:
     path, t = AffinePath(schedule), torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=F64)
     x_t, nodes = normal(5, 1, seed=1), quadrature_nodes(5)
-    target, found = reverse_flow_target(
-        PosteriorMeanEstimator(nodes.shape[1]), path, on_quadrature(ONE_D.density, nodes), x_t, t, nodes
-    )
+    density = on_quadrature(ONE_D.density, nodes)
+    found = reverse_flow_target(PosteriorMeanEstimator(nodes.shape[1]), path, NORMAL, density, at(x_t, t), nodes)
+    target = path.target("velocity", found.x_0, found.x_1, t)
     x_0, x_1 = ONE_D.posterior_means(x_t, schedule.alpha(t), schedule.sigma(t))
     velocity = path.conditional_velocity(x_0, x_1, t)
     torch.testing.assert_close(target, velocity, rtol=1e-8, atol=1e-8)
@@ -60,7 +71,9 @@ def test_following_the_estimated_targets_carries_noise_to_the_density() -> None:
 
     def velocity(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         z = normal(len(x), 400, 1, seed=next(calls))
-        return reverse_flow_target(estimator, PATH, EVEN.density, x, t.expand(len(x)), z)[0]
+        points = at(x, t.expand(len(x)))
+        found = reverse_flow_target(estimator, PATH, NORMAL, EVEN.density, points, z)
+        return PATH.target("velocity", found.x_0, found.x_1, points.t)
 
     end = Midpoint(20).integrate(velocity, stratified_normal(500)[:, None], 0.005, 0.995)
     assert (end[:, 0].sort().values - EVEN.quantiles(500)).abs().mean() < 0.05
@@ -79,14 +92,15 @@ def test_the_target_carries_no_gradient_and_leaves_the_critic_alone() -> None:
 
     t, x_t, z = torch.tensor([0.2, 0.5, 0.8], dtype=F64), normal(3, 2, seed=1).requires_grad_(), normal(3, 6, 2, seed=2)
     density = boltzmann_density(value_and_gradient, 0.1, TanhSquash())
-    target, found = reverse_flow_target(PosteriorMeanEstimator(6), PATH, density, x_t, t, z)
+    found = reverse_flow_target(PosteriorMeanEstimator(6), PATH, NORMAL, density, at(x_t, t), z)
+    target = PATH.target("velocity", found.x_0, found.x_1, t)
     for values in (target, found.x_0, found.x_1, found.eta, found.effective_sample_size, found.log_density_spread):
         assert not values.requires_grad
 
     def velocity(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         return actor(torch.cat([x, t[:, None]], dim=-1))
 
-    velocity_regression_loss(velocity, x_t.detach(), t, target).mean().backward()
+    prediction_loss(velocity, x_t.detach(), t, target).mean().backward()
     assert all(p.grad is None for p in critic.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in actor.parameters())
 
@@ -99,7 +113,7 @@ def test_the_target_depends_on_the_gradient_of_the_value() -> None:
         return log_density, torch.zeros_like(score)
 
     one, other = (
-        reverse_flow_target(PosteriorMeanEstimator(6), PATH, density, x_t, t, z)[0]
+        reverse_flow_target(PosteriorMeanEstimator(6), PATH, NORMAL, density, at(x_t, t), z).x_1
         for density in (TWO_D.density, without_score)
     )
     assert (one - other).abs().amax() > 1e-2
@@ -119,13 +133,13 @@ def test_the_regression_loss_is_the_mean_square_over_dimensions_per_sample(batch
         asked.append((x, time, context))
         return 2.0 * x
 
-    loss = velocity_regression_loss(velocity, x_t, t, target, condition)
+    loss = prediction_loss(velocity, x_t, t, target, condition)
     assert loss.shape == (batch,)
     assert all(a is b for a, b in zip(asked[0], (x_t, t, condition), strict=True))
     for b in range(batch):
         expected = sum((2.0 * x_t[b, d] - target[b, d]) ** 2 for d in range(dims)) / dims
         torch.testing.assert_close(loss[b], expected)
-    assert torch.equal(velocity_regression_loss(lambda x, t, c: target, x_t, t, target), torch.zeros(batch, dtype=F64))
+    assert torch.equal(prediction_loss(lambda x, t, c: target, x_t, t, target), torch.zeros(batch, dtype=F64))
 
 
 def test_wrong_shapes_are_refused() -> None:
@@ -136,27 +150,29 @@ def test_wrong_shapes_are_refused() -> None:
 
     for target in (torch.zeros(4, 1), torch.zeros(3), torch.zeros(1, 3), torch.zeros(3, 4)):
         with pytest.raises(ValueError, match="equal shapes"):
-            velocity_regression_loss(velocity, x_t, t, target)
+            prediction_loss(velocity, x_t, t, target)
     for time in (torch.zeros(3), torch.zeros(5), torch.zeros(4, 3, 1)):
         with pytest.raises(ValueError, match="prefix"):
-            velocity_regression_loss(velocity, x_t, time, x_t)
+            prediction_loss(velocity, x_t, time, x_t)
     with pytest.raises(ValueError):
-        reverse_flow_target(PosteriorMeanEstimator(5), PATH, TWO_D.density, torch.zeros(4, 2), t, torch.zeros(4, 6, 2))
+        reverse_flow_target(
+            PosteriorMeanEstimator(5), PATH, NORMAL, TWO_D.density, at(torch.zeros(4, 2), t), torch.zeros(4, 6, 2)
+        )
 
 
 @pytest.mark.parametrize("wrong", [(3,), (3, 1), (1, 3), ()])
 def test_a_field_of_the_wrong_shape_is_refused(wrong: tuple[int, ...]) -> None:
     x, t = torch.zeros(3, 3), torch.full((3,), 0.5)
     with pytest.raises(ValueError, match="equal shapes"):
-        velocity_regression_loss(lambda x, t, c: torch.ones(wrong), x, t, x)
+        prediction_loss(lambda x, t, c: torch.ones(wrong), x, t, x)
 
 
 def test_a_path_that_keeps_some_noise_reaches_the_density_with_that_noise() -> None:
     """The target at t = 1 moves with what is left of the noise instead of dividing by it."""
     path, t = AffinePath(LinearSchedule(sigma_min=0.1)), torch.ones(3, dtype=F64)
     x_t, nodes = normal(3, 1, seed=1), quadrature_nodes(3)
-    target, _ = reverse_flow_target(
-        PosteriorMeanEstimator(nodes.shape[1]), path, on_quadrature(ONE_D.density, nodes), x_t, t, nodes
-    )
+    density = on_quadrature(ONE_D.density, nodes)
+    found = reverse_flow_target(PosteriorMeanEstimator(nodes.shape[1]), path, NORMAL, density, at(x_t, t), nodes)
+    target = path.target("velocity", found.x_0, found.x_1, t)
     x_0, x_1 = ONE_D.posterior_means(x_t, torch.ones_like(t), torch.full_like(t, 0.1))
     torch.testing.assert_close(target, x_1 - 0.9 * x_0, rtol=1e-8, atol=1e-8)

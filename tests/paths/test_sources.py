@@ -147,3 +147,34 @@ def test_a_mixture_of_another_dimension_is_refused() -> None:
 def test_a_bad_constructor_argument_is_named(build: object, value: str) -> None:
     with pytest.raises(ValueError, match=value):
         build()
+
+
+@pytest.mark.parametrize(("source", "dims"), [*((s, 1) for s in LINE), *((s, 2) for s in SOURCES)], ids=repr)
+def test_the_score_is_the_gradient_of_the_log_density(source: Source, dims: int) -> None:
+    points = (0.5 * normal(30, dims, seed=6)).requires_grad_()
+    log_prob = source.log_prob(points)
+    (gradient,) = torch.autograd.grad(log_prob.sum() + 0.0 * points.sum(), points)
+    torch.testing.assert_close(source.score(points.detach()), gradient, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("source", LINE, ids=repr)
+def test_the_score_of_a_smooth_density_alone_has_unit_covariance_with_the_point(source: Source) -> None:
+    """Integration by parts, ``E[x score(x)] = -1``, fails where the density jumps: there the score is zero inside."""
+    x, measure = cells(1, 120_000)
+    mass = source.log_prob(x).exp() * measure
+    covariance = (mass * (x * source.score(x))[:, 0]).sum().item()
+    assert covariance == pytest.approx(-1.0 if source.is_smooth else 0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("source", "dims"), [*((s, 1) for s in LINE), *((s, 2) for s in SOURCES)], ids=repr)
+def test_the_moments_are_those_of_the_points_and_the_ratio_that_to_their_gaussian(source: Source, dims: int) -> None:
+    x, measure = cells(dims, 300 if dims == 2 else 120_000)
+    mass = (source.log_prob(x).exp() * measure)[:, None]
+    mean, variance = source.moments(x)
+    assert mean.shape == variance.shape == (dims,)
+    torch.testing.assert_close(mean, (mass * x).sum(0), rtol=0.0, atol=1e-3)
+    torch.testing.assert_close(variance, (mass * (x - mean).square()).sum(0), rtol=1e-3, atol=0.0)
+    points = 0.5 * normal(20, dims, seed=7)
+    gaussian = torch.distributions.Normal(mean, variance.sqrt()).log_prob(points).sum(-1)
+    expected = source.log_prob(points) - gaussian
+    torch.testing.assert_close(source.log_gaussian_ratio(points), expected, rtol=1e-10, atol=1e-10)

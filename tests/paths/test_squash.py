@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.paths import Squash, TanhSquash
+from flowmatch_rl.paths import ClipSquash, NoSquash, Squash, TanhSquash
 from tests.families import SQUASHES
 from tests.oracles import F64, normal
+
+INVERTIBLE: list[Squash] = [TanhSquash(), NoSquash()]
 
 
 def value_of(action: Tensor) -> Tensor:
@@ -23,7 +25,7 @@ def value_and_gradient(action: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach(), gradient
 
 
-@pytest.mark.parametrize("squash", SQUASHES, ids=repr)
+@pytest.mark.parametrize("squash", INVERTIBLE, ids=repr)
 @pytest.mark.parametrize("shape", [(3, 3), (1, 1), (2, 4, 3)])
 def test_the_pulled_back_density_has_the_jacobian_of_the_map_and_its_own_gradient(
     squash: Squash, shape: tuple[int, ...]
@@ -35,11 +37,36 @@ def test_the_pulled_back_density_has_the_jacobian_of_the_map_and_its_own_gradien
     (score,) = torch.autograd.grad(expected.sum(), u)
     pulled, pulled_score = squash.pull_back(*value_and_gradient(squash.action(u.detach())), u.detach())
     assert pulled.shape == shape[:-1]
+    torch.testing.assert_close(squash.log_jacobian(u.detach()), slope.log().sum(-1).detach(), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(pulled, expected.detach(), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(pulled_score, score, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("squash", SQUASHES, ids=repr)
+@pytest.mark.parametrize("shape", [(3, 3), (1, 1), (2, 4, 3)])
+def test_the_latent_gradient_is_that_of_a_function_of_the_action(squash: Squash, shape: tuple[int, ...]) -> None:
+    u = (2.0 * normal(*shape, seed=1)).requires_grad_()
+    (expected,) = torch.autograd.grad(value_of(squash.action(u)).sum(), u)
+    _, gradient = value_and_gradient(squash.action(u.detach()))
+    torch.testing.assert_close(squash.latent_gradient(gradient, u.detach()), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_clipping_goes_on_with_the_value_at_the_edge_and_no_slope() -> None:
+    squash = ClipSquash(limit=0.8)
+    u = torch.tensor([[0.5, 0.3], [0.9, 0.3], [-3.0, 7.0], [0.8, -0.8]], dtype=F64)
+    action = torch.tensor([[0.5, 0.3], [0.8, 0.3], [-0.8, 0.8], [0.8, -0.8]], dtype=F64)
+    torch.testing.assert_close(squash.action(u), action, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(squash.latent(u), action, rtol=0.0, atol=0.0)
+    value, gradient = value_and_gradient(action)
+    pulled, score = squash.pull_back(value, gradient, u)
+    assert torch.equal(pulled, value)
+    free = torch.tensor([[True, True], [False, True], [False, False], [True, True]])
+    assert (gradient != 0.0).all()
+    assert torch.equal(score, torch.where(free, gradient, 0.0))
+    assert torch.equal(squash.log_jacobian(u), torch.zeros(4, dtype=F64))
+
+
+@pytest.mark.parametrize("squash", INVERTIBLE, ids=repr)
 def test_latent_inverts_action_and_both_are_increasing(squash: Squash) -> None:
     u = torch.linspace(-4.0, 4.0, 81, dtype=F64)
     action = squash.action(u)
@@ -89,3 +116,9 @@ def test_a_flat_value_gives_uniform_actions() -> None:
 def test_a_limit_that_cannot_be_inverted_is_named(limit: float) -> None:
     with pytest.raises(ValueError, match=str(limit)):
         TanhSquash(limit)
+
+
+@pytest.mark.parametrize("limit", [0.0, -0.5, math.nan])
+def test_a_clip_that_is_not_positive_is_named(limit: float) -> None:
+    with pytest.raises(ValueError, match=str(limit)):
+        ClipSquash(limit)
