@@ -43,7 +43,7 @@ class MultiStep:
             transitions of each environment are in the order of their first steps.
         """
         keys: tuple[Key, ...] = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION, TERMINATED, DONE)
-        joined = {key: steps.get(key) for key in keys}
+        joined: dict[Key, Tensor] = {key: steps.get(key) for key in keys}
         begun = torch.ones_like(joined[DONE].squeeze(-1))
         if self._begun is not None:
             joined = {key: torch.cat([self._waiting[key], joined[key]], dim=1) for key in keys}

@@ -1,0 +1,207 @@
+"""The learner of critics: targets, subsets, bonuses, gradients and what it learns on a known chain."""
+
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flowmatch_rl.modules.critic_learner import CriticLearner
+from flowmatch_rl.nets import CriticArchitecture, CriticEnsemble, QuantileHead, ScalarHead, ValueHead, lagging_copy
+from flowmatch_rl.objectives import bellman_target, critic_loss
+from flowmatch_rl.types import Transition
+from tests.families import VALUE_HEADS
+from tests.oracles import F64, normal, uniform
+
+S, A, B = 3, 2, 6
+
+
+def pair(head: ValueHead = ScalarHead(), members: int = 2) -> tuple[CriticEnsemble, CriticEnsemble]:
+    torch.manual_seed(0)
+    critic = CriticArchitecture(members, 8, 2, head=head).build(S, A).double()
+    ema = lagging_copy(critic)
+    with torch.no_grad():
+        for parameter in ema.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return critic, ema
+
+
+def transitions(n: int = 1, batch: int = B) -> Transition:
+    return Transition(
+        observation=normal(batch, S, seed=1),
+        action=normal(batch, A, seed=2).tanh(),
+        rewards=normal(batch, n, seed=3),
+        next_observation=normal(batch, S, seed=4),
+        terminated=torch.arange(batch) % 3 == 1,
+        length=torch.arange(batch) % n + 1,
+    )
+
+
+NEXT_ACTION = normal(B, A, seed=5).tanh()
+
+
+@pytest.mark.parametrize("reduction", ["min", "mean"])
+def test_the_loss_of_scalar_critics_and_one_step_is_the_squared_error_of_the_one_step_target(reduction) -> None:
+    critic, ema = pair()
+    transition = transitions()
+    learner = CriticLearner(critic, ema, 0.9, reduction)
+    values = ema(transition.next_observation, NEXT_ACTION)
+    value = values.amin(0) if reduction == "min" else values.mean(0)
+    target = bellman_target(transition.reward, transition.terminated, value, 0.9)
+    wanted = critic_loss(critic(transition.observation, transition.action), target)
+    assert (values.amin(0) - values.mean(0)).abs().min() > 0.0
+    torch.testing.assert_close(learner.loss(transition, NEXT_ACTION), wanted)
+
+
+def target_of(transition: Transition, next_value: Tensor, discount: float, b: int) -> float:
+    """Target of one transition, step by step from the last to the first."""
+    value = 0.0 if transition.terminated[b] else float(next_value[b])
+    for k in reversed(range(int(transition.length[b]))):
+        value = float(transition.rewards[b, k]) + discount * value
+    return value
+
+
+@pytest.mark.parametrize("with_bonus", [False, True])
+@pytest.mark.parametrize("n", [1, 3])
+def test_several_steps_a_bonus_and_a_subset_give_the_target_of_a_slow_reference(n, with_bonus) -> None:
+    critic, ema = pair(members=4)
+    transition, members = transitions(n), torch.tensor([3, 1])
+    learner = CriticLearner(critic, ema, 0.9, "min", subset_size=2)
+    next_values = ema(transition.next_observation, NEXT_ACTION)[members].amin(0)
+    bonus = normal(B, seed=7) if with_bonus else None
+    loss = learner.loss(transition, NEXT_ACTION, bonus, members)
+    values = critic(transition.observation, transition.action)
+    for b in range(B):
+        target = target_of(transition, next_values + (0.0 if bonus is None else bonus), 0.9, b)
+        torch.testing.assert_close(loss[b], (values[:, b] - target).square().mean())
+
+
+@pytest.mark.parametrize("reduction", ["min", "mean"])
+@pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
+def test_the_target_is_the_law_of_the_lowest_member_of_the_subset_or_the_mean_of_the_laws(head, reduction) -> None:
+    critic, ema = pair(head, 4)
+    transition, members = transitions(2), torch.tensor([2, 0, 3])
+    learner = CriticLearner(critic, ema, 0.9, reduction, subset_size=3)
+    loss = learner.loss(transition, NEXT_ACTION, members=members)
+    outputs = critic.outputs(transition.observation, transition.action)
+    laws = head.law(ema.outputs(transition.next_observation, NEXT_ACTION))
+    values = ema(transition.next_observation, NEXT_ACTION)
+    for b in range(B):
+        lowest = min((2, 0, 3), key=lambda m, b=b: float(values[m, b]))
+        law = laws[lowest, b] if reduction == "min" else (laws[0, b] + laws[2, b] + laws[3, b]) / 3.0
+        length = int(transition.length[b])
+        shift = sum(0.9**k * transition.rewards[b, k] for k in range(length))
+        scale = torch.tensor(0.0 if transition.terminated[b] else 0.9**length, dtype=F64)
+        torch.testing.assert_close(
+            loss[b : b + 1], head.loss(outputs[:, b : b + 1], law[None], shift[None], scale[None])
+        )
+
+
+@pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
+def test_gradient_reaches_every_learned_critic_and_nothing_else(head) -> None:
+    critic, ema = pair(head, 3)
+    next_action, bonus = NEXT_ACTION.clone().requires_grad_(), normal(B, seed=7).requires_grad_()
+    learner = CriticLearner(critic, ema, 0.9, "min", subset_size=1)
+    loss = learner.loss(transitions(), next_action, bonus, torch.tensor([1]))
+    (uniform(B, seed=8) * loss).sum().backward()  # weighted: slopes of the quantile loss are alike and may cancel
+    assert all((p.grad.flatten(1).abs().amax(1) > 0.0).all() for p in critic.parameters())
+    assert all(p.grad is None for p in ema.parameters())
+    assert next_action.grad is None
+    assert bonus.grad is None
+
+
+@pytest.mark.parametrize(("members", "size"), [(4, 1), (4, 2), (3, 3)])
+def test_every_subset_is_as_likely_as_the_others(members, size) -> None:
+    learner = CriticLearner(*pair(members=members), 0.9, subset_size=size)
+    draws = uniform(4000, members, seed=1)
+    counts = Counter(tuple(sorted(learner.choose_members(row).tolist())) for row in draws)
+    subsets = list(itertools.combinations(range(members), size))
+    assert set(counts) == set(subsets)
+    expected = 4000 / len(subsets)
+    assert sum((counts[s] - expected) ** 2 / expected for s in subsets) < 25.0
+
+
+def test_without_a_subset_all_members_serve() -> None:
+    assert CriticLearner(*pair(), 0.9).choose_members(torch.rand(2)) is None
+    with pytest.raises(ValueError, match="uniform of shape"):
+        CriticLearner(*pair(), 0.9).choose_members(torch.rand(3))
+
+
+def test_metrics_are_the_mean_value_and_the_mean_reward_of_a_step() -> None:
+    critic, ema = pair(QuantileHead(5))
+    learner, transition = CriticLearner(critic, ema, 0.9), transitions(3)
+    assert learner.metrics == {}
+    learner.loss(transition, NEXT_ACTION)
+    assert set(learner.metrics) == {"train/value", "train/reward"}
+    values = critic(transition.observation, transition.action)
+    torch.testing.assert_close(learner.metrics["train/value"], values.mean().detach())
+    torch.testing.assert_close(learner.metrics["train/reward"], transition.rewards[:, 0].mean())
+    assert not any(value.requires_grad for value in learner.metrics.values())
+
+
+def test_a_module_that_holds_the_learner_saves_the_weights_once() -> None:
+    critic, ema = pair()
+    module = nn.Module()
+    module.critic = critic
+    module.learner = CriticLearner(critic, ema, 0.9)
+    assert all(name.startswith("critic.") for name in module.state_dict())
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
+def test_on_a_ring_of_three_states_the_values_are_those_of_the_linear_system(head, n) -> None:
+    """States 0, 1, 2 with rewards 0.2, 0.4, -0.3, the discount 0.8; critics that are linear in the state."""
+    reward, discount = torch.tensor([0.2, 0.4, -0.3], dtype=F64), 0.8
+    ring = torch.tensor([[0, 1, 0], [0, 0, 1], [1, 0, 0]], dtype=F64)
+    wanted = torch.linalg.solve(torch.eye(3, dtype=F64) - discount * ring, reward)
+    steps = (torch.arange(3)[:, None] + torch.arange(n)) % 3
+    transition = Transition(
+        observation=torch.eye(3, dtype=F64),
+        action=torch.zeros(3, A, dtype=F64),
+        rewards=reward[steps],
+        next_observation=torch.eye(3, dtype=F64)[(torch.arange(3) + n) % 3],
+        terminated=torch.zeros(3, dtype=torch.bool),
+        length=torch.full((3,), n),
+    )
+    torch.manual_seed(0)
+    critic = CriticArchitecture(2, 16, 1, head=head).build(S, A).double()
+    learner = CriticLearner(critic, critic, discount, "mean")
+    optimizer = torch.optim.Adam(critic.parameters(), lr=0.02)
+    for step in range(800):
+        if step == 600:
+            optimizer.param_groups[0]["lr"] = 0.001
+        optimizer.zero_grad()
+        learner.loss(transition, transition.action).sum().backward()
+        optimizer.step()
+    values = critic(transition.observation, transition.action).detach()
+    torch.testing.assert_close(values, wanted.expand(2, 3), atol=0.03, rtol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"discount": 1.0}, ["discount", "1.0"]),
+        ({"discount": -0.1}, ["discount", "-0.1"]),
+        ({"value_reduction": "max"}, ["value_reduction", "'max'"]),
+        ({"subset_size": 0}, ["subset_size", "1, ..., 2", "0"]),
+        ({"subset_size": 3}, ["subset_size", "1, ..., 2", "3"]),
+    ],
+    ids=str,
+)
+def test_options_out_of_range_are_refused(options, words) -> None:
+    with pytest.raises(ValueError) as caught:
+        CriticLearner(*pair(), **{"discount": 0.9} | options)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(("size", "members"), [(None, [0]), (2, None), (2, [0]), (2, [0, 1, 1])])
+def test_members_that_are_not_the_subset_are_refused(size, members) -> None:
+    learner = CriticLearner(*pair(), 0.9, subset_size=size)
+    with pytest.raises(ValueError, match="expected members"):
+        learner.loss(transitions(), NEXT_ACTION, members=None if members is None else torch.tensor(members))
+
+
+def test_a_bonus_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="bonus of shape"):
+        CriticLearner(*pair(), 0.9).loss(transitions(), NEXT_ACTION, bonus=torch.zeros(B, 1, dtype=F64))
