@@ -1,5 +1,13 @@
+from flowmatch_rl.metrics.curves import MeanCurve, interpolate_curve, mean_curve
 from flowmatch_rl.metrics.distances import energy_distance, maximum_mean_discrepancy
 from flowmatch_rl.metrics.episodes import episode_returns
+from flowmatch_rl.metrics.reliable import (
+    interquartile_mean,
+    percentile_interval,
+    probability_of_improvement,
+    resample_runs,
+)
+from flowmatch_rl.metrics.saturation import saturated_entries, saturated_share
 from flowmatch_rl.metrics.transport import (
     sliced_wasserstein_distance,
     squared_wasserstein_distance,
@@ -7,9 +15,18 @@ from flowmatch_rl.metrics.transport import (
 )
 
 __all__ = [
+    "MeanCurve",
     "energy_distance",
     "episode_returns",
+    "interpolate_curve",
+    "interquartile_mean",
     "maximum_mean_discrepancy",
+    "mean_curve",
+    "percentile_interval",
+    "probability_of_improvement",
+    "resample_runs",
+    "saturated_entries",
+    "saturated_share",
     "sliced_wasserstein_distance",
     "squared_wasserstein_distance",
     "wasserstein_distance",
