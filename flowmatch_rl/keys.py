@@ -28,6 +28,9 @@ LENGTH = "length"
 TRANSITION = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION, TERMINATED)
 """The entries that a replay buffer keeps of transitions of one step; those of several steps have ``LENGTH`` as well."""
 
+REFERENCE = "reference"
+"""Exact actions beside those of ``ACTION``, shape (N, A): how far apart two samples of one law are."""
+
 SAMPLE = "sample"
 CONDITION = "condition"
 SOURCE = "source"

@@ -16,12 +16,13 @@ from flowmatch_rl.callbacks import (
     LossCurve,
     OccupancyFigures,
     PolicyFigures,
+    PosteriorFigures,
     SampleWriter,
     Video,
 )
-from flowmatch_rl.data import OfflineData, OnlineData, SampleData
+from flowmatch_rl.data import BanditData, OfflineData, OnlineData, SampleData
 
-DIMENSIONS = ("observation_dim", "action_dim", "action_low", "action_high", "embedding_dim", "schema")
+DIMENSIONS = ("observation_dim", "action_dim", "action_low", "action_high", "embedding_dim", "schema", "bandit")
 """Arguments of models that data may give."""
 
 
@@ -46,7 +47,8 @@ def wiring(data: object) -> Wiring:
 
 @wiring.register
 def _(data: OnlineData) -> Wiring:
-    return Wiring((LearningCurve(), PolicyFigures(), EpisodeWriter()), (SampleWriter, FlowFigures, OccupancyFigures))
+    added = (LearningCurve(), PolicyFigures(), PosteriorFigures(), EpisodeWriter())
+    return Wiring(added, (SampleWriter, FlowFigures, OccupancyFigures))
 
 
 @wiring.register
@@ -57,6 +59,11 @@ def _(data: SampleData) -> Wiring:
 @wiring.register
 def _(data: OfflineData) -> Wiring:
     return Wiring((LossCurve(),), (Video, FlowFigures))
+
+
+@wiring.register
+def _(data: BanditData) -> Wiring:
+    return Wiring((LossCurve(),), (Video, SampleWriter, FlowFigures, OccupancyFigures))
 
 
 def giver(name: str, model_class: Callable[[], str]) -> Callable[[Any], Any]:

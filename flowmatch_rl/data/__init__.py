@@ -1,3 +1,4 @@
+from flowmatch_rl.data.bandit import BanditData
 from flowmatch_rl.data.collection import collect_transitions
 from flowmatch_rl.data.datasets import Dataset, Density
 from flowmatch_rl.data.densities import Checkerboard, EightGaussians, Rings, Spirals, TwoMoons
@@ -22,6 +23,7 @@ from flowmatch_rl.data.tables import TableFile, read_table
 from flowmatch_rl.data.writer import TransitionWriter
 
 __all__ = [
+    "BanditData",
     "Checkerboard",
     "D4rlFile",
     "DMControlEnvironment",

@@ -1,4 +1,5 @@
 from flowmatch_rl.modules.actor_critic import ActorCritic
+from flowmatch_rl.modules.bandit_flow import BanditFlow
 from flowmatch_rl.modules.checkpoint_policy import CheckpointPolicy
 from flowmatch_rl.modules.flow_matching import FlowMatchingModel
 from flowmatch_rl.modules.generation import Flow
@@ -15,6 +16,7 @@ from flowmatch_rl.modules.trained_policy import TrainedPolicy, load_policy
 
 __all__ = [
     "ActorCritic",
+    "BanditFlow",
     "CheckpointPolicy",
     "Flow",
     "FlowMatchingModel",
