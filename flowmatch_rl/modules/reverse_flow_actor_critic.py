@@ -8,6 +8,7 @@ from torch import Tensor
 from flowmatch_rl.estimators import EndPointEstimator, PosteriorMeanEstimator, boltzmann_density
 from flowmatch_rl.modules.actor_critic import ActorCritic
 from flowmatch_rl.modules.policy_learner import Learned, PolicyLearner
+from flowmatch_rl.modules.posterior_profile import PosteriorMeter, PosteriorProfile
 from flowmatch_rl.nets import (
     CriticArchitecture,
     FlowPolicy,
@@ -165,6 +166,8 @@ class ReverseFlowActorCritic(ActorCritic):
         self.save_hyperparameters()
         self.squash = squash
         self.learner = PolicyLearner(self.policy, objective, estimator)
+        self.posterior_meter = PosteriorMeter(self.learner)
+        self.posterior_profile: PosteriorProfile | None = None
         self.x_1_source, self.share_samples = x_1_source, share_samples
         self.policy_batch_size = policy_batch_size
         self._weight_by_ema = weight_critic == "target"
@@ -191,6 +194,14 @@ class ReverseFlowActorCritic(ActorCritic):
         """
         num_particles, selection, exploration = self._roles[role]
         return self.make_actor(num_particles, selection, exploration=exploration)
+
+    def on_validation_epoch_start(self) -> None:
+        """Log what the policy's targets were like, before a checkpoint is written."""
+        self._log_posterior_profile()
+
+    def on_train_epoch_end(self) -> None:
+        """Log what the policy's targets were like since the last evaluation."""
+        self._log_posterior_profile()
 
     def losses(self, transition: Transition) -> tuple[dict[str, Tensor], PolicyState]:
         """Critic loss and policy loss."""
@@ -254,3 +265,11 @@ class ReverseFlowActorCritic(ActorCritic):
                 "train/saturated": saturated.float().mean(),
             }
         )
+        self.posterior_meter.add(learned)
+
+    def _log_posterior_profile(self) -> None:
+        """Log the targets of the updates since the last time by flow time, if there were any, and keep them."""
+        profile = self.posterior_meter.take(int(self._env_steps()), lambda sums: torch.as_tensor(self.all_gather(sums)))
+        if profile is not None:
+            self.posterior_profile = profile
+            self.log_dict(profile.metrics("train/by_time") | {"step": self._env_steps()}, batch_size=1, sync_dist=True)

@@ -1,0 +1,130 @@
+"""What the targets of a policy are like, by flow time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.estimators import time_bin_sums
+from flowmatch_rl.modules.policy_learner import Learned, PolicyLearner
+
+_ROOTS = frozenset({"target_rms"})
+"""Quantities that are means of squares until they are read."""
+
+
+@dataclass(frozen=True)
+class PosteriorProfile:
+    """Means by flow time over the updates of a stretch of training.
+
+    Attributes:
+        step: Environment steps at its end, or gradient steps where the data doesn't count those.
+        t: Middle of each bin of flow time, dimensionless.
+        means: Mean in each bin by name of the quantity, NaN where nothing fell in the bin.
+    """
+
+    step: int
+    t: tuple[float, ...]
+    means: dict[str, tuple[float, ...]]
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """The means as metrics ``<prefix>/<quantity>/<index of the bin>``, without those of empty bins.
+
+        Args:
+            prefix: Start of the names.
+        """
+        return {
+            f"{prefix}/{name}/{index}": value
+            for name, values in self.means.items()
+            for index, value in enumerate(values)
+            if value == value  # not NaN
+        }
+
+
+class PosteriorMeter:
+    """Sums what a policy learns from by bin of flow time, on its device and without waiting for it.
+
+    The quantities, each a mean over the states of a bin:
+
+    - ``effective_sample_share``: effective sample size as a share of the samples drawn, in (0, 1]; left out for
+      estimators that draw none.
+    - ``eta``: coefficient of the control variate, mean over dimensions.
+    - ``target_rms``: root mean square of what the network regresses on, in units of its prediction.
+    - ``saturated``: share of the entries of the estimated end point whose action is above ``limit`` in magnitude.
+    - ``log_density_spread``: standard deviation of ``log p_1`` over the samples of a state, nats.
+
+    Args:
+        learner: What the policy learns by.
+        num_bins: Equal bins of the flow times that the policy is trained at, at least 1.
+        interval: One update in so many is looked at, the first among them; at least 1.
+        limit: Magnitude above which an entry of an action counts as at its bound, in [0, 1).
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    def __init__(self, learner: PolicyLearner, num_bins: int = 10, interval: int = 10, limit: float = 0.99) -> None:
+        for name, value in {"num_bins": num_bins, "interval": interval}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0.0 <= limit < 1.0:
+            raise ValueError(f"limit must lie in [0, 1), got {limit}")
+        self._learner, self._num_bins, self._interval, self._limit = learner, num_bins, interval, limit
+        self._updates = 0
+        self._names: tuple[str, ...] = ()
+        self._sums: Tensor | None = None  # a row per quantity, and one of counts
+
+    @torch.no_grad()
+    def add(self, learned: Learned) -> None:
+        """Take in one update, if it is one of those that are looked at.
+
+        Args:
+            learned: What the policy has learned from.
+        """
+        due = self._updates % self._interval == 0
+        self._updates += 1
+        if not due:
+            return
+        sums, counts = time_bin_sums(
+            self._quantities(learned), learned.points.t, self._num_bins, self._learner.policy.t_min
+        )
+        self._names = tuple(sums)
+        rows = torch.stack([*sums.values(), counts])
+        self._sums = rows if self._sums is None else self._sums + rows
+
+    def take(self, step: int, gather: Callable[[Tensor], Tensor]) -> PosteriorProfile | None:
+        """Means since the last call; starts afresh. Waits for the device.
+
+        Args:
+            step: Step that the profile is named by.
+            gather: Returns the tensors of all processes, stacked along a new first dimension, or a tensor as it is
+                where there is one process. All processes have to call this, after as many updates each.
+
+        Returns:
+            The profile of all processes, or None if there was no update.
+        """
+        if self._sums is None:
+            return None
+        sums = gather(self._sums).reshape(-1, *self._sums.shape).sum(0).double().cpu()
+        means = dict(zip(self._names, sums[:-1] / sums[-1], strict=True))
+        t_min, self._sums, self._updates = self._learner.policy.t_min, None, 0
+        width = (1.0 - 2.0 * t_min) / self._num_bins
+        return PosteriorProfile(
+            step,
+            tuple(t_min + (index + 0.5) * width for index in range(self._num_bins)),
+            {name: tuple((mean.sqrt() if name in _ROOTS else mean).tolist()) for name, mean in means.items()},
+        )
+
+    def _quantities(self, learned: Learned) -> dict[str, Tensor]:
+        """Values per state, shape (B,) each."""
+        learner, ends, t = self._learner, learned.ends, learned.points.t
+        policy, num_samples = learner.policy, learner.estimator.num_samples
+        target = policy.path.target(learner.objective.predicts, ends.x_0, ends.x_1, t)
+        saturated = policy.squash.action(ends.x_1).abs() > self._limit
+        shares = {"effective_sample_share": ends.effective_sample_size / num_samples} if num_samples else {}
+        return shares | {
+            "eta": ends.eta.mean(-1),
+            "target_rms": target.square().mean(-1),
+            "saturated": saturated.to(t.dtype).mean(-1),
+            "log_density_spread": ends.log_density_spread,
+        }
