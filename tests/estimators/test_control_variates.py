@@ -21,6 +21,7 @@ from tests.families import CONTROL_VARIATES, SCHEDULES, WIDE_PROPOSALS
 from tests.oracles import (
     F64,
     NORMAL,
+    TWO_D,
     RecordingControlVariate,
     at,
     gaussian_density,
@@ -28,6 +29,7 @@ from tests.oracles import (
     on_quadrature,
     quadrature_nodes,
     rmse,
+    uniform,
 )
 
 PATH = AffinePath()
@@ -221,3 +223,96 @@ def test_a_rule_is_given_normalised_weights_and_the_ratio_of_noise_to_data() -> 
 def test_a_bad_constructor_argument_is_named(build: object, value: str) -> None:
     with pytest.raises(ValueError, match=value):
         build()
+
+
+def test_an_isotropic_rule_is_the_ratio_of_sums_over_dimensions() -> None:
+    weights, x_0, r, rho, t = samples(3, 40, 4)
+    squared = weights**2
+    centred_x, centred_r = (v - (weights * v).sum(1, keepdim=True) for v in (x_0, r))
+    covariance, variance = (squared * centred_x * centred_r).sum((1, 2)), (squared * centred_r**2).sum((1, 2))
+    regress = RegressControlVariate(limit=1e6, ridge=0.0, isotropic=True).coefficient(weights, x_0, r, rho, t)
+    torch.testing.assert_close(regress, (covariance / variance)[:, None].expand(3, 4))
+    ridge = 0.2
+    regress = RegressControlVariate(limit=1e6, ridge=ridge, isotropic=True).coefficient(weights, x_0, r, rho, t)
+    expected = covariance / (variance + 4.0 * ridge * rho[:, 0] ** 2)
+    torch.testing.assert_close(regress, expected[:, None].expand(3, 4))
+    fisher = FisherControlVariate(1e6, 1e6, isotropic=True).coefficient(weights, x_0, r, rho, t)
+    expected = 4.0 / (weights * r**2).sum((1, 2))
+    torch.testing.assert_close(fisher, expected[:, None].expand(3, 4))
+
+
+@pytest.mark.parametrize("isotropic", [False, True])
+@pytest.mark.parametrize("num_bins", [1, 3])
+def test_a_pooled_rule_shares_one_scaled_coefficient_in_each_bin(num_bins: int, isotropic: bool) -> None:
+    weights, x_0, r, rho, _ = samples(10, 20, 2)
+    t, ridge = uniform(10, seed=5), 0.1
+    index = (t * num_bins).long()
+    assert len(index.unique()) == num_bins
+    regress = RegressControlVariate(1e6, ridge, isotropic, num_bins).coefficient(weights, x_0, r, rho, t)
+    fisher = FisherControlVariate(1e6, 1e6, isotropic, num_bins).coefficient(weights, x_0, r, rho, t)
+    for b in range(num_bins):
+        of_regress, of_fisher = torch.zeros(2, 2, dtype=F64), torch.zeros(2, 2, dtype=F64)
+        members = [i for i in range(10) if index[i] == b]
+        for i in members:
+            w, scale = weights[i], 1.0 / (1.0 + rho[i, 0] ** 2)
+            x, s = x_0[i] - (w * x_0[i]).sum(0), r[i] - (w * r[i]).sum(0)
+            of_regress[0] += (w**2 * x * s).sum(0)
+            of_regress[1] += scale * ((w**2 * s**2).sum(0) + ridge * rho[i, 0] ** 2)
+            of_fisher[0] += 1.0
+            of_fisher[1] += scale * (w * r[i] ** 2).sum(0)
+        for found, (numerator, denominator) in ((regress, of_regress), (fisher, of_fisher)):
+            if isotropic:
+                numerator, denominator = numerator.sum().expand(2), denominator.sum().expand(2)
+            for i in members:
+                torch.testing.assert_close(found[i], numerator / denominator / (1.0 + rho[i, 0] ** 2))
+
+
+@pytest.mark.parametrize("rule", [RegressControlVariate(num_bins=1), FisherControlVariate(num_bins=1)], ids=repr)
+def test_a_pooled_rule_is_exact_at_every_time_of_a_standard_normal(rule: ControlVariate) -> None:
+    """There ``(1 + rho^2) eta = 1`` at all times, which one coefficient for all times keeps."""
+    t, count = torch.linspace(0.2, 0.9, 400, dtype=F64), 50
+    x_t, z = normal(400, 1, seed=1), normal(400, count, 1, seed=2)
+    density = gaussian_density(torch.zeros(1, dtype=F64), torch.eye(1, dtype=F64))
+    exact = t[:, None] * x_t / (t**2 + (1.0 - t) ** 2)[:, None]
+
+    def error(rule: ControlVariate) -> float:
+        estimator = PosteriorMeanEstimator(count, LikelihoodProposal(), rule)
+        return rmse(estimator.estimate(PATH, NORMAL, density, at(x_t, t), z).x_1 - exact)
+
+    assert error(rule) < 0.2 * error(NoControlVariate())
+
+
+@pytest.mark.parametrize("num_bins", [5, 20])
+@pytest.mark.parametrize("proposal", [LikelihoodProposal(), ProductProposal()], ids=repr)
+def test_pooling_mends_the_regression_where_few_samples_count(proposal: Proposal, num_bins: int) -> None:
+    """States with times over a range as wide as a bin, few of whose samples count."""
+    t = 0.2 + 0.2 * uniform(1000, seed=4)
+    x_t = PATH.sample(normal(1000, 2, seed=1), TWO_D.draw(1000, seed=2), t)
+    z = normal(1000, 100, 2, seed=3)
+    exact = TWO_D.posterior_means(x_t, t, 1.0 - t)[1]
+
+    def error(rule: ControlVariate) -> float:
+        found = PosteriorMeanEstimator(100, proposal, rule).estimate(PATH, NORMAL, TWO_D.density, at(x_t, t), z)
+        return rmse(found.x_1 - exact)
+
+    without = error(NoControlVariate())
+    assert error(RegressControlVariate(num_bins=num_bins)) < 1.02 * without
+    assert error(FisherControlVariate(num_bins=num_bins)) < 1.02 * without
+
+
+@pytest.mark.parametrize("rule", CONTROL_VARIATES, ids=repr)
+def test_a_rule_that_needs_no_score_has_coefficient_zero(rule: ControlVariate) -> None:
+    if rule.needs_score:
+        assert (rule.coefficient(*samples(2, 7, 3)) != 0.0).any()
+    else:
+        assert not rule.coefficient(*samples(2, 7, 3)).any()
+    assert not FixedControlVariate(0.0).needs_score
+
+
+@pytest.mark.parametrize("num_bins", [0, -3])
+@pytest.mark.parametrize("build", [RegressControlVariate, FisherControlVariate])
+def test_a_number_of_bins_below_one_is_named(
+    build: type[RegressControlVariate | FisherControlVariate], num_bins: int
+) -> None:
+    with pytest.raises(ValueError, match=f"got {num_bins}"):
+        build(num_bins=num_bins)
