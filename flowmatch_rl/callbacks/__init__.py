@@ -4,6 +4,7 @@ from flowmatch_rl.callbacks.episodes import EpisodeWriter
 from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
 from flowmatch_rl.callbacks.flow_figures import FlowFigures
 from flowmatch_rl.callbacks.occupancy_figures import OccupancyFigures
+from flowmatch_rl.callbacks.posterior_figures import PosteriorFigures
 from flowmatch_rl.callbacks.progress import Progress, Throughput
 from flowmatch_rl.callbacks.results import RESULT, RunResult
 from flowmatch_rl.callbacks.samples import SampleWriter
@@ -21,6 +22,7 @@ __all__ = [
     "LossCurve",
     "OccupancyFigures",
     "PolicyFigures",
+    "PosteriorFigures",
     "Progress",
     "RunRecord",
     "RunResult",

@@ -13,6 +13,7 @@ from flowmatch_rl.callbacks.drawing.occupancy_plane import draw_future_states, p
 from flowmatch_rl.callbacks.drawing.occupancy_sample import sample_futures, sample_values
 from flowmatch_rl.callbacks.drawing.occupancy_values import draw_values
 from flowmatch_rl.callbacks.drawing.policy import draw_policy
+from flowmatch_rl.callbacks.drawing.posterior import TimeProfile, draw_posterior
 from flowmatch_rl.callbacks.drawing.sample import PolicySample, differing_states, sample_policy
 from flowmatch_rl.callbacks.drawing.style import save_figure
 from flowmatch_rl.callbacks.drawing.view import describe_condition
@@ -24,6 +25,7 @@ __all__ = [
     "LossPoint",
     "Point",
     "PolicySample",
+    "TimeProfile",
     "density_on_grid",
     "describe_condition",
     "differing_states",
@@ -37,6 +39,7 @@ __all__ = [
     "draw_loss_curve",
     "draw_path",
     "draw_policy",
+    "draw_posterior",
     "draw_samples",
     "draw_steps",
     "draw_trajectories",
