@@ -19,6 +19,7 @@ from flowmatch_rl.callbacks.tracking import commit
 FOLDER = Path(__file__).parent
 BENCHMARKS = (
     "update_speed",
+    "training_speed",
     "bandit",
     "pendulum",
     "flow_speed",
