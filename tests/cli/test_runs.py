@@ -97,7 +97,7 @@ def test_run_leaves_checkpoints_configuration_and_figures(tracked) -> None:
     files = {str(path.relative_to(tracked.folder)) for path in tracked.folder.rglob("*") if path.is_file()}
     wanted = {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "config.yaml", "figures/learning_curve.csv"}
     wanted |= {"result.json"}
-    wanted |= {f"figures/{name}.png" for name in ("learning_curve", "policy", "episode")}
+    wanted |= {f"figures/{name}.png" for name in ("learning_curve", "policy", "posterior", "episode")}
     assert files == wanted
 
 
@@ -163,6 +163,8 @@ def test_metrics_are_recorded_over_environment_steps(tracked) -> None:
     assert list(history("test/return_mean")) == [40]
     for name in ("train/loss", "train/loss/critic", "train/loss/policy", "train/effective_sample_size", "train/eta"):
         assert list(history(name)) == [34, 36, 38, 40], name
+    by_time = [history(f"train/by_time/eta/{index}") for index in range(10)]
+    assert {step for steps in by_time for step in steps} == {36, 40}
     assert all(value > 0.0 for value in history("train/env_steps_per_s").values())
     assert set(history("train/gradient_steps_per_s")) <= {34, 36, 38, 40}
 
@@ -170,7 +172,7 @@ def test_metrics_are_recorded_over_environment_steps(tracked) -> None:
 def test_record_holds_files(tracked) -> None:
     found = artifacts(tracked)
     assert "config.yaml" in found
-    assert {f"figures/{name}.png" for name in ("learning_curve", "policy", "episode")} <= found
+    assert {f"figures/{name}.png" for name in ("learning_curve", "policy", "posterior", "episode")} <= found
     assert {"last/last.ckpt", "best/best.ckpt"} <= found
 
 
