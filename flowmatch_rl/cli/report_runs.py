@@ -1,0 +1,186 @@
+"""The runs that a report is about, read from their folders."""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from flowmatch_rl.callbacks import RESULT
+from flowmatch_rl.callbacks.artifacts import FIGURES
+from flowmatch_rl.callbacks.curves import TABLE
+from flowmatch_rl.cli.comparison_record import existing_runs, planned_runs, read
+from flowmatch_rl.cli.wiring import DIMENSIONS
+
+_CURVE = f"{FIGURES}/{TABLE}"
+_SCORE = "test/return_mean"
+_NAMED_SETTINGS = 3
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run has left so far.
+
+    Attributes:
+        folder: Its folder.
+        task: What it was trained on.
+        method: What was trained.
+        curve: Columns ``env_steps``, ``return_mean`` and ``seconds`` of its evaluations, NaN for what is not known,
+            each of shape (P,) in float64; P may be 0.
+        score: Mean return of its final test; None if it has not ended.
+        return_range: Returns that the environment counts as 0 and as 1; None if it states none or is not known yet.
+        commit: Commit of the code that ended it; None if it has not ended.
+    """
+
+    folder: Path
+    task: str
+    method: str
+    curve: dict[str, Tensor]
+    score: float | None
+    return_range: tuple[float, float] | None
+    commit: str | None
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs of a report.
+
+    Attributes:
+        tasks: Names of the tasks, in order.
+        methods: Names of the methods, in order.
+        runs: Runs that have begun.
+        planned: How many runs there are to be of each task and method.
+        ranges: Returns that count as 0 and as 1 on each task; None where nobody states them.
+    """
+
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    runs: tuple[RunData, ...]
+    planned: dict[tuple[str, str], int]
+    ranges: dict[str, tuple[float, float] | None]
+
+    def of(self, task: str, method: str) -> list[RunData]:
+        """The runs of a method on a task."""
+        return [run for run in self.runs if (run.task, run.method) == (task, method)]
+
+
+def read_study(folders: Sequence[Path]) -> Study:
+    """Read the runs in some folders.
+
+    In the folder of a comparison, tasks and methods are those of its record. Elsewhere a run is every folder with a
+    learning curve over environment steps; its task is its environment, its method the class of its model with those
+    settings in which models of that class differ.
+
+    Args:
+        folders: Folders of comparisons, of runs, or with runs somewhere below.
+
+    Raises:
+        ValueError: If a folder does not exist, or its files are damaged.
+    """
+    runs: list[RunData] = []
+    planned: dict[tuple[str, str], int] = {}
+    ranges: dict[str, tuple[float, float] | None] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}")
+        record = read(folder)
+        if record is None:
+            found = _runs_below(folder)
+            places = [(run.task, run.method) for run in found]
+        else:
+            listed = list(dict.fromkeys([*planned_runs(record), *existing_runs(folder)]))
+            found = [_read_run(folder / task / method / str(seed), task, method) for task, method, seed in listed]
+            places = [(task, method) for task, method, _ in listed]
+            stated = {name: task["return_range"] for name, task in record["tasks"].items()}
+            ranges |= {name: (float(given[0]), float(given[1])) for name, given in stated.items() if given}
+        runs += [run for run in found if run.folder.is_dir()]
+        for place in places:
+            planned[place] = planned.get(place, 0) + 1
+    tasks = tuple(dict.fromkeys(task for task, _ in planned))
+    for task in tasks:
+        if task not in ranges:
+            ranges[task] = next((run.return_range for run in runs if run.task == task and run.return_range), None)
+    return Study(tasks, tuple(dict.fromkeys(method for _, method in planned)), tuple(runs), planned, ranges)
+
+
+def _runs_below(folder: Path) -> list[RunData]:
+    """Runs with a curve over environment steps."""
+    found: list[tuple[RunData, dict[str, Any]]] = []
+    for table in sorted(folder.rglob(_CURVE)):
+        place = table.parents[1]
+        with table.open(newline="") as file:
+            if "env_steps" not in next(csv.reader(file), []):
+                continue  # a generative model's
+        config = place / "config.yaml"
+        model = (yaml.safe_load(config.read_text()) if config.is_file() else {}).get("model", {})
+        name = str(model.get("class_path", "run")).rpartition(".")[2]
+        settings = {
+            key: value for key, value in _flatten(model.get("init_args") or {}).items() if key not in DIMENSIONS
+        }
+        # A run that has not ended lies in a folder named for its environment, unless told otherwise.
+        task = _result(place).get("task", place.resolve().parent.name)
+        found.append((_read_run(place, task, name), settings))
+    return _name_methods(found, folder)
+
+
+def _read_run(folder: Path, task: str, method: str) -> RunData:
+    result = _result(folder)
+    curve: dict[str, list[float]] = {"env_steps": [], "return_mean": [], "seconds": []}
+    try:
+        if (folder / _CURVE).is_file():
+            with (folder / _CURVE).open(newline="") as file:
+                for row in csv.DictReader(file):
+                    for name, values in curve.items():
+                        values.append(float(row.get(name) or "nan"))
+    except ValueError as error:
+        raise ValueError(f"{folder / _CURVE} is damaged: {error}") from error
+    columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in curve.items()}
+    known = ~columns["return_mean"].isnan()
+    stated = result.get("return_range")
+    return RunData(
+        folder=folder,
+        task=task,
+        method=method,
+        curve={name: column[known] for name, column in columns.items()},
+        score=result.get("metrics", {}).get(_SCORE),
+        return_range=None if stated is None else (float(stated[0]), float(stated[1])),
+        commit=result.get("commit"),
+    )
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    """What a run left at its end; empty before."""
+    path = folder / RESULT
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _name_methods(found: Sequence[tuple[RunData, dict[str, Any]]], root: Path) -> list[RunData]:
+    """Give models of one class that differ in their settings different names."""
+    named = []
+    for run, settings in found:
+        alike = [(other, its) for other, its in found if other.method == run.method]
+        keys = sorted({key for _, its in alike for key in {*its, *settings} if its.get(key) != settings.get(key)})
+        if len(keys) <= _NAMED_SETTINGS:
+            said = [f"{key}={settings.get(key)}" for key in keys]
+        else:
+            first = next(other for other, its in alike if its == settings)
+            said = [f"as in {first.folder.relative_to(root)}"]
+        named.append(dataclasses.replace(run, method=" ".join([run.method, *said])))
+    return named
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = prefix.rstrip(".") if key == "class_path" and prefix else f"{prefix}{key}".replace("init_args.", "")
+        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return flat
