@@ -17,6 +17,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+import flowmatch_rl.bandits
 import flowmatch_rl.callbacks
 import flowmatch_rl.couplings
 import flowmatch_rl.data
@@ -41,13 +42,14 @@ from flowmatch_rl.callbacks import (
     Video,
     summary,
 )
-from flowmatch_rl.cli.commands import DATA_COMMANDS, DATA_COMMANDS_HELP, make_data
+from flowmatch_rl.cli.commands import COMMANDS, COMMANDS_HELP, run_command
 from flowmatch_rl.cli.fitting import check_fit
 from flowmatch_rl.cli.messages import Parser, report, shorten
 from flowmatch_rl.cli.wiring import DIMENSIONS, giver, wiring
 from flowmatch_rl.types import RunError
 
 _ROOMS = (
+    "bandits",
     "callbacks",
     "couplings",
     "data",
@@ -107,7 +109,7 @@ class FlowMatchCLI(LightningCLI):
             },
             args=args,
             run=run,
-            parser_kwargs={"epilog": DATA_COMMANDS_HELP},
+            parser_kwargs={"epilog": COMMANDS_HELP},
         )
 
     def add_arguments_to_parser(self, parser: Parser) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -203,9 +205,9 @@ def run(args: list[str] | None = None) -> int:
     """
     _quieten()
     given = sys.argv[1:] if args is None else args
-    if given and given[0] in DATA_COMMANDS:
+    if given and given[0] in COMMANDS:
         Parser.known_names, Parser.arguments = _known_names(), tuple(given)
-        return make_data(given)
+        return run_command(given)
     debug = bool(os.environ.get("FLOWMATCH_RL_DEBUG"))
     try:
         FlowMatchCLI(args)
@@ -271,7 +273,7 @@ def _run_directory(label: str) -> str:
 def _known_names() -> frozenset[str]:
     """Names of the package's classes and of their arguments, and of Lightning's commands."""
     names = {"fit", "validate", "test", "predict", "class_path", "init_args", "model", "data", "trainer"}
-    names |= DATA_COMMANDS.keys()
+    names |= COMMANDS.keys()
     for room in _ROOMS:
         for name, value in vars(getattr(flowmatch_rl, room)).items():
             if inspect.isclass(value):

@@ -1,4 +1,4 @@
-"""The commands that make data sets of transitions: ``convert`` and ``collect``."""
+"""The commands beside Lightning's: ``convert`` and ``collect`` make data sets, ``compare`` and ``report`` studies."""
 
 import os
 import signal
@@ -10,68 +10,116 @@ from typing import Any
 from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
 
 import flowmatch_rl
+from flowmatch_rl.cli.comparison import Method, Task, compare
 from flowmatch_rl.cli.fitting import check_acts
 from flowmatch_rl.cli.messages import Parser, report, shorten
+from flowmatch_rl.cli.report import write_report
 from flowmatch_rl.data import Layout, TransitionStore, collect_transitions, convert_layout
 from flowmatch_rl.types import RunError
 
 _PACKAGE = Path(flowmatch_rl.__file__).parent
 
 
-def make_data(args: Sequence[str]) -> int:
-    """Run ``convert`` or ``collect``.
+def run_command(args: Sequence[str]) -> int:
+    """Run one of ``COMMANDS``.
 
     Args:
         args: The command and its options.
 
     Returns:
-        Exit status: 0; 1 for a collection that could not go on, 2 for wrong arguments or files, 130 for an
+        Exit status: 0; 1 for something that could not go on, 2 for wrong arguments or files, 130 and 143 for an
         interruption.
     """
     debug = bool(os.environ.get("FLOWMATCH_RL_DEBUG"))
     try:
-        store = DATA_COMMANDS[args[0]](args[1:])
+        return COMMANDS[args[0]](args[1:])
     except KeyboardInterrupt:
         return report("interrupted; the same command goes on from here", code=128 + signal.SIGINT)
     except (RunError, ValueError, OSError) as error:
         if debug or not _is_ours(error):
             raise
         return report(shorten(str(error)), code=1 if isinstance(error, RunError) else 2)
-    print(_summary(store))
-    return 0
 
 
-def _convert(args: Sequence[str]) -> TransitionStore:
+def _convert(args: Sequence[str]) -> int:
     parser = _parser("convert", "Copy transitions from files in another layout into a data set to train on.")
     parser.add_argument("--layout", type=Layout, required=True, help="Where the transitions are, and how laid out.")
     options = _options(parser, args)
-    return convert_layout(options["layout"], options["output"], options["progress"])
+    return _show(convert_layout(options["layout"], options["output"], options["progress"]))
 
 
-def _collect(args: Sequence[str]) -> TransitionStore:
+def _collect(args: Sequence[str]) -> int:
     parser = _parser("collect", "Let a policy act in an environment and write what happens as a data set to train on.")
     parser.add_function_arguments(collect_transitions, skip={"path", "progress"})
     options = _options(parser, args)
     if options["policy"] is not None:
         check_acts(options["policy"], options["environment"])
-    return collect_transitions(path=options.pop("output"), **options)
+    return _show(collect_transitions(path=options.pop("output"), **options))
 
 
-DATA_COMMANDS: dict[str, Callable[[Sequence[str]], TransitionStore]] = {"convert": _convert, "collect": _collect}
-"""Commands that make data sets, by name."""
+def _compare(args: Sequence[str]) -> int:
+    parser = _bare_parser("compare", "Train methods on tasks with several seeds, and report on them.")
+    parser.add_argument("--output", type=str, required=True, help="Folder of the comparison; one that exists goes on.")
+    parser.add_argument("--tasks", type=dict[str, Task], required=True, help="Tasks by name.")
+    parser.add_argument("--methods", type=dict[str, Method], required=True, help="Methods by name.")
+    parser.add_argument("--seeds", type=list[int], default=[0], help="Seeds, each a run of every method on every task.")
+    parser.add_argument("--options", type=dict[str, Any], default={}, help="Options of fit for all runs, by name.")
+    parser.add_argument("--tracking", type=bool, default=True, help="Whether MLflow tracks the runs, under a parent.")
+    parser.add_argument("--workers", type=int, default=_num_cores(), help="Runs at a time.")
+    parser.add_argument("--dry_run", type=bool, nargs="?", const=True, default=False, help="Only print the commands.")
+    options = _options(parser, args)
+    return compare(Path(options.pop("output")), **options)
 
-DATA_COMMANDS_HELP = (
-    "Two more commands make data sets of transitions: 'convert' copies files in another layout, 'collect' lets a "
-    "policy act in an environment. For help on one run it with --help."
+
+def _report(args: Sequence[str]) -> int:
+    parser = Parser(prog="flowmatch-rl report", description="Compare runs on one page, report.html, and report.png.")
+    parser.add_argument("folders", type=str, nargs="+", help="Folders of comparisons, or with runs somewhere below.")
+    parser.add_argument(
+        "--output", type=str, default=None, help="Folder of the page; the first of the folders if none."
+    )
+    options = _options(parser, args)
+    folders = [Path(folder) for folder in options["folders"]]
+    for path in write_report(folders, Path(options["output"] or folders[0])):
+        print(path)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "convert": _convert,
+    "collect": _collect,
+    "compare": _compare,
+    "report": _report,
+}
+"""Commands beside Lightning's, by name."""
+
+COMMANDS_HELP = (
+    "More commands: 'convert' copies files in another layout into a data set of transitions, 'collect' lets a policy "
+    "act in an environment, 'compare' trains several methods with several seeds, 'report' shows runs on one page. "
+    "For help on one run it with --help."
 )
 
 
 def _parser(command: str, description: str) -> Parser:
-    parser = Parser(prog=f"flowmatch-rl {command}", description=description)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with options; may be repeated.")
+    parser = _bare_parser(command, description)
     parser.add_argument("--output", type=str, required=True, help="Folder of the data set, which must not exist.")
     parser.add_argument("--progress", type=bool, default=True, help="Whether to show a bar.")
     return parser
+
+
+def _bare_parser(command: str, description: str) -> Parser:
+    parser = Parser(prog=f"flowmatch-rl {command}", description=description)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with options; may be repeated.")
+    return parser
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _show(store: TransitionStore) -> int:
+    print(_summary(store))
+    return 0
 
 
 def _options(parser: Parser, args: Sequence[str]) -> dict[str, Any]:
