@@ -64,7 +64,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         GROUND | {"metrics"},
         {"torch", "tensordict", "torchrl", "lightning", "matplotlib", "mlflow", "imageio", "tqdm", "numpy", "pandas"},
     ),
-    ROOF: (GROUND | FLOOR_1 | {"nets", "data", "modules", "callbacks"}, {"torch", "lightning", "jsonargparse", "yaml"}),
+    ROOF: (
+        GROUND | FLOOR_1 | {"nets", "data", "modules", "callbacks"},
+        {"torch", "lightning", "jsonargparse", "yaml", "tqdm"},
+    ),
 }
 
 

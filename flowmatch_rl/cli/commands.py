@@ -12,6 +12,7 @@ from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImport
 import flowmatch_rl
 from flowmatch_rl.cli.comparison import Method, Task, compare
 from flowmatch_rl.cli.fitting import check_acts
+from flowmatch_rl.cli.laboratory import run_laboratory
 from flowmatch_rl.cli.messages import Parser, report, shorten
 from flowmatch_rl.cli.report import write_report
 from flowmatch_rl.data import Layout, TransitionStore, collect_transitions, convert_layout
@@ -84,18 +85,27 @@ def _report(args: Sequence[str]) -> int:
     return 0
 
 
+def _laboratory(args: Sequence[str]) -> int:
+    parser = _bare_parser("laboratory", "Train methods on bandits with a known value, and study estimators on them.")
+    parser.add_function_arguments(run_laboratory)
+    for path in run_laboratory(**_options(parser, args)):
+        print(path)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "convert": _convert,
     "collect": _collect,
     "compare": _compare,
     "report": _report,
+    "laboratory": _laboratory,
 }
 """Commands beside Lightning's, by name."""
 
 COMMANDS_HELP = (
     "More commands: 'convert' copies files in another layout into a data set of transitions, 'collect' lets a policy "
-    "act in an environment, 'compare' trains several methods with several seeds, 'report' shows runs on one page. "
-    "For help on one run it with --help."
+    "act in an environment, 'compare' trains several methods with several seeds, 'report' shows runs on one page, "
+    "'laboratory' tries methods on bandits with a known value. For help on one run it with --help."
 )
 
 

@@ -13,6 +13,7 @@ from flowmatch_rl.bandits import Bandit, FourModes
 from flowmatch_rl.data.loaders import batch_loader
 from flowmatch_rl.keys import ACTION, OBSERVATION, REFERENCE
 
+
 class BanditData(LightningDataModule):
     """Batches of the one state of a bandit for training, and exact samples of its Boltzmann law for evaluation.
 

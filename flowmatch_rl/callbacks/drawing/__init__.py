@@ -5,6 +5,12 @@ from flowmatch_rl.callbacks.drawing.flow_grids import density_on_grid, field_on_
 from flowmatch_rl.callbacks.drawing.flow_maps import draw_density, draw_field, draw_steps
 from flowmatch_rl.callbacks.drawing.flow_sample import FlowModel, FlowSample, num_steps, sample_flow
 from flowmatch_rl.callbacks.drawing.flow_steps import distance_by_steps
+from flowmatch_rl.callbacks.drawing.laboratory import (
+    ErrorCurve,
+    LawPanels,
+    draw_estimator_errors,
+    draw_law_samples,
+)
 from flowmatch_rl.callbacks.drawing.learning import Evaluation, Point, draw_learning_curve, write_table
 from flowmatch_rl.callbacks.drawing.loss import LossPoint, draw_loss_curve
 from flowmatch_rl.callbacks.drawing.occupancy_marginals import draw_future_marginals
@@ -19,9 +25,11 @@ from flowmatch_rl.callbacks.drawing.style import save_figure
 from flowmatch_rl.callbacks.drawing.view import describe_condition
 
 __all__ = [
+    "ErrorCurve",
     "Evaluation",
     "FlowModel",
     "FlowSample",
+    "LawPanels",
     "LossPoint",
     "Point",
     "PolicySample",
@@ -32,9 +40,11 @@ __all__ = [
     "distance_by_steps",
     "draw_density",
     "draw_episodes",
+    "draw_estimator_errors",
     "draw_field",
     "draw_future_marginals",
     "draw_future_states",
+    "draw_law_samples",
     "draw_learning_curve",
     "draw_loss_curve",
     "draw_path",
