@@ -52,7 +52,7 @@ class MultiStep:
         first = max(0, begun.shape[1] - (self.num_steps - 1))
         # Copies, since a collector may write its next steps where these are.
         self._waiting = {key: joined[key][:, first:].clone() for key in keys}
-        self._begun = (begun & ~complete)[:, first:]
+        self._begun = ~complete[:, first:]
         return self._transitions(joined, length, begun & complete)
 
     def _lengths(self, done: Tensor) -> tuple[Tensor, Tensor]:

@@ -201,6 +201,15 @@ def test_a_resumed_run_goes_on_with_the_transitions_and_without_the_steps_that_w
     torch.testing.assert_close(fresh["next", "observation"][:, 1], fresh["observation"][:, 1])
 
 
+@pytest.mark.parametrize("number", [4, 30, 33])
+def test_saved_transitions_of_several_steps_are_oldest_first(number) -> None:
+    data = n_step(n_steps=3, buffer_capacity=24, length=7, warmup_env_steps=12)
+    take(data, number)
+    step, mark = data.state_dict()["replay"]["observation"].unbind(1)
+    follows = (step[1:] == step[:-1] + 1.0) & (mark[1:] == mark[:-1])
+    assert (follows | ((step[1:] == 0.0) & (step[:-1] == 6.0))).all()
+
+
 def test_a_second_fit_in_the_same_process_does_not_join_episodes() -> None:
     data = n_step(n_steps=3, length=7, warmup_env_steps=12)
     take(data, 3)
