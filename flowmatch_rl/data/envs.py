@@ -3,6 +3,7 @@
 import abc
 import difflib
 import functools
+import logging
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -154,6 +155,7 @@ class DMControlEnvironment(Environment):
         """Make the bare TorchRL environment."""
         from dm_control import suite  # imported here: it takes a second, and only these tasks need it
 
+        logging.getLogger("absl").addFilter(_says_no_deprecation)
         names = [f"{domain}-{task}" for domain, task in suite.ALL_TASKS]
         if self.label not in names:
             near = difflib.get_close_matches(self.label, names, n=1)
@@ -174,6 +176,11 @@ class DMControlEnvironment(Environment):
     def frames_per_second(self, env: EnvBase) -> float:
         """Environment steps per second of simulated time, for videos."""
         return 1.0 / float(_raw(env).control_timestep())
+
+
+def _says_no_deprecation(record: logging.LogRecord) -> bool:
+    """False for what MuJoCo says about attributes in the Suite's own models, which users can't change."""
+    return "is deprecated and will be removed" not in record.getMessage()
 
 
 @dataclass(frozen=True)

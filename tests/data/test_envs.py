@@ -1,5 +1,7 @@
 """Environments: specs, bounds, ends of episodes, and refusals."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -171,3 +173,11 @@ def test_unknown_names_are_refused_with_a_suggestion(environment: Environment, w
 )
 def test_label_is_the_short_name(environment, label) -> None:
     assert environment.label == label
+
+
+def test_control_suite_keeps_what_its_own_models_are_told_to_itself(caplog) -> None:
+    with caplog.at_level(logging.WARNING):
+        env = build_environment(DMControlEnvironment("cheetah", "run"))
+        env.reset()
+        logging.getLogger("absl").warning("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
