@@ -1,6 +1,7 @@
 """Errors of the command line in three lines at most."""
 
 import difflib
+import inspect
 import re
 import sys
 from collections.abc import Iterable
@@ -9,6 +10,8 @@ from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import Namespace, _loaders_dumpers, _typehints
+from jsonargparse._util import import_object
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 _NOISE = re.compile(
@@ -96,10 +99,25 @@ def _forget_arguments_of_another_class(parser: object, previous: Any, value: Any
     """Let an object whose class changes start from the defaults of its new class.
 
     jsonargparse keeps the arguments that both classes know: ``class_path: MixtureSource`` would silently get the
-    ``scale`` of the Gaussian it replaces.
+    ``scale`` of the Gaussian it replaces. Models of one family keep them: a task's discount outlives the choice of a
+    method.
     """
     if previous and "init_args" in previous and previous["class_path"] != value["class_path"]:
-        previous["init_args"] = Namespace()
+        shared = _shared_arguments(import_object(previous["class_path"]), import_object(value["class_path"]))
+        given = vars(previous["init_args"])
+        previous["init_args"] = Namespace(**{name: argument for name, argument in given.items() if name in shared})
+
+
+def _shared_arguments(before: type, after: type) -> set[str]:
+    """Arguments that two models of one family share, by name and type; none for anything else.
+
+    A family is what inherits from one model. Recipes, such as sources, give the same name to different things.
+    """
+    models = [base for base in before.__mro__ if issubclass(base, LightningModule) and base is not LightningModule]
+    if not any(issubclass(after, base) for base in models):
+        return set()
+    old, new = (inspect.signature(kind).parameters for kind in (before, after))
+    return {name for name in old.keys() & new.keys() if old[name].annotation == new[name].annotation}
 
 
 _typehints.discard_init_args_on_class_path_change = _forget_arguments_of_another_class

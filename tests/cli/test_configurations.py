@@ -2,18 +2,24 @@
 
 import functools
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from tests.cli.support import CONF, PENDULUM, arguments, call
+from tests.cli.support import CONF, PENDULUM, SIZES, arguments, call
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
 TASKS = sorted((CONF / "actor_critic").glob("*.yaml"))
 PRESETS = sorted((CONF / "actor_critic" / "presets").glob("*.yaml"))
+METHODS = sorted((CONF / "actor_critic" / "methods").glob("*.yaml"))
 WALKER = CONF / "actor_critic" / "walker_run.yaml"
+WALKER_WALK = CONF / "actor_critic" / "walker_walk.yaml"
+METHOD_SIZES = {"model.sampler.init_args.num_steps": 2, "model.policy.hidden_dim": 16}
+"""Tiny sizes of parts that the default method doesn't have."""
 
 
 def train(folder, *configs, **changes):
@@ -54,8 +60,71 @@ def test_every_preset_lies_over_a_task_and_keeps_its_environment(preset, task, t
 
 @functools.cache
 def environment_of(task) -> dict:
-    outcome = call([*arguments("fit", task), "--print_config"])
-    return yaml.safe_load(outcome.out)["data"]["init_args"]["environment"]
+    return printed(task)["data"]["init_args"]["environment"]
+
+
+@functools.cache
+def printed(*configs: Path) -> dict[str, Any]:
+    outcome = call(["fit", *(f"-c={path}" for path in configs), "--print_config"])
+    assert (outcome.code, outcome.err) == (0, "")
+    return yaml.safe_load(outcome.out)
+
+
+def sizes_of(method: Path) -> dict[str, object]:
+    """Tiny sizes of the options that a method has; None for those that it doesn't."""
+
+    def has(option: str) -> bool:
+        node = printed(PENDULUM, method)["model"]["init_args"]
+        for name in option.split(".")[1:]:
+            if not isinstance(node, dict) or name not in node:
+                return False
+            node = node[name]
+        return True
+
+    sizes = {option: value if has(option) else None for option, value in (SIZES | METHOD_SIZES).items()}
+    return {name.replace(".", "__"): value for name, value in sizes.items() if name.startswith("model.")}
+
+
+@pytest.mark.parametrize("task", [PENDULUM, WALKER_WALK], ids=lambda path: path.stem)
+@pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
+def test_every_method_lies_over_a_task_and_keeps_its_environment(method, task, tmp_path) -> None:
+    options = {"trainer__logger": "false", "trainer__default_root_dir": tmp_path}
+    sizes = sizes_of(method)
+    outcome = call(arguments("fit", task, method, **options | sizes))
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "return" in outcome.out
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert written["data"]["init_args"]["environment"] == environment_of(task)
+    stated = yaml.safe_load(method.read_text())["model"]["init_args"]
+    model = written["model"]["init_args"]
+    for name in ("discount", "ema_decay", "temperature"):
+        if name not in stated:
+            assert model[name] == printed(task)["model"]["init_args"][name], name
+    for name in ("estimator", "sampler", "squash", "temperature"):
+        if isinstance(stated.get(name), dict):
+            assert model[name]["class_path"].endswith(f".{stated[name]['class_path']}")
+    numbers = {name: value for name, value in stated.items() if isinstance(value, bool | int | float)}
+    assert all(model[name] == value for name, value in numbers.items() if f"model__{name}" not in sizes)
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["actor_critic"] == written["model"]["class_path"].rpartition(".")[2]
+    assert all(bool(torch.isfinite(weight).all()) for weight in checkpoint["state_dict"].values())
+
+
+def test_change_of_the_method_keeps_what_both_know_and_nothing_else(tmp_path) -> None:
+    model = printed(PENDULUM, CONF / "actor_critic" / "methods" / "sac.yaml")["model"]
+    task = yaml.safe_load(PENDULUM.read_text())["model"]["init_args"]
+    assert model["class_path"].endswith(".SoftActorCritic")
+    arguments_of = model["init_args"]
+    assert arguments_of["discount"] == task["discount"] != 0.99
+    assert arguments_of["ema_decay"] == task["ema_decay"] != 0.995
+    assert arguments_of["critic"]["hidden_dim"] == task["critic"]["hidden_dim"] != 256
+    assert arguments_of["temperature"]["init_args"] == {"start": 1.0, "entropy_per_dimension": -1.0}
+    assert not {"sampler", "estimator", "velocity", "share_samples"} & arguments_of.keys()
+    (tmp_path / "class.yaml").write_text("model: {class_path: SoftActorCritic}\n")
+    plain = printed(PENDULUM, tmp_path / "class.yaml")["model"]["init_args"]
+    assert plain["temperature"] == task["temperature"]  # the layer states none
+    default = printed(WALKER_WALK, tmp_path / "class.yaml")["model"]["init_args"]
+    assert default["temperature"]["class_path"].endswith(".EntropyTemperature")
 
 
 @pytest.mark.parametrize("name", ["bf16", "ddp"])
