@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowmatch_rl.bandits import FourModes
 from flowmatch_rl.estimators import (
     LikelihoodProposal,
     PathPoints,
@@ -18,30 +19,14 @@ from flowmatch_rl.estimators import (
     Proposal,
     boltzmann_density,
 )
-from flowmatch_rl.metrics import energy_distance
+from flowmatch_rl.metrics import energy_distance, saturated_share
 from flowmatch_rl.nets import FlowPolicy, VelocityArchitecture
 from flowmatch_rl.objectives import prediction_loss, reverse_flow_target
 from flowmatch_rl.paths import AffinePath, GaussianSource, TanhSquash
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Euler
 
-MODES = torch.tensor([[0.5, 0.5], [0.5, -0.5], [-0.5, 0.5], [-0.5, -0.5]])
-SCALE = 0.15
-
-
-def four_modes(actions: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-density of four equal Gaussians (modes at (+-0.5, +-0.5), scale 0.15) over actions, and its gradient."""
-    offsets = MODES.to(actions) - actions[..., None, :]
-    logits = -offsets.square().sum(-1) / (2 * SCALE**2)
-    weights = torch.softmax(logits, dim=-1)
-    return torch.logsumexp(logits, dim=-1), (weights[..., None] * offsets).sum(-2) / SCALE**2
-
-
-def exact_samples(number: int, generator: torch.Generator) -> Tensor:
-    """Samples of the density on the box [-1, 1]^2, by rejection of what falls outside."""
-    points = MODES[torch.randint(4, (4 * number,), generator=generator)]
-    points = points + SCALE * torch.randn(points.shape, generator=generator)
-    return points[points.abs().amax(1) < 1][:number]
+BANDIT = FourModes()
 
 
 def train(
@@ -76,23 +61,27 @@ def sample(policy: FlowPolicy, dim: int, steps: int, number: int = 3000) -> Tens
     return policy.squash.action(other.sample_latents(torch.zeros(1, 1), torch.randn(1, number, dim))[0])
 
 
+def exact_samples(seed: int, number: int = 3000) -> Tensor:
+    """Exact samples of the law."""
+    return BANDIT.sample(torch.rand(number, 2, generator=torch.Generator().manual_seed(seed)))
+
+
 def run(seeds: int = 2, updates: int = 1500) -> dict[str, Any]:
     """Train with both proposals; returns one row per proposal and seed."""
     rows = []
     for proposal in (ProductProposal(), LikelihoodProposal()):
         for seed in range(seeds):
-            policy = train(four_modes, 2, proposal, seed, updates)
-            exact = exact_samples(3000, torch.Generator().manual_seed(1000 + seed))
+            policy = train(BANDIT.value_and_gradient, 2, proposal, seed, updates)
+            exact = exact_samples(1000 + seed)
             row: dict[str, Any] = {"proposal": type(proposal).__name__, "seed": seed}
             for steps in (10, 50):
                 actions = sample(policy, 2, steps)
                 row[f"energy_distance_{steps}_steps"] = float(energy_distance(actions, exact))
-            nearest = (actions[:, None] - MODES).square().sum(-1).argmin(1)
-            shares = torch.bincount(nearest, minlength=4) / len(actions)
+            shares = BANDIT.mode_shares(actions)
             row |= {"smallest_mode": float(shares.min()), "largest_mode": float(shares.max())}
-            row["saturated"] = float((actions.abs() > 0.99).any(1).float().mean())
+            row["saturated"] = float(saturated_share(actions))
             rows.append(row)
-    floor = [exact_samples(3000, torch.Generator().manual_seed(s)) for s in (1, 2)]
+    floor = [exact_samples(seed) for seed in (1, 2)]
     return {
         "title": "Bandit with four modes in two dimensions",
         "noise_floor": float(energy_distance(*floor)),
