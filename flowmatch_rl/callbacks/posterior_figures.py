@@ -45,7 +45,6 @@ class PosteriorFigures(Callback):
 
     def __init__(self) -> None:
         self._profiles: list[TimeProfile] = []
-        self._kept: Profile | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the profile of an epoch without evaluation."""
@@ -79,9 +78,9 @@ class PosteriorFigures(Callback):
 
     def _keep(self, module: LightningModule) -> None:
         profile: Profile | None = getattr(module, "posterior_profile", None)
-        if profile is not None and profile is not self._kept:
-            self._kept = profile
+        if profile is not None:
             new = TimeProfile(profile.step, list(profile.t), {name: list(mean) for name, mean in profile.means.items()})
+            # The same profile may come again; a run resumed from an earlier step has others for the later ones.
             self._profiles = [*(known for known in self._profiles if known.step < new.step), new]
 
     def _write(self, trainer: Trainer) -> None:

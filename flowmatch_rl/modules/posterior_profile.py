@@ -56,7 +56,8 @@ class PosteriorMeter:
     Args:
         learner: What the policy learns by.
         num_bins: Equal bins of the flow times that the policy is trained at, at least 1.
-        interval: One update in so many is looked at, the first among them; at least 1.
+        interval: One update in so many is looked at, the first among them; at least 1. A look takes about 30 small
+            operations, a fourteenth of those of a cheap update.
         limit: Magnitude above which an entry of an action counts as at its bound, in [0, 1).
 
     Raises:

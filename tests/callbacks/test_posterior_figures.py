@@ -127,7 +127,7 @@ def test_the_last_stretch_is_drawn_in_full_colour_and_earlier_ones_fade() -> Non
     assert to_hex(lines[-1].get_color()) == to_hex(BLUE)
     darkness = [1.0 - np.mean(to_rgb(line.get_color())) for line in lines]
     assert darkness == sorted(set(darkness))
-    legend = figure.axes[2].get_legend()
+    legend: Any = figure.axes[2].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["until 30", "until 20", "until 10"]
 
 

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +59,15 @@ def learned(seed: int, size: int = B, low: float = 0.0, high: float = 1.0) -> Le
         log_density_spread=uniform(size, seed=seed + 500),
     )
     return Learned(PathPoints(unused, unused, unused, t), ends)
+
+
+class Remembers(CSVLogger):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.logged: list[dict[str, Any]] = []
+
+    def log_metrics(self, metrics: dict[str, Tensor | float], step: int | None = None) -> None:
+        self.logged.append({**metrics, "step": step})
 
 
 def alone(sums: Tensor) -> Tensor:
@@ -178,15 +187,7 @@ def test_every_estimator_has_a_profile(estimator: EndPointEstimator, half: bool)
 
 @pytest.mark.parametrize("validates", [True, False])
 def test_a_training_logs_its_profile_once_per_epoch(tmp_path: Path, validates: bool) -> None:
-    logger, module = CSVLogger(tmp_path, flush_logs_every_n_steps=10**6), tiny_module()
-    logged: list[dict[str, float]] = []
-    write = logger.log_metrics
-
-    def log_metrics(metrics: dict[str, float], step: int | None = None) -> None:
-        logged.append(metrics | {"step": float(cast("int", step))})
-        write(metrics, step)
-
-    logger.log_metrics = log_metrics
+    logger, module = Remembers(tmp_path), tiny_module()
     trainer = Trainer(
         max_epochs=2,
         accelerator="cpu",
@@ -199,7 +200,7 @@ def test_a_training_logs_its_profile_once_per_epoch(tmp_path: Path, validates: b
         log_every_n_steps=1,
     )
     trainer.fit(module, datamodule=tiny_data())
-    found = [metrics for metrics in logged if any(name.startswith("train/by_time/") for name in metrics)]
+    found = [metrics for metrics in logger.logged if any(name.startswith("train/by_time/") for name in metrics)]
     assert [metrics["step"] for metrics in found] == [30, 40]
     assert module.posterior_profile is not None
     assert module.posterior_profile.step == 40

@@ -78,10 +78,10 @@ def draw_posterior(profiles: Sequence[TimeProfile], title: str, unit: str = "env
 
 def _fading(number: int) -> list[str]:
     """Colours from pale to full, the last one full."""
-    full = np.array(to_rgb(BLUE))
     strength = np.linspace(0.2, 0.8, number) if number > 1 else np.ones(1)
     strength[-1] = 1.0
-    return [to_hex(1.0 - share * (1.0 - full)) for share in strength]
+    red, green, blue = to_rgb(BLUE)
+    return [to_hex((1.0 - s * (1.0 - red), 1.0 - s * (1.0 - green), 1.0 - s * (1.0 - blue))) for s in strength]
 
 
 def _draw_quantity(axes: Axes, name: str, profiles: Sequence[TimeProfile], colors: Sequence[str]) -> None:
