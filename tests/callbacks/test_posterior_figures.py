@@ -159,6 +159,14 @@ def test_a_quantity_that_appears_late_or_has_no_name_of_its_own_is_drawn() -> No
     ]
 
 
+@pytest.mark.parametrize("number", [1, 3, 4, 5, 6])
+def test_the_lowest_panel_of_each_column_names_its_axis(number: int) -> None:
+    figure = draw_posterior([profile(1, **{f"quantity {index}": [1.0] * 4 for index in range(number)})], "title")
+    assert len(panels(figure)) == number
+    for index, axes in enumerate(panels(figure).values()):
+        assert axes.get_xlabel() == ("flow time" if index + 3 >= number else "")
+
+
 def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(ValueError, match="expected at least one profile, got none"):
         draw_posterior([], "title")

@@ -62,9 +62,10 @@ def draw_posterior(profiles: Sequence[TimeProfile], title: str, unit: str = "env
     figure = new_figure(3.4 * _COLUMNS, 0.5 + 2.6 * rows, title)
     panels = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
     colors = _fading(len(drawn))
-    for axes, name in zip(panels, names, strict=False):
-        _draw_quantity(axes, name, drawn, colors)
-        tidy(axes, "flow time" if len(panels) - panels.index(axes) <= _COLUMNS + 1 else "", axes.get_ylabel())
+    for index, name in enumerate(names):
+        _draw_quantity(panels[index], name, drawn, colors)
+        lowest = index + _COLUMNS >= len(names)
+        tidy(panels[index], "flow time" if lowest else "", panels[index].get_ylabel())
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     number = EngFormatter(sep="")
