@@ -42,6 +42,7 @@ def shorten(message: str) -> str:
         text,
         flags=re.DOTALL | re.MULTILINE,
     )
+    text = re.sub(r"Expected a typing\.Literal\[(.+?)\]\. Got value: (.+)", r"got '\2', expected one of \1", text)
     text = re.sub(r"Option '([^']+)' is not accepted", r"unknown key '\1'", text)
     text = re.sub(
         r"(?:Subcommand '\w+' does not accept option|Key) '([^']+)'(?: is not expected)?", r"unknown key '\1'", text

@@ -163,6 +163,8 @@ class ReverseFlowActorCritic(ActorCritic):
             raise ValueError(f"share_samples needs x_1_source: policy, got {x_1_source}")
         if policy_batch_size is not None and policy_batch_size < 1:
             raise ValueError(f"policy_batch_size must be at least 1, got {policy_batch_size}")
+        if self.temperature_rule.needs_samples and estimator.num_samples < 2:
+            raise ValueError(f"{self.temperature_rule} needs an estimator with two samples or more, got {estimator}")
         self.save_hyperparameters()
         self.squash = squash
         self.learner = PolicyLearner(self.policy, objective, estimator)
@@ -239,8 +241,8 @@ class ReverseFlowActorCritic(ActorCritic):
         noise = torch.randn(probes, *latent.shape, device=latent.device) if probes else None
         return self.log_density.of_actions(self.policy, observation, latent, noise)
 
-    def _policy_loss(self, observation: Tensor, x_1: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss, and mean share of the samples that carry weight, both of shape ()."""
+    def _policy_loss(self, observation: Tensor, x_1: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Loss, and mean share of the samples that carry weight, None where there are none; both of shape ()."""
         estimator, critic = self.learner.estimator, self.critic_ema if self._weight_by_ema else self.critic
 
         def value_and_gradient(actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,7 +253,8 @@ class ReverseFlowActorCritic(ActorCritic):
 
         density = boltzmann_density(value_and_gradient, self.temperature, self.squash, estimator.needs_jacobian)
         loss, learned = self.learner.loss(observation, x_1, density)
-        share = learned.ends.effective_sample_size.mean() / max(1, estimator.num_samples)
+        count = estimator.num_samples
+        share = learned.ends.effective_sample_size.mean() / count if count else None
         self._note(learned)
         return loss.mean(), share
 

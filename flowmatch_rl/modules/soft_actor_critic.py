@@ -45,7 +45,7 @@ class SoftActorCritic(ActorCritic):
         compile: Whether to compile the networks with ``torch.compile``.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If a number is out of its range, or the temperature is tuned to what this policy does not know.
 
     Reference:
         Haarnoja et al., arXiv:1812.05905.
@@ -93,6 +93,10 @@ class SoftActorCritic(ActorCritic):
             ema_decay,
             reset_interval,
         )
+        if self.temperature_rule.needs_samples:
+            raise ValueError(
+                f"{self.temperature_rule} needs a policy that learns from importance samples, got {policy}"
+            )
         self.save_hyperparameters()
         self.squash, self.entropy_backup = squash, entropy_backup
         if compile:

@@ -37,6 +37,11 @@ class Temperature(abc.ABC):
     def needs_entropy(self) -> bool:
         """Whether the rule must be told the entropy of the policy."""
 
+    @property
+    @abc.abstractmethod
+    def needs_samples(self) -> bool:
+        """Whether the rule needs a policy that learns from importance samples, two or more per state."""
+
     @abc.abstractmethod
     def scheduled(self, env_steps: int) -> float | None:
         """Temperature after a number of environment steps, or None for a rule that learns it."""
@@ -82,6 +87,11 @@ class ConstantTemperature(Temperature):
         """It is not needed."""
         return False
 
+    @property
+    def needs_samples(self) -> bool:
+        """It does not."""
+        return False
+
     def scheduled(self, env_steps: int) -> float | None:
         """The temperature."""
         return self.value
@@ -124,6 +134,11 @@ class AnnealedTemperature(Temperature):
         """It is not needed."""
         return False
 
+    @property
+    def needs_samples(self) -> bool:
+        """It does not."""
+        return False
+
     def scheduled(self, env_steps: int) -> float | None:
         """Temperature after a number of environment steps."""
         share = min(1.0, max(0.0, env_steps / self.env_steps))
@@ -164,6 +179,11 @@ class EntropyTemperature(Temperature):
     def needs_entropy(self) -> bool:
         """It is needed."""
         return True
+
+    @property
+    def needs_samples(self) -> bool:
+        """It does not."""
+        return False
 
     def scheduled(self, env_steps: int) -> float | None:
         """None: it is learned."""
@@ -208,6 +228,11 @@ class SampleSizeTemperature(Temperature):
     def needs_entropy(self) -> bool:
         """It is not needed."""
         return False
+
+    @property
+    def needs_samples(self) -> bool:
+        """It does."""
+        return True
 
     def scheduled(self, env_steps: int) -> float | None:
         """None: it is learned."""

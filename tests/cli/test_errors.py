@@ -8,6 +8,10 @@ import pytest
 
 from tests.cli.support import PENDULUM, arguments, call
 
+SAMPLES = ["estimator__init_args__num_samples"]
+STEPS = ["sampler__init_args__solver__init_args__num_steps"]
+"""Options that parts named below don't have."""
+
 
 @pytest.mark.parametrize(
     ("extra", "words", "hint"),
@@ -44,6 +48,41 @@ def test_wrong_argument_is_named_in_three_lines_with_status_two(extra, words, hi
     assert "Traceback" not in outcome.err
     if hint is not None:
         assert f"did you mean '{hint}'" in outcome.err, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"temperature": -1}, ["temperature must be positive", "-1.0"]),
+        ({"temperature": "Tepid"}, ["temperature", "unknown class 'Tepid'"]),
+        ({"temperature": "SampleSizeTemperature", "temperature__share": 2}, ["share must lie in (0, 1)", "2.0"]),
+        (
+            {"temperature": "SampleSizeTemperature", "estimator": "PointScoreEstimator"} | dict.fromkeys(SAMPLES),
+            ["SampleSizeTemperature", "two samples", "PointScoreEstimator()"],
+        ),
+        ({"subset_size": 3}, ["subset_size must lie in 1, ..., 2", "got 3"]),
+        ({"policy_batch_size": 0}, ["policy_batch_size must be at least 1", "got 0"]),
+        ({"reset_interval": 0}, ["reset_interval must be at least 1", "got 0"]),
+        ({"exploration": -0.1}, ["exploration must be at least 0", "got -0.1"]),
+        ({"weight_reduction": "largest"}, ["weight_reduction", "'largest'", "'min', 'mean'"]),
+        ({"sampler": "AverageVelocitySampler"} | dict.fromkeys(STEPS), ["AverageVelocitySampler", "MeanFlow"]),
+        ({"sampler": "SdeSampler", "source": "UniformSource"} | dict.fromkeys(STEPS), ["SdeSampler", "UniformSource"]),
+        ({"source": "UniformSource"}, ["needs a source with a smooth density", "UniformSource"]),
+        (
+            {"source": "UniformSource", "estimator__proposal": "LikelihoodProposal"},
+            ["FisherControlVariate", "UniformSource", "use NoControlVariate"],
+        ),
+    ],
+    ids=lambda x: "-".join(map(str, x)) if isinstance(x, dict) else "",
+)
+def test_parts_of_an_actor_critic_that_do_not_fit_are_refused_in_one_line(changes, words, tmp_path) -> None:
+    options = {f"model__{name}": value for name, value in changes.items()}
+    options |= {"trainer__logger": "false", "trainer__default_root_dir": tmp_path / "run"}
+    outcome = call(arguments("fit", PENDULUM, **options))
+    assert outcome.code == 2
+    assert len(outcome.error_lines) == 1, outcome.err
+    assert all(word in outcome.err for word in words), outcome.err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
