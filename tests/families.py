@@ -37,15 +37,20 @@ from flowmatch_rl.objectives import (
     TD2DD,
     TDCFM,
     TDDD,
+    AnnealedTemperature,
     CappedSignalWeight,
     ConditionalFlowMatching,
+    ConstantTemperature,
     CoupledTDCFM,
+    EntropyTemperature,
     ErrorOf,
     FlowObjective,
     MeanFlow,
     MonteCarloCFM,
     OccupancyObjective,
     PowerWeight,
+    SampleSizeTemperature,
+    Temperature,
     TimeWeight,
     UniformWeight,
 )
@@ -213,6 +218,13 @@ OBJECTIVES: list[FlowObjective] = [
     MeanFlow(),
     MeanFlow(interval_share=1.0, time_distribution=UniformTime()),
     MeanFlow(interval_share=0.25, time_distribution=LogitNormalTime(mean=0.4), adaptive_power=1.0),
+]
+
+TEMPERATURES: list[Temperature] = [
+    ConstantTemperature(),
+    AnnealedTemperature(start=1.0, end=0.01, env_steps=1000),
+    EntropyTemperature(),
+    SampleSizeTemperature(),
 ]
 
 OCCUPANCY_OBJECTIVES: list[OccupancyObjective] = [

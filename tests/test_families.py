@@ -8,7 +8,7 @@ from flowmatch_rl.couplings import Coupling
 from flowmatch_rl.estimators import ControlVariate, EndPointEstimator, Proposal
 from flowmatch_rl.modules import CheckpointPolicy
 from flowmatch_rl.nets import Architecture, Selection, ValueHead
-from flowmatch_rl.objectives import FlowObjective, OccupancyObjective, TimeWeight
+from flowmatch_rl.objectives import FlowObjective, OccupancyObjective, Temperature, TimeWeight
 from flowmatch_rl.paths import Schedule, Source, Squash, TimeDistribution
 from flowmatch_rl.processes import Process
 from flowmatch_rl.samplers import Sampler
@@ -29,6 +29,7 @@ FAMILIES = [
     (ValueHead, families.VALUE_HEADS),
     (TimeWeight, families.TIME_WEIGHTS),
     (FlowObjective, families.OBJECTIVES),
+    (Temperature, families.TEMPERATURES),
     (OccupancyObjective, families.OCCUPANCY_OBJECTIVES),
     (TimeDistribution, families.TIME_DISTRIBUTIONS),
     (Squash, families.SQUASHES),
