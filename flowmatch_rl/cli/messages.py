@@ -63,9 +63,9 @@ def suggestion(message: str, names: Iterable[str]) -> str | None:
 
     Args:
         message: One line.
-        names: Known keys, options, classes and commands.
+        names: Known keys, options, classes and commands; the words of a set that the message names go before them.
     """
-    known = sorted(set(names))
+    known = re.findall(r"'([^']+)'", message.partition("expected one of ")[2]) or sorted(set(names))
     received = re.search(r"'([^']+)'|unknown option -*(\S+)", message)
     if received is None:
         return None
