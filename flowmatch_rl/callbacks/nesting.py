@@ -6,6 +6,7 @@ from typing import Literal
 
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 from flowmatch_rl.callbacks.tracking import Tracker
 
@@ -24,8 +25,8 @@ class ParentRun:
     """
 
     def __init__(self, name: str, run_id: str | None = None) -> None:
-        tracker = Tracker(run_name=name)
-        self._client = tracker.experiment
+        tracker = Tracker(run_name=name)  # makes a run when it is asked for one, not before
+        self._client = MlflowClient(tracker._tracking_uri)
         if run_id is not None and self._known(run_id):
             self.run_id = run_id
             self._client.update_run(run_id, status="RUNNING")

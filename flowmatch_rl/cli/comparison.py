@@ -14,7 +14,7 @@ from typing import Any
 import flowmatch_rl.cli.comparison_record as records
 from flowmatch_rl.callbacks.nesting import ParentRun
 from flowmatch_rl.cli.comparison_runs import PlannedRun, RunQueue, option
-from flowmatch_rl.cli.messages import report
+from flowmatch_rl.cli.messages import Parser, report
 from flowmatch_rl.cli.report import NothingToReportError, write_report
 from flowmatch_rl.types import RunError
 
@@ -89,7 +89,7 @@ def compare(
     """
     _check(tasks, methods, seeds, options, workers)
     runs = plan(output, tasks, methods, seeds, options, tracking)
-    definition = records.define(tasks, methods, options, tracking)
+    definition = records.define(tasks, methods, options)
     if dry_run:
         records.check_unchanged(output, definition)
         for run in runs:
@@ -173,7 +173,7 @@ def _tell_failures(queue: RunQueue) -> int:
 
 
 def _again() -> str:
-    return shlex.join(sys.argv[2:])
+    return shlex.join(Parser.arguments[1:])
 
 
 @contextlib.contextmanager

@@ -15,20 +15,18 @@ RECORD = "comparison.json"
 """Name of the record in a comparison's folder."""
 
 
-def define(tasks: dict[str, Any], methods: dict[str, Any], options: dict[str, Any], tracking: bool) -> dict[str, Any]:
+def define(tasks: dict[str, Any], methods: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """The definition of a comparison, with the contents of its files: comments and layout do not matter.
 
     Args:
         tasks: Tasks by name.
         methods: Methods by name.
         options: Options of all runs.
-        tracking: Whether the runs are tracked.
     """
     return {
         "tasks": {name: _with_contents(task) for name, task in tasks.items()},
         "methods": {name: _with_contents(method) for name, method in methods.items()},
         "options": options,
-        "tracking": tracking,
     }
 
 
@@ -46,7 +44,7 @@ def read(output: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text())
-        return {key: record[key] for key in ("tasks", "methods", "options", "tracking", "runs", "parent_run")}
+        return {key: record[key] for key in ("tasks", "methods", "options", "runs", "parent_run")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the record of a comparison") from error
 
@@ -95,9 +93,9 @@ def check_unchanged(output: Path, definition: dict[str, Any]) -> None:
     for kind, number, word in (("tasks", 0, "task"), ("methods", 1, "method")):
         for name in dict.fromkeys(run[number] for run in runs):
             if name in given[kind] and name in known[kind]:
-                _refuse_change(f"{word} {name!r}", known[kind][name], given[kind][name], output)
-    for key in ("options", "tracking"):
-        _refuse_change("the definition of all runs", {key: known[key]}, {key: given[key]}, output)
+                _refuse_change(f"{word} {name!r} is not", known[kind][name], given[kind][name], output)
+    shared = [{"options": side["options"]} for side in (known, given)]
+    _refuse_change("what all runs share is not", shared[0], shared[1], output)
 
 
 def planned_runs(record: dict[str, Any]) -> list[tuple[str, str, int]]:
@@ -132,8 +130,8 @@ def _refuse_change(what: str, known: dict[str, Any], given: dict[str, Any], outp
             continue
         there, here = (repr(side[key]) if key in side else "not set" for side in (before, now))
         raise ValueError(
-            f"{what} is not what its runs in {output} were made with: {key} was {there}, is {here}; "
-            "give it another name, or choose another folder"
+            f"{what} what runs in {output} were made with: {key} was {there}, is {here}; "
+            "take another name or another folder for it"
         )
 
 
@@ -141,5 +139,5 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return flat

@@ -23,6 +23,7 @@ from flowmatch_rl.types import RunError
 OUTPUT = "output.log"
 """What a run printed, in its folder."""
 
+_PROGRAM = (sys.executable, "-m", "flowmatch_rl")
 _LOCK = ".lock"
 _POLL_S = 0.1
 _GRACE_S = 120.0
@@ -66,7 +67,7 @@ class PlannedRun:
     def command(self) -> list[str]:
         """The process that makes the run, or goes on with it."""
         resume = [option("ckpt_path", str(self.last))] if self.last.is_file() else []
-        return [sys.executable, "-m", "flowmatch_rl", "fit", *self.arguments, *resume]
+        return [*_PROGRAM, "fit", *self.arguments, *resume]
 
     def describe(self) -> str:
         """The command as a shell takes it, behind a comment sign if there is nothing to do."""

@@ -107,12 +107,11 @@ def _curve_by_seconds(runs: Sequence[RunData]) -> MeanCurve | None:
             points.append((run.curve["seconds"][known], run.curve["return_mean"][known]))
     if not points:
         return None
-    first, last = (
-        float(torch.stack([x[place] for x, _ in points]).aminmax()[side]) for place, side in ((0, 0), (-1, 1))
-    )
-    # The ends of the runs are on the grid too: the curve is whole exactly as far as all runs go.
-    ends = torch.stack([x[place] for x, _ in points for place in (0, -1)])
-    grid = torch.cat([torch.linspace(first, last, _GRID, dtype=torch.float64), ends]).unique()
+    # From where all runs have been evaluated once. The ends of the runs are on the grid, so that the curve is whole
+    # exactly as far as all of them go.
+    begin, ends = max(float(x[0]) for x, _ in points), torch.stack([x[-1] for x, _ in points])
+    grid = torch.cat([torch.linspace(begin, float(ends.max()), _GRID, dtype=torch.float64), ends]).unique()
+    grid = grid[grid >= begin]
     return mean_curve(points, grid, _uniform(len(points)))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from flowmatch_rl.callbacks.drawing.style import BLUE, GREEN, GREY, ORANGE, RED, count_steps, new_figure, tidy
@@ -145,6 +146,7 @@ def _draw_task(figure: FigureBase, task: TaskCurves) -> None:
     tidy(seconds, "minutes of training")
     seconds.set_xlim(left=0.0)
     tidy(final, "return of the final test, mean and 95 % interval")
+    final.xaxis.set_major_locator(MaxNLocator(5))
     final.set_yticks(range(len(task.methods)), [method.name for method in task.methods])
     final.set_ylim(len(task.methods) - 0.5, -0.5)
     for axes, known in (

@@ -1,0 +1,368 @@
+"""Reports: their numbers against runs made up by hand, and what they say about what is missing."""
+
+import base64
+import html
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import pytest
+import torch
+import yaml
+
+from flowmatch_rl.callbacks.drawing.comparison import Aggregate, draw_aggregate
+from flowmatch_rl.cli import report as report_command
+from flowmatch_rl.cli import report_page
+from flowmatch_rl.cli.report_runs import read_study
+from flowmatch_rl.cli.report_statistics import summarize
+from tests.callbacks.test_figures import is_drawn
+from tests.cli.support import Outcome, call
+
+HEAD = "env_steps,return_mean,return_std,training_return,critic_loss,policy_loss,seconds"
+
+
+def make_run(
+    folder: Path,
+    score: float | None,
+    *,
+    points: int = 4,
+    pace: float = 1.0,
+    return_range: tuple[float, float] | None = None,
+    timed: bool = True,
+    commit: str = "abc",
+) -> None:
+    """A run that has been evaluated every ten steps, at ``pace`` seconds per step, and has ended if it has a score."""
+    (folder / "figures").mkdir(parents=True)
+    (folder / "output.log").touch()
+    final = 50.0 if score is None else score
+    rows = [f"{10 * i},{final * i / 4},1.0,,0.5,0.5,{10 * i * pace if timed else ''}" for i in range(1, points + 1)]
+    (folder / "figures" / "learning_curve.csv").write_text("\n".join([HEAD, *rows]) + "\n")
+    if score is not None:
+        result = {"task": "Made-up-v0", "env_steps": 40, "gradient_steps": 30, "return_range": return_range}
+        metrics = {"test/return_mean": score, "test/return_std": 1.0}
+        (folder / "result.json").write_text(json.dumps(result | {"commit": commit, "metrics": metrics}))
+
+
+def make_comparison(
+    folder: Path, scores: dict[str, dict[str, list[float | None]]], ranges: dict[str, Any] | None = None, **options: Any
+) -> Path:
+    """A comparison with scores by task, method and seed; None is a run that goes on."""
+    runs = []
+    for task, methods in scores.items():
+        for method, values in methods.items():
+            for seed, score in enumerate(values):
+                runs.append([task, method, seed])
+                make_run(folder / task / method / str(seed), score, **options)
+    record = {
+        "tasks": {task: {"return_range": (ranges or {}).get(task)} for task in scores},
+        "methods": {method: {} for methods in scores.values() for method in methods},
+        "options": {},
+        "runs": runs,
+        "parent_run": None,
+    }
+    (folder / "comparison.json").write_text(json.dumps(record))
+    return folder
+
+
+SCORES: dict[str, dict[str, list[float | None]]] = {
+    "swing": {"a": [10.0, 20.0, 60.0], "b": [30.0, 40.0, 50.0]},
+    "walk": {"a": [200.0, 300.0, 400.0], "b": [100.0, 500.0, 900.0]},
+}
+RANGES = {"swing": [0.0, 100.0], "walk": [0.0, 1000.0]}
+
+
+def report(*arguments: object) -> Outcome:
+    return call(["report", *map(str, arguments)])
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing: figures take longer than the rest, and some tests draw all there are."""
+    for module, names in {report_page: ("draw_task", "draw_aggregate"), report_command: ("draw_comparison",)}.items():
+        for name in names:
+            monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(report_page, "encode_figure", lambda _: b"")
+    monkeypatch.setattr(report_command, "save_figure", lambda _, path: path.touch())
+
+
+class Page(HTMLParser):
+    """Tables, pictures and addresses of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.pictures: list[bytes] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self._cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("src", "href"):
+                self.addresses.append(value or "")
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag == "img":
+            self.pictures.append(base64.b64decode(self.addresses[-1].partition("base64,")[2]))
+        self._cell = tag in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._cell:
+            self.tables[-1][-1][-1] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._cell = False
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_comparison(tmp_path_factory.mktemp("study") / "out", SCORES, RANGES)
+    outcome = report(folder)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.split() == [str(folder / "report.html"), str(folder / "report.png")]
+    return folder
+
+
+def test_page_holds_its_pictures_and_needs_nothing_else(whole: Path) -> None:
+    text = (whole / "report.html").read_text()
+    page = Page(text)
+    assert len(page.pictures) == 3  # all tasks, and each
+    assert all(iio.imread(picture).std() > 10.0 for picture in page.pictures)
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", text)
+    assert "<script" not in text
+    assert is_drawn(whole / "report.png")
+
+
+def test_tables_hold_means_deviations_runs_and_speed(whole: Path) -> None:
+    _, _, swing, walk = Page((whole / "report.html").read_text()).tables
+    assert swing[0] == ["method", "return", "std over runs", "95 % interval", "runs ended", "env steps / s"]
+    assert [row[:3] for row in swing[1:]] == [["a", "30.0", "26.5"], ["b", "40.0", "10.0"]]
+    assert [row[:3] for row in walk[1:]] == [["a", "300.0", "100.0"], ["b", "500.0", "400.0"]]
+    # The lowest and the highest resample of three runs come up once in 27 each, more often than in 40.
+    assert [row[3] for row in swing[1:]] == ["10.0 to 60.0", "30.0 to 50.0"]
+    assert all(row[4:] == ["3 of 3", "1.0"] for row in swing[1:] + walk[1:])
+
+
+def test_aggregate_is_that_worked_out_by_hand(whole: Path) -> None:
+    means, improvement, *_ = Page((whole / "report.html").read_text()).tables
+    # a: 0.1 | 0.2 0.2 0.3 0.4... sorted 0.1 0.2 0.2 0.3 0.4 0.6, one left out on either side: mean 1.1 / 4.
+    # b: 0.1 0.3 0.4 0.5 0.5 0.9: 1.7 / 4.
+    assert [row[1] for row in means[1:]] == ["0.275", "0.425"]
+    # a above b: swing 3 of 9 pairs (60 above all), walk 3 of 9 (each above 100): 1/3.
+    assert improvement[0] == ["", "a", "b"]
+    assert [improvement[1][2][:4], improvement[2][1][:4]] == ["0.33", "0.67"]
+
+
+def test_interval_of_the_aggregate_holds_it_and_is_narrower_with_more_runs(tmp_path: Path) -> None:
+    widths = []
+    for number in (3, 24):
+        scores = {"swing": {"a": [10.0 * (i % 3) for i in range(number)], "b": [0.0] * number}}
+        summary = summarize(read_study([make_comparison(tmp_path / str(number), scores, RANGES)]))
+        assert summary.aggregate.mean is not None
+        value, low, high = summary.aggregate.mean[0].tolist()
+        assert low <= value <= high
+        widths.append(high - low)
+        assert summary.aggregate.improvement is not None
+        assert float(summary.aggregate.improvement[0, 1, 0]) == pytest.approx(5 / 6)
+    assert widths[1] < 0.6 * widths[0]
+
+
+def test_curves_are_means_over_runs_by_steps_and_by_seconds(tmp_path: Path) -> None:
+    make_comparison(tmp_path, {"swing": {"a": [10.0, 30.0]}})
+    (curves,) = summarize(read_study([tmp_path])).tasks[0].methods
+    assert curves.by_steps is not None
+    assert curves.by_steps.x.tolist() == [10.0, 20.0, 30.0, 40.0]
+    assert curves.by_steps.mean.tolist() == [5.0, 10.0, 15.0, 20.0]
+    assert curves.by_seconds is not None
+    place = curves.by_seconds.x.tolist().index(40.0)
+    assert float(curves.by_seconds.mean[place]) == 20.0
+    torch.testing.assert_close(curves.by_seconds.mean, 0.5 * curves.by_seconds.x)
+
+
+def test_runs_of_unequal_length_are_shown_as_far_as_they_go_and_counted(tmp_path: Path) -> None:
+    make_comparison(tmp_path, {"swing": {"a": [10.0, 30.0, None]}}, RANGES)
+    table = tmp_path / "swing" / "a" / "2" / "figures" / "learning_curve.csv"
+    table.write_text("\n".join(table.read_text().splitlines()[:3]) + "\n")
+    summary = summarize(read_study([tmp_path]))
+    curve = summary.tasks[0].methods[0].by_steps
+    assert curve is not None
+    assert curve.num_runs.tolist() == [3, 3, 2, 2]
+    assert curve.mean.tolist()[2:] == [15.0, 20.0]
+    assert curve.interval.isnan().any(0).tolist() == [False, False, True, True]
+    (row,) = summary.tables[0]
+    assert (row.planned, row.ended, row.mean) == (3, 2, 20.0)
+    assert report(tmp_path).code == 0
+    page = Page((tmp_path / "report.html").read_text())
+    assert "2 of 3 runs have ended, 1 have begun" in page.text
+    assert page.tables[-1][1][4] == "2 of 3"
+
+
+def test_run_that_has_not_begun_counts_as_planned(tmp_path: Path) -> None:
+    make_comparison(tmp_path, {"swing": {"a": [10.0], "b": [20.0]}})
+    record = json.loads((tmp_path / "comparison.json").read_text())
+    record["runs"] += [["swing", "b", 1], ["swing", "c", 0]]
+    (tmp_path / "comparison.json").write_text(json.dumps(record))
+    summary = summarize(read_study([tmp_path]))
+    assert [(row.method, row.ended, row.planned) for row in summary.tables[0]] == [
+        ("a", 1, 1),
+        ("b", 1, 2),
+        ("c", 0, 1),
+    ]
+    assert math.isnan(summary.tables[0][2].mean)
+    assert report(tmp_path).code == 0
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("stated", [None, (0.0, 1000.0)])
+def test_scale_is_that_of_the_environment_or_there_is_no_aggregate_and_the_page_says_why(
+    stated: tuple[float, float] | None, tmp_path: Path
+) -> None:
+    make_comparison(tmp_path, {"walk": SCORES["walk"]}, return_range=stated)
+    summary = summarize(read_study([tmp_path]))
+    assert report(tmp_path).code == 0
+    text = Page((tmp_path / "report.html").read_text()).text
+    if stated is None:
+        assert summary.aggregate.mean is None
+        assert "for want of a scale" in text
+        assert "walk" in text
+        assert "interquartile mean over tasks and runs" not in text
+    else:
+        assert summary.aggregate.mean is not None
+        assert summary.aggregate.mean[:, 0].tolist() == pytest.approx([0.3, 0.5])
+        assert "for want of a scale" not in text
+    assert summary.aggregate.improvement is not None  # needs no scale
+
+
+def test_scale_of_the_comparison_wins_over_that_of_the_environment(tmp_path: Path) -> None:
+    make_comparison(tmp_path, {"swing": {"a": [50.0]}}, {"swing": [0.0, 100.0]}, return_range=(0.0, 1000.0))
+    assert read_study([tmp_path]).ranges == {"swing": (0.0, 100.0)}
+
+
+def test_method_without_an_ended_run_on_a_task_is_left_out_of_the_aggregate(tmp_path: Path) -> None:
+    scores = {"swing": {"a": [10.0], "b": [20.0], "c": [30.0]}, "walk": {"a": [100.0], "b": [200.0], "c": [None]}}
+    make_comparison(tmp_path, scores, RANGES)  # pyright: ignore[reportArgumentType]
+    summary = summarize(read_study([tmp_path]))
+    assert summary.aggregate.mean is not None
+    assert summary.aggregate.mean[:, 0].isnan().tolist() == [False, False, True]
+    assert bool(summary.aggregate.mean[:, 1:].isnan().all())  # a single run has no interval
+    assert summary.aggregate.improvement is not None
+    assert summary.aggregate.improvement[:2, :2, 0].nan_to_num(7.0).tolist() == [[7.0, 0.0], [1.0, 7.0]]
+    assert bool(summary.aggregate.improvement[2].isnan().all())
+    assert any("left out" in remark for remark in summary.remarks)
+    assert report(tmp_path).code == 0
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_without_times_have_no_curve_by_seconds(tmp_path: Path) -> None:
+    make_comparison(tmp_path, {"swing": {"a": [10.0]}}, timed=False)
+    summary = summarize(read_study([tmp_path]))
+    assert summary.tasks[0].methods[0].by_seconds is None
+    assert math.isnan(summary.tables[0][0].steps_per_s)
+    assert report(tmp_path).code == 0
+
+
+def test_few_runs_and_several_versions_are_said(tmp_path: Path) -> None:
+    make_comparison(tmp_path, {"swing": {"a": [10.0, 20.0]}})
+    make_run(tmp_path / "swing" / "a" / "2", 30.0, commit="other")
+    remarks = " ".join(summarize(read_study([tmp_path])).remarks)
+    assert "as few as 3 runs" in remarks
+    assert "2 versions of the code: abc, other" in remarks
+    many = make_comparison(tmp_path / "many", {"swing": {"a": [10.0] * 5}}, RANGES)
+    assert summarize(read_study([many])).remarks == ()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_report_repeats_itself(whole: Path, tmp_path: Path) -> None:
+    assert report(whole, f"--output={tmp_path / 'again'}").code == 0
+    first, second = ((folder / "report.html").read_text() for folder in (whole, tmp_path / "again"))
+    assert Page(first).tables == Page(second).tables
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_names_are_shown_as_they_are_written(tmp_path: Path) -> None:
+    name = "a=1+<b>"
+    make_comparison(tmp_path, {"swing": {name: [10.0], "b": [3.0]}}, RANGES)
+    assert report(tmp_path).code == 0
+    text = (tmp_path / "report.html").read_text()
+    assert html.escape(name) in text
+    assert name not in text
+
+
+def model(**settings: Any) -> str:
+    init = {"observation_dim": 3, "temperature": 1.0} | settings
+    return yaml.safe_dump({"seed_everything": 0, "model": {"class_path": "rooms.SomeModel", "init_args": init}})
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_any_folder_of_runs_is_sorted_by_environment_and_by_what_differs_in_the_model(tmp_path: Path) -> None:
+    for number, temperature in enumerate((1.0, 1.0, 0.5)):
+        make_run(tmp_path / "Made-up-v0" / str(number), float(number))
+        (tmp_path / "Made-up-v0" / str(number) / "config.yaml").write_text(model(temperature=temperature))
+    make_run(tmp_path / "Other-v0" / "going-on", None)
+    (tmp_path / "Other-v0" / "going-on" / "config.yaml").write_text(model(observation_dim=7))
+    (tmp_path / "flow" / "figures").mkdir(parents=True)
+    (tmp_path / "flow" / "figures" / "learning_curve.csv").write_text("gradient_steps,train_loss\n1,2\n")
+    study = read_study([tmp_path])
+    assert study.tasks == ("Made-up-v0", "Other-v0")
+    assert study.methods == ("SomeModel temperature=1.0", "SomeModel temperature=0.5")
+    assert [run.score for run in study.of("Made-up-v0", study.methods[0])] == [0.0, 1.0]
+    assert study.planned == {
+        ("Made-up-v0", study.methods[0]): 2,
+        ("Made-up-v0", study.methods[1]): 1,
+        ("Other-v0", study.methods[0]): 1,
+    }
+    assert report(tmp_path, f"--output={tmp_path / 'page'}").code == 0
+
+
+def test_models_that_differ_in_much_are_named_by_their_first_run(tmp_path: Path) -> None:
+    for name, value in {"x": 1, "y": 2, "z": 1}.items():
+        make_run(tmp_path / name, 1.0)
+        (tmp_path / name / "config.yaml").write_text(model(**dict.fromkeys("abcd", value)))
+    assert read_study([tmp_path]).methods == ("SomeModel as in x", "SomeModel as in y")
+
+
+def test_several_folders_come_together(tmp_path: Path) -> None:
+    first = make_comparison(tmp_path / "one", {"swing": {"a": [10.0]}})
+    second = make_comparison(tmp_path / "two", {"swing": {"a": [20.0], "b": [30.0]}})
+    study = read_study([first, second])
+    assert study.methods == ("a", "b")
+    assert study.planned == {("swing", "a"): 2, ("swing", "b"): 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no folder"),
+        ({}, "nothing to report"),
+        ({"runs/x/figures/learning_curve.csv": "env_steps,return_mean\n10,high\n"}, "learning_curve.csv is damaged"),
+        ({"x/figures/learning_curve.csv": "env_steps,return_mean\n10,1\n", "x/result.json": "{"}, "result.json is dam"),
+        ({"comparison.json": "[]"}, "comparison.json is not the record"),
+    ],
+)
+def test_folder_that_does_not_serve_is_refused_in_one_line(content, words, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    if content is not None:
+        folder.mkdir()
+        for name, text in content.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+    outcome = report(folder)
+    assert outcome.code == 2
+    assert len(outcome.error_lines) == 1
+    assert words in outcome.err
+
+
+def test_aggregate_of_nothing_is_not_drawn() -> None:
+    with pytest.raises(ValueError, match="got neither"):
+        draw_aggregate(Aggregate(["a"], None, None))
