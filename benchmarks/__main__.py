@@ -21,6 +21,8 @@ BENCHMARKS = (
     "update_speed",
     "training_speed",
     "bandit",
+    "laboratory",
+    "online",
     "pendulum",
     "flow_speed",
     "flow_quality",
