@@ -14,7 +14,8 @@ from torch import Tensor
 from flowmatch_rl.callbacks.drawing.style import BLUE, GREEN, GREY, ORANGE, RED, count_steps, new_figure, tidy
 from flowmatch_rl.metrics import MeanCurve
 
-_COLORS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#000000", "#8A7A00")
+_OTHERS = ("#CC79A7", "#56B4E9", "#000000", "#8A7A00", "#882255", "#44AA99", "#DDCC77", "#999999")
+_COLORS = (BLUE, ORANGE, GREEN, RED, *_OTHERS)
 _MARKERS = ("o", "s", "^", "D", "v")
 _WIDTH = 12.0
 _BAR: dict[str, Any] = {"linewidth": 7, "alpha": 0.3, "solid_capstyle": "butt"}
