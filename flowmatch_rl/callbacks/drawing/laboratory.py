@@ -57,7 +57,9 @@ def draw_estimator_errors(curves: Mapping[str, Mapping[str, ErrorCurve]]) -> Fig
         curves: Curves by estimator, by bandit; at least one each.
     """
     figure = new_figure(
-        1.0 + 3.4 * len(curves), 6.2, "Errors of the estimated mean of x_1 given x_t, in latent units per dimension"
+        max(7.4, 1.0 + 3.4 * len(curves)),
+        6.2,
+        "Errors of the estimated mean of x_1 given x_t, in latent units per dimension",
     )
     panels = figure.subplots(2, len(curves), squeeze=False, sharex=True, sharey=True)
     for column, (bandit, errors) in zip(panels.T, curves.items(), strict=True):
