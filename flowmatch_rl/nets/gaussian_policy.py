@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_rl.nets.architecture import ACTIVATIONS, Activation
-from flowmatch_rl.nets.policy import LatentPolicy
+from flowmatch_rl.nets.policy import LatentPolicy, check_particles
 from flowmatch_rl.paths import Squash
 from flowmatch_rl.samplers import Draw
 from flowmatch_rl.shapes import check_same_shape
@@ -113,6 +113,7 @@ class GaussianPolicy(LatentPolicy):
     @torch.no_grad()
     def trajectories(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The noise at time 0 and the latent points at time 1: shapes (2,) and (2, B, N, A)."""
+        check_particles(observation, noise)
         mean, log_std = self(observation[:, None])
         latent = mean + log_std.exp() * noise
         return torch.tensor([0.0, 1.0], device=noise.device), torch.stack([noise, latent])

@@ -86,7 +86,7 @@ class FlowPolicy(LatentPolicy):
         averages: Whether the network is told durations and predicts average velocities over them.
 
     Raises:
-        ValueError: If ``t_min`` is outside (0, 0.5), or the sampler can't work with the source or the network.
+        ValueError: If ``t_min`` is outside (0, 0.5), or sampler, prediction, source and network don't go together.
     """
 
     def __init__(
@@ -106,6 +106,8 @@ class FlowPolicy(LatentPolicy):
             raise ValueError(f"t_min must lie in (0, 0.5), got {t_min}")
         if sampler.needs_normal_source and not source.is_standard_normal:
             raise ValueError(f"{sampler} needs a standard normal source, got {source}")
+        if prediction == "score" and not source.is_standard_normal:
+            raise ValueError(f"a policy that predicts scores needs a standard normal source, got {source}")
         if sampler.needs_average_velocity and not averages:
             raise ValueError(f"{sampler} needs a policy that learns average velocities, by the objective MeanFlow")
         self.network = network
@@ -151,7 +153,7 @@ class FlowPolicy(LatentPolicy):
     @torch.no_grad()
     def sample_latents(self, observation: Tensor, noise: Tensor, draw: Draw = torch.randn_like) -> Tensor:
         """Latent points of N particles per state, shape (B, N, A), without gradient."""
-        _check_particles(observation, noise)
+        check_particles(observation, noise)
 
         def run(states: Tensor, rows: Tensor) -> tuple[Tensor]:
             return (self._carry(states, rows, draw),)
@@ -161,7 +163,7 @@ class FlowPolicy(LatentPolicy):
     @torch.no_grad()
     def trajectories(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Flow times (P,) and latent points (P, B, N, A) along the flow."""
-        _check_particles(observation, noise)
+        check_particles(observation, noise)
         field = self.field(observation[:, None])
         return self.sampler.trajectory(field, self._start(noise), *self._ends, None, torch.randn_like)
 
@@ -216,7 +218,16 @@ class FlowPolicy(LatentPolicy):
         return self.sampler.sample(field, self._start(noise), *self._ends, None, draw)
 
 
-def _check_particles(observation: Tensor, noise: Tensor) -> None:
+def check_particles(observation: Tensor, noise: Tensor) -> None:
+    """Raise unless there is noise for several particles of every state.
+
+    Args:
+        observation: States, shape (B, S).
+        noise: Noise, shape (B, N, A).
+
+    Raises:
+        ValueError: If a shape is not as stated.
+    """
     if observation.dim() != 2 or noise.dim() != 3 or len(observation) != len(noise):
         raise ValueError(f"expected (B, S) and (B, N, A), got {tuple(observation.shape)} and {tuple(noise.shape)}")
 

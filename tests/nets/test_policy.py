@@ -1,5 +1,7 @@
 """The flow policy and the actor that chooses among its particles."""
 
+from typing import get_args
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -16,10 +18,20 @@ from flowmatch_rl.nets import (
     SoftmaxSelection,
     VelocityArchitecture,
 )
-from flowmatch_rl.paths import AffinePath, TanhSquash
-from flowmatch_rl.samplers import OdeSampler
-from flowmatch_rl.solvers import RK4, Euler, Solver
-from tests.families import SELECTIONS
+from flowmatch_rl.paths import (
+    AffinePath,
+    GaussianSource,
+    LinearSchedule,
+    TanhSquash,
+    UniformSource,
+)
+from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler, SdeSampler
+from flowmatch_rl.solvers import RK4, Euler, Heun, Midpoint, Solver
+from flowmatch_rl.types import Prediction
+from tests.families import SCHEDULES, SELECTIONS
+from tests.nets.exact_policy import SCALES, Law, exact_policy
+from tests.oracles import F64, normal
+from tests.samplers.exact import seeded
 
 B, N, S, A = 3, 5, 4, 2
 
@@ -151,3 +163,99 @@ def test_actor_module_reads_observation_and_writes_action() -> None:
 def test_no_particles_raise() -> None:
     with pytest.raises(ValueError, match="got 0"):
         build_actor(GreedySelection(), num_particles=0)
+
+
+EVERY_SAMPLER = [
+    OdeSampler(Euler(7)),
+    OdeSampler(Heun(5)),
+    OdeSampler(Midpoint(5)),
+    DdimSampler(6),
+    DdimSampler(6, eta=1.0),
+    SdeSampler(9),
+]
+PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
+
+
+@pytest.mark.parametrize("scales", [False, True])
+@pytest.mark.parametrize("sampler", EVERY_SAMPLER, ids=repr)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_every_prediction_of_one_field_gives_the_same_samples(schedule, sampler, scales) -> None:
+    observation, noise = normal(B, A, seed=1), normal(B, N, A, seed=2)
+    by_velocity, *others = (
+        exact_policy(schedule, sampler, prediction, scales).sample_latents(observation, noise, seeded(3))
+        for prediction in PREDICTIONS
+    )
+    assert by_velocity.std() > 0.1
+    for latents in others:
+        torch.testing.assert_close(latents, by_velocity, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "source_scale"), [*((p, 1.0) for p in PREDICTIONS), ("velocity", 2.0), ("data", 2.0)]
+)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_exact_policy_carries_noise_as_its_flow_does(schedule, prediction, source_scale) -> None:
+    policy = exact_policy(schedule, OdeSampler(RK4(120)), prediction, source_scale=source_scale)
+    observation, noise = normal(B, A, seed=1), normal(B, N, A, seed=2)
+    law = Law(schedule, 0.5 * observation[:, None], SCALES, source_scale)
+    first, last = torch.tensor([0.01], dtype=F64), torch.tensor([0.99], dtype=F64)
+    wanted = law.carry(schedule.sigma(first) * source_scale * noise, first, last)
+    torch.testing.assert_close(policy.sample_latents(observation, noise), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", [OdeSampler(Heun(60)), DdimSampler(100), DdimSampler(100, 1.0), SdeSampler(150)])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_samples_have_the_moments_of_the_gaussian(schedule, sampler) -> None:
+    policy = exact_policy(schedule, sampler, "noise", t_min=0.002)
+    observation = torch.tensor([[0.8, -1.2]], dtype=F64)
+    latents = policy.sample_latents(observation, normal(1, 6000, A, seed=5), seeded(6))[0]
+    end = torch.tensor([0.998], dtype=F64)
+    wanted = Law(schedule, 0.5 * observation[0], SCALES)
+    torch.testing.assert_close(latents.mean(0), 0.5 * observation[0], atol=0.08, rtol=0)
+    torch.testing.assert_close(latents.std(0), wanted.std(end), atol=0.08, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_average_velocities_land_where_the_flow_does_however_long_the_step(schedule, steps) -> None:
+    policy = exact_policy(schedule, AverageVelocitySampler(steps), averages=True)
+    observation, noise = normal(B, A, seed=1), normal(B, N, A, seed=2)
+    first, last = torch.tensor([0.01], dtype=F64), torch.tensor([0.99], dtype=F64)
+    law = Law(schedule, 0.5 * observation[:, None], SCALES)
+    wanted = law.carry(schedule.sigma(first) * noise, first, last)
+    torch.testing.assert_close(policy.sample_latents(observation, noise), wanted)
+
+
+@pytest.mark.parametrize("sampler", [SdeSampler(4), DdimSampler(4, eta=1.0)], ids=repr)
+def test_noise_on_the_way_comes_from_the_generator_alone(sampler) -> None:
+    policy = exact_policy(LinearSchedule(), sampler)
+    critic = CriticArchitecture(hidden_dim=8).build(A, A).double()
+    actor = ParticleActor(policy, critic, A, 1, FirstSelection(), "min", 1.0, noise_scale=0.0)
+    observation, state = normal(B, A, seed=1), torch.get_rng_state()
+    first, again, other = (actor(observation, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)  # they start from the same point
+
+
+@pytest.mark.parametrize(
+    ("sampler", "prediction", "source"),
+    [
+        (SdeSampler(), "velocity", GaussianSource(2.0)),
+        (DdimSampler(eta=0.5), "noise", UniformSource()),
+        (OdeSampler(Euler(1)), "score", UniformSource()),
+    ],
+    ids=str,
+)
+def test_source_that_is_not_standard_normal_is_refused_where_scores_are_used(sampler, prediction, source) -> None:
+    network = VelocityArchitecture(hidden_dim=8, time_features=2).build(A, S)
+    with pytest.raises(ValueError, match="needs a standard normal source, got") as caught:
+        FlowPolicy(network, AffinePath(), sampler, TanhSquash(), 0.1, prediction, source)
+    assert repr(source) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_average_velocities_are_refused_where_none_are_learned() -> None:
+    network = VelocityArchitecture(hidden_dim=8, time_features=2).build(A, S)
+    with pytest.raises(ValueError, match=r"AverageVelocitySampler.*MeanFlow"):
+        FlowPolicy(network, AffinePath(), AverageVelocitySampler(), TanhSquash(), 0.1)
