@@ -245,8 +245,10 @@ def test_scale_is_that_of_the_environment_or_there_is_no_aggregate_and_the_page_
 
 
 def test_scale_of_the_comparison_wins_over_that_of_the_environment(tmp_path: Path) -> None:
-    make_comparison(tmp_path, {"swing": {"a": [50.0]}}, {"swing": [0.0, 100.0]}, return_range=(0.0, 1000.0))
-    assert read_study([tmp_path]).ranges == {"swing": (0.0, 100.0)}
+    make_comparison(tmp_path, {"swing": {"a": [50.0]}}, {"swing": [-100.0, 100.0]}, return_range=(0.0, 1000.0))
+    mean = summarize(read_study([tmp_path])).aggregate.mean
+    assert mean is not None
+    assert float(mean[0, 0]) == 0.75
 
 
 def test_method_without_an_ended_run_on_a_task_is_left_out_of_the_aggregate(tmp_path: Path) -> None:
