@@ -64,12 +64,12 @@ class Law:
 
 
 class ExactNetwork(FlowNetwork):
-    """What a network must answer, behind its preconditioning, for the policy to be exact."""
+    """What a network must answer, behind its preconditioning, for the policy to be exact; plus ``error``, zero."""
 
     def __init__(self, schedule: Schedule, prediction: Prediction, scales: bool, source_scale: float) -> None:
         super().__init__()
         self.schedule, self.prediction, self.scales, self.source_scale = schedule, prediction, scales, source_scale
-        self.register_parameter("unused", torch.nn.Parameter(torch.zeros((), dtype=F64)))
+        self.error = torch.nn.Parameter(torch.zeros((), dtype=F64))
 
     def law(self, observation: Tensor) -> Law:
         """Law of the latent point in a state."""
@@ -84,11 +84,15 @@ class ExactNetwork(FlowNetwork):
         return answer
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
+        return self._exact(x, t, condition, duration) + self.error
+
+    def _exact(self, x: Tensor, t: Tensor, condition: Tensor | None, duration: Tensor | None) -> Tensor:
         assert condition is not None
         law, t = self.law(condition), torch.as_tensor(t)[..., None]
         if duration is not None:
-            after = t + torch.as_tensor(duration)[..., None]
-            return (law.carry(x, t, after) - x) / (after - t)
+            length = torch.as_tensor(duration)[..., None]
+            average = (law.carry(x, t, t + length) - x) / torch.where(length == 0.0, 1.0, length)
+            return torch.where(length == 0.0, law.predicted("velocity", x, t), average)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         if self.scales:
             x = x * (alpha**2 + sigma**2).sqrt()
