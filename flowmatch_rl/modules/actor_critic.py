@@ -108,6 +108,7 @@ class ActorCritic(LightningModule, abc.ABC):
         if self.temperature_rule.scheduled(0) is None:
             self.log_temperature = nn.Parameter(torch.tensor(math.log(initial)))
         self.means = RunningMeans()
+        self._common_seed = 0
 
     @abc.abstractmethod
     def actor(self, role: str) -> ParticleActor:
@@ -157,7 +158,9 @@ class ActorCritic(LightningModule, abc.ABC):
 
     def on_fit_start(self) -> None:
         """Give each process noise of its own; weights were built from the common seed."""
-        torch.manual_seed((torch.initial_seed() + self.global_rank) % 2**63)
+        common = torch.initial_seed()
+        self._common_seed = self.trainer.strategy.broadcast(common)
+        torch.manual_seed((common + self.global_rank) % 2**63)
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
         """All losses of one batch, summed."""
@@ -257,7 +260,7 @@ class ActorCritic(LightningModule, abc.ABC):
         """New weights everywhere, lagging copies included, and an optimizer without memory; the temperature stays."""
         # The same new weights on every process, and none that other noise depends on.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.global_step)
+            torch.manual_seed((self._common_seed + self.global_step) % 2**63)
             fresh = self._build_policy(), self._critic_architecture.build(self.observation_dim, self.action_dim)
         self.policy.load_state_dict(fresh[0].state_dict())
         self.critic.load_state_dict(fresh[1].state_dict())

@@ -293,3 +293,20 @@ def test_samples_do_not_influence_each_others_loss(objective: FlowObjective) -> 
     changed = objective.loss(network, path, x_0, other, numbers, 0.01, None)
     torch.testing.assert_close(changed[1::2], loss[1::2])
     assert ((changed - loss)[::2].abs() > 1e-6).all()
+
+
+@pytest.mark.parametrize("t_min", [0.0, 0.1])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+def test_times_are_those_that_the_loss_evaluates_the_network_at(objective: FlowObjective, t_min: float) -> None:
+    size, seen = 40, []
+    noise = uniform(objective.num_uniforms, size, seed=1)
+
+    def network(x: Tensor, t: Tensor, condition: Tensor | None, duration: Tensor | None) -> Tensor:
+        seen.append(t)
+        return 0.5 * x
+
+    objective.loss(network, AffinePath(), normal(size, 2, seed=2), normal(size, 2, seed=3), noise, t_min, None)
+    times = objective.times(noise, t_min)
+    torch.testing.assert_close(times, seen[-1])
+    assert times.shape == (size,)
+    assert t_min <= float(times.min()) < float(times.max()) <= 1.0 - t_min
