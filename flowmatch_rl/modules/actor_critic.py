@@ -162,6 +162,11 @@ class ActorCritic(LightningModule, abc.ABC):
         self._common_seed = self.trainer.strategy.broadcast(common)
         torch.manual_seed((common + self.global_rank) % 2**63)
 
+    def on_train_start(self) -> None:
+        """Give a resumed run other noise than that of its beginning."""
+        if self.global_step:
+            torch.manual_seed((self._common_seed + self.global_rank + 1_000_003 * self.global_step) % 2**63)
+
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
         """All losses of one batch, summed."""
         losses, state = self.losses(read_transition(batch))

@@ -388,3 +388,23 @@ def test_networks_never_start_afresh_unless_told(tmp_path, monkeypatch) -> None:
     module = build()
     monkeypatch.setattr(module, "_start_afresh", lambda: pytest.fail("started afresh"))
     fit(module, tmp_path, 4)
+
+
+class NoiseStates(Callback):
+    """State of the global noise before every batch."""
+
+    def __init__(self) -> None:
+        self.states: list[Tensor] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.states.append(torch.get_rng_state())
+
+
+def test_resumed_run_draws_other_noise_than_that_of_its_beginning(tmp_path) -> None:
+    first, again, later = NoiseStates(), NoiseStates(), NoiseStates()
+    trainer = fit(build(), tmp_path, 2, watch=[first])
+    trainer.save_checkpoint(tmp_path / "some.ckpt")
+    fit(build(), tmp_path, 2, watch=[again])
+    assert torch.equal(first.states[0], again.states[0])  # one seed, one noise
+    fit(build(), tmp_path, 3, checkpoint=str(tmp_path / "some.ckpt"), watch=[later])
+    assert not any(torch.equal(later.states[0], state) for state in first.states)
