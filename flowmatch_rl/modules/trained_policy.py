@@ -27,7 +27,7 @@ class TrainedPolicy:
         self._high = np.full(module.action_dim, 1.0) if high is None else np.asarray(high)
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
-        """Act: the particle of highest value.
+        """Act as in evaluations: by the particle of highest value, or the mode of a Gaussian.
 
         Args:
             observation: Shape (*batch, S); entries of a dictionary concatenated in the order of their names.
@@ -83,7 +83,7 @@ def load_actor_critic(checkpoint: str | Path, device: str = "cpu") -> ActorCriti
     name = content.get(ActorCritic.NAME_KEY) if isinstance(content, dict) else None
     if name not in _ACTOR_CRITICS:
         raise ValueError(f"{str(checkpoint)!r} is not a checkpoint of an actor-critic")
-    return _ACTOR_CRITICS[name].load_from_checkpoint(checkpoint, map_location=device)
+    return _ACTOR_CRITICS[name].load_from_checkpoint(checkpoint, map_location=device, weights_only=True)
 
 
 _ACTOR_CRITICS = {kind.__name__: kind for kind in (ReverseFlowActorCritic, SoftActorCritic)}

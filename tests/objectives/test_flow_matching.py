@@ -298,11 +298,12 @@ def test_samples_do_not_influence_each_others_loss(objective: FlowObjective) -> 
 @pytest.mark.parametrize("t_min", [0.0, 0.1])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
 def test_times_are_those_that_the_loss_evaluates_the_network_at(objective: FlowObjective, t_min: float) -> None:
-    size, seen = 40, []
+    size, seen, lengths = 40, [], []
     noise = uniform(objective.num_uniforms, size, seed=1)
 
     def network(x: Tensor, t: Tensor, condition: Tensor | None, duration: Tensor | None) -> Tensor:
         seen.append(t)
+        lengths.append(torch.zeros_like(t) if duration is None else duration)
         return 0.5 * x
 
     objective.loss(network, AffinePath(), normal(size, 2, seed=2), normal(size, 2, seed=3), noise, t_min, None)
@@ -310,3 +311,5 @@ def test_times_are_those_that_the_loss_evaluates_the_network_at(objective: FlowO
     torch.testing.assert_close(times, seen[-1])
     assert times.shape == (size,)
     assert t_min <= float(times.min()) < float(times.max()) <= 1.0 - t_min
+    assert float(lengths[-1].min()) >= 0.0
+    assert float((times + lengths[-1]).max()) <= 1.0 - t_min + 1e-12  # where an interval ends
