@@ -109,7 +109,7 @@ def _forget_arguments_of_another_class(parser: object, previous: Any, value: Any
         previous["init_args"] = Namespace(**{name: argument for name, argument in given.items() if name in shared})
 
 
-def _shared_arguments(before: type, after: type) -> set[str]:
+def _shared_arguments(before: Any, after: Any) -> set[str]:
     """Arguments that two models of one family share, by name and type; none for anything else.
 
     A family is what inherits from one model. Recipes, such as sources, give the same name to different things.

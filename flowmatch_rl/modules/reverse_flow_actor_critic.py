@@ -176,9 +176,6 @@ class ReverseFlowActorCritic(ActorCritic):
         self.weight_reduction: ValueReduction = weight_reduction
         self.entropy_backup, self.log_density = entropy_backup, log_density
         self._estimates_entropy = entropy_backup or self.temperature_rule.needs_entropy
-        # A rule that wants to know what is not measured says so now.
-        measured = [torch.ones(()) if known else None for known in (self._estimates_entropy, estimator.num_samples)]
-        self.temperature_rule.surplus(PolicyState(*measured, action_dim))
         self._roles = {
             "train": (train_particles, train_selection, 0.0),
             "collect": (collect_particles, collect_selection, exploration),

@@ -68,7 +68,8 @@ class ExactNetwork(FlowNetwork):
 
     def __init__(self, schedule: Schedule, prediction: Prediction, scales: bool, source_scale: float) -> None:
         super().__init__()
-        self.schedule, self.prediction, self.scales, self.source_scale = schedule, prediction, scales, source_scale
+        self.schedule, self.scales, self.source_scale = schedule, scales, source_scale
+        self.prediction: Prediction = prediction
         self.error = torch.nn.Parameter(torch.zeros((), dtype=F64))
 
     def law(self, observation: Tensor) -> Law:
