@@ -48,7 +48,7 @@ from flowmatch_rl.data import SampleData, TwoMoons
 from flowmatch_rl.metrics import energy_distance
 from flowmatch_rl.modules import FlowMatchingModel, load_flow
 from flowmatch_rl.nets import VelocityArchitecture
-from flowmatch_rl.objectives import MeanFlow, flow_matching_loss, velocity_regression_loss
+from flowmatch_rl.objectives import MeanFlow, flow_matching_loss, prediction_loss
 from flowmatch_rl.paths import (
     AffinePath,
     CosineSchedule,
@@ -225,7 +225,7 @@ def losses(network, x_0, x_1, t, target=velocity):
     """Conditional and marginal loss of each sample."""
     x_t = path.sample(x_0, x_1, t)
     conditional = flow_matching_loss(network, path, x_0, x_1, t)
-    return conditional, velocity_regression_loss(network, x_t, t, target(x_t, t, None))
+    return conditional, prediction_loss(network, x_t, t, target(x_t, t, None))
 
 
 many = draw(mixture, 32 * 1024 if FAST else 128 * 1024)
