@@ -112,6 +112,32 @@ def test_with_fresh_noise_ddim_takes_the_ancestral_step_of_ddpm(prediction: Pred
     torch.testing.assert_close(found, mean + variance.sqrt() * z, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("schedule", [VariancePreservingSchedule(), CosineSchedule()], ids=repr)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_clipped_data_takes_the_posterior_step_of_ddpm(prediction: Prediction, schedule: Schedule) -> None:
+    """Ho et al.'s mean of the posterior given clipped data, in their letters."""
+    x, z, t, after = 3.0 * normal(50, 1, seed=1), normal(50, 1, seed=2), 0.6, 0.63
+    sampler = DdimSampler(1, 1.0, data_limit=0.7)
+    found = sampler.sample(exact_model(schedule, prediction), x, t, after, None, lambda like: z)
+    _, data = posterior(schedule, x, t)
+    clipped = data.clamp(-0.7, 0.7)
+    assert 0.1 < float((clipped != data).double().mean()) < 1.0
+    alpha_bar, alpha_bar_before = (schedule.alpha(torch.tensor(time, dtype=F64)) ** 2 for time in (t, after))
+    alpha = alpha_bar / alpha_bar_before
+    beta = 1.0 - alpha
+    of_data = alpha_bar_before.sqrt() * beta / (1.0 - alpha_bar)
+    of_point = alpha.sqrt() * (1.0 - alpha_bar_before) / (1.0 - alpha_bar)
+    variance = (1.0 - alpha_bar_before) / (1.0 - alpha_bar) * beta
+    wanted = of_data * clipped + of_point * x + variance.sqrt() * z
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_data_within_the_limit_is_left_alone() -> None:
+    model, x = exact_model(CosineSchedule()), normal(4, 1, seed=1)
+    plain = DdimSampler(6).sample(model, x, 0.1, 0.9, None, silent)
+    torch.testing.assert_close(DdimSampler(6, data_limit=1e3).sample(model, x, 0.1, 0.9, None, silent), plain)
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_a_ddim_step_adds_the_stated_share_of_fresh_noise(eta: float) -> None:
     """Song et al.'s generalised step in their letters, where alpha is the square of ours."""
@@ -176,6 +202,8 @@ def test_each_sampler_says_what_it_needs() -> None:
         (lambda: DdimSampler(eta=-0.1), "-0.1"),
         (lambda: DdimSampler(eta=1.5), "1.5"),
         (lambda: DdimSampler(eta=math.nan), "nan"),
+        (lambda: DdimSampler(data_limit=0.0), "0.0"),
+        (lambda: DdimSampler(data_limit=-1.0), "-1.0"),
     ],
 )
 def test_a_bad_constructor_argument_is_named(build: object, value: str) -> None:
