@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import re
 import shlex
 import signal
 import sys
@@ -14,12 +13,12 @@ from typing import Any
 import flowmatch_rl.cli.comparison_record as records
 from flowmatch_rl.callbacks.nesting import ParentRun
 from flowmatch_rl.cli.comparison_runs import PlannedRun, RunQueue, option
+from flowmatch_rl.cli.definitions import check_names, check_seeds, read_layer
 from flowmatch_rl.cli.messages import Parser, report
 from flowmatch_rl.cli.report import NothingToReportError, write_report
 from flowmatch_rl.types import RunError
 
 _OWN_OPTIONS = ("seed_everything", "trainer.default_root_dir", "ckpt_path")
-_NAME = re.compile(r"[\w+=-][\w.+=-]*")
 
 
 @dataclass(frozen=True)
@@ -193,17 +192,13 @@ def _check(
     tasks: dict[str, Task], methods: dict[str, Method], seeds: Sequence[int], options: dict[str, Any], workers: int
 ) -> None:
     for kind, entries in {"tasks": tasks, "methods": methods}.items():
-        if not entries:
-            raise ValueError(f"{kind} must name at least one, got none")
+        check_names(kind, entries)
         for name, entry in entries.items():
-            if not _NAME.fullmatch(name):
-                raise ValueError(f"{kind}.{name!r}: a name is made of letters, digits and _ + = - .; it names a folder")
-            if missing := [path for path in entry.config if not Path(path).is_file()]:
-                raise ValueError(f"{kind}.{name}.config: there is no file {missing[0]} (from {Path.cwd()})")
+            for path in entry.config:
+                read_layer(f"{kind}.{name}.config", path)
             _check_options(f"{kind}.{name}.options", entry.options)
     _check_options("options", options)
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ValueError(f"seeds must be different numbers of at least 0, got {list(seeds)}")
+    check_seeds(seeds)
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
 

@@ -5,7 +5,6 @@ import inspect
 import math
 import multiprocessing
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -13,7 +12,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-import yaml
 from tqdm import tqdm
 
 import flowmatch_rl.modules
@@ -25,6 +23,7 @@ from flowmatch_rl.callbacks.drawing import (
     draw_law_samples,
     save_figure,
 )
+from flowmatch_rl.cli.definitions import check_names, check_seeds, read_layer
 from flowmatch_rl.cli.laboratory_cells import (
     SHOWN_SAMPLES,
     Cell,
@@ -34,6 +33,7 @@ from flowmatch_rl.cli.laboratory_cells import (
     Training,
     finish,
     known_arguments,
+    make_trainer,
     read,
 )
 from flowmatch_rl.estimators import EndPointEstimator
@@ -49,7 +49,6 @@ COLUMNS = {
 }
 """Metrics of the table, and what they are called there."""
 
-_NAME = re.compile(r"[\w+=-][\w.+=-]*")
 _GRID = 121
 """Points per side of the densities in the figure."""
 
@@ -95,6 +94,7 @@ def run_laboratory(
     workers = cores if workers is None else workers
     _check(methods, bandits, seeds, temperature, workers)
     folder = Path(output)
+    make_trainer(training, folder)  # refuses an accelerator that is not there, before the work begins
     last = {**(model or {}), "temperature": temperature}
     _check_known("model", last)
     policies = [
@@ -238,21 +238,19 @@ def _draw_errors(folder: Path, cells: Sequence[StudyCell]) -> Path:
 def _arguments_of(method: str, path: str) -> dict[str, Any]:
     """What a configuration file says about the arguments that ``BanditFlow`` has."""
     where = f"methods.{method}"
-    if not Path(path).is_file():
-        raise ValueError(f"{where}: there is no file {path} (from {Path.cwd()})")
-    try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: {path} is not YAML") from error
-    section = (config or {}).get("model") if isinstance(config or {}, dict) else None
+    section = read_layer(where, path).get("model")
     if not isinstance(section, dict):
         raise ValueError(f"{where}: {path} has no section model with arguments")
     module = str(section.get("class_path", "")).rpartition(".")[2]
-    if "estimator" not in inspect.signature(getattr(flowmatch_rl.modules, module, object)).parameters:
+    accepted = inspect.signature(getattr(flowmatch_rl.modules, module, object)).parameters
+    if "estimator" not in accepted:
         raise ValueError(f"{where}: {path} configures {module or 'no class'}, which has no estimator of end points")
+    arguments = section.get("init_args") or {}
+    if unknown := [name for name in arguments if name not in accepted]:
+        raise ValueError(f"{where}: {path} has the unknown key '{unknown[0]}'; it is none of {module}")
     # The laboratory sets the temperature; actor-critics may have a rule for it instead of a number.
     names = known_arguments() - {"temperature"}
-    return {name: value for name, value in section.get("init_args", {}).items() if name in names}
+    return {name: value for name, value in arguments.items() if name in names}
 
 
 def _check(
@@ -263,15 +261,10 @@ def _check(
     workers: int,
 ) -> None:
     for kind, entries in {"methods": methods, "bandits": bandits}.items():
-        if not entries:
-            raise ValueError(f"{kind} must name at least one, got none")
-        for name in entries:
-            if not _NAME.fullmatch(name):
-                raise ValueError(f"{kind}.{name!r}: a name is made of letters, digits and _ + = - .; it names a folder")
+        check_names(kind, entries)
     if small := [name for name, bandit in bandits.items() if bandit.action_dim < 2]:
         raise ValueError(f"bandits.{small[0]}: the figure needs at least two actions, got one")
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ValueError(f"seeds must be different numbers of at least 0, got {list(seeds)}")
+    check_seeds(seeds)
     if not 0.0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
     if workers < 1:

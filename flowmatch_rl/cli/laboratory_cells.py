@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 
 from flowmatch_rl.bandits import Bandit, estimator_errors
@@ -112,18 +113,7 @@ class PolicyCell:
         training, begin = self.training, time.monotonic()
         model = self.build()
         data = _data_of(self.bandit, training)
-        trainer = Trainer(
-            accelerator=training.accelerator,
-            devices=1,
-            max_steps=training.num_updates,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            log_every_n_steps=50,
-            default_root_dir=str(self.file.parent),
-        )
+        trainer = make_trainer(training, self.file.parent)
         try:
             trainer.fit(model, datamodule=data)
             seconds = time.monotonic() - begin
@@ -180,6 +170,33 @@ class StudyCell:
 Cell = PolicyCell | StudyCell
 
 
+def make_trainer(training: Training, folder: Path) -> Trainer:
+    """A Trainer of one policy, which keeps nothing.
+
+    Args:
+        training: How the policy is trained.
+        folder: Folder that it may write to.
+
+    Raises:
+        ValueError: If there is no such accelerator here.
+    """
+    try:
+        return Trainer(
+            accelerator=training.accelerator,
+            devices=1,
+            max_steps=training.num_updates,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            log_every_n_steps=50,
+            default_root_dir=str(folder),
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise ValueError(f"training.accelerator: {error}") from error
+
+
 def finish(cell: Cell) -> None:
     """Do the work of a cell and write its file, whole or not at all.
 
@@ -209,8 +226,8 @@ def read(cell: Cell) -> dict[str, Any] | None:
         return None
     try:
         result = json.loads(cell.file.read_text(encoding="utf-8"))
-        definition = result["definition"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        definition = dict(result["definition"])
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{cell.file} is not a result of the laboratory; remove it") from error
     wanted = json.loads(json.dumps(cell.definition))
     if changed := [name for name in wanted if definition.get(name) != wanted[name]]:

@@ -288,6 +288,8 @@ def test_more_methods_tasks_and_seeds_another_scale_and_tracking_are_fine(made: 
         ({"methods": {}}, ["methods", "at least one"]),
         ({"methods": {"a/b": {}}}, ["'a/b'"]),
         ({"methods": {"..": {}}}, ["'..'"]),
+        ({"methods": {2: {}}}, ["methods", "got 2", "quotes"]),
+        ({"tasks": {True: {"config": []}}}, ["tasks", "got True", "quotes"]),
         ({"methods": {"x": {"optoins": {"score": 1}}}}, ["optoins"]),
         ({"methods": {"x": {"options": {"seed_everything": 3}}}}, ["methods.x.options", "seed_everything"]),
         ({"options": {"ckpt_path": "a"}}, ["options", "ckpt_path"]),
@@ -303,6 +305,14 @@ def test_wrong_definition_is_refused_with_status_two(changes, words, tmp_path: P
     assert len(outcome.error_lines) <= 3
     assert all(word in outcome.err for word in words), outcome.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("layer", [b"a: [1", b"- a", b"\xff\xfe"])
+def test_file_that_holds_no_configuration_is_refused_in_one_line(layer: bytes, tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_bytes(layer)
+    outcome = compare(tmp_path, methods={"x": {"config": [str(tmp_path / "broken.yaml")]}})
+    assert (outcome.code, len(outcome.error_lines)) == (2, 1)
+    assert f"methods.x.config: {tmp_path / 'broken.yaml'} " in outcome.err
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "comparison").glob("*.yaml")), ids=lambda path: path.stem)

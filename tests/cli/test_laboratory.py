@@ -122,10 +122,30 @@ def test_results_of_other_settings_are_not_mixed(finished, changes, message) -> 
     assert message in outcome.err
 
 
-def test_a_broken_file_is_named(tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (b"\xff\xfe", "is not YAML"),
+        (b"model: [1", "is not YAML"),
+        (b"- model", "must hold sections"),
+        (b"model: {class_path: ReverseFlowActorCritic, init_args: {t_minn: 0.1}}", "the unknown key 't_minn'"),
+    ],
+)
+def test_a_layer_that_does_not_serve_is_named(layer, message, tmp_path) -> None:
+    path = tmp_path / "layer.yaml"
+    path.write_bytes(layer)
+    outcome = laboratory(tmp_path, methods={"rfm": [str(path)]})
+    assert outcome.code == 2
+    assert len(outcome.error_lines) == 1
+    assert f"methods.rfm: {path}" in outcome.err
+    assert message in outcome.err
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b'{"definition": 3}', b"\xff\xfe"])
+def test_a_broken_file_is_named(text, tmp_path) -> None:
     cell = tmp_path / "results" / "policies" / "flat" / "rfm" / "0.json"
     cell.parent.mkdir(parents=True)
-    cell.write_text("{")
+    cell.write_bytes(text)
     outcome = laboratory(tmp_path)
     assert outcome.code == 2
     assert f"{cell} is not a result of the laboratory" in outcome.err
@@ -136,6 +156,7 @@ def test_a_broken_file_is_named(tmp_path) -> None:
     [
         ({"methods": {}}, "methods must name at least one"),
         ({"methods": {"a/b": [str(METHODS / "rfm.yaml")]}}, "methods.'a/b': a name is made of"),
+        ({"methods": {2: [str(METHODS / "rfm.yaml")]}}, "methods: a name must be a word, got 2; put it in quotes"),
         ({"methods": {"rfm": ["no/such.yaml"]}}, "methods.rfm: there is no file no/such.yaml"),
         ({"methods": {"sac": [str(METHODS / "sac.yaml")]}}, "configures SoftActorCritic, which has no estimator"),
         ({"methods": {"none": [str(CONF / "logger" / "none.yaml")]}}, "has no section model"),
@@ -150,6 +171,7 @@ def test_a_broken_file_is_named(tmp_path) -> None:
         ({"model": {"t_min": 0.7}}, "methods.rfm: t_min must lie in (0, 0.5), got 0.7"),
         ({"model": {"squash": "TanSquash"}}, "methods.rfm: "),
         ({"training": {"num_updates": 0}}, "num_updates"),
+        ({"training": {"accelerator": "abacus"}}, "training.accelerator: "),
         ({"study": {"times": [0.0]}}, "times must lie in (0, 1)"),
     ],
 )
