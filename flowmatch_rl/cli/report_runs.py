@@ -1,9 +1,10 @@
 """The runs that a report is about, read from their folders."""
 
+import contextlib
 import csv
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,11 +115,11 @@ def _runs_below(folder: Path) -> list[RunData]:
     found: list[tuple[RunData, dict[str, Any]]] = []
     for table in sorted(folder.rglob(_CURVE)):
         place = table.parents[1]
-        with table.open(newline="") as file:
-            if "env_steps" not in next(csv.reader(file), []):
-                continue  # a generative model's
-        config = place / "config.yaml"
-        model = (yaml.safe_load(config.read_text()) if config.is_file() else {}).get("model", {})
+        with _reading(table), table.open(newline="") as file:
+            header = next(csv.reader(file), [])
+        if "env_steps" not in header:
+            continue  # a generative model's
+        model = _model(place / "config.yaml")
         name = str(model.get("class_path", "run")).rpartition(".")[2]
         settings = {
             key: value for key, value in _flatten(model.get("init_args") or {}).items() if key not in DIMENSIONS
@@ -132,16 +133,16 @@ def _runs_below(folder: Path) -> list[RunData]:
 def _read_run(folder: Path, task: str, method: str) -> RunData:
     result = _result(folder)
     curve: dict[str, list[float]] = {"env_steps": [], "return_mean": [], "seconds": []}
-    try:
-        if (folder / _CURVE).is_file():
-            with (folder / _CURVE).open(newline="") as file:
-                for row in csv.DictReader(file):
-                    for name, values in curve.items():
-                        values.append(float(row.get(name) or "nan"))
-    except ValueError as error:
-        raise ValueError(f"{folder / _CURVE} is damaged: {error}") from error
+    if (folder / _CURVE).is_file():
+        with _reading(folder / _CURVE), (folder / _CURVE).open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, values in curve.items():
+                    values.append(float(row.get(name) or "nan"))
     columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in curve.items()}
     known = ~columns["return_mean"].isnan()
+    with _reading(folder / _CURVE):
+        if not (columns["env_steps"][known].diff() > 0.0).all():
+            raise ValueError("env_steps do not ascend")
     stated = result.get("return_range")
     return RunData(
         folder=folder,
@@ -157,9 +158,37 @@ def _read_run(folder: Path, task: str, method: str) -> RunData:
 def _result(folder: Path) -> dict[str, Any]:
     """What a run left at its end; empty before."""
     path = folder / RESULT
+    if not path.is_file():
+        return {}
+    with _reading(path):
+        result = json.loads(path.read_text())
+        if not (isinstance(result, dict) and isinstance(result.get("metrics", {}), dict)):
+            raise ValueError(f"expected metrics by name, got {result!r}")
+        score, stated = result.get("metrics", {}).get(_SCORE), result.get("return_range")
+        if not isinstance(score, float | int | None):
+            raise ValueError(f"{_SCORE} must be a number, got {score!r}")
+        if stated is not None and not (isinstance(stated, list) and len(stated) == 2):
+            raise ValueError(f"return_range must be two numbers, got {stated!r}")
+        return result
+
+
+def _model(path: Path) -> dict[str, Any]:
+    """The section ``model`` of a run's configuration; empty if there is none."""
+    if not path.is_file():
+        return {}
+    with _reading(path):
+        config = yaml.safe_load(path.read_text())
+        if not isinstance(config, dict) or not isinstance(config.get("model", {}), dict):
+            raise ValueError(f"expected a section model, got {config!r}")
+        return config.get("model", {})
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say which file it is that cannot be read."""
     try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
+        yield
+    except (ValueError, csv.Error, yaml.YAMLError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 

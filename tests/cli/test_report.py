@@ -342,6 +342,9 @@ def test_several_folders_come_together(tmp_path: Path) -> None:
     assert study.planned == {("swing", "a"): 2, ("swing", "b"): 1}
 
 
+CURVE = "env_steps,return_mean\n10,1\n"
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -349,6 +352,13 @@ def test_several_folders_come_together(tmp_path: Path) -> None:
         ({}, "nothing to report"),
         ({"runs/x/figures/learning_curve.csv": "env_steps,return_mean\n10,high\n"}, "learning_curve.csv is damaged"),
         ({"x/figures/learning_curve.csv": "env_steps,return_mean\n10,1\n", "x/result.json": "{"}, "result.json is dam"),
+        ({"x/figures/learning_curve.csv": f"{CURVE}10,2\n"}, "learning_curve.csv is damaged: env_steps do not ascend"),
+        ({"x/figures/learning_curve.csv": "\0\xff"}, "learning_curve.csv is damaged"),
+        ({"x/figures/learning_curve.csv": CURVE, "x/result.json": "[]"}, "result.json is damaged"),
+        ({"x/figures/learning_curve.csv": CURVE, "x/result.json": '{"return_range": [1]}'}, "return_range must be two"),
+        ({"x/figures/learning_curve.csv": CURVE, "x/result.json": '{"metrics": {"test/return_mean": "1"}}'}, "'1'"),
+        ({"x/figures/learning_curve.csv": CURVE, "x/config.yaml": "a: [1"}, "config.yaml is damaged"),
+        ({"x/figures/learning_curve.csv": CURVE, "x/config.yaml": ""}, "config.yaml is damaged"),
         ({"comparison.json": "[]"}, "comparison.json is not the record"),
     ],
 )
@@ -358,7 +368,7 @@ def test_folder_that_does_not_serve_is_refused_in_one_line(content, words, tmp_p
         folder.mkdir()
         for name, text in content.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, encoding="latin-1")
     outcome = report(folder)
     assert outcome.code == 2
     assert len(outcome.error_lines) == 1
