@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 
 def main() -> None:
@@ -10,6 +11,8 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # A user's own class in the folder of the command is found by its import path, as with python -m; after all others.
+    sys.path.append(str(Path.cwd()))
     from flowmatch_rl.cli import run
 
     sys.exit(run())

@@ -126,3 +126,19 @@ def test_module_and_console_script_print_the_same_help(capsys, monkeypatch) -> N
         printed.append(capsys.readouterr().out)
     assert all(word in printed[0] for word in ("usage: flowmatch-rl", "fit", "test", "predict", "validate"))
     assert printed[0] == printed[1]
+
+
+def test_console_script_finds_a_users_class_in_the_folder_of_the_command(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from flowmatch_rl.paths import TanhSquash\n\nclass Mine(TanhSquash):\n    pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    monkeypatch.setattr(
+        sys, "argv", ["flowmatch-rl", "fit", f"-c={PENDULUM}", "--model.squash=mine.Mine", "--print_config"]
+    )
+    (script,) = metadata.entry_points(group="console_scripts", name="flowmatch-rl")
+    with pytest.raises(SystemExit) as ended:
+        script.load()()
+    assert ended.value.code == 0
+    assert "class_path: mine.Mine" in capsys.readouterr().out
