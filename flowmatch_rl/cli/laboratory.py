@@ -141,9 +141,9 @@ def _finished(todo: Sequence[Cell], workers: int) -> Iterator[None]:
         try:
             for future in as_completed([pool.submit(finish, cell) for cell in todo]):
                 yield future.result()
-        except BaseException:
+        finally:
+            # Where one fails, or the user interrupts, those that wait are not begun.
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _results(cells: Iterable[Cell]) -> list[dict[str, Any]]:

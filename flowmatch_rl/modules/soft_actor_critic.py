@@ -12,7 +12,7 @@ from flowmatch_rl.nets import (
     ParticleActor,
     ValueReduction,
 )
-from flowmatch_rl.objectives import EntropyTemperature, PolicyState, Temperature
+from flowmatch_rl.objectives import EntropyTemperature, PolicyState, Temperature, soft_policy_loss
 from flowmatch_rl.paths import Squash, TanhSquash
 from flowmatch_rl.types import Transition
 
@@ -120,8 +120,7 @@ class SoftActorCritic(ActorCritic):
         values, gradients = self.critic.action_values_and_gradients(
             transition.observation, action.detach()[:, None], self.value_reduction
         )
-        # The gradient of this product with respect to the action is that of the value.
-        policy_loss = (self.temperature * log_prob - (gradients[:, 0] * action).sum(-1)).mean()
+        policy_loss = soft_policy_loss(log_prob, action, gradients[:, 0], self.temperature).mean()
         entropy = -log_prob.detach().mean()
         self.means.add({"train/policy_value": values.mean(), "train/entropy": entropy})
         return {"critic": critic_loss, "policy": policy_loss}, PolicyState(entropy, None, self.action_dim)

@@ -28,6 +28,7 @@ from flowmatch_rl.objectives.occupancy import (
     OccupancyObjective,
 )
 from flowmatch_rl.objectives.reverse_flow import prediction_loss, reverse_flow_target
+from flowmatch_rl.objectives.soft_policy import soft_policy_loss
 from flowmatch_rl.objectives.temperature import (
     AnnealedTemperature,
     ConstantTemperature,
@@ -79,5 +80,6 @@ __all__ = [
     "quantile_loss",
     "reduced_law",
     "reverse_flow_target",
+    "soft_policy_loss",
     "temperature_loss",
 ]

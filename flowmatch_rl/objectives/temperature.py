@@ -62,7 +62,47 @@ class Temperature(abc.ABC):
 
 
 @dataclass(frozen=True)
-class ConstantTemperature(Temperature):
+class ScheduledTemperature(Temperature, abc.ABC):
+    """A temperature that depends on the environment step alone."""
+
+    @property
+    def needs_entropy(self) -> bool:
+        """It is not needed."""
+        return False
+
+    @property
+    def needs_samples(self) -> bool:
+        """They are not needed."""
+        return False
+
+    def surplus(self, state: PolicyState) -> Tensor | None:
+        """None: nothing is learned."""
+        return None
+
+
+@dataclass(frozen=True)
+class TunedTemperature(Temperature, abc.ABC):
+    """A temperature that is learned so that the policy meets a target.
+
+    Args:
+        start: Temperature at the beginning, positive.
+
+    """
+
+    start: float = 1.0
+
+    @property
+    def initial(self) -> float:
+        """Temperature at the beginning."""
+        return self.start
+
+    def scheduled(self, env_steps: int) -> float | None:
+        """None: it is learned."""
+        return None
+
+
+@dataclass(frozen=True)
+class ConstantTemperature(ScheduledTemperature):
     """One temperature throughout.
 
     Args:
@@ -82,27 +122,13 @@ class ConstantTemperature(Temperature):
         """The temperature."""
         return self.value
 
-    @property
-    def needs_entropy(self) -> bool:
-        """It is not needed."""
-        return False
-
-    @property
-    def needs_samples(self) -> bool:
-        """It does not."""
-        return False
-
     def scheduled(self, env_steps: int) -> float | None:
         """The temperature."""
         return self.value
 
-    def surplus(self, state: PolicyState) -> Tensor | None:
-        """None: nothing is learned."""
-        return None
-
 
 @dataclass(frozen=True)
-class AnnealedTemperature(Temperature):
+class AnnealedTemperature(ScheduledTemperature):
     """Goes from one temperature to another, evenly in its logarithm, and stays there.
 
     Args:
@@ -129,28 +155,14 @@ class AnnealedTemperature(Temperature):
         """Temperature at the beginning."""
         return self.start
 
-    @property
-    def needs_entropy(self) -> bool:
-        """It is not needed."""
-        return False
-
-    @property
-    def needs_samples(self) -> bool:
-        """It does not."""
-        return False
-
     def scheduled(self, env_steps: int) -> float | None:
         """Temperature after a number of environment steps."""
         share = min(1.0, max(0.0, env_steps / self.env_steps))
         return math.exp((1.0 - share) * math.log(self.start) + share * math.log(self.end))
 
-    def surplus(self, state: PolicyState) -> Tensor | None:
-        """None: nothing is learned."""
-        return None
-
 
 @dataclass(frozen=True)
-class EntropyTemperature(Temperature):
+class EntropyTemperature(TunedTemperature):
     """Tuned so that the policy has a target entropy.
 
     Args:
@@ -164,16 +176,10 @@ class EntropyTemperature(Temperature):
         Haarnoja et al., arXiv:1812.05905, whose target is -1 per dimension.
     """
 
-    start: float = 1.0
     entropy_per_dimension: float = -1.0
 
     def __post_init__(self) -> None:
         _check_positive("start", self.start)
-
-    @property
-    def initial(self) -> float:
-        """Temperature at the beginning."""
-        return self.start
 
     @property
     def needs_entropy(self) -> bool:
@@ -182,12 +188,8 @@ class EntropyTemperature(Temperature):
 
     @property
     def needs_samples(self) -> bool:
-        """It does not."""
+        """They are not needed."""
         return False
-
-    def scheduled(self, env_steps: int) -> float | None:
-        """None: it is learned."""
-        return None
 
     def surplus(self, state: PolicyState) -> Tensor | None:
         """Entropy above the target, shape ()."""
@@ -197,7 +199,7 @@ class EntropyTemperature(Temperature):
 
 
 @dataclass(frozen=True)
-class SampleSizeTemperature(Temperature):
+class SampleSizeTemperature(TunedTemperature):
     """Tuned so that a target share of the importance samples carries weight.
 
     At a temperature far below the spread of the values one sample takes all the weight, and the target of the policy is
@@ -211,7 +213,6 @@ class SampleSizeTemperature(Temperature):
         ValueError: If a number is out of its range.
     """
 
-    start: float = 1.0
     share: float = 0.2
 
     def __post_init__(self) -> None:
@@ -220,23 +221,14 @@ class SampleSizeTemperature(Temperature):
             raise ValueError(f"share must lie in (0, 1), got {self.share}")
 
     @property
-    def initial(self) -> float:
-        """Temperature at the beginning."""
-        return self.start
-
-    @property
     def needs_entropy(self) -> bool:
         """It is not needed."""
         return False
 
     @property
     def needs_samples(self) -> bool:
-        """It does."""
+        """They are needed."""
         return True
-
-    def scheduled(self, env_steps: int) -> float | None:
-        """None: it is learned."""
-        return None
 
     def surplus(self, state: PolicyState) -> Tensor | None:
         """Effective share of the samples above the target, shape ()."""
