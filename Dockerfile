@@ -37,11 +37,11 @@ ENV PATH=/opt/venv/bin:$PATH \
 
 # Dependencies alone, so that a change of the source leaves this layer as it is.
 COPY pyproject.toml constraints.txt /opt/flowmatch_rl/
-RUN --mount=type=cache,target=/var/cache/pip \
+RUN --mount=type=cache,target=/root/.cache/pip \
     python -c 'import sys, tomllib; p = tomllib.load(sys.stdin.buffer); \
         print(*p["build-system"]["requires"], *p["project"]["dependencies"], sep="\n")' \
         < /opt/flowmatch_rl/pyproject.toml > /opt/flowmatch_rl/requirements.txt \
-    && pip install --cache-dir /var/cache/pip -c /opt/flowmatch_rl/constraints.txt -r /opt/flowmatch_rl/requirements.txt
+    && pip install -c /opt/flowmatch_rl/constraints.txt -r /opt/flowmatch_rl/requirements.txt
 
 # A numeric id lets Kubernetes see that it isn't root. Every id may write here, for `docker run --user`.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /workspace/runs --shell /usr/sbin/nologin flowmatch \
