@@ -20,7 +20,6 @@ FOLDER = Path(__file__).parent
 BENCHMARKS = (
     "update_speed",
     "training_speed",
-    "bandit",
     "laboratory",
     "online",
     "pendulum",

@@ -71,6 +71,7 @@ def run(rounds: int = 5) -> dict[str, Any]:
         "paper, bfloat16": (PAPER, "bf16-mixed", False, torch.bfloat16),
         "paper, bfloat16, compiled": (PAPER, "bf16-mixed", True, torch.bfloat16),
         "fast, float32": (FAST, "32-true", False, torch.float32),
+        "fast, bfloat16": (FAST, "bf16-mixed", False, torch.bfloat16),
     }
     updates, flops = {}, {}
     for name, (config, precision, compile, _) in variants.items():

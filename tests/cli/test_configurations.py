@@ -45,7 +45,7 @@ def test_every_task_trains(path, tmp_path) -> None:
 @pytest.mark.parametrize("task", [PENDULUM, WALKER], ids=lambda path: path.stem)
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_lies_over_a_task_and_keeps_its_environment(preset, task, tmp_path) -> None:
-    train(tmp_path, task, preset)
+    train(tmp_path, task, preset, **sizes_of(preset))
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
     stated = yaml.safe_load(preset.read_text())["model"]["init_args"]
     model = written["model"]["init_args"]
@@ -70,11 +70,11 @@ def printed(*configs: Path) -> dict[str, Any]:
     return yaml.safe_load(outcome.out)
 
 
-def sizes_of(method: Path) -> dict[str, object]:
-    """Tiny sizes of the options that a method has; None for those that it doesn't."""
+def sizes_of(layer: Path) -> dict[str, object]:
+    """Tiny sizes of the options that a layer leads to; None for those that it doesn't."""
 
     def has(option: str) -> bool:
-        node = printed(PENDULUM, method)["model"]["init_args"]
+        node = printed(PENDULUM, layer)["model"]["init_args"]
         for name in option.split(".")[1:]:
             if not isinstance(node, dict) or name not in node:
                 return False
