@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flowmatch_rl.keys import REWARD, read_transition
 from flowmatch_rl.metrics import episode_returns
 from flowmatch_rl.modules.critic_learner import CriticLearner
+from flowmatch_rl.modules.gradients import adam_options, check_gradient_options
 from flowmatch_rl.modules.running_means import RunningMeans
 from flowmatch_rl.nets import (
     ActorModule,
@@ -102,7 +103,7 @@ class ActorCritic(LightningModule, abc.ABC):
         self.critic = critic.build(observation_dim, action_dim)
         self.critic_ema = lagging_copy(self.critic)
         self.critic_learner = CriticLearner(self.critic, self.critic_ema, discount, value_reduction, subset_size)
-        initial = self.temperature_rule.initial
+        initial = float(self.temperature_rule.initial)
         self.register_buffer("temperature", torch.tensor(initial))
         self.log_temperature = None
         if self.temperature_rule.scheduled(0) is None:
@@ -157,7 +158,13 @@ class ActorCritic(LightningModule, abc.ABC):
         return ActorModule(self.actor("eval"), torch.Generator().manual_seed(0))
 
     def on_fit_start(self) -> None:
-        """Give each process noise of its own; weights were built from the common seed."""
+        """Refuse what a trainer would do unasked, and give each process noise of its own; weights share a seed."""
+        check_gradient_options(self.trainer)
+        if self.trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                "an actor-critic takes a gradient step for each batch: trainer.accumulate_grad_batches must be 1, got "
+                f"{self.trainer.accumulate_grad_batches}; raise data.batch_size instead"
+            )
         common = torch.initial_seed()
         self._common_seed = self.trainer.strategy.broadcast(common)
         torch.manual_seed((common + self.global_rank) % 2**63)
@@ -214,7 +221,7 @@ class ActorCritic(LightningModule, abc.ABC):
             {"name": name, "params": parameters, "lr": self.learning_rates[name]}
             for name, parameters in networks.items()
         ]
-        return torch.optim.Adam(groups, fused=True)
+        return torch.optim.Adam(groups, **adam_options(self._trainer))
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clip the gradient of each network by itself."""
@@ -263,9 +270,10 @@ class ActorCritic(LightningModule, abc.ABC):
     @torch.no_grad()
     def _start_afresh(self) -> None:
         """New weights everywhere, lagging copies included, and an optimizer without memory; the temperature stays."""
-        # The same new weights on every process, and none that other noise depends on.
+        # The same new weights on every process, and none that other noise depends on. They are made on the CPU, whose
+        # generator alone is seeded: `torch.manual_seed` would seed those of the GPUs too.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((self._common_seed + self.global_step) % 2**63)
+            torch.default_generator.manual_seed((self._common_seed + self.global_step) % 2**63)
             fresh = self._build_policy(), self._critic_architecture.build(self.observation_dim, self.action_dim)
         self.policy.load_state_dict(fresh[0].state_dict())
         self.critic.load_state_dict(fresh[1].state_dict())

@@ -19,6 +19,7 @@ from flowmatch_rl.metrics import (
     saturated_share,
     sliced_wasserstein_distance,
 )
+from flowmatch_rl.modules.gradients import adam_options, check_gradient_options
 from flowmatch_rl.modules.policy_learner import PolicyLearner
 from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.reverse_flow_actor_critic import EndPointSource
@@ -61,7 +62,8 @@ class BanditFlow(QuickHooks, LightningModule):
         train_selection: How it is chosen.
         x_1_source: Where the path at which the policy learns ends: a sample of the present policy, one of the replay
             buffer, or a uniform action.
-        replay_capacity: Actions in the replay buffer, at least 1; at first they are uniform.
+        replay_capacity: Actions in the replay buffer, at least 1; at first they are uniform. Of several processes all
+            have the buffer of the first.
         replay_actions: Actions of the present policy that enter the buffer per update, at least 1; chosen as x_1 is.
         eval_steps: Numbers of steps of the sampler that a test evaluates as well, where it has such a number.
         actor_learning_rate: Adam's learning rate.
@@ -159,7 +161,8 @@ class BanditFlow(QuickHooks, LightningModule):
             return policy.squash.action(policy.sample_latents(observation, noise, draw)[0])
 
     def on_fit_start(self) -> None:
-        """Give each process noise of its own; weights were built from the common seed."""
+        """Refuse a second clipping, and give each process noise of its own; weights share a seed."""
+        check_gradient_options(self.trainer)
         torch.manual_seed((torch.initial_seed() + self.global_rank) % 2**63)
 
     def on_train_start(self) -> None:
@@ -225,7 +228,7 @@ class BanditFlow(QuickHooks, LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam on the network."""
-        return torch.optim.Adam(self.policy.parameters(), lr=self.learning_rate, fused=True)
+        return torch.optim.Adam(self.policy.parameters(), lr=self.learning_rate, **adam_options(self._trainer))
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """Clip the gradient of the network."""

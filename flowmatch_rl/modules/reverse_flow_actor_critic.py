@@ -68,15 +68,17 @@ class ReverseFlowActorCritic(ActorCritic):
         x_1_source: Where the path at which the policy learns ends: a sample of the policy, the action in the replay
             buffer, or a uniform action.
         share_samples: Whether the policy learns at the next observation, so that one sampling pass serves the Bellman
-            target and x_1; halves the sampling. Needs ``x_1_source: policy``.
+            target and x_1; halves the sampling. The first state of an episode is then seen only where another ends in
+            it. Needs ``x_1_source: policy``.
         policy_batch_size: States of each batch that the policy learns at; all if None.
         value_reduction: How the critics are reduced to one value, in targets and choices.
         subset_size: Critics, drawn anew for every update, that a target is reduced over; all if None.
         weight_critic: Critics in the importance weights: the learned ones or their lagging copies.
         weight_reduction: How the critics are reduced to one value in the importance weights.
-        entropy_backup: Whether the next state's value includes the entropy of the policy.
-        log_density: How the policy's log-density is estimated, for ``entropy_backup`` and a temperature tuned to an
-            entropy.
+        entropy_backup: Whether the next state's value includes the entropy of the policy's plain samples; exact for
+            one training particle, or the first of several.
+        log_density: How the log-density of plain samples is estimated, for ``entropy_backup`` and a temperature tuned
+            to an entropy.
         actor_learning_rate: Adam's learning rate of the policy's network.
         critic_learning_rate: Adam's learning rate of the critics.
         temperature_learning_rate: Adam's learning rate of the logarithm of a temperature that is tuned.
@@ -176,6 +178,8 @@ class ReverseFlowActorCritic(ActorCritic):
         self.weight_reduction: ValueReduction = weight_reduction
         self.entropy_backup, self.log_density = entropy_backup, log_density
         self._estimates_entropy = entropy_backup or self.temperature_rule.needs_entropy
+        if self._estimates_entropy and not source.is_smooth:
+            raise ValueError(f"an entropy needs a source with a smooth density everywhere, got {source}")
         self._roles = {
             "train": (train_particles, train_selection, 0.0),
             "collect": (collect_particles, collect_selection, exploration),

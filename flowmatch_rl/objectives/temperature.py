@@ -13,7 +13,8 @@ class PolicyState:
     """What is known of a policy when its temperature is tuned.
 
     Attributes:
-        entropy: Mean entropy of its actions, nats, shape (), or None where it was not estimated.
+        entropy: Mean entropy of its plain samples, before any choice among particles, nats, shape (), or None where
+            it was not estimated.
         effective_samples: Mean share of the importance samples that carry weight, in (0, 1], shape (), or None.
         action_dim: Dimension A of the action.
     """
