@@ -117,18 +117,34 @@ def existing_runs(output: Path) -> list[tuple[str, str, int]]:
     return [(task, method, int(seed)) for task, method, seed, _ in places if seed.isdigit()]
 
 
+def first_difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, str, str] | None:
+    """The first key in which two tasks, methods or sets of options differ, and its value on either side.
+
+    Args:
+        one: Part of a record.
+        other: The same part of another.
+
+    Returns:
+        The key, its value in the one and its value in the other, in words; None if they make the same runs.
+    """
+    first, second = _flatten(one), _flatten(other)
+    for key in [*first, *second]:
+        # A scale is for the report alone. Where a file lies is of no importance, what it holds is.
+        if key in ("return_range", "config") or (key in first and key in second and first[key] == second[key]):
+            continue
+        here, there = (repr(side[key]) if key in side else "not set" for side in (first, second))
+        return key, here, there
+    return None
+
+
 def _with_contents(entry: Any) -> dict[str, Any]:
     layers = {str(place): yaml.safe_load(Path(path).read_text()) for place, path in enumerate(entry.config, 1)}
     return dataclasses.asdict(entry) | {"layers": layers}
 
 
 def _refuse_change(what: str, known: dict[str, Any], given: dict[str, Any], output: Path) -> None:
-    before, now = _flatten(known), _flatten(given)
-    for key in [*before, *now]:
-        # A scale is for the report alone. Where a file lies is of no importance, what it holds is.
-        if key in ("return_range", "config") or (key in before and key in now and before[key] == now[key]):
-            continue
-        there, here = (repr(side[key]) if key in side else "not set" for side in (before, now))
+    if (difference := first_difference(known, given)) is not None:
+        key, there, here = difference
         raise ValueError(
             f"{what} what runs in {output} were made with: {key} was {there}, is {here}; "
             "take another name or another folder for it"

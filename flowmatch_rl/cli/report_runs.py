@@ -3,8 +3,11 @@
 import contextlib
 import csv
 import dataclasses
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from torch import Tensor
 from flowmatch_rl.callbacks import RESULT
 from flowmatch_rl.callbacks.artifacts import FIGURES
 from flowmatch_rl.callbacks.curves import TABLE
-from flowmatch_rl.cli.comparison_record import existing_runs, planned_runs, read
+from flowmatch_rl.cli.comparison_record import existing_runs, first_difference, planned_runs, read
 from flowmatch_rl.cli.wiring import DIMENSIONS
 
 _CURVE = f"{FIGURES}/{TABLE}"
@@ -76,44 +79,60 @@ def read_study(folders: Sequence[Path]) -> Study:
 
     In the folder of a comparison, tasks and methods are those of its record. Elsewhere a run is every folder with a
     learning curve over environment steps; its task is its environment, its method the class of its model with those
-    settings in which models of that class differ.
+    settings in which models of that class differ, in all such folders together.
 
     Args:
         folders: Folders of comparisons, of runs, or with runs somewhere below.
 
     Raises:
-        ValueError: If a folder does not exist, or its files are damaged.
+        ValueError: If a folder does not exist, its files are damaged, or two comparisons mean different things by one
+            name.
     """
-    runs: list[RunData] = []
-    planned: dict[tuple[str, str], int] = {}
-    ranges: dict[str, tuple[float, float] | None] = {}
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
-        record = read(folder)
-        if record is None:
-            found = _runs_below(folder)
-            places = [(run.task, run.method) for run in found]
-        else:
-            listed = list(dict.fromkeys([*planned_runs(record), *existing_runs(folder)]))
-            found = [_read_run(folder / task / method / str(seed), task, method) for task, method, seed in listed]
-            places = [(task, method) for task, method, _ in listed]
-            stated = {name: task["return_range"] for name, task in record["tasks"].items()}
-            ranges |= {name: (float(given[0]), float(given[1])) for name, given in stated.items() if given}
+    records = {folder: record for folder in folders if (record := read(folder)) is not None}
+    _check_same_names(records)
+    runs: list[RunData] = []
+    places: list[tuple[str, str]] = []
+    ranges: dict[str, tuple[float, float] | None] = {}
+    for folder, record in records.items():
+        listed = list(dict.fromkeys([*planned_runs(record), *existing_runs(folder)]))
+        found = [_read_run(folder / task / method / str(seed), task, method) for task, method, seed in listed]
         runs += [run for run in found if run.folder.is_dir()]
-        for place in places:
-            planned[place] = planned.get(place, 0) + 1
-    tasks = tuple(dict.fromkeys(task for task, _ in planned))
+        places += [(task, method) for task, method, _ in listed]
+        stated = {name: task["return_range"] for name, task in record["tasks"].items()}
+        ranges |= {name: (float(given[0]), float(given[1])) for name, given in stated.items() if given}
+    loose = _runs_below([folder for folder in folders if folder not in records])
+    runs += loose
+    places += [(run.task, run.method) for run in loose]
+    tasks = tuple(dict.fromkeys(task for task, _ in places))
     for task in tasks:
         if task not in ranges:
             ranges[task] = next((run.return_range for run in runs if run.task == task and run.return_range), None)
-    return Study(tasks, tuple(dict.fromkeys(method for _, method in planned)), tuple(runs), planned, ranges)
+    methods = tuple(dict.fromkeys(method for _, method in places))
+    return Study(tasks, methods, tuple(runs), dict(Counter(places)), ranges)
 
 
-def _runs_below(folder: Path) -> list[RunData]:
+def _check_same_names(records: Mapping[Path, dict[str, Any]]) -> None:
+    """Refuse comparisons that share a task or a method, but not what it is, or the options of all runs."""
+    for (folder, record), (other, its) in itertools.combinations(records.items(), 2):
+        shared = [(kind, name) for kind in ("tasks", "methods") for name in record[kind] if name in its[kind]]
+        sides = [(f"{kind}.{name}", record[kind][name], its[kind][name]) for kind, name in shared]
+        for where, first, second in [*sides, ("options", record["options"], its["options"])] if shared else ():
+            if (difference := first_difference(first, second)) is not None:
+                key, here, there = difference
+                raise ValueError(
+                    f"{folder} and {other} cannot be put together: {key} in {where} is {here} in one "
+                    f"and {there} in the other"
+                )
+
+
+def _runs_below(folders: Sequence[Path]) -> list[RunData]:
     """Runs with a curve over environment steps."""
     found: list[tuple[RunData, dict[str, Any]]] = []
-    for table in sorted(folder.rglob(_CURVE)):
+    tables = [table for folder in folders for table in sorted(folder.rglob(_CURVE))]
+    for table in {table.resolve(): table for table in tables}.values():  # once, also where one folder holds another
         place = table.parents[1]
         with _reading(table), table.open(newline="") as file:
             header = next(csv.reader(file), [])
@@ -127,7 +146,7 @@ def _runs_below(folder: Path) -> list[RunData]:
         # A run that has not ended lies in a folder named for its environment, unless told otherwise.
         task = _result(place).get("task", place.resolve().parent.name)
         found.append((_read_run(place, task, name), settings))
-    return _name_methods(found, folder)
+    return _name_methods(found, os.path.commonpath([folder.absolute() for folder in folders]) if folders else "")
 
 
 def _read_run(folder: Path, task: str, method: str) -> RunData:
@@ -192,7 +211,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _name_methods(found: Sequence[tuple[RunData, dict[str, Any]]], root: Path) -> list[RunData]:
+def _name_methods(found: Sequence[tuple[RunData, dict[str, Any]]], root: str) -> list[RunData]:
     """Give models of one class that differ in their settings different names."""
     named = []
     for run, settings in found:
@@ -202,7 +221,7 @@ def _name_methods(found: Sequence[tuple[RunData, dict[str, Any]]], root: Path) -
             said = [f"{key}={settings.get(key)}" for key in keys]
         else:
             first = next(other for other, its in alike if its == settings)
-            said = [f"as in {first.folder.relative_to(root)}"]
+            said = [f"as in {os.path.relpath(first.folder, root)}"]
         named.append(dataclasses.replace(run, method=" ".join([run.method, *said])))
     return named
 

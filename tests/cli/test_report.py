@@ -342,6 +342,41 @@ def test_several_folders_come_together(tmp_path: Path) -> None:
     assert study.planned == {("swing", "a"): 2, ("swing", "b"): 1}
 
 
+def test_runs_in_several_folders_are_told_apart_by_what_differs_between_folders(tmp_path: Path) -> None:
+    for name, temperature in {"x": 1.0, "y": 0.5}.items():
+        make_run(tmp_path / name, 1.0)
+        (tmp_path / name / "config.yaml").write_text(model(temperature=temperature))
+    study = read_study([tmp_path / "x", tmp_path / "y"])
+    assert study.methods == ("SomeModel temperature=1.0", "SomeModel temperature=0.5")
+    assert read_study([tmp_path, tmp_path / "y"]).planned == dict.fromkeys(
+        (("Made-up-v0", m) for m in study.methods), 1
+    )
+    for name, value in {"x": 1, "y": 2}.items():
+        (tmp_path / name / "config.yaml").write_text(model(**dict.fromkeys("abcd", value)))
+    assert read_study([tmp_path / "x", tmp_path / "y"]).methods == ("SomeModel as in x", "SomeModel as in y")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("options", {"steps": 10}, "steps in options is not set in one and 10 in the other"),
+        ("tasks", {"swing": {"return_range": None, "options": {"n": 3}}}, "options.n in tasks.swing is not set in one"),
+        ("methods", {"a": {"options": {"n": 3}}}, "options.n in methods.a is not set in one and 3 in the other"),
+    ],
+)
+def test_comparisons_that_mean_different_things_by_one_name_are_refused(kind, change, words, tmp_path: Path) -> None:
+    first = make_comparison(tmp_path / "one", {"swing": {"a": [10.0]}})
+    second = make_comparison(tmp_path / "two", {"swing": {"a": [20.0]}})
+    other = make_comparison(tmp_path / "three", {"walk": {"c": [20.0]}})
+    path = second / "comparison.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {kind: change}))
+    outcome = report(first, second)
+    assert outcome.code == 2
+    assert len(outcome.error_lines) == 1
+    assert f"{first} and {second} cannot be put together: {words}" in outcome.err
+    assert read_study([second, other]).tasks == ("swing", "walk")  # they share nothing
+
+
 CURVE = "env_steps,return_mean\n10,1\n"
 
 
