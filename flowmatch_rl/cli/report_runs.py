@@ -14,13 +14,16 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from flowmatch_rl.callbacks import RESULT
 from flowmatch_rl.callbacks.artifacts import FIGURES
 from flowmatch_rl.callbacks.curves import TABLE
 from flowmatch_rl.cli.comparison_record import existing_runs, first_difference, planned_runs, read
+from flowmatch_rl.cli.messages import shorten
 from flowmatch_rl.cli.wiring import DIMENSIONS
+from flowmatch_rl.data.envs import Environment
 
 _CURVE = f"{FIGURES}/{TABLE}"
 _SCORE = "test/return_mean"
@@ -131,21 +134,28 @@ def _check_same_names(records: Mapping[Path, dict[str, Any]]) -> None:
 def _runs_below(folders: Sequence[Path]) -> list[RunData]:
     """Runs with a curve over environment steps."""
     found: list[tuple[RunData, dict[str, Any]]] = []
-    tables = [table for folder in folders for table in sorted(folder.rglob(_CURVE))]
+    tables = [
+        table
+        for folder in folders
+        for table in sorted(folder.rglob(_CURVE))
+        # MLflow keeps a copy of each tracked run's figures in a folder of this name.
+        if table.parents[1].name != "artifacts" or table.parents[1] == folder
+    ]
     for table in {table.resolve(): table for table in tables}.values():  # once, also where one folder holds another
         place = table.parents[1]
         with _reading(table), table.open(newline="") as file:
             header = next(csv.reader(file), [])
         if "env_steps" not in header:
             continue  # a generative model's
-        model = _model(place / "config.yaml")
+        config = _config(place / "config.yaml")
+        model = config.get("model", {})
         name = str(model.get("class_path", "run")).rpartition(".")[2]
         settings = {
             key: value for key, value in _flatten(model.get("init_args") or {}).items() if key not in DIMENSIONS
         }
-        # A run that has not ended lies in a folder named for its environment, unless told otherwise.
-        task = _result(place).get("task", place.resolve().parent.name)
-        found.append((_read_run(place, task, name), settings))
+        task = _result(place).get("task") or _environment(place / "config.yaml", config)
+        # Where the configuration is lost: a run lies in a folder named for its environment, unless told otherwise.
+        found.append((_read_run(place, task or place.resolve().parent.name, name), settings))
     return _name_methods(found, os.path.commonpath([folder.absolute() for folder in folders]) if folders else "")
 
 
@@ -191,15 +201,30 @@ def _result(folder: Path) -> dict[str, Any]:
         return result
 
 
-def _model(path: Path) -> dict[str, Any]:
-    """The section ``model`` of a run's configuration; empty if there is none."""
+def _config(path: Path) -> dict[str, Any]:
+    """A run's configuration; empty if there is none."""
     if not path.is_file():
         return {}
     with _reading(path):
         config = yaml.safe_load(path.read_text())
-        if not isinstance(config, dict) or not isinstance(config.get("model", {}), dict):
-            raise ValueError(f"expected a section model, got {config!r}")
-        return config.get("model", {})
+        for section in ("model", "data"):
+            if not isinstance(config, dict) or not isinstance(config.get(section, {}), dict):
+                raise ValueError(f"expected a section {section}, got {config!r}")
+        return config
+
+
+def _environment(path: Path, config: dict[str, Any]) -> str | None:
+    """Label of the environment in a run's configuration; None if it names none."""
+    stated = (config.get("data", {}).get("init_args") or {}).get("environment")
+    if stated is None:
+        return None
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--environment", type=Environment)
+    try:
+        made: Any = parser.instantiate_classes(parser.parse_object({"environment": stated}))
+        return made.environment.label
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(f"{path}: {shorten(str(error))}") from error
 
 
 @contextlib.contextmanager

@@ -327,57 +327,8 @@ def test_any_folder_of_runs_is_sorted_by_environment_and_by_what_differs_in_the_
     assert report(tmp_path, f"--output={tmp_path / 'page'}").code == 0
 
 
-def test_models_that_differ_in_much_are_named_by_their_first_run(tmp_path: Path) -> None:
-    for name, value in {"x": 1, "y": 2, "z": 1}.items():
-        make_run(tmp_path / name, 1.0)
-        (tmp_path / name / "config.yaml").write_text(model(**dict.fromkeys("abcd", value)))
-    assert read_study([tmp_path]).methods == ("SomeModel as in x", "SomeModel as in y")
-
-
-def test_several_folders_come_together(tmp_path: Path) -> None:
-    first = make_comparison(tmp_path / "one", {"swing": {"a": [10.0]}})
-    second = make_comparison(tmp_path / "two", {"swing": {"a": [20.0], "b": [30.0]}})
-    study = read_study([first, second])
-    assert study.methods == ("a", "b")
-    assert study.planned == {("swing", "a"): 2, ("swing", "b"): 1}
-
-
-def test_runs_in_several_folders_are_told_apart_by_what_differs_between_folders(tmp_path: Path) -> None:
-    for name, temperature in {"x": 1.0, "y": 0.5}.items():
-        make_run(tmp_path / name, 1.0)
-        (tmp_path / name / "config.yaml").write_text(model(temperature=temperature))
-    study = read_study([tmp_path / "x", tmp_path / "y"])
-    assert study.methods == ("SomeModel temperature=1.0", "SomeModel temperature=0.5")
-    assert read_study([tmp_path, tmp_path / "y"]).planned == dict.fromkeys(
-        (("Made-up-v0", m) for m in study.methods), 1
-    )
-    for name, value in {"x": 1, "y": 2}.items():
-        (tmp_path / name / "config.yaml").write_text(model(**dict.fromkeys("abcd", value)))
-    assert read_study([tmp_path / "x", tmp_path / "y"]).methods == ("SomeModel as in x", "SomeModel as in y")
-
-
-@pytest.mark.parametrize(
-    ("kind", "change", "words"),
-    [
-        ("options", {"steps": 10}, "steps in options is not set in one and 10 in the other"),
-        ("tasks", {"swing": {"return_range": None, "options": {"n": 3}}}, "options.n in tasks.swing is not set in one"),
-        ("methods", {"a": {"options": {"n": 3}}}, "options.n in methods.a is not set in one and 3 in the other"),
-    ],
-)
-def test_comparisons_that_mean_different_things_by_one_name_are_refused(kind, change, words, tmp_path: Path) -> None:
-    first = make_comparison(tmp_path / "one", {"swing": {"a": [10.0]}})
-    second = make_comparison(tmp_path / "two", {"swing": {"a": [20.0]}})
-    other = make_comparison(tmp_path / "three", {"walk": {"c": [20.0]}})
-    path = second / "comparison.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {kind: change}))
-    outcome = report(first, second)
-    assert outcome.code == 2
-    assert len(outcome.error_lines) == 1
-    assert f"{first} and {second} cannot be put together: {words}" in outcome.err
-    assert read_study([second, other]).tasks == ("swing", "walk")  # they share nothing
-
-
 CURVE = "env_steps,return_mean\n10,1\n"
+UNKNOWN = "data: {init_args: {environment: {class_path: nowhere.Made}}}"
 
 
 @pytest.mark.parametrize(
@@ -394,6 +345,10 @@ CURVE = "env_steps,return_mean\n10,1\n"
         ({"x/figures/learning_curve.csv": CURVE, "x/result.json": '{"metrics": {"test/return_mean": "1"}}'}, "'1'"),
         ({"x/figures/learning_curve.csv": CURVE, "x/config.yaml": "a: [1"}, "config.yaml is damaged"),
         ({"x/figures/learning_curve.csv": CURVE, "x/config.yaml": ""}, "config.yaml is damaged"),
+        (
+            {"x/figures/learning_curve.csv": CURVE, "x/config.yaml": UNKNOWN},
+            "No module named 'nowhere'",
+        ),
         ({"comparison.json": "[]"}, "comparison.json is not the record"),
     ],
 )

@@ -1,0 +1,87 @@
+"""Which runs a report is about: how they are found below folders, told apart, and put together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flowmatch_rl.cli.report_runs import read_study
+from tests.cli.test_report import make_comparison, make_run, model, report
+
+DM_CONTROL = {"domain": "cheetah", "task": "run", "camera": 0}
+
+
+def test_models_that_differ_in_much_are_named_by_their_first_run(tmp_path: Path) -> None:
+    for name, value in {"x": 1, "y": 2, "z": 1}.items():
+        make_run(tmp_path / name, 1.0)
+        (tmp_path / name / "config.yaml").write_text(model(**dict.fromkeys("abcd", value)))
+    assert read_study([tmp_path]).methods == ("SomeModel as in x", "SomeModel as in y")
+
+
+def test_several_folders_come_together(tmp_path: Path) -> None:
+    first = make_comparison(tmp_path / "one", {"swing": {"a": [10.0]}})
+    second = make_comparison(tmp_path / "two", {"swing": {"a": [20.0], "b": [30.0]}})
+    study = read_study([first, second])
+    assert study.methods == ("a", "b")
+    assert study.planned == {("swing", "a"): 2, ("swing", "b"): 1}
+
+
+def test_copies_that_mlflow_keeps_of_tracked_runs_are_no_runs(tmp_path: Path) -> None:
+    make_run(tmp_path / "Made-up-v0" / "1", 1.0)
+    copy = tmp_path / "mlflow_artifacts" / "0a1b" / "artifacts"
+    make_run(copy, None)
+    assert read_study([tmp_path]).planned == {("Made-up-v0", "run"): 1}
+    assert len(read_study([copy]).runs) == 1  # unless it is asked for
+
+
+@pytest.mark.parametrize(
+    ("environment", "task"),
+    [
+        ({"class_path": "flowmatch_rl.data.DMControlEnvironment", "init_args": DM_CONTROL}, "cheetah-run"),
+        ({"class_path": "flowmatch_rl.data.GymnasiumEnvironment", "init_args": {"name": "Made-up-v0"}}, "Made-up-v0"),
+        (None, "method"),
+    ],
+)
+def test_task_of_a_run_that_goes_on_is_its_environment(environment: Any, task: str, tmp_path: Path) -> None:
+    place = tmp_path / "out" / "task" / "method" / "0"
+    make_run(place, None)
+    config = yaml.safe_load(model()) | {"data": {"init_args": {"environment": environment}}}
+    (place / "config.yaml").write_text(yaml.safe_dump(config))
+    assert read_study([tmp_path]).tasks == (task,)
+
+
+def test_runs_in_several_folders_are_told_apart_by_what_differs_between_folders(tmp_path: Path) -> None:
+    for name, temperature in {"x": 1.0, "y": 0.5}.items():
+        make_run(tmp_path / name, 1.0)
+        (tmp_path / name / "config.yaml").write_text(model(temperature=temperature))
+    study = read_study([tmp_path / "x", tmp_path / "y"])
+    assert study.methods == ("SomeModel temperature=1.0", "SomeModel temperature=0.5")
+    assert read_study([tmp_path, tmp_path / "y"]).planned == dict.fromkeys(
+        (("Made-up-v0", m) for m in study.methods), 1
+    )
+    for name, value in {"x": 1, "y": 2}.items():
+        (tmp_path / name / "config.yaml").write_text(model(**dict.fromkeys("abcd", value)))
+    assert read_study([tmp_path / "x", tmp_path / "y"]).methods == ("SomeModel as in x", "SomeModel as in y")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("options", {"steps": 10}, "steps in options is not set in one and 10 in the other"),
+        ("tasks", {"swing": {"return_range": None, "options": {"n": 3}}}, "options.n in tasks.swing is not set in one"),
+        ("methods", {"a": {"options": {"n": 3}}}, "options.n in methods.a is not set in one and 3 in the other"),
+    ],
+)
+def test_comparisons_that_mean_different_things_by_one_name_are_refused(kind, change, words, tmp_path: Path) -> None:
+    first = make_comparison(tmp_path / "one", {"swing": {"a": [10.0]}})
+    second = make_comparison(tmp_path / "two", {"swing": {"a": [20.0]}})
+    other = make_comparison(tmp_path / "three", {"walk": {"c": [20.0]}})
+    path = second / "comparison.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {kind: change}))
+    outcome = report(first, second)
+    assert outcome.code == 2
+    assert len(outcome.error_lines) == 1
+    assert f"{first} and {second} cannot be put together: {words}" in outcome.err
+    assert read_study([second, other]).tasks == ("swing", "walk")  # they share nothing
