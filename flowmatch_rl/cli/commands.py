@@ -11,6 +11,7 @@ from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImport
 
 import flowmatch_rl
 from flowmatch_rl.cli.comparison import Method, Task, compare
+from flowmatch_rl.cli.definitions import Options
 from flowmatch_rl.cli.fitting import check_acts
 from flowmatch_rl.cli.laboratory import run_laboratory
 from flowmatch_rl.cli.messages import Parser, report, shorten
@@ -64,7 +65,7 @@ def _compare(args: Sequence[str]) -> int:
     parser.add_argument("--tasks", type=dict[str, Task], required=True, help="Tasks by name.")
     parser.add_argument("--methods", type=dict[str, Method], required=True, help="Methods by name.")
     parser.add_argument("--seeds", type=list[int], default=[0], help="Seeds, each a run of every method on every task.")
-    parser.add_argument("--options", type=dict[str, Any], default={}, help="Options of fit for all runs, by name.")
+    parser.add_argument("--options", type=Options, default={}, help="Options of fit for all runs, by name.")
     parser.add_argument("--tracking", type=bool, default=True, help="Whether MLflow tracks the runs, under a parent.")
     parser.add_argument("--workers", type=int, default=_num_cores(), help="Runs at a time.")
     parser.add_argument("--dry_run", type=bool, nargs="?", const=True, default=False, help="Only print the commands.")

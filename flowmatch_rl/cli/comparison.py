@@ -13,7 +13,7 @@ from typing import Any
 import flowmatch_rl.cli.comparison_record as records
 from flowmatch_rl.callbacks.nesting import ParentRun
 from flowmatch_rl.cli.comparison_runs import PlannedRun, RunQueue, option
-from flowmatch_rl.cli.definitions import check_names, check_seeds, read_layer
+from flowmatch_rl.cli.definitions import Options, check_names, check_seeds, read_layer
 from flowmatch_rl.cli.messages import Parser, report
 from flowmatch_rl.cli.report import NothingToReportError, write_report
 from flowmatch_rl.types import RunError
@@ -31,7 +31,7 @@ class Method:
     """
 
     config: list[str] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Task:
     """
 
     config: list[str]
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     return_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ def compare(
     tasks: dict[str, Task],
     methods: dict[str, Method],
     seeds: Sequence[int],
-    options: dict[str, Any],
+    options: Options,
     tracking: bool,
     workers: int,
     dry_run: bool,
@@ -109,7 +109,7 @@ def plan(
     tasks: dict[str, Task],
     methods: dict[str, Method],
     seeds: Sequence[int],
-    options: dict[str, Any],
+    options: Options,
     tracking: bool,
 ) -> list[PlannedRun]:
     """The runs of a comparison, one seed of everything before the next.
@@ -189,7 +189,7 @@ def _only_one(output: Path) -> Iterator[None]:
 
 
 def _check(
-    tasks: dict[str, Task], methods: dict[str, Method], seeds: Sequence[int], options: dict[str, Any], workers: int
+    tasks: dict[str, Task], methods: dict[str, Method], seeds: Sequence[int], options: Options, workers: int
 ) -> None:
     for kind, entries in {"tasks": tasks, "methods": methods}.items():
         check_names(kind, entries)
@@ -203,7 +203,9 @@ def _check(
         raise ValueError(f"workers must be at least 1, got {workers}")
 
 
-def _check_options(where: str, options: dict[str, Any]) -> None:
+def _check_options(where: str, options: Options) -> None:
     for name in options:
+        if not isinstance(name, str):
+            raise ValueError(f"{where}: a name must be a word, got {name!r}; put it in quotes")
         if name.lstrip("-") in _OWN_OPTIONS:
             raise ValueError(f"{where} must not set {name}: compare sets it for each run")

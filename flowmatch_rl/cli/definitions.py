@@ -7,6 +7,9 @@ from typing import Any
 
 import yaml
 
+Options = dict
+"""Values by name, left as they are written: in a ``dict[str, Any]`` the parser makes objects of what names a class."""
+
 _NAME = re.compile(r"[\w+=-][\w.+=-]*")
 
 

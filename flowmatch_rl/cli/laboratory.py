@@ -23,7 +23,7 @@ from flowmatch_rl.callbacks.drawing import (
     draw_law_samples,
     save_figure,
 )
-from flowmatch_rl.cli.definitions import check_names, check_seeds, read_layer
+from flowmatch_rl.cli.definitions import Options, check_names, check_seeds, read_layer
 from flowmatch_rl.cli.laboratory_cells import (
     SHOWN_SAMPLES,
     Cell,
@@ -60,7 +60,7 @@ def run_laboratory(
     seeds: list[int],
     estimators: dict[str, EndPointEstimator] | None = None,
     temperature: float = 1.0,
-    model: dict[str, Any] | None = None,
+    model: Options | None = None,
     training: Training = Training(),
     study: Study = Study(),
     workers: int | None = None,

@@ -16,52 +16,8 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from flowmatch_rl.cli import comparison, comparison_runs
-from tests.cli.support import CONF, PENDULUM, ROOT, SIZES, Outcome, call, environment
-
-STAND_IN = Path(__file__).with_name("stand_in_run.py")
-
-
-@pytest.fixture
-def stand_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison_runs, "_PROGRAM", (sys.executable, str(STAND_IN)))
-
-
-@pytest.fixture
-def stand_in(stand_in_runs: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs that take no time, and a report that draws nothing."""
-    monkeypatch.setattr(comparison, "write_report", write_names)
-
-
-def write_names(folders: list[Path], output: Path) -> list[Path]:
-    path = output / "report.html"
-    path.write_text("\n".join(map(str, folders)))
-    return [path]
-
-
-def definition(folder: Path, **changes: Any) -> Path:
-    """A file that defines two methods on one task, with two seeds."""
-    (folder / "task.yaml").write_text("data: {class_path: OnlineData}\n")
-    (folder / "method.yaml").write_text("model: {init_args: {temperature: 1.0}}\n")
-    content = {
-        "tasks": {"swing": {"config": [str(folder / "task.yaml")], "return_range": [0.0, 10.0]}},
-        "methods": {"plain": {"options": {"score": 2}}, "layered": {"config": [str(folder / "method.yaml")]}},
-        "seeds": [0, 1],
-        "tracking": False,
-        "workers": 2,
-    }
-    path = folder / "comparison.yaml"
-    path.write_text(yaml.safe_dump(content | changes, sort_keys=False))
-    return path
-
-
-def compare(folder: Path, *options: str, **changes: Any) -> Outcome:
-    return call(["compare", f"-c={definition(folder, **changes)}", f"--output={folder / 'out'}", *options])
-
-
-def starts(folder: Path, run: str) -> list[dict[str, Any]]:
-    path = folder / "out" / run / "starts.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
+from tests.cli.comparisons import STAND_IN, compare, definition, starts, write_names
+from tests.cli.support import CONF, PENDULUM, ROOT, SIZES, call, environment
 
 RUNS = [f"swing/{method}/{seed}" for seed in (0, 1) for method in ("plain", "layered")]
 
@@ -293,6 +249,7 @@ def test_more_methods_tasks_and_seeds_another_scale_and_tracking_are_fine(made: 
         ({"methods": {"x": {"optoins": {"score": 1}}}}, ["optoins"]),
         ({"methods": {"x": {"options": {"seed_everything": 3}}}}, ["methods.x.options", "seed_everything"]),
         ({"options": {"ckpt_path": "a"}}, ["options", "ckpt_path"]),
+        ({"options": {2: 3}}, ["options", "got 2", "quotes"]),
         ({"seeds": [1, 1]}, ["seeds", "[1, 1]"]),
         ({"seeds": []}, ["seeds"]),
         ({"workers": 0}, ["workers", "0"]),

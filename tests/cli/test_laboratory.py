@@ -7,6 +7,8 @@ import pytest
 import torch
 import yaml
 
+from flowmatch_rl.cli import laboratory as laboratory_command
+from flowmatch_rl.types import RunError
 from tests.cli.support import CONF, call
 
 BANDITS = sorted(path for path in (CONF / "bandit").glob("*.yaml") if path.stem != "laboratory")
@@ -181,6 +183,19 @@ def test_bad_input_is_refused_in_one_line_before_any_work(changes, message, tmp_
     assert len(outcome.error_lines) <= 2
     assert message in outcome.err
     assert not (tmp_path / "results").exists()
+
+
+def test_a_class_in_the_model_section_is_left_as_it_is_written(monkeypatch, tmp_path) -> None:
+    cells = []
+
+    def note(given, *_) -> None:
+        cells.extend(given)
+        raise RunError("noted")
+
+    monkeypatch.setattr(laboratory_command, "_work", note)
+    squash = {"class_path": "flowmatch_rl.paths.TanhSquash"}
+    assert "noted" in laboratory(tmp_path, model=SETTINGS["model"] | {"squash": squash}).err
+    assert json.loads(json.dumps(cells[-1].definition))["layers"][-1]["squash"] == squash
 
 
 def test_a_policy_that_breaks_off_is_noted_and_the_rest_goes_on(tmp_path) -> None:
