@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from flowmatch_rl.cli.comparison_runs import OUTPUT
+from flowmatch_rl.cli.comparison_runs import OUTPUT, holds_work
 
 RECORD = "comparison.json"
 """Name of the record in a comparison's folder."""
@@ -78,6 +78,8 @@ def write(
 def check_unchanged(output: Path, definition: dict[str, Any]) -> None:
     """Refuse a definition that is not what runs in the folder were made with; more methods or seeds are fine.
 
+    Runs that ended before their first checkpoint do not count: they begin anew.
+
     Args:
         output: Folder of the comparison.
         definition: See ``define``.
@@ -85,7 +87,8 @@ def check_unchanged(output: Path, definition: dict[str, Any]) -> None:
     Raises:
         ValueError: If runs of a task or method exist whose definition was another, or options of all runs were.
     """
-    known, runs = read(output), existing_runs(output)
+    known = read(output)
+    runs = [place for place in existing_runs(output) if holds_work(output.joinpath(*map(str, place)))]
     if known is None or not runs:
         return
     # As the file holds it: tuples are lists there, and keys words.

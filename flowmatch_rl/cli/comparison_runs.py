@@ -25,6 +25,7 @@ OUTPUT = "output.log"
 
 _PROGRAM = (sys.executable, "-m", "flowmatch_rl")
 _LOCK = ".lock"
+_LAST = "checkpoints/last.ckpt"
 _POLL_S = 0.1
 _GRACE_S = 120.0
 """Seconds that a run has, once it is told to stop, for the update or evaluation at hand and a checkpoint."""
@@ -57,7 +58,7 @@ class PlannedRun:
     @property
     def last(self) -> Path:
         """Its last checkpoint."""
-        return self.folder / "checkpoints" / "last.ckpt"
+        return self.folder / _LAST
 
     @property
     def finished(self) -> bool:
@@ -278,7 +279,7 @@ def _take_over(runs: Sequence[PlannedRun]) -> None:
     Raises:
         RunError: If one cannot be ended.
     """
-    held = [run for run in runs if not _is_free(run)]
+    held = [run for run in runs if not _is_free(run.folder)]
     for run in held:
         owner = _owner(run)
         print(f"{run.name} is still trained by process {owner}, left over by a command that was killed", flush=True)
@@ -286,16 +287,26 @@ def _take_over(runs: Sequence[PlannedRun]) -> None:
     deadline = time.monotonic() + _GRACE_S
     while held and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-        held = [run for run in held if not _is_free(run)]
+        held = [run for run in held if not _is_free(run.folder)]
     for run in held:
         os.killpg(_owner(run), signal.SIGKILL)
         time.sleep(1.0)
-        if not _is_free(run):
+        if not _is_free(run.folder):
             raise RunError(f"process {_owner(run)}, which trains {run.folder}, cannot be ended")
 
 
-def _is_free(run: PlannedRun) -> bool:
-    file = _lock(run.folder)
+def holds_work(folder: Path) -> bool:
+    """Whether a run has left something in its folder that the same command goes on from, or is at work there.
+
+    Args:
+        folder: The run's folder.
+    """
+    left = (folder / RESULT).is_file() or (folder / _LAST).is_file()
+    return left or ((folder / _LOCK).is_file() and not _is_free(folder))
+
+
+def _is_free(folder: Path) -> bool:
+    file = _lock(folder)
     if file is not None:
         file.close()
     return file is not None

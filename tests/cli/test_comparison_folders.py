@@ -1,10 +1,13 @@
 """What a comparison passes on to its runs, and what its folder holds of runs that did not get far."""
 
+import fcntl
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from flowmatch_rl.cli import comparison_runs
 from tests.cli.comparisons import compare, starts
 
 ESTIMATOR = {"class_path": "flowmatch_rl.estimators.PosteriorMeanEstimator"}
@@ -21,3 +24,21 @@ def test_class_in_an_option_reaches_the_run_as_it_is_written(tmp_path: Path) -> 
     assert json.loads(starts(tmp_path, "swing/plain/0")[0]["options"]["model.estimator"]) == ESTIMATOR
     outcome = compare(tmp_path, f"--output={tmp_path / 'other'}", "--dry_run", tasks=tasks, methods=methods)
     assert f"'--model.estimator={json.dumps(methods['plain']['options']['model.estimator'])}'" in outcome.out
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_definition_can_be_mended_as_long_as_its_runs_have_not_got_to_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison_runs, "_PROGRAM", (sys.executable, "-c", "raise SystemExit(2)"))
+        assert compare(tmp_path, options={"data.scoer": 5}).code == 1
+    folder = tmp_path / "out" / "swing" / "plain" / "0"
+    assert (folder / "output.log").is_file()
+    with (folder / ".lock").open("a") as lock:  # of a process that a killed command left behind
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        outcome = compare(tmp_path, "--dry_run", options={"data.score": 5})
+    assert (outcome.code, "data.scoer was 5, is not set" in outcome.err) == (2, True)
+    assert compare(tmp_path, options={"data.score": 5}).code == 0
+    outcome = compare(tmp_path, options={"data.score": 6})
+    assert (outcome.code, "data.score was 5, is 6" in outcome.err) == (2, True)
