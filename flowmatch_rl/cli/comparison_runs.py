@@ -150,6 +150,10 @@ class RunQueue:
     def _fill(self, stopping: bool) -> None:
         while self._waiting and len(self._working) < self._workers and not stopping:
             run = self._waiting.popleft()
+            if run.finished:  # by the process that was left over, while it was being ended
+                self._ended += 1
+                self._say(run, f"is finished, return {_final_return(run)}")
+                continue
             self._say(run, "goes on" if run.last.is_file() else "begins")
             self._working.append(_Process(run, self._parent))
 

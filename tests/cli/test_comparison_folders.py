@@ -42,3 +42,20 @@ def test_definition_can_be_mended_as_long_as_its_runs_have_not_got_to_a_checkpoi
     assert compare(tmp_path, options={"data.score": 5}).code == 0
     outcome = compare(tmp_path, options={"data.score": 6})
     assert (outcome.code, "data.score was 5, is 6" in outcome.err) == (2, True)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_run_that_finishes_while_it_is_taken_over_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish(_: object) -> None:
+        folder = tmp_path / "out" / "swing" / "plain" / "0"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text('{"metrics": {"test/return_mean": 7.0}}')
+
+    monkeypatch.setattr(comparison_runs, "_take_over", finish)
+    outcome = compare(tmp_path, seeds=[0])
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "[1 of 2] swing/plain/0 is finished, return 7.0" in outcome.out
+    assert (len(starts(tmp_path, "swing/plain/0")), len(starts(tmp_path, "swing/layered/0"))) == (0, 1)
+    assert "[2 of 2]" in outcome.out
