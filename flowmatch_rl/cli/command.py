@@ -160,12 +160,14 @@ class FlowMatchCLI(LightningCLI):
         kwargs["default_root_dir"] = folder or _run_directory(getattr(data, "label", type(data).__name__))
         kwargs["plugins"] = [*_as_list(options.get("plugins")), AtomicCheckpointIO()]
         parts = wiring(data)
-        callbacks = [Throughput(), *parts.added, self._record(), RunResult()]
+        callbacks = [Throughput(), *parts.added, self._record()]
         if options.get("enable_progress_bar") is not False:
             callbacks.append(Progress())
         kwargs["callbacks"] = [*_as_list(options.get("callbacks")), *callbacks]
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, parts.dropped)]  # pyright: ignore[reportAttributeAccessIssue]
+        kept = [callback for callback in trainer.callbacks if not isinstance(callback, parts.dropped)]  # pyright: ignore[reportAttributeAccessIssue]
+        # The result is written after what all others do, such as the video: it says that a run is done.
+        trainer.callbacks = [*kept, RunResult()]  # pyright: ignore[reportAttributeAccessIssue]
         return trainer
 
     def after_fit(self) -> None:

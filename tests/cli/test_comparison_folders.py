@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from flowmatch_rl.callbacks import Video
 from flowmatch_rl.cli import comparison_runs
 from tests.cli.comparisons import compare, starts
+from tests.cli.support import PENDULUM, arguments, call
 
 ESTIMATOR = {"class_path": "flowmatch_rl.estimators.PosteriorMeanEstimator"}
 
@@ -59,3 +61,14 @@ def test_run_that_finishes_while_it_is_taken_over_is_not_made_again(
     assert "[1 of 2] swing/plain/0 is finished, return 7.0" in outcome.out
     assert (len(starts(tmp_path, "swing/plain/0")), len(starts(tmp_path, "swing/layered/0"))) == (0, 1)
     assert "[2 of 2]" in outcome.out
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_result_appears_when_the_video_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(Video, "on_test_end", lambda *_: seen.append((tmp_path / "result.json").exists()))
+    options = {"video__enabled": "true", "trainer__logger": "false", "trainer__default_root_dir": tmp_path}
+    outcome = call(arguments("fit", PENDULUM, **options))
+    assert outcome.code == 0, outcome.err
+    assert seen == [False]
+    assert (tmp_path / "result.json").exists()
