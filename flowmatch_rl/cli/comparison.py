@@ -87,6 +87,8 @@ def compare(
         RunError: If another command works in the folder.
     """
     _check(tasks, methods, seeds, options, workers)
+    if tracking:
+        _check_one_server(tasks, methods, options)
     runs = plan(output, tasks, methods, seeds, options, tracking)
     definition = records.define(tasks, methods, options)
     if dry_run:
@@ -209,3 +211,20 @@ def _check_options(where: str, options: Options) -> None:
             raise ValueError(f"{where}: a name must be a word, got {name!r}; put it in quotes")
         if name.lstrip("-") in _OWN_OPTIONS:
             raise ValueError(f"{where} must not set {name}: compare sets it for each run")
+
+
+def _check_one_server(tasks: dict[str, Task], methods: dict[str, Method], options: Options) -> None:
+    """Refuse an address of MLflow for runs, which their parent would not share."""
+    settings: list[tuple[str, dict[str, Any]]] = [("options", options)]
+    for kind, entries in {"tasks": tasks, "methods": methods}.items():
+        for name, entry in entries.items():
+            settings.append((f"{kind}.{name}.options", entry.options))
+            settings += [(f"{kind}.{name}.config", read_layer(kind, path)) for path in entry.config]
+    for where, content in settings:
+        for name, value in records.flatten(content).items():
+            key = name.lstrip("-")
+            if key.startswith("trainer.logger.") and key.endswith(".tracking_uri") and value is not None:
+                raise ValueError(
+                    f"{where} must not set {key}: the parent of the runs would be elsewhere; set the environment "
+                    "variable MLFLOW_TRACKING_URI, which holds for all"
+                )

@@ -130,7 +130,7 @@ def first_difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, s
     Returns:
         The key, its value in the one and its value in the other, in words; None if they make the same runs.
     """
-    first, second = _flatten(one), _flatten(other)
+    first, second = flatten(one), flatten(other)
     for key in [*first, *second]:
         # A scale is for the report alone. Where a file lies is of no importance, what it holds is.
         if key in ("return_range", "config") or (key in first and key in second and first[key] == second[key]):
@@ -138,6 +138,20 @@ def first_difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, s
         here, there = (repr(side[key]) if key in side else "not set" for side in (first, second))
         return key, here, there
     return None
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by name, dots between levels.
+
+    Args:
+        tree: Values by name, some of them such trees.
+        prefix: What goes before each name.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _with_contents(entry: Any) -> dict[str, Any]:
@@ -152,11 +166,3 @@ def _refuse_change(what: str, known: dict[str, Any], given: dict[str, Any], outp
             f"{what} what runs in {output} were made with: {key} was {there}, is {here}; "
             "take another name or another folder for it"
         )
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat

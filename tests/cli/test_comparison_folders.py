@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from flowmatch_rl.callbacks import Video
 from flowmatch_rl.cli import comparison_runs
 from tests.cli.comparisons import compare, starts
-from tests.cli.support import PENDULUM, arguments, call
+from tests.cli.support import CONF, PENDULUM, arguments, call
 
 ESTIMATOR = {"class_path": "flowmatch_rl.estimators.PosteriorMeanEstimator"}
 
@@ -72,3 +73,33 @@ def test_result_appears_when_the_video_is_made(tmp_path: Path, monkeypatch: pyte
     assert outcome.code == 0, outcome.err
     assert seen == [False]
     assert (tmp_path / "result.json").exists()
+
+
+LOGGER = {"class_path": "Tracker", "init_args": {"tracking_uri": "http://localhost:5000"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"options": {"trainer.logger.init_args.tracking_uri": "http://localhost:5000"}}, "options"),
+        ({"methods": {"a": {"options": {"--trainer.logger": LOGGER}}}}, "methods.a.options"),
+        ({"tasks": {"b": {"config": [str(CONF / "logger" / "server.yaml")]}}}, "tasks.b.config"),
+    ],
+)
+def test_address_that_the_parent_run_would_not_share_is_refused(changes, where: str, tmp_path: Path) -> None:
+    outcome = compare(tmp_path, tracking=True, **changes)
+    assert (outcome.code, len(outcome.error_lines)) == (2, 1)
+    assert f"{where} must not set trainer.logger.init_args.tracking_uri" in outcome.err
+    assert "MLFLOW_TRACKING_URI" in outcome.err
+    assert compare(tmp_path, "--dry_run", **changes).code == 0  # nothing is tracked
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_parent_run_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    assert compare(tmp_path, tracking=True, seeds=[0]).code == 0
+    record = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    parent = MlflowClient(f"sqlite:///{tmp_path / 'elsewhere.db'}").get_run(record["parent_run"])
+    assert (parent.info.status, parent.info.run_name) == ("FINISHED", "out")
+    assert not (tmp_path / "runs").exists()
