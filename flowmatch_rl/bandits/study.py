@@ -83,6 +83,25 @@ def exact_posterior_mean(
     return bandit.grid_mean(squash.action(u), log_weight, u, temperature)
 
 
+def check_estimator(name: str, estimator: EndPointEstimator, path: AffinePath = AffinePath()) -> None:
+    """Raise unless ``estimator_errors`` can measure an estimator.
+
+    Args:
+        name: What it is called, for the error.
+        estimator: The estimator.
+        path: Path from N(0, I) noise to latent points.
+
+    Raises:
+        ValueError: If it does not estimate means point by point, or does not suit the path.
+    """
+    if not estimator.needs_jacobian:
+        raise ValueError(f"{name}: {type(estimator).__name__} weights whole batches and estimates no single mean")
+    try:
+        estimator.check(path, GaussianSource())
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
 def estimator_errors(
     bandit: Bandit,
     estimators: Mapping[str, EndPointEstimator],
@@ -121,9 +140,7 @@ def estimator_errors(
     if t.dim() != 1 or not bool(((t > 0.0) & (t < 1.0)).all()):
         raise ValueError(f"expected flow times in (0, 1) of shape (T,), got {t.tolist()}")
     for name, estimator in estimators.items():
-        if not estimator.needs_jacobian:
-            raise ValueError(f"{name}: {type(estimator).__name__} weights whole batches and estimates no single mean")
-        estimator.check(path, GaussianSource())
+        check_estimator(name, estimator, path)
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(num_points, bandit.action_dim, generator=generator, dtype=torch.float64)
     x_1 = squash.latent(bandit.sample(uniform, temperature))

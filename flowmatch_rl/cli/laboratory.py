@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 import flowmatch_rl.modules
 from flowmatch_rl.bandits import Bandit
+from flowmatch_rl.bandits.study import check_estimator
 from flowmatch_rl.callbacks.drawing import (
     ErrorCurve,
     LawPanels,
@@ -37,6 +39,7 @@ from flowmatch_rl.cli.laboratory_cells import (
     read,
 )
 from flowmatch_rl.estimators import EndPointEstimator
+from flowmatch_rl.types import RunError
 
 COLUMNS = {
     "energy_distance": "energy distance",
@@ -89,6 +92,7 @@ def run_laboratory(
 
     Raises:
         ValueError: If an argument or a file does not fit.
+        RunError: If a process is ended from outside.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = cores if workers is None else workers
@@ -111,6 +115,8 @@ def run_laboratory(
         for bandit_name, bandit in bandits.items()
         for name, paths in methods.items()
     ]
+    for name, estimator in (estimators or {}).items():
+        check_estimator(f"estimators.{name}", estimator)
     for cell in policies[: len(bandits) * len(methods)]:
         _check_cell(cell)
     studies = [
@@ -141,6 +147,10 @@ def _finished(todo: Sequence[Cell], workers: int) -> Iterator[None]:
         try:
             for future in as_completed([pool.submit(finish, cell) for cell in todo]):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a process of the laboratory was ended, perhaps for want of memory; the same command goes on from here"
+            ) from error
         finally:
             # Where one fails, or the user interrupts, those that wait are not begun.
             pool.shutdown(wait=False, cancel_futures=True)

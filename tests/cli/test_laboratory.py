@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import pytest
 import torch
@@ -175,6 +176,7 @@ def test_a_broken_file_is_named(text, tmp_path) -> None:
         ({"training": {"num_updates": 0}}, "num_updates"),
         ({"training": {"accelerator": "abacus"}}, "training.accelerator: "),
         ({"study": {"times": [0.0]}}, "times must lie in (0, 1)"),
+        ({"estimators": {"md": {"class_path": "ReweightedEndPoints"}}}, "estimators.md: ReweightedEndPoints weights"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_any_work(changes, message, tmp_path) -> None:
@@ -211,6 +213,12 @@ def test_a_policy_that_breaks_off_is_noted_and_the_rest_goes_on(tmp_path) -> Non
     assert "not finite" in (tmp_path / "results" / "results.csv").read_text()
     assert "| rfm (1 of 1 broke off) |" in (tmp_path / "results" / "table.md").read_text()
     assert not (tmp_path / "results" / "estimators.png").exists()
+
+
+def test_a_process_that_is_ended_from_outside_is_an_error_for_the_user(monkeypatch) -> None:
+    monkeypatch.setattr(laboratory_command, "finish", os._exit)
+    with pytest.raises(RunError, match="a process of the laboratory was ended"):
+        list(laboratory_command._finished([9, 9], workers=2))
 
 
 @pytest.mark.slow
