@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import flowmatch_rl
 from flowmatch_rl.cli.comparison import Method, Task, compare
@@ -36,11 +37,22 @@ def run_command(args: Sequence[str]) -> int:
     try:
         return COMMANDS[args[0]](args[1:])
     except KeyboardInterrupt:
-        return report("interrupted; the same command goes on from here", code=128 + signal.SIGINT)
+        return _interrupted(signal.SIGINT)
+    except SIGTERMException:
+        return _interrupted(signal.SIGTERM)
+    except SystemExit as end:
+        # Lightning ends an interrupted training with status 1, from inside the handler of the interruption.
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        return _interrupted(signal.SIGINT)
     except (RunError, ValueError, OSError) as error:
         if debug or not _is_ours(error):
             raise
         return report(shorten(str(error)), code=1 if isinstance(error, RunError) else 2)
+
+
+def _interrupted(number: int) -> int:
+    return report("interrupted; the same command goes on from here", code=128 + number)
 
 
 def _convert(args: Sequence[str]) -> int:

@@ -1,11 +1,10 @@
 """The command ``compare``: methods by tasks by seeds, each a run in a process of its own."""
 
 import contextlib
-import fcntl
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from typing import Any
 import flowmatch_rl.cli.comparison_record as records
 from flowmatch_rl.callbacks.nesting import ParentRun
 from flowmatch_rl.cli.comparison_runs import PlannedRun, RunQueue, option
-from flowmatch_rl.cli.definitions import Options, check_names, check_seeds, read_layer
+from flowmatch_rl.cli.definitions import Options, check_names, check_seeds, only_one, read_layer
 from flowmatch_rl.cli.messages import Parser, report
 from flowmatch_rl.cli.report import NothingToReportError, write_report
-from flowmatch_rl.types import RunError
 
 _OWN_OPTIONS = ("seed_everything", "trainer.default_root_dir", "ckpt_path")
 
@@ -97,7 +95,7 @@ def compare(
             print(run.describe())
         return 0
     output.mkdir(parents=True, exist_ok=True)
-    with _only_one(output):
+    with only_one(output):
         records.check_unchanged(output, definition)
         known = records.read(output)
         parent = ParentRun(output.name, known["parent_run"] if known else None) if tracking else None
@@ -175,19 +173,6 @@ def _tell_failures(queue: RunQueue) -> int:
 
 def _again() -> str:
     return shlex.join(Parser.arguments[1:])
-
-
-@contextlib.contextmanager
-def _only_one(output: Path) -> Iterator[None]:
-    """Hold the folder of a comparison; the lock goes with the process, however it ends."""
-    with (output / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(
-                f"another command works in {output}; wait until it ends, or choose another folder"
-            ) from error
-        yield
 
 
 def _check(

@@ -1,11 +1,15 @@
-"""What the definitions of comparisons and laboratories have in common: entries with names, and layers of files."""
+"""What comparisons and laboratories have in common: entries with names, layers of files, and a folder to hold."""
 
+import contextlib
+import fcntl
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from flowmatch_rl.types import RunError
 
 Options = dict
 """Values by name, left as they are written: in a ``dict[str, Any]`` the parser makes objects of what names a class."""
@@ -65,3 +69,23 @@ def read_layer(where: str, path: str) -> dict[str, Any]:
     if not isinstance(content, dict | None):
         raise ValueError(f"{where}: {path} must hold sections, such as model, got {content!r}")
     return content or {}
+
+
+@contextlib.contextmanager
+def only_one(output: Path) -> Iterator[None]:
+    """Hold the folder of a comparison or laboratory; the lock goes with the process, however it ends.
+
+    Args:
+        output: The folder, which must exist.
+
+    Raises:
+        RunError: If another process holds it.
+    """
+    with (output / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                f"another command works in {output}; wait until it ends, or choose another folder"
+            ) from error
+        yield

@@ -1,18 +1,22 @@
 """The command ``laboratory``: methods on bandits with a known value, and the errors of estimators on them."""
 
+import contextlib
 import csv
 import inspect
 import math
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import signal
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm import tqdm
 
 import flowmatch_rl.modules
@@ -25,7 +29,7 @@ from flowmatch_rl.callbacks.drawing import (
     draw_law_samples,
     save_figure,
 )
-from flowmatch_rl.cli.definitions import Options, check_names, check_seeds, read_layer
+from flowmatch_rl.cli.definitions import Options, check_names, check_seeds, only_one, read_layer
 from flowmatch_rl.cli.laboratory_cells import (
     SHOWN_SAMPLES,
     Cell,
@@ -92,7 +96,7 @@ def run_laboratory(
 
     Raises:
         ValueError: If an argument or a file does not fit.
-        RunError: If a process is ended from outside.
+        RunError: If another command works in the folder, or a process is ended from outside.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = cores if workers is None else workers
@@ -124,36 +128,72 @@ def run_laboratory(
         for name, bandit in bandits.items()
         if estimators
     ]
-    _work([*studies, *policies], workers, progress)
-    files = [*_write_tables(folder, policies), _draw_samples(folder, policies, temperature)]
-    return files + ([_draw_errors(folder, studies)] if studies else [])
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_one(folder), _raising_when_terminated():
+        _work([*studies, *policies], workers, progress)
+        files = [*_write_tables(folder, policies), _draw_samples(folder, policies, temperature)]
+        return files + ([_draw_errors(folder, studies)] if studies else [])
 
 
 def _work(cells: Sequence[Cell], workers: int, progress: bool) -> None:
     """Finish all cells that are not; what is done when one fails or the user interrupts stays."""
     todo = [cell for cell in cells if read(cell) is None]
-    with tqdm(total=len(cells), initial=len(cells) - len(todo), disable=not progress, unit="cell") as bar:
-        for _ in _finished(todo, workers):
+    with (
+        tqdm(total=len(cells), initial=len(cells) - len(todo), disable=not progress, unit="cell") as bar,
+        contextlib.closing(_finished(todo, workers)) as finished,
+    ):
+        for _ in finished:
             bar.update()
 
 
-def _finished(todo: Sequence[Cell], workers: int) -> Iterator[None]:
+def _finished(todo: Sequence[Cell], workers: int) -> Generator[None]:
     """Finish cells, here if there is one worker; yields after each."""
     if workers == 1:
         for cell in todo:
             yield finish(cell)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
+    try:
+        with _processes(workers) as pool:
             for future in as_completed([pool.submit(finish, cell) for cell in todo]):
                 yield future.result()
-        except BrokenProcessPool as error:
-            raise RunError(
-                "a process of the laboratory was ended, perhaps for want of memory; the same command goes on from here"
-            ) from error
-        finally:
-            # Where one fails, or the user interrupts, those that wait are not begun.
-            pool.shutdown(wait=False, cancel_futures=True)
+    except BrokenProcessPool as error:
+        raise RunError(
+            "a process of the laboratory was ended, perhaps for want of memory; the same command goes on from here"
+        ) from error
+
+
+@contextlib.contextmanager
+def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that are ended at once where the block is left by an error: results are written whole or not at all."""
+    others = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")
+    # Ctrl-C reaches them as well. It is for this process, which ends them; they would go on with the next cell.
+    with (
+        ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool,
+        contextlib.ExitStack() as on_error,
+    ):
+        on_error.callback(_end_all_but, others)
+        yield pool
+        on_error.pop_all()
+
+
+def _end_all_but(others: Set[BaseProcess]) -> None:
+    for process in set(multiprocessing.active_children()) - others:
+        process.kill()
+
+
+@contextlib.contextmanager
+def _raising_when_terminated() -> Iterator[None]:
+    """Let a signal to terminate raise, as Ctrl-C does, so that no process is left behind."""
+
+    def end(*_: Any) -> NoReturn:
+        raise SIGTERMException
+
+    kept = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, kept)
 
 
 def _results(cells: Iterable[Cell]) -> list[dict[str, Any]]:

@@ -1,14 +1,19 @@
 """The command ``laboratory``, and runs of ``fit`` on bandits."""
 
+import contextlib
 import csv
+import fcntl
 import json
 import os
+import signal
+import time
 
 import pytest
 import torch
 import yaml
 
 from flowmatch_rl.cli import laboratory as laboratory_command
+from flowmatch_rl.modules import BanditFlow
 from flowmatch_rl.types import RunError
 from tests.cli.support import CONF, call
 
@@ -218,7 +223,62 @@ def test_a_policy_that_breaks_off_is_noted_and_the_rest_goes_on(tmp_path) -> Non
 def test_a_process_that_is_ended_from_outside_is_an_error_for_the_user(monkeypatch) -> None:
     monkeypatch.setattr(laboratory_command, "finish", os._exit)
     with pytest.raises(RunError, match="a process of the laboratory was ended"):
-        list(laboratory_command._finished([9, 9], workers=2))
+        list(laboratory_command._finished([9, 9], workers=2))  # pyright: ignore[reportArgumentType]
+
+
+def test_processes_are_ended_at_once_by_an_interruption() -> None:
+    begun = time.monotonic()
+    pids, waiting = [], []
+    with contextlib.suppress(KeyboardInterrupt), laboratory_command._processes(2) as pool:
+        waiting = [pool.submit(time.sleep, 600.0) for _ in range(5)]
+        pids = list(pool._processes)
+        raise KeyboardInterrupt
+    assert (len(pids), len(waiting)) == (2, 5)
+    assert time.monotonic() - begun < 300.0
+    assert all(future.done() for future in waiting)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_processes_leave_ctrl_c_to_the_command() -> None:
+    with laboratory_command._processes(1) as pool:
+        assert pool.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["user", "system"])
+def test_an_interruption_ends_the_command_in_one_line(number, code, monkeypatch, tmp_path) -> None:
+    def interrupt(_) -> None:
+        assert signal.getsignal(number) != signal.SIG_DFL
+        os.kill(os.getpid(), number)
+        time.sleep(60.0)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(laboratory_command, "finish", interrupt)
+    outcome = laboratory(tmp_path)
+    assert outcome.code == code
+    assert outcome.error_lines == ["flowmatch-rl: error: interrupted; the same command goes on from here"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_interruption_in_the_midst_of_a_training_ends_the_command_too(monkeypatch, tmp_path) -> None:
+    def interrupt(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BanditFlow, "training_step", interrupt)
+    outcome = laboratory(tmp_path, estimators=None)
+    assert outcome.code == 130
+    assert len(outcome.error_lines) == 1
+
+
+def test_a_folder_in_which_another_command_works_is_refused(tmp_path) -> None:
+    (tmp_path / "results").mkdir()
+    with (tmp_path / "results" / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        outcome = laboratory(tmp_path)
+    assert outcome.code == 1
+    assert len(outcome.error_lines) == 1
+    assert "another command works in" in outcome.err
 
 
 @pytest.mark.slow
