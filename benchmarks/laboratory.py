@@ -1,6 +1,6 @@
 """Bandits with a known value: how close the policies of every method come to the exact Boltzmann law.
 
-Runs ``flowmatch-rl laboratory -c conf/bandit/laboratory.yaml`` (two hours on one core; it goes on where it was
+Runs ``flowmatch-rl laboratory -c conf/bandit/laboratory.yaml`` (an hour and a half on one core; it goes on where it was
 interrupted) and keeps its table and figures in ``benchmarks/laboratory``.
 """
 
