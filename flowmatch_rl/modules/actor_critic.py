@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flowmatch_rl.keys import REWARD, read_transition
 from flowmatch_rl.metrics import episode_returns
 from flowmatch_rl.modules.critic_learner import CriticLearner
-from flowmatch_rl.modules.gradients import adam_options, check_gradient_options
+from flowmatch_rl.modules.gradients import check_gradient_options, fuses_adam
 from flowmatch_rl.modules.running_means import RunningMeans
 from flowmatch_rl.nets import (
     ActorModule,
@@ -221,7 +221,7 @@ class ActorCritic(LightningModule, abc.ABC):
             {"name": name, "params": parameters, "lr": self.learning_rates[name]}
             for name, parameters in networks.items()
         ]
-        return torch.optim.Adam(groups, **adam_options(self._trainer))
+        return torch.optim.Adam(groups, fused=fuses_adam(self._trainer))
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clip the gradient of each network by itself."""

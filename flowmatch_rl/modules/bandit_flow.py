@@ -19,7 +19,7 @@ from flowmatch_rl.metrics import (
     saturated_share,
     sliced_wasserstein_distance,
 )
-from flowmatch_rl.modules.gradients import adam_options, check_gradient_options
+from flowmatch_rl.modules.gradients import check_gradient_options, fuses_adam
 from flowmatch_rl.modules.policy_learner import PolicyLearner
 from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.reverse_flow_actor_critic import EndPointSource
@@ -228,7 +228,7 @@ class BanditFlow(QuickHooks, LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam on the network."""
-        return torch.optim.Adam(self.policy.parameters(), lr=self.learning_rate, **adam_options(self._trainer))
+        return torch.optim.Adam(self.policy.parameters(), lr=self.learning_rate, fused=fuses_adam(self._trainer))
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """Clip the gradient of the network."""

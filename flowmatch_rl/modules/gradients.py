@@ -19,13 +19,10 @@ def check_gradient_options(trainer: Trainer) -> None:
         )
 
 
-def adam_options(trainer: Trainer | None) -> dict[str, bool]:
-    """Adam in one kernel, except under float16: there it would take the scale off the gradients after the clipping.
+def fuses_adam(trainer: Trainer | None) -> bool:
+    """Whether Adam should be one kernel: not under float16, whose scale it would take off after the clipping.
 
     Args:
         trainer: The trainer, or None outside of one.
-
-    Returns:
-        Arguments of ``torch.optim.Adam``.
     """
-    return {"fused": trainer is None or trainer.precision != "16-mixed"}
+    return trainer is None or trainer.precision != "16-mixed"
