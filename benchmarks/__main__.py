@@ -1,6 +1,6 @@
 """Run benchmarks and write ``benchmarks/RESULTS.md`` and ``benchmarks/results.json``.
 
-python -m benchmarks                 all of them, about an hour
+python -m benchmarks                 all of them, about fourteen hours, of which online takes ten
 python -m benchmarks update_speed    one of them; the others' last results are kept
 """
 

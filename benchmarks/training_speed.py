@@ -13,10 +13,10 @@ from typing import Any
 
 CONF = Path("conf/actor_critic")
 METHODS: dict[str, tuple[list[str], int]] = {
-    "SAC": (["methods/sac.yaml"], 1500),
-    "fast": (["presets/fast.yaml"], 600),
-    "robust": (["presets/robust.yaml"], 60),
-    "paper": (["presets/paper.yaml"], 40),
+    "SAC": (["methods/sac.yaml"], 1000),
+    "fast": (["presets/fast.yaml"], 400),
+    "robust": (["presets/robust.yaml"], 40),
+    "paper": (["presets/paper.yaml"], 24),
 }
 """Layers over the task, and environment steps that are timed."""
 COMMON = [
@@ -47,7 +47,7 @@ def steps_per_second(layers: list[str], steps: int) -> float:
     return (float(second["env_steps"]) - float(first["env_steps"])) / seconds
 
 
-def run(rounds: int = 3) -> dict[str, Any]:
+def run(rounds: int = 2) -> dict[str, Any]:
     """Measure; returns one row per method."""
     best = dict.fromkeys(METHODS, 0.0)
     for _ in range(rounds):
