@@ -11,13 +11,15 @@ from typing import Any
 import torch
 
 from benchmarks.occupancy_runs import collected, trained
-from flowmatch_rl.data import OfflineData, ProcessEnvironment
+from flowmatch_rl.data import OfflineData
+from flowmatch_rl.envs import ProcessEnvironment
+from flowmatch_rl.evaluation import FutureTests
 from flowmatch_rl.metrics import wasserstein_distance
-from flowmatch_rl.modules import FutureTests, OccupancyModule
+from flowmatch_rl.modules import OccupancyModule
 from flowmatch_rl.nets import FilmUNetArchitecture
 from flowmatch_rl.objectives import TD2CFM, TDCFM, CoupledTDCFM, OccupancyObjective
-from flowmatch_rl.processes import LinearGaussianProcess, LinearPolicy
 from flowmatch_rl.solvers import Midpoint
+from flowmatch_rl.testbeds import LinearGaussianProcess, LinearPolicy
 
 PROCESS = LinearGaussianProcess(transition=[[0.8]], control=[[0.3]], noise_factor=[[0.1]])
 POLICY = LinearPolicy(gain=[[-0.5]], bias=[0.4])

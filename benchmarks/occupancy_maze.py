@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.occupancy_runs import collected, trained
-from flowmatch_rl.data import OfflineData, ProcessEnvironment
-from flowmatch_rl.modules import FutureTests
+from flowmatch_rl.data import OfflineData
+from flowmatch_rl.envs import ProcessEnvironment
+from flowmatch_rl.evaluation import FutureTests
 from flowmatch_rl.nets import FilmUNetArchitecture
 from flowmatch_rl.objectives import TD2CFM, TD2DD, TDCFM, TDDD, CoupledTDCFM, MonteCarloCFM, OccupancyObjective
 from flowmatch_rl.paths import AffinePath, CosineSchedule, VariancePreservingSchedule
-from flowmatch_rl.processes import CirculationReward, MazeLoopPolicy, PointMassMaze
 from flowmatch_rl.samplers import DdimSampler
 from flowmatch_rl.solvers import Midpoint
+from flowmatch_rl.testbeds import CirculationReward, MazeLoopPolicy, PointMassMaze
 
 UPDATES = 8_000
 NETWORK = FilmUNetArchitecture(

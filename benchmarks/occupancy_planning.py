@@ -16,19 +16,15 @@ from torch import Tensor
 
 from benchmarks.occupancy_maze import NETWORK
 from benchmarks.occupancy_runs import collected, trained
-from flowmatch_rl.data import OfflineData, ProcessEnvironment
-from flowmatch_rl.modules import FutureTests, OccupancyModule
+from flowmatch_rl.data import OfflineData
+from flowmatch_rl.envs import ProcessEnvironment
+from flowmatch_rl.evaluation import FutureTests
+from flowmatch_rl.modules import OccupancyModule
 from flowmatch_rl.objectives import TD2CFM
 from flowmatch_rl.planning import best_single, improve
-from flowmatch_rl.processes import (
-    BoxReward,
-    CirculationReward,
-    MazeGoalPolicy,
-    PointMassMaze,
-    SpeedReward,
-)
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Euler, Midpoint
+from flowmatch_rl.testbeds import BoxReward, CirculationReward, MazeGoalPolicy, PointMassMaze, SpeedReward
 from flowmatch_rl.types import Reward
 
 UPDATES, DISCOUNT = 4_000, 0.95

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from flowmatch_rl.data import OfflineData, ProcessEnvironment, collect_transitions
+from flowmatch_rl.data import OfflineData, collect_transitions
+from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.modules import OccupancyModule
 from flowmatch_rl.types import Policy
 

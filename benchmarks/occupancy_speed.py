@@ -12,11 +12,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import gemm, rates
+from flowmatch_rl.batches import Segment
 from flowmatch_rl.modules import OccupancyModule
 from flowmatch_rl.nets import Architecture, FilmUNetArchitecture, VelocityArchitecture, update_lagging_copy
 from flowmatch_rl.objectives import TD2CFM, TDCFM, OccupancyObjective
-from flowmatch_rl.processes import MazeLoopPolicy, PointMassMaze
-from flowmatch_rl.types import Segment, TableSchema
+from flowmatch_rl.schema import TableSchema
+from flowmatch_rl.testbeds import MazeLoopPolicy, PointMassMaze
 
 BATCH = 1024
 VARIANTS: dict[str, tuple[OccupancyObjective, Architecture]] = {

@@ -41,12 +41,13 @@ import torch
 from lightning.pytorch import Trainer
 from matplotlib.collections import LineCollection
 
-from flowmatch_rl.callbacks.drawing import distance_by_steps, draw_samples, sample_flow
-from flowmatch_rl.callbacks.drawing.style import BLUE, GREEN, GREY, ORANGE, RED, scale_around_zero, tidy
 from flowmatch_rl.couplings import ExactCoupling, IndependentCoupling
 from flowmatch_rl.data import SampleData, TwoMoons
+from flowmatch_rl.figures import distance_by_steps, draw_samples, sample_flow
+from flowmatch_rl.figures.style import BLUE, GREEN, GREY, ORANGE, RED, scale_around_zero, tidy
+from flowmatch_rl.inference import load_flow
 from flowmatch_rl.metrics import energy_distance
-from flowmatch_rl.modules import FlowMatchingModel, load_flow
+from flowmatch_rl.modules import FlowMatchingModel
 from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.objectives import MeanFlow, flow_matching_loss, prediction_loss
 from flowmatch_rl.paths import (

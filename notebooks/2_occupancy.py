@@ -40,10 +40,12 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 
-from flowmatch_rl.callbacks.drawing.style import BLUE, GREEN, GREY, ORANGE, RED, tidy
-from flowmatch_rl.data import OfflineData, ProcessEnvironment, collect_transitions
+from flowmatch_rl.data import OfflineData, collect_transitions
+from flowmatch_rl.envs import ProcessEnvironment
+from flowmatch_rl.figures.style import BLUE, GREEN, GREY, ORANGE, RED, tidy
+from flowmatch_rl.inference import TrainedOccupancy
 from flowmatch_rl.metrics import wasserstein_distance
-from flowmatch_rl.modules import OccupancyModule, TrainedOccupancy
+from flowmatch_rl.modules import OccupancyModule
 from flowmatch_rl.nets import FilmUNetArchitecture
 from flowmatch_rl.objectives import (
     TD2CFM,
@@ -56,7 +58,8 @@ from flowmatch_rl.objectives import (
 )
 from flowmatch_rl.paths import AffinePath, Field
 from flowmatch_rl.planning import monte_carlo_value
-from flowmatch_rl.processes import (
+from flowmatch_rl.solvers import Midpoint
+from flowmatch_rl.testbeds import (
     CirculationReward,
     ConstantPolicy,
     GoalReward,
@@ -67,7 +70,6 @@ from flowmatch_rl.processes import (
     RingProcess,
     geometric_steps,
 )
-from flowmatch_rl.solvers import Midpoint
 
 # %% [markdown]
 # `FLOWMATCH_FAST=1` in the environment runs everything with fewer updates and samples, to test the notebook. The

@@ -45,10 +45,9 @@ import torch
 from IPython.display import Image, display
 from lightning.pytorch import Trainer
 
-from flowmatch_rl.bandits import Bimodal, Flat, FourModes, Quadratic, estimator_errors, exact_posterior_mean
 from flowmatch_rl.callbacks import LearningCurve, PolicyFigures, PosteriorFigures
-from flowmatch_rl.callbacks.drawing.style import BLUE, GREEN, GREY, ORANGE, RED, tidy
-from flowmatch_rl.data import BanditData, GymnasiumEnvironment, OnlineData
+from flowmatch_rl.data import BanditData, OnlineData
+from flowmatch_rl.envs import GymnasiumEnvironment
 from flowmatch_rl.estimators import (
     FisherControlVariate,
     FixedControlVariate,
@@ -63,6 +62,8 @@ from flowmatch_rl.estimators import (
     ReweightedEndPoints,
     boltzmann_density,
 )
+from flowmatch_rl.evaluation import estimator_errors, exact_posterior_mean
+from flowmatch_rl.figures.style import BLUE, GREEN, GREY, ORANGE, RED, tidy
 from flowmatch_rl.metrics import energy_distance, saturated_entries
 from flowmatch_rl.modules import BanditFlow, ReverseFlowActorCritic
 from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture
@@ -70,6 +71,7 @@ from flowmatch_rl.objectives import MeanFlow
 from flowmatch_rl.paths import AffinePath, GaussianSource, TanhSquash
 from flowmatch_rl.samplers import AverageVelocitySampler, OdeSampler
 from flowmatch_rl.solvers import Euler, Midpoint
+from flowmatch_rl.testbeds import Bimodal, Flat, FourModes, Quadratic
 
 # %% [markdown]
 # `FLOWMATCH_FAST=1` in the environment runs everything with fewer updates and samples, to test the notebook. The

@@ -1,6 +1,5 @@
 """The families of the package: a new member joins by one line and meets every test of its family."""
 
-from flowmatch_rl.bandits import Bandit, Bimodal, Flat, FourModes, Quadratic, TwoMoonsEnergy
 from flowmatch_rl.couplings import Coupling, ExactCoupling, IndependentCoupling, SinkhornCoupling
 from flowmatch_rl.estimators import (
     ControlVariate,
@@ -19,16 +18,13 @@ from flowmatch_rl.estimators import (
     ReweightedEndPoints,
     TruncatedProposal,
 )
+from flowmatch_rl.models import FirstSelection, GreedySelection, Selection, SoftmaxSelection
 from flowmatch_rl.nets import (
     Architecture,
     CategoricalHead,
     FilmUNetArchitecture,
-    FirstSelection,
-    GreedySelection,
     QuantileHead,
     ScalarHead,
-    Selection,
-    SoftmaxSelection,
     ValueHead,
     VelocityArchitecture,
 )
@@ -75,27 +71,6 @@ from flowmatch_rl.paths import (
     VarianceExplodingSchedule,
     VariancePreservingSchedule,
 )
-from flowmatch_rl.processes import (
-    BoxReward,
-    CirculationReward,
-    ConstantPolicy,
-    FunctionReward,
-    GoalReward,
-    LinearGaussianProcess,
-    LinearPolicy,
-    LinearReward,
-    MazeGoalPolicy,
-    MazeLoopPolicy,
-    MazeReachPolicy,
-    PointMassMaze,
-    Process,
-    QuadraticReward,
-    RandomPolicy,
-    RandomWalkProcess,
-    RingProcess,
-    SpeedReward,
-    SumReward,
-)
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler, Sampler, SdeSampler
 from flowmatch_rl.solvers import (
     RK4,
@@ -107,6 +82,33 @@ from flowmatch_rl.solvers import (
     Heun,
     HutchinsonDivergence,
     Midpoint,
+)
+from flowmatch_rl.testbeds import (
+    Bandit,
+    Bimodal,
+    BoxReward,
+    CirculationReward,
+    ConstantPolicy,
+    Flat,
+    FourModes,
+    FunctionReward,
+    GoalReward,
+    LinearGaussianProcess,
+    LinearPolicy,
+    LinearReward,
+    MazeGoalPolicy,
+    MazeLoopPolicy,
+    MazeReachPolicy,
+    PointMassMaze,
+    Process,
+    Quadratic,
+    QuadraticReward,
+    RandomPolicy,
+    RandomWalkProcess,
+    RingProcess,
+    SpeedReward,
+    SumReward,
+    TwoMoonsEnergy,
 )
 from flowmatch_rl.types import Policy, Reward
 
@@ -295,7 +297,7 @@ REWARDS: list[Reward] = [
     CirculationReward(center=(0.5, -0.25), clockwise=False, scale=2.0),
     SpeedReward(),
     SumReward(rewards=(SpeedReward(scale=2.0), LinearReward(columns=("x",), weights=(1.0,))), weights=(0.5, -1.0)),
-    FunctionReward(function="tests.processes.test_rewards:height", columns=("y", "x")),
+    FunctionReward(function="tests.testbeds.test_rewards:height", columns=("y", "x")),
 ]
 
 BANDITS: list[Bandit] = [

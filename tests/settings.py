@@ -1,18 +1,8 @@
 """Lists of environments and datasets, and tiny sizes that tests of the upper floors share."""
 
-from flowmatch_rl.data import (
-    Checkerboard,
-    Density,
-    DMControlEnvironment,
-    EightGaussians,
-    Environment,
-    GymnasiumEnvironment,
-    ProcessEnvironment,
-    Rings,
-    Spirals,
-    TwoMoons,
-)
-from flowmatch_rl.processes import PointMassMaze, RingProcess
+from flowmatch_rl.data import Checkerboard, Density, EightGaussians, Rings, Spirals, TwoMoons
+from flowmatch_rl.envs import DMControlEnvironment, Environment, GymnasiumEnvironment, ProcessEnvironment
+from flowmatch_rl.testbeds import PointMassMaze, RingProcess
 
 ENVIRONMENTS: list[tuple[Environment, int, int]] = [
     (GymnasiumEnvironment("Pendulum-v1"), 3, 1),

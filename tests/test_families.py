@@ -3,16 +3,16 @@ import math
 
 import pytest
 
-from flowmatch_rl.bandits import Bandit
 from flowmatch_rl.couplings import Coupling
 from flowmatch_rl.estimators import ControlVariate, EndPointEstimator, Proposal
-from flowmatch_rl.modules import CheckpointPolicy
-from flowmatch_rl.nets import Architecture, Selection, ValueHead
+from flowmatch_rl.inference import CheckpointPolicy
+from flowmatch_rl.models import Selection
+from flowmatch_rl.nets import Architecture, ValueHead
 from flowmatch_rl.objectives import FlowObjective, OccupancyObjective, Temperature, TimeWeight
 from flowmatch_rl.paths import Schedule, Source, Squash, TimeDistribution
-from flowmatch_rl.processes import Process
 from flowmatch_rl.samplers import Sampler
 from flowmatch_rl.solvers import Divergence, Solver
+from flowmatch_rl.testbeds import Bandit, Process
 from flowmatch_rl.types import Policy, Reward
 from tests import families
 

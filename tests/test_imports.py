@@ -11,18 +11,17 @@ import flowmatch_rl
 PACKAGE = "flowmatch_rl"
 ROOT = Path(flowmatch_rl.__file__).parent
 
-GROUND = {"types", "shapes", "keys"}
-FLOOR_1 = {
+GROUND = {"types", "batches", "schema", "shapes", "checks", "files"}
+MATH = {
     "paths",
     "couplings",
     "solvers",
     "samplers",
     "estimators",
     "objectives",
-    "planning",
     "metrics",
-    "processes",
-    "bandits",
+    "planning",
+    "testbeds",
 }
 ROOF = "cli"
 
@@ -30,43 +29,59 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     # room: (rooms it may import from, third-party packages it may import)
     "types": (set(), {"torch"}),
     "shapes": (set(), {"torch"}),
-    "keys": ({"types", "shapes"}, {"torch", "tensordict"}),
-    "paths": ({"types", "shapes"}, {"torch"}),
-    "couplings": ({"types", "shapes"}, {"torch", "scipy", "numpy", "ot"}),
-    "solvers": ({"types", "shapes"}, {"torch", "torchdiffeq"}),
-    "samplers": ({"types", "shapes", "paths", "solvers"}, {"torch"}),
-    "metrics": ({"types", "shapes"}, {"torch", "scipy", "numpy", "ot"}),
-    "estimators": ({"types", "shapes", "paths"}, {"torch"}),
-    "bandits": ({"types", "shapes", "paths", "estimators"}, {"torch", "numpy"}),
-    "objectives": ({"types", "shapes", "paths", "solvers", "samplers", "estimators"}, {"torch"}),
-    "planning": ({"types", "shapes"}, {"torch"}),
-    "processes": ({"types", "shapes", "paths"}, {"torch"}),
-    "nets": ({"types", "shapes", "paths", "solvers", "samplers", "objectives"}, {"torch", "tensordict"}),
-    "data": (
-        GROUND | {"processes", "bandits"},
-        {
-            "torch",
-            "tensordict",
-            "torchrl",
-            "gymnasium",
-            "lightning",
-            "numpy",
-            "scipy",
-            "pandas",
-            "h5py",
-            "tqdm",
-            "dm_control",
-            "mujoco",
-        },
+    "checks": (set(), set()),
+    "files": ({"checks"}, set()),
+    "schema": ({"checks"}, {"torch"}),
+    "batches": ({"types", "shapes", "checks"}, {"torch", "tensordict"}),
+    "paths": (GROUND, {"torch"}),
+    "couplings": (GROUND, {"torch", "scipy", "numpy", "ot"}),
+    "solvers": (GROUND, {"torch", "torchdiffeq"}),
+    "samplers": (GROUND | {"paths", "solvers"}, {"torch"}),
+    "metrics": (GROUND, {"torch", "scipy", "numpy", "ot"}),
+    "estimators": (GROUND | {"paths"}, {"torch"}),
+    "objectives": (GROUND | {"paths", "solvers", "samplers"}, {"torch"}),
+    "planning": (GROUND, {"torch"}),
+    "testbeds": (GROUND | {"paths"}, {"torch", "numpy"}),
+    "nets": (GROUND | MATH, {"torch"}),
+    "models": (GROUND | MATH | {"nets"}, {"torch", "tensordict"}),
+    "evaluation": (GROUND | MATH | {"nets", "models"}, {"torch", "numpy"}),
+    "figures": (GROUND | {"evaluation"}, {"torch", "numpy", "matplotlib", "pandas"}),
+    "envs": (
+        GROUND | {"testbeds"},
+        {"torch", "tensordict", "torchrl", "gymnasium", "numpy", "dm_control", "mujoco"},
     ),
-    "modules": (GROUND | FLOOR_1 | {"nets"}, {"torch", "tensordict", "lightning", "numpy"}),
+    "data": (
+        GROUND | {"testbeds", "envs"},
+        {"torch", "tensordict", "torchrl", "lightning", "numpy", "scipy", "pandas", "h5py", "tqdm"},
+    ),
+    "modules": (GROUND | MATH | {"nets", "models", "evaluation"}, {"torch", "tensordict", "lightning"}),
     "callbacks": (
-        GROUND | {"metrics"},
-        {"torch", "tensordict", "torchrl", "lightning", "matplotlib", "mlflow", "imageio", "tqdm", "numpy", "pandas"},
+        GROUND | {"evaluation", "figures"},
+        {"torch", "tensordict", "torchrl", "lightning", "mlflow", "imageio", "tqdm", "numpy", "pandas"},
+    ),
+    "inference": (GROUND | MATH | {"nets", "models", "evaluation", "modules"}, {"torch", "numpy"}),
+    "experiments": (
+        GROUND
+        | MATH
+        | {"nets", "models", "evaluation", "figures", "envs", "data", "modules", "callbacks", "inference"},
+        {"torch", "lightning", "jsonargparse", "yaml", "tqdm", "pandas", "jinja2", "numpy"},
     ),
     ROOF: (
-        GROUND | FLOOR_1 | {"nets", "data", "modules", "callbacks"},
-        {"torch", "lightning", "jsonargparse", "yaml", "tqdm"},
+        GROUND
+        | MATH
+        | {
+            "nets",
+            "models",
+            "evaluation",
+            "figures",
+            "envs",
+            "data",
+            "modules",
+            "callbacks",
+            "inference",
+            "experiments",
+        },
+        {"torch", "lightning", "jsonargparse", "yaml"},
     ),
 }
 
@@ -150,7 +165,7 @@ def test_imports_point_downward(path: Path) -> None:
         ("callbacks/video.py", "from flowmatch_rl.modules import FlowModule"),
         ("callbacks/video.py", "from flowmatch_rl.data import envs"),
         ("modules/policy.py", "from flowmatch_rl.callbacks import Video"),
-        ("modules/policy.py", "from flowmatch_rl.data.envs import make"),
+        ("modules/policy.py", "from flowmatch_rl.envs.environments import make"),
         ("modules/policy.py", "from flowmatch_rl.cli import main"),
         ("cli/__init__.py", "import pandas"),
         ("attic/old.py", "import math"),

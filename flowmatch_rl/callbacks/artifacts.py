@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 from matplotlib.figure import Figure
 
-from flowmatch_rl.callbacks.drawing import save_figure
+from flowmatch_rl.figures import save_figure
 
 FIGURES = "figures"
 """Folder of figures, under the run's and among its artifacts."""

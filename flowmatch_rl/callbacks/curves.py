@@ -10,8 +10,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 
 from flowmatch_rl.callbacks.artifacts import FIGURES, file_path, publish, write_figure, writes_files
-from flowmatch_rl.callbacks.drawing import LossPoint, Point, draw_loss_curve, write_table
 from flowmatch_rl.callbacks.stopwatch import Stopwatch
+from flowmatch_rl.figures import LossPoint, Point, draw_loss_curve, write_table
 
 TABLE = "learning_curve.csv"
 """Name of the table of a curve, in the folder of figures."""

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from tensordict import TensorDictBase
 
-from flowmatch_rl.keys import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED
+from flowmatch_rl.batches import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED
 
 
 class EpisodeWriter(BasePredictionWriter):

@@ -7,9 +7,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from tensordict import TensorDictBase
 
+from flowmatch_rl.batches import ACTION, OBSERVATION, REWARD
 from flowmatch_rl.callbacks.artifacts import write_figure, writes_files
 from flowmatch_rl.callbacks.curves import Curve, metric
-from flowmatch_rl.callbacks.drawing import (
+from flowmatch_rl.figures import (
     Evaluation,
     differing_states,
     draw_episodes,
@@ -17,7 +18,6 @@ from flowmatch_rl.callbacks.drawing import (
     draw_policy,
     sample_policy,
 )
-from flowmatch_rl.keys import ACTION, OBSERVATION, REWARD
 
 
 class Labelled(Protocol):

@@ -9,9 +9,11 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from flowmatch_rl.batches import CONDITION
 from flowmatch_rl.callbacks.artifacts import file_path, publish, write_figure, writes_files
 from flowmatch_rl.callbacks.curves import data_label
-from flowmatch_rl.callbacks.drawing import (
+from flowmatch_rl.callbacks.encoding import write_gif, write_mp4
+from flowmatch_rl.figures import (
     FlowModel,
     FlowSample,
     density_on_grid,
@@ -28,8 +30,6 @@ from flowmatch_rl.callbacks.drawing import (
     num_steps,
     sample_flow,
 )
-from flowmatch_rl.callbacks.encoding import write_gif, write_mp4
-from flowmatch_rl.keys import CONDITION
 
 _FRAMES_PER_SECOND = 20.0
 _FRAMES, _PAUSE = 48, 24

@@ -6,9 +6,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from flowmatch_rl.batches import read_rollouts
 from flowmatch_rl.callbacks.artifacts import write_figure, writes_files
 from flowmatch_rl.callbacks.curves import data_label
-from flowmatch_rl.callbacks.drawing import (
+from flowmatch_rl.figures import (
     draw_future_marginals,
     draw_future_states,
     draw_values,
@@ -19,7 +20,6 @@ from flowmatch_rl.callbacks.drawing import (
     sample_values,
     subject,
 )
-from flowmatch_rl.keys import read_rollouts
 
 
 class OccupancyFigures(Callback):

@@ -9,8 +9,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from flowmatch_rl.callbacks.artifacts import write_figure, writes_files
 from flowmatch_rl.callbacks.curves import data_label
-from flowmatch_rl.callbacks.drawing import TimeProfile, draw_posterior
 from flowmatch_rl.callbacks.progress import env_step_counter
+from flowmatch_rl.figures import TimeProfile, draw_posterior
 
 FIGURE = "posterior.png"
 """Name of the figure, in the folder of figures."""

@@ -13,8 +13,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from flowmatch_rl.keys import CONDITION, SAMPLE
-from flowmatch_rl.types import RunError, TableSchema
+from flowmatch_rl.batches import CONDITION, SAMPLE
+from flowmatch_rl.checks import RunError
+from flowmatch_rl.schema import TableSchema
 
 
 class Generates(Protocol):

@@ -13,9 +13,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchrl.envs import EnvBase
 
+from flowmatch_rl.batches import ACTION
 from flowmatch_rl.callbacks.artifacts import file_path, publish, writes_files
 from flowmatch_rl.callbacks.encoding import write_gif, write_mp4
-from flowmatch_rl.keys import ACTION
 
 _FOLDER = "videos"
 _FRAMES_PER_SECOND = 25.0

@@ -17,18 +17,21 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-import flowmatch_rl.bandits
 import flowmatch_rl.callbacks
 import flowmatch_rl.couplings
 import flowmatch_rl.data
+import flowmatch_rl.envs
 import flowmatch_rl.estimators
+import flowmatch_rl.evaluation
+import flowmatch_rl.inference
+import flowmatch_rl.models
 import flowmatch_rl.modules
 import flowmatch_rl.nets
 import flowmatch_rl.objectives
 import flowmatch_rl.paths
-import flowmatch_rl.processes
 import flowmatch_rl.samplers
 import flowmatch_rl.solvers
+import flowmatch_rl.testbeds
 from flowmatch_rl.callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -42,25 +45,28 @@ from flowmatch_rl.callbacks import (
     Video,
     summary,
 )
+from flowmatch_rl.checks import RunError
 from flowmatch_rl.cli.commands import COMMANDS, COMMANDS_HELP, run_command
 from flowmatch_rl.cli.fitting import check_fit
 from flowmatch_rl.cli.messages import Parser, report, shorten
 from flowmatch_rl.cli.wiring import DIMENSIONS, giver, wiring
-from flowmatch_rl.types import RunError
 
 _ROOMS = (
-    "bandits",
     "callbacks",
     "couplings",
     "data",
+    "envs",
     "estimators",
+    "evaluation",
+    "inference",
+    "models",
     "modules",
     "nets",
     "objectives",
     "paths",
-    "processes",
     "samplers",
     "solvers",
+    "testbeds",
 )
 _WITH_OPTIONS = {
     Checkpoints: "checkpoints",

@@ -11,14 +11,14 @@ from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImport
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import flowmatch_rl
-from flowmatch_rl.cli.comparison import Method, Task, compare
-from flowmatch_rl.cli.definitions import Options
+from flowmatch_rl.checks import RunError
 from flowmatch_rl.cli.fitting import check_acts
-from flowmatch_rl.cli.laboratory import run_laboratory
 from flowmatch_rl.cli.messages import Parser, report, shorten
-from flowmatch_rl.cli.report import write_report
 from flowmatch_rl.data import Layout, TransitionStore, collect_transitions, convert_layout
-from flowmatch_rl.types import RunError
+from flowmatch_rl.experiments.comparison import Method, Task, compare
+from flowmatch_rl.experiments.definitions import Options
+from flowmatch_rl.experiments.laboratory import run_laboratory
+from flowmatch_rl.experiments.report import write_report
 
 _PACKAGE = Path(flowmatch_rl.__file__).parent
 

@@ -7,9 +7,9 @@ import torch
 
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.data.collection import column_names
-from flowmatch_rl.data.envs import Environment, spaces_of
 from flowmatch_rl.data.segments import MOST_UNSEEN
 from flowmatch_rl.data.store import StoreInfo
+from flowmatch_rl.envs.environments import Environment, spaces_of
 from flowmatch_rl.modules import OccupancyModule
 from flowmatch_rl.modules.occupancy_checks import check_policy
 from flowmatch_rl.types import Policy

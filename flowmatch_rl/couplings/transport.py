@@ -9,9 +9,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from flowmatch_rl.checks import RunError
 from flowmatch_rl.couplings.costs import LADDER, ladder_to, potentials, transport_cost
 from flowmatch_rl.couplings.coupling import Coupling
-from flowmatch_rl.types import RunError
 
 
 def _check_weight(condition_weight: float) -> None:

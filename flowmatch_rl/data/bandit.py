@@ -9,9 +9,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from flowmatch_rl.bandits import Bandit, FourModes
+from flowmatch_rl.batches import ACTION, OBSERVATION, REFERENCE
 from flowmatch_rl.data.loaders import batch_loader
-from flowmatch_rl.keys import ACTION, OBSERVATION, REFERENCE
+from flowmatch_rl.testbeds import Bandit, FourModes
 
 
 class BanditData(LightningDataModule):

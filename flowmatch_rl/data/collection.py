@@ -10,11 +10,12 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from tqdm import tqdm
 
-from flowmatch_rl.data.envs import Environment, build_environment, spaces_of
+from flowmatch_rl.batches import ACTION, DONE, EMBEDDING, OBSERVATION, TRUNCATED
+from flowmatch_rl.checks import RunError
 from flowmatch_rl.data.store import TransitionStore, entries_of
 from flowmatch_rl.data.writer import TransitionWriter
-from flowmatch_rl.keys import ACTION, DONE, EMBEDDING, OBSERVATION, TRUNCATED
-from flowmatch_rl.types import Policy, RunError
+from flowmatch_rl.envs.environments import Environment, build_environment, spaces_of
+from flowmatch_rl.types import Policy
 
 
 def collect_transitions(

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flowmatch_rl.types import TableSchema
+from flowmatch_rl.schema import TableSchema
 
 
 def require_columns(frame: pd.DataFrame, names: Sequence[str], table: str) -> None:

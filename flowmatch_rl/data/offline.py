@@ -10,15 +10,16 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from flowmatch_rl.data.envs import Environment
+from flowmatch_rl.batches import ACTION, DONE, EMBEDDING, OBSERVATION, SegmentNeeds
 from flowmatch_rl.data.loaders import batch_loader
-from flowmatch_rl.data.process_env import ProcessEnvironment
 from flowmatch_rl.data.segments import SegmentReader
 from flowmatch_rl.data.source_states import Trajectories, follow_policy, stored_trajectories
 from flowmatch_rl.data.store import TransitionStore
-from flowmatch_rl.keys import ACTION, DONE, EMBEDDING, OBSERVATION
-from flowmatch_rl.processes import PlanarProcess
-from flowmatch_rl.types import Policy, SegmentNeeds, TableSchema
+from flowmatch_rl.envs.environments import Environment
+from flowmatch_rl.envs.process import ProcessEnvironment
+from flowmatch_rl.schema import TableSchema
+from flowmatch_rl.testbeds import PlanarProcess
+from flowmatch_rl.types import Policy
 
 _TEST_SEEDS = 1_000_000
 """Distance between the seeds of evaluations and tests."""

@@ -15,13 +15,13 @@ from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 
-from flowmatch_rl.data.envs import Environment, GymnasiumEnvironment, Spaces, build_environment, spaces_of
+from flowmatch_rl.batches import DONE, LENGTH, NEXT_OBSERVATION, OBSERVATION, REWARD, TRANSITION
+from flowmatch_rl.checks import RunError
 from flowmatch_rl.data.loaders import batch_loader
-from flowmatch_rl.data.multi_step import MultiStep
-from flowmatch_rl.data.rendered import RenderedEnvironment
-from flowmatch_rl.data.rollouts import roll_out_episodes
-from flowmatch_rl.keys import DONE, LENGTH, NEXT_OBSERVATION, OBSERVATION, REWARD, TRANSITION
-from flowmatch_rl.types import RunError
+from flowmatch_rl.envs.environments import Environment, GymnasiumEnvironment, Spaces, build_environment, spaces_of
+from flowmatch_rl.envs.multi_step import MultiStep
+from flowmatch_rl.envs.rendered import RenderedEnvironment
+from flowmatch_rl.envs.rollouts import roll_out_episodes
 
 _TEST_SEEDS = 1_000_000
 """Distance between the seeds of evaluations and tests."""

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from flowmatch_rl.batches import CONDITION, EXACT_LOG_PROB, SAMPLE, SOURCE, Samples
 from flowmatch_rl.data.columns import (
     describe_table,
     numeric_columns,
@@ -23,8 +24,7 @@ from flowmatch_rl.data.densities import TwoMoons
 from flowmatch_rl.data.loaders import batch_loader
 from flowmatch_rl.data.shuffled import Batch, ShuffledRows
 from flowmatch_rl.data.tables import read_table
-from flowmatch_rl.keys import CONDITION, EXACT_LOG_PROB, SAMPLE, SOURCE
-from flowmatch_rl.types import Samples, TableSchema
+from flowmatch_rl.schema import TableSchema
 
 
 class SchemaModule(Protocol):
@@ -50,7 +50,7 @@ class SampleData(LightningDataModule):
 
     Training goes through the training rows again and again, each time in another order; every process has an order of
     its own. The units are those of the module once there is one: after loading a checkpoint, those it was trained in.
-    Batches are dictionaries of tensors with the keys of ``flowmatch_rl.keys``; evaluation batches hold the exact
+    Batches are dictionaries of tensors with the keys of ``flowmatch_rl.batches``; evaluation batches hold the exact
     log-density of their samples where the dataset has one.
 
     Args:

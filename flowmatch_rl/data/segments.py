@@ -9,10 +9,18 @@ from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer, TensorStorage
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from flowmatch_rl.batches import (
+    ACTION,
+    DONE,
+    EMBEDDING,
+    NEXT_ACTION,
+    NEXT_OBSERVATION,
+    OBSERVATION,
+    TERMINATED,
+    SegmentNeeds,
+)
 from flowmatch_rl.data.store import TransitionStore
-from flowmatch_rl.keys import ACTION, DONE, EMBEDDING, NEXT_ACTION, NEXT_OBSERVATION, OBSERVATION, TERMINATED
-from flowmatch_rl.processes import geometric_steps
-from flowmatch_rl.types import SegmentNeeds
+from flowmatch_rl.testbeds import geometric_steps
 
 MOST_UNSEEN = 0.05
 """Share of an occupancy that may lie beyond the end of a trajectory its states are drawn from."""

@@ -7,11 +7,11 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from flowmatch_rl.data.envs import Environment, build_environment
-from flowmatch_rl.data.process_env import ProcessEnvironment
-from flowmatch_rl.data.rollouts import roll_out_episodes
+from flowmatch_rl.batches import ACTION, DONE, EMBEDDING, NEXT_OBSERVATION, OBSERVATION, TERMINATED
 from flowmatch_rl.data.store import TransitionStore
-from flowmatch_rl.keys import ACTION, DONE, EMBEDDING, NEXT_OBSERVATION, OBSERVATION, TERMINATED
+from flowmatch_rl.envs.environments import Environment, build_environment
+from flowmatch_rl.envs.process import ProcessEnvironment
+from flowmatch_rl.envs.rollouts import roll_out_episodes
 from flowmatch_rl.types import Policy
 
 Trajectories = dict[str, Tensor]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
-from flowmatch_rl.keys import (
+from flowmatch_rl.batches import (
     ACTION,
     DONE,
     EMBEDDING,

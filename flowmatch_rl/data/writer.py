@@ -16,6 +16,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from flowmatch_rl.batches import ACTION, DONE, NEXT_ACTION, OBSERVATION, REWARD, TERMINATED, TRUNCATED
 from flowmatch_rl.data.moments import column_moments, read_chunks
 from flowmatch_rl.data.store import (
     FORMAT_VERSION,
@@ -28,7 +29,6 @@ from flowmatch_rl.data.store import (
     entries_of,
     partial_path,
 )
-from flowmatch_rl.keys import ACTION, DONE, NEXT_ACTION, OBSERVATION, REWARD, TERMINATED, TRUNCATED
 
 _LOCK_FILE = "writer.lock"
 _STAGED = "data"

@@ -7,8 +7,8 @@ import ot
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import RunError
 from flowmatch_rl.metrics.pairs import check_two_samples, distances
-from flowmatch_rl.types import RunError
 
 MAX_ITERATIONS = 10**8
 """Pivots of the network simplex after which it gives up; a few thousand points take about a million."""

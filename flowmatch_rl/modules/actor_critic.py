@@ -10,23 +10,14 @@ from lightning.pytorch import LightningModule
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from flowmatch_rl.keys import REWARD, read_transition
+from flowmatch_rl.batches import REWARD, Transition, read_transition
 from flowmatch_rl.metrics import episode_returns
+from flowmatch_rl.models import ActorModule, LatentPolicy, ParticleActor, Selection
 from flowmatch_rl.modules.critic_learner import CriticLearner
 from flowmatch_rl.modules.gradients import check_gradient_options, fuses_adam
 from flowmatch_rl.modules.running_means import RunningMeans
-from flowmatch_rl.nets import (
-    ActorModule,
-    CriticArchitecture,
-    LatentPolicy,
-    ParticleActor,
-    Selection,
-    ValueReduction,
-    lagging_copy,
-    update_lagging_copy,
-)
+from flowmatch_rl.nets import CriticArchitecture, ValueReduction, lagging_copy, update_lagging_copy
 from flowmatch_rl.objectives import ConstantTemperature, PolicyState, Temperature, temperature_loss
-from flowmatch_rl.types import Transition
 
 
 class ActorCritic(LightningModule, abc.ABC):

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from flowmatch_rl.bandits import Bandit
+from flowmatch_rl.batches import ACTION, OBSERVATION, REFERENCE
+from flowmatch_rl.checks import RunError
 from flowmatch_rl.estimators import EndPointEstimator, PosteriorMeanEstimator, boltzmann_density
-from flowmatch_rl.keys import ACTION, OBSERVATION, REFERENCE
 from flowmatch_rl.metrics import (
     energy_distance,
     maximum_mean_discrepancy,
@@ -19,17 +19,18 @@ from flowmatch_rl.metrics import (
     saturated_share,
     sliced_wasserstein_distance,
 )
+from flowmatch_rl.models import FlowPolicy, ParticleActor, Selection, SoftmaxSelection
 from flowmatch_rl.modules.gradients import check_gradient_options, fuses_adam
 from flowmatch_rl.modules.policy_learner import PolicyLearner
 from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.reverse_flow_actor_critic import EndPointSource
 from flowmatch_rl.modules.running_means import RunningMeans
-from flowmatch_rl.nets import FlowPolicy, ParticleActor, Selection, SoftmaxSelection, VelocityArchitecture
+from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.objectives import ConditionalFlowMatching, FlowObjective
 from flowmatch_rl.paths import AffinePath, GaussianSource, Source, Squash, TanhSquash
 from flowmatch_rl.samplers import OdeSampler, Sampler
 from flowmatch_rl.solvers import Euler
-from flowmatch_rl.types import RunError
+from flowmatch_rl.testbeds import Bandit
 
 BANDWIDTHS = (0.1, 0.2, 0.4, 0.8, 1.6)
 """Bandwidths of the kernels of the maximum mean discrepancy, in units of the action."""

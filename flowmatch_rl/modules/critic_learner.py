@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from flowmatch_rl.batches import Transition
 from flowmatch_rl.nets import CriticEnsemble
 from flowmatch_rl.objectives import ValueReduction, bellman_map, reduced_law
 from flowmatch_rl.shapes import check_shape
-from flowmatch_rl.types import Transition
 
 
 class CriticLearner:

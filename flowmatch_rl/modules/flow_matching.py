@@ -8,8 +8,9 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from flowmatch_rl.batches import CONDITION, EXACT_LOG_PROB, SAMPLE, Samples, read_samples
+from flowmatch_rl.checks import RunError
 from flowmatch_rl.couplings import Coupling, IndependentCoupling
-from flowmatch_rl.keys import CONDITION, EXACT_LOG_PROB, SAMPLE, read_samples
 from flowmatch_rl.metrics import (
     energy_distance,
     maximum_mean_discrepancy,
@@ -17,7 +18,7 @@ from flowmatch_rl.metrics import (
     squared_wasserstein_distance,
     wasserstein_distance,
 )
-from flowmatch_rl.modules.generation import Flow
+from flowmatch_rl.models.flow import Flow
 from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.reflow import Reflow
 from flowmatch_rl.modules.running_means import RunningMeans
@@ -25,8 +26,8 @@ from flowmatch_rl.nets import VelocityArchitecture, lagging_copy, update_lagging
 from flowmatch_rl.objectives import ConditionalFlowMatching, FlowObjective
 from flowmatch_rl.paths import AffinePath, GaussianSource, Source, stratify
 from flowmatch_rl.samplers import OdeSampler, Sampler
+from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.solvers import Divergence, ExactDivergence, Midpoint, Solver
-from flowmatch_rl.types import RunError, Samples, TableSchema
 
 _ADVICE = "lower the learning rate"
 

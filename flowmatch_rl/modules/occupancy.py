@@ -8,7 +8,11 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from flowmatch_rl.keys import CONDITION, SAMPLE, read_rollouts, read_segment
+from flowmatch_rl.batches import CONDITION, SAMPLE, Segment, SegmentNeeds, read_rollouts, read_segment
+from flowmatch_rl.checks import RunError
+from flowmatch_rl.evaluation.occupancy import FutureTests
+from flowmatch_rl.models.occupancy_flow import OccupancyFlow
+from flowmatch_rl.models.occupancy_inputs import OccupancyInputs
 from flowmatch_rl.modules.occupancy_backups import BackupMaker, discounts_between
 from flowmatch_rl.modules.occupancy_checks import (
     check_discounts,
@@ -17,9 +21,6 @@ from flowmatch_rl.modules.occupancy_checks import (
     check_same,
     check_sampler,
 )
-from flowmatch_rl.modules.occupancy_flow import OccupancyFlow
-from flowmatch_rl.modules.occupancy_inputs import OccupancyInputs
-from flowmatch_rl.modules.occupancy_tests import FutureTests
 from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.running_means import RunningMeans
 from flowmatch_rl.nets import Architecture, FilmUNetArchitecture, lagging_copy, update_lagging_copy
@@ -31,8 +32,9 @@ from flowmatch_rl.objectives import (
 )
 from flowmatch_rl.paths import AffinePath, TimeDistribution, UniformTime
 from flowmatch_rl.samplers import OdeSampler, Sampler
+from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.solvers import Divergence, ExactDivergence, Midpoint, Solver
-from flowmatch_rl.types import Policy, Reward, RunError, Segment, SegmentNeeds, TableSchema
+from flowmatch_rl.types import Policy, Reward
 
 _ADVICE = "lower the learning rate"
 

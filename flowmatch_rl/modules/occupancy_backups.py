@@ -6,11 +6,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from flowmatch_rl.modules.occupancy_flow import OccupancyFlow
-from flowmatch_rl.modules.occupancy_inputs import OccupancyInputs
+from flowmatch_rl.batches import Segment
+from flowmatch_rl.models.occupancy_flow import OccupancyFlow
+from flowmatch_rl.models.occupancy_inputs import OccupancyInputs
 from flowmatch_rl.objectives import Backup, FirstState, backup_weights, choose_state, horizon_weights
 from flowmatch_rl.samplers import Sampler
-from flowmatch_rl.types import Policy, Segment
+from flowmatch_rl.types import Policy
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowmatch_rl.modules.occupancy_inputs import OccupancyInputs
+from flowmatch_rl.models.occupancy_inputs import OccupancyInputs
 from flowmatch_rl.samplers import Sampler
 from flowmatch_rl.types import Policy, Reward
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.estimators import EndPointEstimator, PathPoints, PosteriorMean
-from flowmatch_rl.nets import FlowPolicy
+from flowmatch_rl.models import FlowPolicy
 from flowmatch_rl.objectives import FlowObjective, reverse_flow_target
 from flowmatch_rl.types import LogDensityAndScore
 

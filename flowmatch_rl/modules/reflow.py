@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from flowmatch_rl.batches import Samples
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Midpoint, Solver
-from flowmatch_rl.types import Samples
 
 
 @dataclass(frozen=True)

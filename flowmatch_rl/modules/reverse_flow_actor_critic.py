@@ -5,26 +5,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowmatch_rl.batches import Transition
 from flowmatch_rl.estimators import EndPointEstimator, PosteriorMeanEstimator, boltzmann_density
-from flowmatch_rl.modules.actor_critic import ActorCritic
-from flowmatch_rl.modules.policy_learner import Learned, PolicyLearner
-from flowmatch_rl.modules.posterior_profile import PosteriorMeter, PosteriorProfile
-from flowmatch_rl.nets import (
-    CriticArchitecture,
+from flowmatch_rl.models import (
     FlowPolicy,
     GreedySelection,
     LogDensityEstimate,
     ParticleActor,
     Selection,
     SoftmaxSelection,
-    ValueReduction,
-    VelocityArchitecture,
 )
+from flowmatch_rl.modules.actor_critic import ActorCritic
+from flowmatch_rl.modules.policy_learner import Learned, PolicyLearner
+from flowmatch_rl.modules.posterior_profile import PosteriorMeter, PosteriorProfile
+from flowmatch_rl.nets import CriticArchitecture, ValueReduction, VelocityArchitecture
 from flowmatch_rl.objectives import ConditionalFlowMatching, FlowObjective, PolicyState, Temperature
 from flowmatch_rl.paths import AffinePath, GaussianSource, Source, Squash, TanhSquash
 from flowmatch_rl.samplers import OdeSampler, Sampler
 from flowmatch_rl.solvers import Euler
-from flowmatch_rl.types import Transition
 
 EndPointSource = Literal["policy", "replay", "uniform"]
 """Where the end points of the paths come from that a policy learns on."""

@@ -5,7 +5,19 @@ import inspect
 
 import torch
 
-from flowmatch_rl import bandits, couplings, estimators, nets, objectives, paths, processes, samplers, solvers, types
+from flowmatch_rl import (
+    couplings,
+    estimators,
+    evaluation,
+    models,
+    nets,
+    objectives,
+    paths,
+    samplers,
+    schema,
+    solvers,
+    testbeds,
+)
 
 
 def allow_dataclasses(*more: type) -> None:
@@ -14,7 +26,7 @@ def allow_dataclasses(*more: type) -> None:
     Args:
         *more: Others of the kind.
     """
-    rooms = (bandits, couplings, estimators, nets, objectives, paths, processes, samplers, solvers, types)
+    rooms = (couplings, estimators, evaluation, models, nets, objectives, paths, samplers, schema, solvers, testbeds)
     exported = [*more] + [value for room in rooms for value in vars(room).values()]
     torch.serialization.add_safe_globals(
         [value for value in exported if inspect.isclass(value) and dataclasses.is_dataclass(value)]

@@ -3,18 +3,12 @@
 import torch
 from torch import Tensor
 
+from flowmatch_rl.batches import Transition
+from flowmatch_rl.models import FirstSelection, GaussianArchitecture, GaussianPolicy, ParticleActor
 from flowmatch_rl.modules.actor_critic import ActorCritic
-from flowmatch_rl.nets import (
-    CriticArchitecture,
-    FirstSelection,
-    GaussianArchitecture,
-    GaussianPolicy,
-    ParticleActor,
-    ValueReduction,
-)
+from flowmatch_rl.nets import CriticArchitecture, ValueReduction
 from flowmatch_rl.objectives import EntropyTemperature, PolicyState, Temperature, soft_policy_loss
 from flowmatch_rl.paths import Squash, TanhSquash
-from flowmatch_rl.types import Transition
 
 
 class SoftActorCritic(ActorCritic):

@@ -7,7 +7,8 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 
-from flowmatch_rl.data import GymnasiumEnvironment, OnlineData
+from flowmatch_rl.data import OnlineData
+from flowmatch_rl.envs import GymnasiumEnvironment
 from flowmatch_rl.estimators import PosteriorMeanEstimator
 from flowmatch_rl.modules import ReverseFlowActorCritic
 from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture

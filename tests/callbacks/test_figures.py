@@ -12,7 +12,8 @@ from lightning.pytorch import Callback
 from tensordict import TensorDict
 from torch import Tensor
 
-from flowmatch_rl.callbacks.drawing import (
+from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
+from flowmatch_rl.figures import (
     Evaluation,
     PolicySample,
     differing_states,
@@ -21,7 +22,6 @@ from flowmatch_rl.callbacks.drawing import (
     sample_policy,
     save_figure,
 )
-from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
 from tests.callbacks.stand_ins import stand_in_trainer, tiny_data, tiny_module, tiny_trainer
 
 FIGURES = ("learning_curve.png", "policy.png", "episode.png")

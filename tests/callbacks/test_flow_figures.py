@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.callbacks.drawing.flow import draw_samples
-from flowmatch_rl.callbacks.drawing.flow_frames import flow_frames
-from flowmatch_rl.callbacks.drawing.flow_grids import density_on_grid, field_on_grid
-from flowmatch_rl.callbacks.drawing.flow_sample import FlowSample, sample_flow, with_steps
-from flowmatch_rl.callbacks.drawing.flow_steps import distance_by_steps
-from flowmatch_rl.callbacks.drawing.view import group_rows, limits, limits_on_the_way, view_of
 from flowmatch_rl.callbacks.flow_figures import FlowFigures
+from flowmatch_rl.figures.flow import draw_samples
+from flowmatch_rl.figures.flow_frames import flow_frames
+from flowmatch_rl.figures.flow_grids import density_on_grid, field_on_grid
+from flowmatch_rl.figures.flow_sample import FlowSample, sample_flow, with_steps
+from flowmatch_rl.figures.flow_steps import distance_by_steps
+from flowmatch_rl.figures.view import group_rows, limits, limits_on_the_way, view_of
 from flowmatch_rl.modules import FlowMatchingModel
 from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.samplers import OdeSampler, SdeSampler
+from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.solvers import AdaptiveSolver, Euler, Midpoint
-from flowmatch_rl.types import TableSchema
 from tests.callbacks.stand_ins import stand_in_trainer
 from tests.callbacks.test_figures import is_drawn
 

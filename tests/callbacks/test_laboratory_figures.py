@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 
-from flowmatch_rl.callbacks.drawing import ErrorCurve, LawPanels, draw_estimator_errors, draw_law_samples, save_figure
+from flowmatch_rl.figures import ErrorCurve, LawPanels, draw_estimator_errors, draw_law_samples, save_figure
 
 T = np.array([0.1, 0.5, 0.9])
 

@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowmatch_rl.batches import Rollouts, read_rollouts
 from flowmatch_rl.callbacks import OccupancyFigures
-from flowmatch_rl.callbacks.drawing.occupancy_marginals import draw_future_marginals
-from flowmatch_rl.callbacks.drawing.occupancy_parts import escape, frame_around
-from flowmatch_rl.callbacks.drawing.occupancy_plane import Plane, draw_future_states, plane_of, shares
-from flowmatch_rl.callbacks.drawing.occupancy_sample import FutureSample, sample_futures, sample_values, step_weights
-from flowmatch_rl.callbacks.drawing.occupancy_values import draw_values
-from flowmatch_rl.data import OfflineData, ProcessEnvironment
-from flowmatch_rl.keys import read_rollouts
+from flowmatch_rl.data import OfflineData
+from flowmatch_rl.envs import ProcessEnvironment
+from flowmatch_rl.figures.occupancy_marginals import draw_future_marginals
+from flowmatch_rl.figures.occupancy_parts import escape, frame_around
+from flowmatch_rl.figures.occupancy_plane import Plane, draw_future_states, plane_of, shares
+from flowmatch_rl.figures.occupancy_sample import FutureSample, sample_futures, sample_values, step_weights
+from flowmatch_rl.figures.occupancy_values import draw_values
 from flowmatch_rl.objectives import FirstState
 from flowmatch_rl.planning import estimate_value, monte_carlo_value
-from flowmatch_rl.processes import LinearGaussianProcess, LinearPolicy, LinearReward, PointMassMaze
-from flowmatch_rl.types import Rollouts, TableSchema
+from flowmatch_rl.schema import TableSchema
+from flowmatch_rl.testbeds import LinearGaussianProcess, LinearPolicy, LinearReward, PointMassMaze
 from tests.callbacks.stand_ins import stand_in_trainer
 from tests.callbacks.test_figures import is_drawn
 from tests.data.toy_trajectories import trajectory_store

@@ -13,9 +13,9 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from flowmatch_rl.callbacks.drawing import TimeProfile, draw_posterior
-from flowmatch_rl.callbacks.drawing.style import BLUE
 from flowmatch_rl.callbacks.posterior_figures import PosteriorFigures
+from flowmatch_rl.figures import TimeProfile, draw_posterior
+from flowmatch_rl.figures.style import BLUE
 from flowmatch_rl.modules import SoftActorCritic
 from tests.callbacks.stand_ins import stand_in_trainer, tiny_data, tiny_module, tiny_trainer
 from tests.callbacks.test_figures import Breaks, is_drawn

@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch import Callback
 
 from flowmatch_rl.callbacks import RESULT, LearningCurve, RunResult
-from flowmatch_rl.data import DMControlEnvironment, GymnasiumEnvironment
+from flowmatch_rl.envs import DMControlEnvironment, GymnasiumEnvironment
 from tests.callbacks.stand_ins import tiny_data, tiny_module, tiny_trainer
 from tests.callbacks.test_figures import read_table
 

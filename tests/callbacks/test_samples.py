@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.callbacks.samples import SampleWriter
-from flowmatch_rl.types import RunError, TableSchema
+from flowmatch_rl.checks import RunError
+from flowmatch_rl.schema import TableSchema
 from tests.callbacks.stand_ins import stand_in_trainer
 
 SCHEMA = TableSchema(

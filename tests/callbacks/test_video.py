@@ -14,7 +14,8 @@ from tensordict import TensorDictBase
 
 from flowmatch_rl.callbacks import encoding
 from flowmatch_rl.callbacks.video import Video
-from flowmatch_rl.data import GymnasiumEnvironment, OnlineData, build_environment, roll_out_episodes
+from flowmatch_rl.data import OnlineData
+from flowmatch_rl.envs import GymnasiumEnvironment, build_environment, roll_out_episodes
 from tests.callbacks.stand_ins import stand_in_trainer, tiny_data
 
 PENDULUM = GymnasiumEnvironment("Pendulum-v1")

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from flowmatch_rl.callbacks import PolicyFigures, curves, figures
-from flowmatch_rl.cli import comparison, comparison_runs
+from flowmatch_rl.experiments import comparison, comparison_runs
 from tests.cli.comparisons import STAND_IN, write_names
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from flowmatch_rl.cli import comparison, comparison_runs
+from flowmatch_rl.experiments import comparison, comparison_runs
 from tests.cli.comparisons import STAND_IN, compare, definition, starts, write_names
 from tests.cli.support import CONF, PENDULUM, ROOT, SIZES, call, environment
 

@@ -9,7 +9,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from flowmatch_rl.callbacks import Video
-from flowmatch_rl.cli import comparison_runs
+from flowmatch_rl.experiments import comparison_runs
 from tests.cli.comparisons import compare, starts
 from tests.cli.support import CONF, PENDULUM, arguments, call
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flowmatch_rl.checks import RunError
 from flowmatch_rl.cli import commands
 from flowmatch_rl.data import TransitionStore
-from flowmatch_rl.types import RunError
 from tests.cli.support import call
 from tests.data.layout_files import write_d4rl, write_exorl, write_ogbench
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from flowmatch_rl.modules import load_flow
+from flowmatch_rl.inference import load_flow
 from flowmatch_rl.solvers import Euler
 from tests.cli.support import CONF, TWO_MOONS, Outcome, call, flow_arguments
 

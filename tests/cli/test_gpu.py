@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowmatch_rl.modules import load_flow, load_occupancy
+from flowmatch_rl.inference import load_flow, load_occupancy
 from tests.cli.support import (
     CONF,
     MAZE_LOOP,

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from flowmatch_rl.cli import laboratory as laboratory_command
+from flowmatch_rl.checks import RunError
+from flowmatch_rl.experiments import laboratory as laboratory_command
 from flowmatch_rl.modules import BanditFlow
-from flowmatch_rl.types import RunError
 from tests.cli.support import CONF, call
 
 BANDITS = sorted(path for path in (CONF / "bandit").glob("*.yaml") if path.stem != "laboratory")

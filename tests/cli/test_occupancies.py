@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from flowmatch_rl.data import TransitionStore
-from flowmatch_rl.modules import load_occupancy
+from flowmatch_rl.inference import load_occupancy
 from tests.cli.support import CONF, MAZE_LOOP, Outcome, arguments, call, collect, occupancy_arguments
 
 pytestmark = pytest.mark.usefixtures("without_figures")

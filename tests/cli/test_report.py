@@ -14,11 +14,11 @@ import pytest
 import torch
 import yaml
 
-from flowmatch_rl.callbacks.drawing.comparison import Aggregate, draw_aggregate
-from flowmatch_rl.cli import report as report_command
-from flowmatch_rl.cli import report_page
-from flowmatch_rl.cli.report_runs import read_study
-from flowmatch_rl.cli.report_statistics import summarize
+from flowmatch_rl.experiments import report as report_command
+from flowmatch_rl.experiments import report_page
+from flowmatch_rl.experiments.report_runs import read_study
+from flowmatch_rl.experiments.report_statistics import summarize
+from flowmatch_rl.figures.comparison import Aggregate, draw_aggregate
 from tests.callbacks.test_figures import is_drawn
 from tests.cli.support import Outcome, call
 

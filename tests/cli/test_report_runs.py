@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flowmatch_rl.cli.report_runs import read_study
+from flowmatch_rl.experiments.report_runs import read_study
 from tests.cli.test_report import make_comparison, make_run, model, report
 
 DM_CONTROL = {"domain": "cheetah", "task": "run", "camera": 0}
@@ -39,8 +39,8 @@ def test_copies_that_mlflow_keeps_of_tracked_runs_are_no_runs(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("environment", "task"),
     [
-        ({"class_path": "flowmatch_rl.data.DMControlEnvironment", "init_args": DM_CONTROL}, "cheetah-run"),
-        ({"class_path": "flowmatch_rl.data.GymnasiumEnvironment", "init_args": {"name": "Made-up-v0"}}, "Made-up-v0"),
+        ({"class_path": "flowmatch_rl.envs.DMControlEnvironment", "init_args": DM_CONTROL}, "cheetah-run"),
+        ({"class_path": "flowmatch_rl.envs.GymnasiumEnvironment", "init_args": {"name": "Made-up-v0"}}, "Made-up-v0"),
         (None, "method"),
     ],
 )

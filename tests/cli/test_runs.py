@@ -19,7 +19,8 @@ from mlflow.tracking import MlflowClient
 
 import tests.toys  # noqa: F401 (registers environments)
 from flowmatch_rl.estimators import LikelihoodProposal, RegressControlVariate
-from flowmatch_rl.modules import ReverseFlowActorCritic, load_policy
+from flowmatch_rl.inference import load_policy
+from flowmatch_rl.modules import ReverseFlowActorCritic
 from flowmatch_rl.paths import AffinePath, CosineSchedule
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Heun

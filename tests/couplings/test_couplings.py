@@ -7,8 +7,8 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
+from flowmatch_rl.checks import RunError
 from flowmatch_rl.couplings import Coupling, ExactCoupling, IndependentCoupling, SinkhornCoupling
-from flowmatch_rl.types import RunError
 from tests.families import COUPLINGS
 from tests.oracles import normal, rmse, uniform
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from flowmatch_rl.bandits import Bimodal
 from flowmatch_rl.data import BanditData
+from flowmatch_rl.testbeds import Bimodal
 
 
 def test_training_batches_are_the_one_state_and_an_epoch_has_its_share_of_updates() -> None:

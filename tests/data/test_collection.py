@@ -14,14 +14,10 @@ import torch
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from flowmatch_rl.data import (
-    DMControlEnvironment,
-    Environment,
-    GymnasiumEnvironment,
-    TransitionStore,
-    collect_transitions,
-)
-from flowmatch_rl.types import Policy, RunError
+from flowmatch_rl.checks import RunError
+from flowmatch_rl.data import TransitionStore, collect_transitions
+from flowmatch_rl.envs import DMControlEnvironment, Environment, GymnasiumEnvironment
+from flowmatch_rl.types import Policy
 from tests.data.toy_rows import assert_rows_equal
 
 FLAGS = ("terminated", "truncated", "done")

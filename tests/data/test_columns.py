@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
+from flowmatch_rl.batches import CONDITION
 from flowmatch_rl.data import SampleData, TableFile
-from flowmatch_rl.keys import CONDITION
 from tests.data.toy_table import CONDITIONAL, ROWS, VALUES, build, only, rows_of
 
 

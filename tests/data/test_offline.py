@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.data import OfflineData, ProcessEnvironment
-from flowmatch_rl.processes import ConstantPolicy, LinearGaussianProcess, LinearPolicy, MazeGoalPolicy
-from flowmatch_rl.types import Policy, SegmentNeeds, TableSchema
+from flowmatch_rl.batches import SegmentNeeds
+from flowmatch_rl.data import OfflineData
+from flowmatch_rl.envs import ProcessEnvironment
+from flowmatch_rl.schema import TableSchema
+from flowmatch_rl.testbeds import ConstantPolicy, LinearGaussianProcess, LinearPolicy, MazeGoalPolicy
+from flowmatch_rl.types import Policy
 from tests.data.toy_trajectories import End, action_at, trajectory_store
 
 EIGHT: list[tuple[int, End]] = [(3, "truncated"), (2, "terminated")] * 4

@@ -7,9 +7,10 @@ import pytest
 import torch
 from tensordict import TensorDictBase
 
-from flowmatch_rl.data import GymnasiumEnvironment, OnlineData
-from flowmatch_rl.keys import TRANSITION
-from flowmatch_rl.types import RunError
+from flowmatch_rl.batches import TRANSITION
+from flowmatch_rl.checks import RunError
+from flowmatch_rl.data import OnlineData
+from flowmatch_rl.envs import GymnasiumEnvironment
 from tests.toys import POLICY_ACTION, ConstantPolicy
 
 COUNTING = GymnasiumEnvironment("ToyCounting-v0")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowmatch_rl.batches import CONDITION, EXACT_LOG_PROB, SAMPLE, SOURCE, Samples
 from flowmatch_rl.data import Density, SampleData, TwoMoons
-from flowmatch_rl.keys import CONDITION, EXACT_LOG_PROB, SAMPLE, SOURCE
-from flowmatch_rl.types import Samples, TableSchema
+from flowmatch_rl.schema import TableSchema
 from tests.data.toy_table import (
     CONDITIONAL,
     ROWS,

@@ -11,10 +11,9 @@ import torch
 from tensordict.memmap import MemoryMappedTensor
 from torch import Tensor
 
+from flowmatch_rl.batches import SegmentNeeds, read_segment
 from flowmatch_rl.data import TransitionStore
 from flowmatch_rl.data.segments import RowSampler, SegmentReader
-from flowmatch_rl.keys import read_segment
-from flowmatch_rl.types import SegmentNeeds
 from tests.data.toy_trajectories import TRAJECTORIES, End, action_at, trajectory_store
 
 ROWS = [(i, k) for i, (length, _) in enumerate(TRAJECTORIES) for k in range(length)]

@@ -7,9 +7,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from flowmatch_rl.batches import SAMPLE
 from flowmatch_rl.data import SampleData
-from flowmatch_rl.keys import SAMPLE
-from flowmatch_rl.types import TableSchema
+from flowmatch_rl.schema import TableSchema
 from tests.data.toy_table import VALUES, ToyTable, build, only, rows_of, take
 
 

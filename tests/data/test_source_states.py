@@ -7,10 +7,10 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from flowmatch_rl.data import GymnasiumEnvironment, ProcessEnvironment
+from flowmatch_rl.batches import Rollouts, read_rollouts
 from flowmatch_rl.data.source_states import follow_policy, from_steps, stored_trajectories
-from flowmatch_rl.keys import read_rollouts
-from flowmatch_rl.processes import (
+from flowmatch_rl.envs import GymnasiumEnvironment, ProcessEnvironment
+from flowmatch_rl.testbeds import (
     ConstantPolicy,
     LinearGaussianProcess,
     LinearPolicy,
@@ -20,7 +20,6 @@ from flowmatch_rl.processes import (
     RandomWalkProcess,
     RingProcess,
 )
-from flowmatch_rl.types import Rollouts
 from tests.data.toy_trajectories import TRAJECTORIES, action_at, trajectory_store
 
 

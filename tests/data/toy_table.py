@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from flowmatch_rl.batches import SAMPLE
 from flowmatch_rl.data import Dataset, SampleData
-from flowmatch_rl.keys import SAMPLE
 
 ROWS = 50
 

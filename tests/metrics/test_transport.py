@@ -8,13 +8,13 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from flowmatch_rl.checks import RunError
 from flowmatch_rl.metrics import (
     sliced_wasserstein_distance,
     squared_wasserstein_distance,
     transport,
     wasserstein_distance,
 )
-from flowmatch_rl.types import RunError
 from tests.oracles import normal
 
 EXACT = [wasserstein_distance, squared_wasserstein_distance]

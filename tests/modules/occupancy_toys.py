@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowmatch_rl.batches import Rollouts
+from flowmatch_rl.models.occupancy_inputs import OccupancyInputs
 from flowmatch_rl.modules import OccupancyModule
-from flowmatch_rl.modules.occupancy_inputs import OccupancyInputs
 from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.objectives import FirstState
-from flowmatch_rl.processes import LinearPolicy
 from flowmatch_rl.samplers import OdeSampler
+from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.solvers import Midpoint
-from flowmatch_rl.types import Reward, Rollouts, TableSchema
+from flowmatch_rl.testbeds import LinearPolicy
+from flowmatch_rl.types import Reward
 
 PLANE = TableSchema(("x", "y", "speed"), (3.0, -1.0, 50.0), (2.0, 0.2, 13.0))
 """Awkward units: the product of the scales is 5.2."""

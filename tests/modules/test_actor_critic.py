@@ -11,18 +11,12 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from flowmatch_rl.batches import read_transition
 from flowmatch_rl.estimators import PointScoreEstimator, ReweightedEndPoints
-from flowmatch_rl.keys import read_transition
+from flowmatch_rl.models import FirstSelection, LogDensityEstimate, SoftmaxSelection
 from flowmatch_rl.modules import ReverseFlowActorCritic, SoftActorCritic
 from flowmatch_rl.modules.actor_critic import ActorCritic
-from flowmatch_rl.nets import (
-    CategoricalHead,
-    CriticArchitecture,
-    FirstSelection,
-    LogDensityEstimate,
-    QuantileHead,
-    SoftmaxSelection,
-)
+from flowmatch_rl.nets import CategoricalHead, CriticArchitecture, QuantileHead
 from flowmatch_rl.objectives import (
     AnnealedTemperature,
     ConditionalFlowMatching,
@@ -33,9 +27,9 @@ from flowmatch_rl.objectives import (
 from flowmatch_rl.paths import AffinePath, LinearSchedule, VarianceExplodingSchedule
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler, SdeSampler
 from flowmatch_rl.solvers import RK4, Euler
+from tests.models.exact_policy import SCALES, Law, exact_policy
 from tests.modules import test_soft_actor_critic as soft
 from tests.modules.test_reverse_flow_actor_critic import TINY, A, B, S, transitions
-from tests.nets.exact_policy import SCALES, Law, exact_policy
 from tests.oracles import F64
 
 KINDS = [(ReverseFlowActorCritic, TINY), (SoftActorCritic, soft.TINY)]

@@ -5,14 +5,15 @@ from typing import Any
 import pytest
 import torch
 
-from flowmatch_rl.bandits import Bimodal, Flat, FourModes, Quadratic
 from flowmatch_rl.estimators import LikelihoodProposal, PointScoreEstimator, PosteriorMeanEstimator, ReweightedEndPoints
+from flowmatch_rl.models import FirstSelection, GreedySelection
 from flowmatch_rl.modules import BanditFlow
-from flowmatch_rl.nets import FirstSelection, GreedySelection, VelocityArchitecture
+from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.objectives import ConditionalFlowMatching, MeanFlow
 from flowmatch_rl.paths import AffinePath, ClipSquash, VariancePreservingSchedule
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler
 from flowmatch_rl.solvers import AdaptiveSolver, Heun
+from flowmatch_rl.testbeds import Bimodal, Flat, FourModes, Quadratic
 
 SMALL = VelocityArchitecture(hidden_dim=16, num_blocks=1, time_features=8)
 BATCH = {"observation": torch.zeros(32, 1)}

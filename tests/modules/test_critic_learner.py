@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flowmatch_rl.batches import Transition
 from flowmatch_rl.modules.critic_learner import CriticLearner
 from flowmatch_rl.nets import CriticArchitecture, CriticEnsemble, QuantileHead, ScalarHead, ValueHead, lagging_copy
 from flowmatch_rl.objectives import bellman_target, critic_loss
-from flowmatch_rl.types import Transition
 from tests.families import VALUE_HEADS
 from tests.oracles import F64, normal, uniform
 

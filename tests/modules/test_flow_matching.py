@@ -8,9 +8,12 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from flowmatch_rl.batches import Samples
+from flowmatch_rl.checks import RunError
 from flowmatch_rl.couplings import ExactCoupling
 from flowmatch_rl.data import EightGaussians, SampleData, TwoMoons
-from flowmatch_rl.modules import FlowMatchingModel, Reflow, load_flow
+from flowmatch_rl.inference import load_flow
+from flowmatch_rl.modules import FlowMatchingModel, Reflow
 from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.objectives import ConditionalFlowMatching, FlowObjective, MeanFlow
 from flowmatch_rl.paths import (
@@ -24,8 +27,8 @@ from flowmatch_rl.paths import (
     VariancePreservingSchedule,
 )
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler, Sampler, SdeSampler
+from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.solvers import AdaptiveSolver, Euler, HutchinsonDivergence, Midpoint
-from flowmatch_rl.types import RunError, Samples, TableSchema
 
 PLANE = TableSchema(("x", "y"), (3.0, -1.0), (2.0, 0.2))
 GIVEN = TableSchema(("x", "y"), (0.0, 0.0), (1.0, 1.0), ("angle",), (1.0,), (2.0,), ("part",), (("left", "right"),))

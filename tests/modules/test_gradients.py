@@ -7,13 +7,13 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from flowmatch_rl.bandits import FourModes
 from flowmatch_rl.estimators import LikelihoodProposal, NoControlVariate, PosteriorMeanEstimator
 from flowmatch_rl.modules import BanditFlow, ReverseFlowActorCritic
 from flowmatch_rl.modules.running_means import RunningMeans
 from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.objectives import AnnealedTemperature, EntropyTemperature, Temperature
 from flowmatch_rl.paths import UniformSource
+from flowmatch_rl.testbeds import FourModes
 from tests.modules.test_reverse_flow_actor_critic import TINY, A, S
 
 QUIET: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}

@@ -9,13 +9,19 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from flowmatch_rl.data import OfflineData, ProcessEnvironment
-from flowmatch_rl.keys import read_segment
-from flowmatch_rl.modules import FutureTests, OccupancyModule
+from flowmatch_rl.batches import read_segment
+from flowmatch_rl.checks import RunError
+from flowmatch_rl.data import OfflineData
+from flowmatch_rl.envs import ProcessEnvironment
+from flowmatch_rl.evaluation import FutureTests
+from flowmatch_rl.modules import OccupancyModule
 from flowmatch_rl.nets import FilmUNetArchitecture, update_lagging_copy
 from flowmatch_rl.objectives import TD2CFM, TD2DD, TDCFM, TDDD, CoupledTDCFM, MonteCarloCFM, OccupancyObjective
 from flowmatch_rl.paths import AffinePath, CosineSchedule, LogitNormalTime, VariancePreservingSchedule
-from flowmatch_rl.processes import (
+from flowmatch_rl.samplers import DdimSampler, OdeSampler
+from flowmatch_rl.schema import TableSchema
+from flowmatch_rl.solvers import Midpoint
+from flowmatch_rl.testbeds import (
     ConstantPolicy,
     LinearGaussianProcess,
     LinearPolicy,
@@ -24,9 +30,6 @@ from flowmatch_rl.processes import (
     SpeedReward,
     SumReward,
 )
-from flowmatch_rl.samplers import DdimSampler, OdeSampler
-from flowmatch_rl.solvers import Midpoint
-from flowmatch_rl.types import RunError, TableSchema
 from tests.data.toy_trajectories import End, trajectory_store
 from tests.modules.occupancy_toys import PLANE, PLANE_POLICY, SMALL, attach, occupancy, segments
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.keys import read_segment
+from flowmatch_rl.batches import read_segment
 from flowmatch_rl.modules import OccupancyModule
 from flowmatch_rl.objectives import (
     TD2CFM,
@@ -18,8 +18,8 @@ from flowmatch_rl.objectives import (
     backup_weights,
     horizon_weights,
 )
-from flowmatch_rl.processes import MazeGoalPolicy
-from flowmatch_rl.types import TableSchema
+from flowmatch_rl.schema import TableSchema
+from flowmatch_rl.testbeds import MazeGoalPolicy
 from tests.modules.occupancy_toys import PLANE, PLANE_POLICY, occupancy, segments
 
 Teach = Callable[..., Backup]

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.keys import read_segment
+from flowmatch_rl.batches import read_segment
 from flowmatch_rl.modules import OccupancyModule
 from flowmatch_rl.nets import VelocityArchitecture, update_lagging_copy
 from flowmatch_rl.objectives import TD2CFM, MonteCarloCFM
-from flowmatch_rl.processes import LinearGaussianProcess, LinearPolicy
 from flowmatch_rl.samplers import OdeSampler
+from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.solvers import Midpoint
-from flowmatch_rl.types import TableSchema
+from flowmatch_rl.testbeds import LinearGaussianProcess, LinearPolicy
 
 DISCOUNT = 0.8
 PROCESS = LinearGaussianProcess(transition=[[0.8]], control=[[0.5]], drift=[0.1], noise_factor=[[0.3]])

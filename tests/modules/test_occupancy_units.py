@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.modules.occupancy_inputs import OccupancyInputs
+from flowmatch_rl.models.occupancy_inputs import OccupancyInputs
 from flowmatch_rl.nets import FilmUNetArchitecture
 from flowmatch_rl.samplers import OdeSampler
+from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.solvers import HutchinsonDivergence, Midpoint
-from flowmatch_rl.types import TableSchema
 from tests.modules.occupancy_toys import PLANE, SMALL, occupancy, segments
 
 FILM = FilmUNetArchitecture(block_dims=(16, 16), time_features=8, time_dims=(8,), condition_dims=(12,))

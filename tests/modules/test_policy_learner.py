@@ -14,15 +14,16 @@ from flowmatch_rl.estimators import (
     RegressControlVariate,
     ReweightedEndPoints,
 )
+from flowmatch_rl.models import FlowPolicy
 from flowmatch_rl.modules.policy_learner import PolicyLearner
-from flowmatch_rl.nets import FlowPolicy, VelocityArchitecture
+from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.objectives import ConditionalFlowMatching, MeanFlow
 from flowmatch_rl.paths import AffinePath, GaussianSource, LinearSchedule, NoSquash, TanhSquash, UniformSource
 from flowmatch_rl.samplers import AverageVelocitySampler, OdeSampler
 from flowmatch_rl.solvers import Euler
 from tests.families import SCHEDULES
-from tests.nets.exact_policy import SCALES, exact_policy
-from tests.nets.test_policy import PREDICTIONS
+from tests.models.exact_policy import SCALES, exact_policy
+from tests.models.test_policy import PREDICTIONS
 from tests.oracles import F64, normal
 
 B, A = 12, 2

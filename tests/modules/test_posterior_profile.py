@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import CSVLogger
 from tensordict import TensorDict
 from torch import Tensor
 
+from flowmatch_rl.batches import read_transition
 from flowmatch_rl.estimators import EndPointEstimator, PathPoints, PosteriorMean, PosteriorMeanEstimator
-from flowmatch_rl.keys import read_transition
 from flowmatch_rl.modules import ReverseFlowActorCritic, SoftActorCritic
 from flowmatch_rl.modules.policy_learner import Learned, PolicyLearner
 from flowmatch_rl.modules.posterior_profile import PosteriorMeter, PosteriorProfile

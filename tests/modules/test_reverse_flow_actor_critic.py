@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flowmatch_rl.estimators import GradientControlVariate, LikelihoodProposal, PosteriorMeanEstimator
+from flowmatch_rl.models import FirstSelection, GreedySelection
 from flowmatch_rl.modules import ReverseFlowActorCritic
-from flowmatch_rl.nets import CriticArchitecture, FirstSelection, GreedySelection, VelocityArchitecture
+from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture
 from flowmatch_rl.objectives import CappedSignalWeight, ConditionalFlowMatching
 from flowmatch_rl.paths import AffinePath, CosineSchedule, LogitNormalTime, NoSquash, TanhSquash
 from flowmatch_rl.samplers import OdeSampler
@@ -137,7 +138,7 @@ def test_policy_loss_sends_no_gradient_to_the_critics_and_the_critic_loss_none_t
 
 
 def read(batch: TensorDict):
-    from flowmatch_rl.keys import read_transition
+    from flowmatch_rl.batches import read_transition
 
     return read_transition(batch)
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from flowmatch_rl.keys import read_transition
-from flowmatch_rl.modules import CheckpointPolicy, SoftActorCritic, TrainedPolicy, load_policy
-from flowmatch_rl.nets import CriticArchitecture, GaussianArchitecture
+from flowmatch_rl.batches import read_transition
+from flowmatch_rl.inference import CheckpointPolicy, TrainedPolicy, load_policy
+from flowmatch_rl.models import GaussianArchitecture
+from flowmatch_rl.modules import SoftActorCritic
+from flowmatch_rl.nets import CriticArchitecture
 from flowmatch_rl.objectives import ConstantTemperature, EntropyTemperature
 from flowmatch_rl.paths import NoSquash, TanhSquash
 from tests.modules.test_reverse_flow_actor_critic import A, B, S, saved, transitions

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.nets import CriticArchitecture, FlowPolicy, VelocityArchitecture, chunks
+from flowmatch_rl.models import FlowPolicy
+from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture, chunks
 from flowmatch_rl.nets.chunks import map_in_chunks
 from flowmatch_rl.paths import AffinePath, TanhSquash
 from flowmatch_rl.samplers import OdeSampler

@@ -21,9 +21,9 @@ from flowmatch_rl.objectives import (
     flow_matching_loss,
 )
 from flowmatch_rl.paths import AffinePath, CosineSchedule, Field, VariancePreservingSchedule
-from flowmatch_rl.processes import LinearGaussianProcess, LinearPolicy
 from flowmatch_rl.samplers import DdimSampler
 from flowmatch_rl.solvers import Midpoint
+from flowmatch_rl.testbeds import LinearGaussianProcess, LinearPolicy
 from flowmatch_rl.types import Velocity
 from tests.families import OCCUPANCY_OBJECTIVES
 from tests.oracles import F64, normal, uniform

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from flowmatch_rl.keys import ACTION, DONE, NEXT_ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED, TRUNCATED
+from flowmatch_rl.batches import ACTION, DONE, NEXT_ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED, TRUNCATED
 
 ROUND_OFF = 1e-5
 """How far beyond -1 and 1 an action may lie and still be taken for one of them."""

@@ -7,10 +7,10 @@ import torch
 from tensordict import TensorDict
 from tqdm import tqdm
 
+from flowmatch_rl.batches import DONE
 from flowmatch_rl.data.layouts.base import Layout
 from flowmatch_rl.data.store import TransitionStore
 from flowmatch_rl.data.writer import TransitionWriter
-from flowmatch_rl.keys import DONE
 
 PIECE_ROWS = 100_000
 """Rows that are written at a time: each writing waits for the disk."""

@@ -1,0 +1,231 @@
+"""Batches: their keys, those of transitions TorchRL's, and the one place where a batch becomes a dataclass."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+OBSERVATION = "observation"
+ACTION = "action"
+REWARD = ("next", "reward")
+NEXT_OBSERVATION = ("next", "observation")
+TERMINATED = ("next", "terminated")
+TRUNCATED = ("next", "truncated")
+DONE = ("next", "done")
+NEXT_ACTION = ("next", "action")
+"""The action taken in the next observation, shape (B, A)."""
+EMBEDDING = "embedding"
+"""Name of the member of a family of policies that acted, shape (B, Z)."""
+
+LENGTH = "length"
+"""Steps that a transition of several steps took, shape (B, 1); its reward has shape (B, n)."""
+
+TRANSITION = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION, TERMINATED)
+"""The entries that a replay buffer keeps of transitions of one step; those of several steps have ``LENGTH`` as well."""
+
+REFERENCE = "reference"
+"""Exact actions beside those of ``ACTION``, shape (N, A): how far apart two samples of one law are."""
+
+SAMPLE = "sample"
+CONDITION = "condition"
+SOURCE = "source"
+EXACT_LOG_PROB = "exact_log_prob"
+"""Log-density of the samples under the law they were drawn from, nats, in the table's own units, shape (B,)."""
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A batch of transitions of up to n steps each.
+
+    Attributes:
+        observation: State the first action was taken in, shape (B, S).
+        action: First action, in [-1, 1], shape (B, A).
+        rewards: Rewards of the steps, not discounted, shape (B, n); what lies beyond ``length`` is padding.
+        next_observation: State arrived at after the last step, shape (B, S).
+        terminated: Whether the arrival state is terminal, boolean, shape (B,). A time limit is not a termination.
+        length: Steps taken, in 1, ..., n, integer, shape (B,); fewer than n at the end of an episode.
+    """
+
+    observation: Tensor
+    action: Tensor
+    rewards: Tensor
+    next_observation: Tensor
+    terminated: Tensor
+    length: Tensor
+
+    @property
+    def reward(self) -> Tensor:
+        """Reward of the first step, shape (B,)."""
+        return self.rewards[:, 0]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A batch of steps that follow each other, n at most, in the units of the environment.
+
+    Attributes:
+        observation: State the first action was taken in, shape (B, S).
+        action: First action, in [-1, 1], shape (B, A).
+        arrivals: States at times 1, ..., n, shape (B, n, S).
+        terminated: Whether they are terminal, boolean, shape (B, n).
+        length: How many of the n steps were taken, in 1, ..., n, integer, shape (B,); what lies beyond is padding.
+        next_action: Action at time ``length`` in the data, shape (B, A), or None where it is unknown.
+        embedding: Member of a family of policies that acted, shape (B, Z); Z is 0 for a single policy.
+        future: A state of the occupancy, from the same trajectory, shape (B, S), or None.
+    """
+
+    observation: Tensor
+    action: Tensor
+    arrivals: Tensor
+    terminated: Tensor
+    length: Tensor
+    next_action: Tensor | None
+    embedding: Tensor
+    future: Tensor | None
+
+
+@dataclass(frozen=True)
+class SegmentNeeds:
+    """What a module wants of the segments it is trained on.
+
+    Attributes:
+        num_steps: Steps n of a segment, at least 1.
+        next_action: Whether the action after the segment must be known.
+        future_discounts: Maps uniform noise (B,) to the discounts (B,) of occupancies that a state of the same
+            trajectory is drawn from; None where no such state is wanted.
+    """
+
+    num_steps: int = 1
+    next_action: bool = False
+    future_discounts: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Where trajectories of a policy lead from N states, in the units of the environment.
+
+    Attributes:
+        observation: States at time 0, shape (N, S).
+        action: Actions of the policy there, shape (N, A).
+        embedding: Members of a family of policies that act, shape (N, Z).
+        states: States at times 1, ..., T of R trajectories each, shape (N, R, T, S), or None where there are none;
+            a terminal state is repeated.
+        length: Steps of each trajectory that are known, shape (N, R), or None; T for those that terminated.
+        ended: Whether each trajectory had terminated by then, boolean, shape (N, R, T), or None.
+    """
+
+    observation: Tensor
+    action: Tensor
+    embedding: Tensor
+    states: Tensor | None
+    length: Tensor | None
+    ended: Tensor | None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A batch of standardised samples.
+
+    Attributes:
+        sample: Samples, shape (B, D).
+        condition: What they are conditioned on, shape (B, C), or None.
+        source: Points that the samples are paired with at t = 0, shape (B, D), or None to draw them.
+    """
+
+    sample: Tensor
+    condition: Tensor | None = None
+    source: Tensor | None = None
+
+
+def read_samples(batch: Mapping[str, Tensor]) -> Samples:
+    """Read a batch of samples.
+
+    Args:
+        batch: Tensors by key: ``SAMPLE`` of shape (B, D), perhaps ``CONDITION`` (B, C) and ``SOURCE`` (B, D).
+
+    Returns:
+        The samples.
+
+    Raises:
+        KeyError: If there are no samples; the message names what there is.
+    """
+    if SAMPLE not in batch:
+        raise KeyError(f"the batch lacks {SAMPLE!r}; it holds {', '.join(sorted(batch))}")
+    return Samples(batch[SAMPLE], batch.get(CONDITION), batch.get(SOURCE))
+
+
+def read_transition(batch: TensorDictBase) -> Transition:
+    """Read a batch of transitions.
+
+    Args:
+        batch: TensorDict of batch size (B,) with the keys of ``TRANSITION``; flags of shape (B, 1), rewards of shape
+            (B, n), and ``LENGTH`` unless n is 1.
+
+    Returns:
+        The transitions, with flags and lengths of shape (B,).
+
+    Raises:
+        KeyError: If an entry is missing; the message names it.
+    """
+
+    def read(key: str | tuple[str, str]) -> Tensor:
+        value = batch.get(key, None)
+        if value is None:
+            held = sorted(map(str, batch.keys(include_nested=True, leaves_only=True)))
+            raise KeyError(f"the batch lacks {key!r}; it holds {', '.join(held)}")
+        return value
+
+    rewards, terminated = read(REWARD), read(TERMINATED).squeeze(-1)
+    one_step = rewards.shape[-1] == 1
+    return Transition(
+        observation=read(OBSERVATION),
+        action=read(ACTION),
+        rewards=rewards,
+        next_observation=read(NEXT_OBSERVATION),
+        terminated=terminated,
+        length=torch.ones_like(terminated, dtype=torch.long) if one_step else read(LENGTH).squeeze(-1),
+    )
+
+
+def read_segment(batch: Mapping[str, Tensor]) -> Segment:
+    """Read a batch of segments.
+
+    Args:
+        batch: Tensors by the names of the attributes of ``Segment``.
+
+    Returns:
+        The segments.
+
+    Raises:
+        KeyError: If an entry is missing that may not be; the message names it.
+    """
+    return _read(Segment, batch, optional=("next_action", "future"))
+
+
+def read_rollouts(batch: Mapping[str, Tensor]) -> Rollouts:
+    """Read source states with the trajectories that begin there.
+
+    Args:
+        batch: Tensors by the names of the attributes of ``Rollouts``.
+
+    Returns:
+        The futures.
+
+    Raises:
+        KeyError: If an entry is missing that may not be; the message names it.
+    """
+    return _read(Rollouts, batch, optional=("states", "length", "ended"))
+
+
+Read = TypeVar("Read", Segment, Rollouts)
+
+
+def _read(kind: type[Read], batch: Mapping[str, Tensor], optional: tuple[str, ...]) -> Read:
+    names = [field.name for field in dataclasses.fields(kind)]
+    if missing := [name for name in names if name not in batch and name not in optional]:
+        raise KeyError(f"the batch lacks {missing[0]!r}; it holds {', '.join(sorted(map(str, batch)))}")
+    return kind(**{name: batch.get(name) for name in names})  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,86 @@
+"""Transitions of several steps, made of steps as they are collected."""
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from flowmatch_rl.batches import ACTION, DONE, LENGTH, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED
+
+Key = str | tuple[str, str]
+
+
+class MultiStep:
+    """Folds the steps of several environments into transitions of up to n steps each.
+
+    Every step begins one transition. It goes on until n steps were taken or the episode ends, by termination or
+    truncation, and is handed out then. Until then the steps wait, at most n - 1 per environment. Rewards are kept
+    apart, since how they are discounted is the matter of who learns from them.
+
+    Args:
+        num_steps: Steps n, at least 1.
+
+    Raises:
+        ValueError: If ``num_steps`` is below 1.
+    """
+
+    def __init__(self, num_steps: int) -> None:
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        self.num_steps = num_steps
+        self._waiting: dict[Key, Tensor] = {}  # each (E, n - 1 or less, ...), the latest steps of each environment
+        self._begun: Tensor | None = None  # (E, same), whether a step's transition is not handed out yet
+
+    def fold(self, steps: TensorDictBase) -> TensorDict:
+        """Take the next steps of each environment and hand out the transitions that they complete.
+
+        Args:
+            steps: TensorDict of batch size (E, T) with the keys of ``TRANSITION`` and ``DONE``; those of one
+                environment follow those of the last call. Where a step ends its episode, the next one begins another.
+
+        Returns:
+            TensorDict of batch size (R,), R at least 0, with the keys of ``TRANSITION`` and ``LENGTH``: the reward of
+            shape (R, n), zero beyond the length; the arrival state and its ``terminated`` those of the last step. The
+            transitions of each environment are in the order of their first steps.
+        """
+        keys: tuple[Key, ...] = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION, TERMINATED, DONE)
+        joined: dict[Key, Tensor] = {key: steps.get(key) for key in keys}
+        begun = torch.ones_like(joined[DONE].squeeze(-1))
+        if self._begun is not None:
+            joined = {key: torch.cat([self._waiting[key], joined[key]], dim=1) for key in keys}
+            begun = torch.cat([self._begun, begun], dim=1)
+        length, complete = self._lengths(joined[DONE].squeeze(-1))
+        first = max(0, begun.shape[1] - (self.num_steps - 1))
+        # Copies, since a collector may write its next steps where these are.
+        self._waiting = {key: joined[key][:, first:].clone() for key in keys}
+        self._begun = ~complete[:, first:]
+        return self._transitions(joined, length, begun & complete)
+
+    def _lengths(self, done: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps of the transition that begins at each step, and whether all of them were taken; each (E, T)."""
+        total = done.shape[1]
+        length, ended = torch.zeros_like(done, dtype=torch.long), torch.zeros_like(done)
+        for step in range(min(self.num_steps, total)):
+            going_on = ~ended[:, : total - step]
+            length[:, : total - step] += going_on
+            ended[:, : total - step] |= done[:, step:]
+        return length, ended | (length == self.num_steps)
+
+    def _transitions(self, steps: dict[Key, Tensor], length: Tensor, handed_out: Tensor) -> TensorDict:
+        environment, first = handed_out.nonzero(as_tuple=True)
+        length = length[environment, first]
+        last = first + length - 1
+        offsets = torch.arange(self.num_steps, device=length.device)
+        # Beyond the length any step will do: its reward is masked.
+        places = torch.minimum(first[:, None] + offsets, last[:, None])
+        rewards = steps[REWARD].squeeze(-1)[environment[:, None], places]
+        return TensorDict(
+            {
+                OBSERVATION: steps[OBSERVATION][environment, first],
+                ACTION: steps[ACTION][environment, first],
+                REWARD: rewards.masked_fill(offsets >= length[:, None], 0.0),
+                NEXT_OBSERVATION: steps[NEXT_OBSERVATION][environment, last],
+                TERMINATED: steps[TERMINATED][environment, last],
+                LENGTH: length[:, None],
+            },
+            [len(length)],
+        )

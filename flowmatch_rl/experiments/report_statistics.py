@@ -1,0 +1,226 @@
+"""The numbers of a report: mean curves, final returns, and what is known over all tasks."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.experiments.report_runs import RunData, Study
+from flowmatch_rl.figures.comparison import Aggregate, MethodCurves, TaskCurves
+from flowmatch_rl.metrics import (
+    MeanCurve,
+    interquartile_mean,
+    mean_curve,
+    percentile_interval,
+    probability_of_improvement,
+    resample_runs,
+)
+
+_RESAMPLES = 2000
+_GRID = 100
+_FEW_RUNS = 5
+"""Fewer runs than this per method and task, and bootstrap intervals are markedly too narrow."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: one method on one task. Returns are of the final test of runs that ended.
+
+    Attributes:
+        method: Method.
+        planned: Runs that there are to be.
+        ended: Runs that ended.
+        mean: Mean return; NaN without runs.
+        std: Standard deviation of the returns over runs, with Bessel's correction; NaN below two.
+        low: Lower bound of the bootstrap interval of the mean; NaN below two runs.
+        high: Upper bound.
+        steps_per_s: Environment steps per second of training, mean over the runs; NaN if not known.
+    """
+
+    method: str
+    planned: int
+    ended: int
+    mean: float
+    std: float
+    low: float
+    high: float
+    steps_per_s: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything that a report shows.
+
+    Attributes:
+        tasks: Curves and final returns.
+        tables: Rows of each task's table, in the order of ``tasks``.
+        aggregate: What is known over all tasks.
+        remarks: What a reader must know: what is missing, and why.
+    """
+
+    tasks: tuple[TaskCurves, ...]
+    tables: tuple[tuple[Row, ...], ...]
+    aggregate: Aggregate
+    remarks: tuple[str, ...]
+
+
+def summarize(study: Study) -> Summary:
+    """Work out the numbers of a report.
+
+    Args:
+        study: The runs.
+    """
+    tasks = tuple(
+        TaskCurves(task, [_method_on(study, task, method) for method in study.methods]) for task in study.tasks
+    )
+    tables = tuple(tuple(_row(study, task.name, method) for method in task.methods) for task in tasks)
+    scores = {name: [task.methods[place].scores for task in tasks] for place, name in enumerate(study.methods)}
+    unscaled = [task for task in study.tasks if study.ranges[task] is None]
+    aggregate = Aggregate(
+        study.methods,
+        None if unscaled else _means(study, scores),
+        _improvement(study, scores) if len(study.methods) > 1 else None,
+    )
+    return Summary(tasks, tables, aggregate, tuple(_remarks(study, tables, unscaled)))
+
+
+def _method_on(study: Study, task: str, method: str) -> MethodCurves:
+    runs = study.of(task, method)
+    scores = torch.tensor([run.score for run in runs if run.score is not None], dtype=torch.float64)
+    return MethodCurves(
+        method, _curve_by_steps(runs), _curve_by_seconds(runs), scores, _interval([scores], _mean_of_one_task)
+    )
+
+
+def _curve_by_steps(runs: Sequence[RunData]) -> MeanCurve | None:
+    points = [(run.curve["env_steps"], run.curve["return_mean"]) for run in runs if len(run.curve["env_steps"])]
+    return mean_curve(points, torch.cat([x for x, _ in points]).unique(), _uniform(len(points))) if points else None
+
+
+def _curve_by_seconds(runs: Sequence[RunData]) -> MeanCurve | None:
+    points = []
+    for run in runs:
+        known = ~run.curve["seconds"].isnan()
+        if bool(known.any()):
+            points.append((run.curve["seconds"][known], run.curve["return_mean"][known]))
+    if not points:
+        return None
+    # From where all runs have been evaluated once. The ends of the runs are on the grid, so that the curve is whole
+    # exactly as far as all of them go.
+    begin, ends = max(float(x[0]) for x, _ in points), torch.stack([x[-1] for x, _ in points])
+    grid = torch.cat([torch.linspace(begin, float(ends.max()), _GRID, dtype=torch.float64), ends]).unique()
+    grid = grid[grid >= begin]
+    return mean_curve(points, grid, _uniform(len(points)))
+
+
+def _row(study: Study, task: str, method: MethodCurves) -> Row:
+    runs = study.of(task, method.name)
+    scores = method.scores
+    speeds = []
+    for run in runs:
+        steps, seconds = run.curve["env_steps"], run.curve["seconds"]
+        if len(steps) and float(seconds[-1]) > 0.0:
+            speeds.append(float(steps[-1] / seconds[-1]))
+    low, high = _bounds(method.interval)
+    return Row(
+        method=method.name,
+        planned=study.planned.get((task, method.name), 0),
+        ended=len(scores),
+        mean=float(scores.mean()) if len(scores) else math.nan,
+        std=float(scores.std()) if len(scores) > 1 else math.nan,
+        low=low,
+        high=high,
+        steps_per_s=sum(speeds) / len(speeds) if speeds else math.nan,
+    )
+
+
+def _means(study: Study, scores: dict[str, list[Tensor]]) -> Tensor | None:
+    """Interquartile means of normalised scores with bounds, shape (M, 3); None if no method has a run on every task."""
+    rows = []
+    for name in study.methods:
+        scaled = []
+        for task, raw in zip(study.tasks, scores[name], strict=True):
+            scale = study.ranges[task]
+            assert scale is not None, "tasks without a scale were sorted out"
+            scaled.append((raw - scale[0]) / (scale[1] - scale[0]))
+        if any(len(task) == 0 for task in scaled):
+            rows.append([math.nan] * 3)
+        else:
+            rows.append([float(interquartile_mean(scaled)), *_bounds(_interval(scaled, interquartile_mean))])
+    means = torch.tensor(rows, dtype=torch.float64)
+    return None if bool(means[:, 0].isnan().all()) else means
+
+
+def _improvement(study: Study, scores: dict[str, list[Tensor]]) -> Tensor | None:
+    """Probabilities of improvement with bounds, shape (M, M, 3); None if no two methods share a finished task."""
+    size, tasks = len(study.methods), len(study.tasks)
+    found = torch.full((size, size, 3), torch.nan, dtype=torch.float64)
+    for row, name in enumerate(study.methods):
+        for column, other in enumerate(study.methods):
+            both = scores[name] + scores[other]
+            if row == column or any(len(task) == 0 for task in both):
+                continue
+
+            def chance(resampled: Sequence[Tensor]) -> Tensor:
+                return probability_of_improvement(resampled[:tasks], resampled[tasks:])
+
+            found[row, column] = torch.tensor([float(chance(both)), *_bounds(_interval(both, chance))])
+    return None if bool(found[..., 0].isnan().all()) else found
+
+
+def _interval(scores: Sequence[Tensor], statistic: Callable[[Sequence[Tensor]], Tensor]) -> Tensor | None:
+    """Stratified bootstrap interval of a statistic, shape (2,); None if no task has two runs, or one has none."""
+    counts = [len(task) for task in scores]
+    if max(counts) < 2 or min(counts) == 0:
+        return None
+    return percentile_interval(statistic(resample_runs(scores, _uniform(sum(counts)))))
+
+
+def _mean_of_one_task(scores: Sequence[Tensor]) -> Tensor:
+    return scores[0].mean(-1)
+
+
+def _bounds(interval: Tensor | None) -> list[float]:
+    return [math.nan, math.nan] if interval is None else interval.tolist()
+
+
+def _uniform(number: int) -> Tensor:
+    """The same random numbers for every statistic of as many runs, so that a report repeats itself."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand((_RESAMPLES, number), generator=generator, dtype=torch.float64)
+
+
+def _remarks(study: Study, tables: Sequence[Sequence[Row]], unscaled: Sequence[str]) -> list[str]:
+    remarks = []
+    planned = sum(study.planned.values())
+    rows = [row for table in tables for row in table]
+    ended = sum(row.ended for row in rows)
+    if ended < planned:
+        begun = len(study.runs)
+        remarks.append(
+            f"{ended} of {planned} runs have ended, {begun - ended} have begun. Curves go as far as the runs do; where "
+            "runs of a method are missing they are dashed, and means are of the others. Tables are of runs that ended."
+        )
+    if unscaled:
+        remarks.append(
+            "No interquartile mean over tasks is shown, for want of a scale: nothing says which returns are 0 and 1 on "
+            f"{', '.join(unscaled)}. State return_range in the task of the comparison's file."
+        )
+    fewest = min((row.ended for row in rows if row.ended), default=0)
+    if 0 < fewest < _FEW_RUNS:
+        remarks.append(
+            f"A method has as few as {fewest} run{'s' * (fewest > 1)} on a task. Bootstrap intervals of fewer than "
+            f"{_FEW_RUNS} runs are too narrow, and those of a single run are not shown."
+        )
+    if len({row.ended for row in rows}) > 1:
+        remarks.append(
+            "Methods or tasks differ in their number of ended runs; in the interquartile mean each run counts once."
+        )
+    if any(row.ended == 0 for row in rows):
+        remarks.append("Where a method has no ended run on a task, it is left out of what is said over all tasks.")
+    commits = sorted({run.commit for run in study.runs if run.commit})
+    if len(commits) > 1:
+        remarks.append(f"The runs were made by {len(commits)} versions of the code: {', '.join(commits)}.")
+    return remarks

@@ -1,0 +1,60 @@
+"""The policy of an actor-critic's checkpoint, for an occupancy to model or a collection to follow."""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.inference.policy import load_actor_critic
+from flowmatch_rl.models import ParticleActor
+from flowmatch_rl.types import SinglePolicy
+
+
+@dataclass(frozen=True)
+class CheckpointPolicy(SinglePolicy):
+    """The policy that an actor-critic was evaluated with.
+
+    Args:
+        path: Its checkpoint, a ``.ckpt`` file.
+        num_particles: Particles that each action is chosen from; None for as many as in the actor-critic's own
+            evaluations. The time of an action is proportional to it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If ``num_particles`` is below 1, or, once it acts, the file is not of an actor-critic.
+    """
+
+    path: str
+    num_particles: int | None = None
+
+    def __post_init__(self) -> None:
+        if not Path(self.path).is_file():
+            raise FileNotFoundError(f"there is no checkpoint {self.path!r}")
+        if self.num_particles is not None and self.num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1, got {self.num_particles}")
+
+    def act(
+        self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The particle of highest value, shape (*batch, A)."""
+        self.check_embedding(embedding)
+        actor = _actor(self.path, Path(self.path).stat().st_mtime_ns, str(observation.device))
+        if self.num_particles is not None:
+            actor = dataclasses.replace(actor, num_particles=self.num_particles)
+        return actor(observation.float(), generator).clamp(-1.0, 1.0)
+
+
+@functools.lru_cache(maxsize=4)
+def _actor(path: str, modified_ns: int, device: str) -> ParticleActor:
+    """The actor of a file, loaded again where the file has changed."""
+    try:
+        # Building a network draws numbers that must not disturb those of a run.
+        with torch.random.fork_rng(devices=[]):
+            module = load_actor_critic(path, device)
+    # A file of another kind may raise anything.
+    except Exception as error:
+        raise ValueError(f"{path!r} is not a checkpoint of an actor-critic") from error
+    return module.eval().actor("eval")

@@ -1,0 +1,117 @@
+"""Names and units of the columns of a table."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """Columns of a table of samples, and the units they are standardised by.
+
+    A condition is the vector of the standardised condition columns followed by one indicator per class of each class
+    column, in the order of ``classes``.
+
+    Attributes:
+        columns: Names of the D sample columns.
+        shift: Mean of each, in its own unit.
+        scale: Standard deviation of each, in its own unit, positive.
+        condition_columns: Names of the continuous condition columns.
+        condition_shift: Mean of each.
+        condition_scale: Standard deviation of each, positive.
+        class_columns: Names of the columns that hold classes.
+        classes: The classes of each of them, as text, sorted.
+    """
+
+    columns: tuple[str, ...]
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    condition_columns: tuple[str, ...] = ()
+    condition_shift: tuple[float, ...] = ()
+    condition_scale: tuple[float, ...] = ()
+    class_columns: tuple[str, ...] = ()
+    classes: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def sample_dim(self) -> int:
+        """Dimension D of a sample."""
+        return len(self.columns)
+
+    @property
+    def condition_dim(self) -> int:
+        """Dimension C of a condition."""
+        return len(self.condition_columns) + sum(map(len, self.classes))
+
+    @property
+    def log_volume(self) -> float:
+        """Log-density of standardised samples minus that of samples in their own units, nats."""
+        return sum(math.log(scale) for scale in self.scale)
+
+    def standardise(self, sample: Tensor) -> Tensor:
+        """Standardised samples, float64, shape (*batch, D), of samples in their own units."""
+        shift, scale = self._units(sample)
+        return (sample.double() - shift) / scale
+
+    def restore(self, sample: Tensor) -> Tensor:
+        """Samples in their own units, float64, shape (*batch, D), of standardised ones."""
+        shift, scale = self._units(sample)
+        return sample.double() * scale + shift
+
+    def condition(self, values: Mapping[str, Any]) -> Tensor:
+        """Conditions as models take them.
+
+        Args:
+            values: B values of each condition and class column, by name; classes as text or anything whose text they
+                are.
+
+        Returns:
+            Conditions, float64, shape (B, C).
+
+        Raises:
+            ValueError: If a class is not among those known.
+        """
+        units = zip(self.condition_columns, self.condition_shift, self.condition_scale, strict=True)
+        parts = [
+            ((torch.as_tensor(values[name], dtype=torch.float64) - shift) / scale)[:, None]
+            for name, shift, scale in units
+        ]
+        for name, levels in zip(self.class_columns, self.classes, strict=True):
+            known = {level: i for i, level in enumerate(levels)}
+            texts = [str(value) for value in values[name]]
+            if unknown := [text for text in texts if text not in known]:
+                raise ValueError(f"column {name!r} holds the class {unknown[0]!r}; known are {', '.join(levels)}")
+            indices = torch.tensor([known[text] for text in texts])
+            parts.append(torch.nn.functional.one_hot(indices, len(levels)).double())
+        return torch.cat(parts, dim=1)
+
+    def restore_condition(self, condition: Tensor) -> dict[str, list[float] | list[str]]:
+        """Condition columns in their own units and class columns as text.
+
+        Args:
+            condition: Conditions, shape (B, C).
+
+        Returns:
+            B values by column.
+        """
+        values: dict[str, list[float] | list[str]] = {}
+        count = len(self.condition_columns)
+        columns = condition[:, :count].double().T
+        units = zip(self.condition_columns, columns, self.condition_shift, self.condition_scale, strict=True)
+        for name, column, shift, scale in units:
+            values[name] = (column * scale + shift).tolist()
+        indicators = condition[:, count:].split([len(levels) for levels in self.classes], dim=1)
+        for name, levels, block in zip(self.class_columns, self.classes, indicators, strict=True):
+            values[name] = [levels[i] for i in block.argmax(1).tolist()]
+        return values
+
+    def _units(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        if like.shape[-1] != self.sample_dim:
+            raise ValueError(f"expected {self.sample_dim} columns ({', '.join(self.columns)}), got {like.shape[-1]}")
+        shift, scale = (
+            torch.tensor(units, dtype=torch.float64, device=like.device) for units in (self.shift, self.scale)
+        )
+        return shift, scale

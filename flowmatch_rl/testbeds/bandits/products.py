@@ -1,0 +1,170 @@
+"""Bandits in any dimension whose law is a product."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.testbeds.bandits.base import ProductBandit
+
+MOST_DIMENSIONS = 16
+"""Dimensions of ``Bimodal`` at most, which has two to the power of them modes."""
+
+
+@dataclass(frozen=True)
+class Bimodal(ProductBandit):
+    """Two equal Gaussians in each coordinate: 2^D equal modes at the corners of a cube.
+
+    Args:
+        dimensions: Dimension D of the action, 1 to 16.
+        mode: The modes lie at plus and minus this; in (0, 1).
+        scale: Standard deviation of each Gaussian, positive, in units of the action.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    dimensions: int = 6
+    mode: float = 0.5
+    scale: float = 0.15
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.dimensions <= MOST_DIMENSIONS:
+            raise ValueError(f"dimensions must lie in 1, ..., {MOST_DIMENSIONS}, got {self.dimensions}")
+        if not 0.0 < self.mode < 1.0 or not 0.0 < self.scale < math.inf:
+            raise ValueError(f"expected mode in (0, 1) and scale > 0, got mode={self.mode}, scale={self.scale}")
+
+    @property
+    def action_dim(self) -> int:
+        """Dimension D of the action."""
+        return self.dimensions
+
+    @property
+    def label(self) -> str:
+        """Short name, for titles and run names."""
+        return f"bimodal_{self.dimensions}d"
+
+    @property
+    def length(self) -> float:
+        """Standard deviation of a Gaussian."""
+        return self.scale
+
+    @property
+    def num_modes(self) -> int:
+        """Two to the power of the dimension."""
+        return 2**self.dimensions
+
+    def coordinate_value(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithm of the sum of the two Gaussians, and its derivative."""
+        # log(exp(-(a - m)^2 / 2 s^2) + exp(-(a + m)^2 / 2 s^2)), the larger exponent taken out.
+        square = self.scale**2
+        pull = 2.0 * self.mode * a / square
+        value = -0.5 * (a.abs() - self.mode).square() / square + torch.nn.functional.softplus(-pull.abs())
+        return value, (self.mode * torch.tanh(0.5 * pull) - a) / square
+
+    def mode_of(self, actions: Tensor) -> Tensor:
+        """The signs of the coordinates, read as a binary number."""
+        self.check_actions("actions", actions)
+        return ((actions > 0.0).long() << torch.arange(self.dimensions, device=actions.device)).sum(-1)
+
+
+@dataclass(frozen=True)
+class Flat(ProductBandit):
+    """A value of zero: the law is uniform on the box.
+
+    Args:
+        dimensions: Dimension D of the action, at least 1.
+
+    Raises:
+        ValueError: If ``dimensions`` is below 1.
+    """
+
+    dimensions: int = 6
+
+    def __post_init__(self) -> None:
+        if self.dimensions < 1:
+            raise ValueError(f"dimensions must be at least 1, got {self.dimensions}")
+
+    @property
+    def action_dim(self) -> int:
+        """Dimension D of the action."""
+        return self.dimensions
+
+    @property
+    def label(self) -> str:
+        """Short name, for titles and run names."""
+        return f"flat_{self.dimensions}d"
+
+    @property
+    def length(self) -> float:
+        """Nothing changes: infinite."""
+        return math.inf
+
+    @property
+    def num_modes(self) -> int:
+        """One."""
+        return 1
+
+    def coordinate_value(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Zero, and zero."""
+        return torch.zeros_like(a), torch.zeros_like(a)
+
+    def mode_of(self, actions: Tensor) -> Tensor:
+        """Zero."""
+        self.check_actions("actions", actions)
+        return torch.zeros_like(actions[..., 0], dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class Quadratic(ProductBandit):
+    """``-|a - centre|^2 / (2 scale^2)``: the law is a Gaussian cut off at the box.
+
+    Args:
+        dimensions: Dimension D of the action, at least 1.
+        centre: Best value of each coordinate, in units of the action, in [-1, 1].
+        scale: Standard deviation of the Gaussian at temperature 1, positive.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    dimensions: int = 2
+    centre: float = 0.4
+    scale: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.dimensions < 1:
+            raise ValueError(f"dimensions must be at least 1, got {self.dimensions}")
+        if not -1.0 <= self.centre <= 1.0 or not 0.0 < self.scale < math.inf:
+            raise ValueError(f"expected centre in [-1, 1] and scale > 0, got centre={self.centre}, scale={self.scale}")
+
+    @property
+    def action_dim(self) -> int:
+        """Dimension D of the action."""
+        return self.dimensions
+
+    @property
+    def label(self) -> str:
+        """Short name, for titles and run names."""
+        return f"quadratic_{self.dimensions}d"
+
+    @property
+    def length(self) -> float:
+        """Standard deviation of the Gaussian."""
+        return self.scale
+
+    @property
+    def num_modes(self) -> int:
+        """One."""
+        return 1
+
+    def coordinate_value(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """The square, and its derivative."""
+        away = (a - self.centre) / self.scale
+        return -0.5 * away.square(), -away / self.scale
+
+    def mode_of(self, actions: Tensor) -> Tensor:
+        """Zero."""
+        self.check_actions("actions", actions)
+        return torch.zeros_like(actions[..., 0], dtype=torch.long)
