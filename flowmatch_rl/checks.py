@@ -1,8 +1,7 @@
 """Errors that a user can act on, and checks of arguments in one wording."""
 
-from typing import TypeVar
-
-Number = TypeVar("Number", int, float)
+import math
+from collections.abc import Collection
 
 
 class UserError(ValueError):
@@ -11,3 +10,46 @@ class UserError(ValueError):
 
 class RunError(Exception):
     """A run that cannot continue, for a reason its user can act on; the command line shows it, with exit status 1."""
+
+
+def check_range(interval: str, **values: float | None) -> None:
+    """Raise unless numbers lie in an interval.
+
+    Args:
+        interval: The interval, such as ``[0, 1)`` or ``(0, inf)``.
+        **values: Numbers by the name to use in the error; None stands for an option that is not set, and passes.
+
+    Raises:
+        UserError: If a number lies outside, or is not a number.
+    """
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    for name, value in values.items():
+        if value is None:
+            continue
+        above = value > low if interval[0] == "(" else value >= low
+        below = value < high if interval[-1] == ")" else value <= high
+        if not (above and below):
+            raise UserError(f"{name} must {_words(interval, low, high)}, got {value}")
+
+
+def check_word(words: Collection[str], **values: str) -> None:
+    """Raise unless words are among the known ones.
+
+    Args:
+        words: Known words.
+        **values: Words by the name to use in the error.
+
+    Raises:
+        UserError: If a word is unknown.
+    """
+    for name, value in values.items():
+        if value not in words:
+            raise UserError(f"{name} must be one of {', '.join(words)}, got {value!r}")
+
+
+def _words(interval: str, low: float, high: float) -> str:
+    if high != math.inf:
+        return f"lie in {interval}"
+    if low == 0.0 and interval[0] == "(":
+        return "be positive"
+    return f"be {'at least' if interval[0] == '[' else 'above'} {low:g}"
