@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.timing import gemm, rates
 from flowmatch_rl.batches import Segment
 from flowmatch_rl.modules import OccupancyModule
-from flowmatch_rl.nets import Architecture, FilmUNetArchitecture, VelocityArchitecture, update_lagging_copy
+from flowmatch_rl.nets import Architecture, FilmUNetArchitecture, VelocityArchitecture, update_ema
 from flowmatch_rl.objectives import TD2CFM, TDCFM, OccupancyObjective
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.testbeds import MazeLoopPolicy, PointMassMaze
@@ -54,7 +54,7 @@ def update_of(objective: OccupancyObjective, network: Architecture, device: str)
         direct, bootstrap = module.loss(segment)
         (direct + bootstrap).mean().backward()
         optimizer.step()
-        update_lagging_copy(module.network_ema, module.network, module.ema_decay)
+        update_ema(module.network_ema, module.network, module.ema_decay)
 
     return update
 

@@ -16,7 +16,7 @@ from flowmatch_rl.models import ActorModule, LatentPolicy, ParticleActor, Select
 from flowmatch_rl.modules.critic_learner import CriticLearner
 from flowmatch_rl.modules.gradients import check_gradient_options, fuses_adam
 from flowmatch_rl.modules.running_means import RunningMeans
-from flowmatch_rl.nets import CriticArchitecture, ValueReduction, lagging_copy, update_lagging_copy
+from flowmatch_rl.nets import CriticArchitecture, ValueReduction, ema_copy, update_ema
 from flowmatch_rl.objectives import ConstantTemperature, PolicyState, Temperature, temperature_loss
 
 
@@ -92,7 +92,7 @@ class ActorCritic(LightningModule, abc.ABC):
         self._build_policy, self._critic_architecture = build_policy, critic
         self.policy = build_policy()
         self.critic = critic.build(observation_dim, action_dim)
-        self.critic_ema = lagging_copy(self.critic)
+        self.critic_ema = ema_copy(self.critic)
         self.critic_learner = CriticLearner(self.critic, self.critic_ema, discount, value_reduction, subset_size)
         initial = float(self.temperature_rule.initial)
         self.register_buffer("temperature", torch.tensor(initial))
@@ -179,7 +179,7 @@ class ActorCritic(LightningModule, abc.ABC):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the lagging critics and the temperature; start the networks afresh where it is time."""
-        update_lagging_copy(self.critic_ema, self.critic, self.ema_decay)
+        update_ema(self.critic_ema, self.critic, self.ema_decay)
         if self.log_temperature is None:
             scheduled = self.temperature_rule.scheduled(int(self._env_steps()))
             self.temperature.fill_(scheduled if scheduled is not None else self.temperature_rule.initial)

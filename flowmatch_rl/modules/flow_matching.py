@@ -22,7 +22,7 @@ from flowmatch_rl.models.flow import Flow
 from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.reflow import Reflow
 from flowmatch_rl.modules.running_means import RunningMeans
-from flowmatch_rl.nets import VelocityArchitecture, lagging_copy, update_lagging_copy
+from flowmatch_rl.nets import VelocityArchitecture, ema_copy, update_ema
 from flowmatch_rl.objectives import ConditionalFlowMatching, FlowObjective
 from flowmatch_rl.paths import AffinePath, GaussianSource, Source, stratify
 from flowmatch_rl.samplers import OdeSampler, Sampler
@@ -130,7 +130,7 @@ class FlowMatchingModel(QuickHooks, LightningModule):
             schema.sample_dim, schema.condition_dim + marks_absence, takes_duration=objective.uses_duration
         )
         self.velocity = network
-        self.velocity_ema = lagging_copy(network)
+        self.velocity_ema = ema_copy(network)
         self._learner = Flow(network, path, source, objective, t_min, normalise, marks_absence)
         self.flow = Flow(self.velocity_ema, path, source, objective, t_min, normalise, marks_absence)
         self._means = RunningMeans()
@@ -232,7 +232,7 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         if self.global_step % self.ema_interval == 0 or ends:  # before an evaluation
             # Early on the copy follows faster, or it would keep its random weights for a thousand updates.
             decay = min(self.ema_decay, (1.0 + self.global_step) / (10.0 + self.global_step))
-            update_lagging_copy(self.velocity_ema, self.velocity, decay ** (self.global_step - self._ema_step))
+            update_ema(self.velocity_ema, self.velocity, decay ** (self.global_step - self._ema_step))
             self._ema_step = self.global_step
         interval: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         if self.global_step % interval == 0:

@@ -23,7 +23,7 @@ from flowmatch_rl.modules.occupancy_checks import (
 )
 from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.running_means import RunningMeans
-from flowmatch_rl.nets import Architecture, FilmUNetArchitecture, lagging_copy, update_lagging_copy
+from flowmatch_rl.nets import Architecture, FilmUNetArchitecture, ema_copy, update_ema
 from flowmatch_rl.objectives import (
     TD2CFM,
     BackupNoise,
@@ -144,7 +144,7 @@ class OccupancyModule(QuickHooks, LightningModule):
         self.learning_rate, self.weight_decay, self.adam_epsilon = learning_rate, weight_decay, adam_epsilon
         self.decays, self.ema_decay = learning_rate_decay == "cosine", ema_decay
         self.network = network.build(self.inputs.sample_dim, self.inputs.condition_dim)
-        self.network_ema = lagging_copy(self.network)
+        self.network_ema = ema_copy(self.network)
         self._learner = OccupancyFlow(self.network, path, objective.predicts, t_min)
         self.flow = OccupancyFlow(self.network_ema, path, objective.predicts, t_min)
         self._backups = BackupMaker(
@@ -289,7 +289,7 @@ class OccupancyModule(QuickHooks, LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the lagging copy, and log at the logging interval."""
-        update_lagging_copy(self.network_ema, self.network, self.ema_decay)
+        update_ema(self.network_ema, self.network, self.ema_decay)
         interval: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         if self.global_step % interval == 0:
             means = self._means.take()

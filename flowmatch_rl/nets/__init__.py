@@ -1,6 +1,6 @@
 from flowmatch_rl.nets.architecture import Architecture, FlowNetwork, NamedArchitecture
 from flowmatch_rl.nets.critic import CriticArchitecture, CriticEnsemble
-from flowmatch_rl.nets.ema import lagging_copy, update_lagging_copy
+from flowmatch_rl.nets.ema import ema_copy, update_ema, warmed_up_decay
 from flowmatch_rl.nets.embeddings import SinusoidalEmbedding
 from flowmatch_rl.nets.film_unet import FilmUNet, FilmUNetArchitecture
 from flowmatch_rl.nets.value_heads import CategoricalHead, QuantileHead, ScalarHead, ValueHead
@@ -23,6 +23,7 @@ __all__ = [
     "ValueReduction",
     "VelocityArchitecture",
     "VelocityNetwork",
-    "lagging_copy",
-    "update_lagging_copy",
+    "ema_copy",
+    "update_ema",
+    "warmed_up_decay",
 ]

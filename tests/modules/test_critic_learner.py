@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flowmatch_rl.batches import Transition
 from flowmatch_rl.modules.critic_learner import CriticLearner
-from flowmatch_rl.nets import CriticArchitecture, CriticEnsemble, QuantileHead, ScalarHead, ValueHead, lagging_copy
+from flowmatch_rl.nets import CriticArchitecture, CriticEnsemble, QuantileHead, ScalarHead, ValueHead, ema_copy
 from flowmatch_rl.objectives import bellman_target, critic_loss
 from tests.families import VALUE_HEADS
 from tests.oracles import F64, normal, uniform
@@ -20,7 +20,7 @@ S, A, B = 3, 2, 6
 def pair(head: ValueHead = ScalarHead(), members: int = 2) -> tuple[CriticEnsemble, CriticEnsemble]:
     torch.manual_seed(0)
     critic = CriticArchitecture(members, 8, 2, head=head).build(S, A).double()
-    ema = lagging_copy(critic)
+    ema = ema_copy(critic)
     with torch.no_grad():
         for parameter in ema.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

@@ -15,7 +15,7 @@ from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.evaluation import FutureTests
 from flowmatch_rl.modules import OccupancyModule
-from flowmatch_rl.nets import FilmUNetArchitecture, update_lagging_copy
+from flowmatch_rl.nets import FilmUNetArchitecture, update_ema
 from flowmatch_rl.objectives import TD2CFM, TD2DD, TDCFM, TDDD, CoupledTDCFM, MonteCarloCFM, OccupancyObjective
 from flowmatch_rl.paths import AffinePath, CosineSchedule, LogitNormalTime, VariancePreservingSchedule
 from flowmatch_rl.samplers import DdimSampler, OdeSampler
@@ -144,7 +144,7 @@ def test_samples_and_densities_are_of_the_lagging_copy() -> None:
             weight.add_(1.0)
     assert torch.equal(module.sample(torch.zeros(4, 3), state, action), before[0])
     assert torch.equal(module.log_prob(state, state, action), before[1])
-    update_lagging_copy(module.network_ema, module.network, 0.0)
+    update_ema(module.network_ema, module.network, 0.0)
     assert not torch.equal(module.sample(torch.zeros(4, 3), state, action), before[0])
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import read_segment
 from flowmatch_rl.modules import OccupancyModule
-from flowmatch_rl.nets import VelocityArchitecture, update_lagging_copy
+from flowmatch_rl.nets import VelocityArchitecture, update_ema
 from flowmatch_rl.objectives import TD2CFM, MonteCarloCFM
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.schema import TableSchema
@@ -84,7 +84,7 @@ def test_a_few_hundred_updates_come_close_to_the_exact_occupancy(options: dict[s
         direct, bootstrap = module.loss(read_segment(batch_of(module.num_steps)))
         (direct + bootstrap).mean().backward()
         optimizer.step()
-        update_lagging_copy(module.network_ema, module.network, module.ema_decay)
+        update_ema(module.network_ema, module.network, module.ema_decay)
     after = distance(module)
     assert before > 0.4
     assert after < 0.12

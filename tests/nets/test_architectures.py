@@ -14,8 +14,8 @@ from flowmatch_rl.nets import (
     FilmUNetArchitecture,
     FlowNetwork,
     VelocityArchitecture,
-    lagging_copy,
-    update_lagging_copy,
+    ema_copy,
+    update_ema,
 )
 from flowmatch_rl.solvers import ExactDivergence, HutchinsonDivergence
 from tests.families import ARCHITECTURES
@@ -187,15 +187,15 @@ def test_divergence_of_a_bound_field_equals_the_trace_of_its_jacobian(architectu
 
 
 @every_architecture
-def test_a_lagging_copy_begins_equal_and_follows(architecture) -> None:
+def test_an_ema_network_starts_equal_and_follows(architecture) -> None:
     network, (x, t, condition) = build(architecture), inputs()
-    copy = lagging_copy(network)
+    copy = ema_copy(network)
     torch.testing.assert_close(copy(x, t, condition), network(x, t, condition), rtol=0, atol=0)
     before = [parameter.clone() for parameter in copy.parameters()]
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(1.0)
-    update_lagging_copy(copy, network, ema_decay=0.75)
+    update_ema(copy, network, ema_decay=0.75)
     for old, new in zip(before, copy.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.25)
         assert not new.requires_grad
