@@ -33,6 +33,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "files": ({"checks"}, set()),
     "schema": ({"checks"}, {"torch"}),
     "batches": ({"types", "shapes", "checks"}, {"torch", "tensordict"}),
+    "configuration": ({"checks"}, {"yaml", "jsonargparse", "lightning"}),
     "paths": (GROUND, {"torch"}),
     "couplings": (GROUND, {"torch", "scipy", "numpy", "ot"}),
     "solvers": (GROUND, {"torch", "torchdiffeq"}),
@@ -63,7 +64,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "experiments": (
         GROUND
         | MATH
-        | {"nets", "models", "evaluation", "figures", "envs", "data", "modules", "callbacks", "inference"},
+        | {"nets", "models", "evaluation", "figures", "envs", "data", "modules", "callbacks", "inference"}
+        | {"configuration"},
         {"torch", "lightning", "jsonargparse", "yaml", "tqdm", "pandas", "jinja2", "numpy"},
     ),
     ROOF: (
@@ -80,6 +82,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "callbacks",
             "inference",
             "experiments",
+            "configuration",
         },
         {"torch", "lightning", "jsonargparse", "yaml"},
     ),

@@ -48,8 +48,9 @@ from flowmatch_rl.callbacks import (
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.cli.commands import COMMANDS, COMMANDS_HELP, run_command
 from flowmatch_rl.cli.fitting import check_fit
-from flowmatch_rl.cli.messages import Parser, report, shorten
-from flowmatch_rl.cli.wiring import DIMENSIONS, giver, wiring
+from flowmatch_rl.cli.messages import Parser, report
+from flowmatch_rl.cli.wiring import giver, wiring
+from flowmatch_rl.configuration import DIMENSIONS, shorten
 
 _ROOMS = (
     "callbacks",

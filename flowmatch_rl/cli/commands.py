@@ -1,6 +1,7 @@
 """The commands beside Lightning's: ``convert`` and ``collect`` make data sets, ``compare`` and ``report`` studies."""
 
 import os
+import shlex
 import signal
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,7 +14,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import flowmatch_rl
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.cli.fitting import check_acts
-from flowmatch_rl.cli.messages import Parser, report, shorten
+from flowmatch_rl.cli.messages import Parser, report
+from flowmatch_rl.configuration import shorten
 from flowmatch_rl.data import Layout, TransitionStore, collect_transitions, convert_layout
 from flowmatch_rl.experiments.comparison import Method, Task, compare
 from flowmatch_rl.experiments.definitions import Options
@@ -37,22 +39,22 @@ def run_command(args: Sequence[str]) -> int:
     try:
         return COMMANDS[args[0]](args[1:])
     except KeyboardInterrupt:
-        return _interrupted(signal.SIGINT)
+        return _interrupted(signal.SIGINT, args)
     except SIGTERMException:
-        return _interrupted(signal.SIGTERM)
+        return _interrupted(signal.SIGTERM, args)
     except SystemExit as end:
         # Lightning ends an interrupted training with status 1, from inside the handler of the interruption.
         if not isinstance(end.__context__, KeyboardInterrupt):
             raise
-        return _interrupted(signal.SIGINT)
+        return _interrupted(signal.SIGINT, args)
     except (RunError, ValueError, OSError) as error:
         if debug or not _is_ours(error):
             raise
-        return report(shorten(str(error)), code=1 if isinstance(error, RunError) else 2)
+        return report(str(error), code=1) if isinstance(error, RunError) else report(shorten(str(error)))
 
 
-def _interrupted(number: int) -> int:
-    return report("interrupted; the same command goes on from here", code=128 + number)
+def _interrupted(number: int, args: Sequence[str]) -> int:
+    return report(f"interrupted; continue with: flowmatch-rl {shlex.join(args)}", code=128 + number)
 
 
 def _convert(args: Sequence[str]) -> int:
@@ -82,7 +84,8 @@ def _compare(args: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, default=_num_cores(), help="Runs at a time.")
     parser.add_argument("--dry_run", type=bool, nargs="?", const=True, default=False, help="Only print the commands.")
     options = _options(parser, args)
-    return compare(Path(options.pop("output")), **options)
+    compare(Path(options.pop("output")), **options)
+    return 0
 
 
 def _report(args: Sequence[str]) -> int:

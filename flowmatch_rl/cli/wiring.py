@@ -22,9 +22,6 @@ from flowmatch_rl.callbacks import (
 )
 from flowmatch_rl.data import BanditData, OfflineData, OnlineData, SampleData
 
-DIMENSIONS = ("observation_dim", "action_dim", "action_low", "action_high", "embedding_dim", "schema", "bandit")
-"""Arguments of models that data may give."""
-
 
 @dataclass(frozen=True)
 class Wiring:

@@ -1,17 +1,17 @@
 """The command ``compare``: methods by tasks by seeds, each a run in a process of its own."""
 
 import contextlib
-import shlex
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
 import flowmatch_rl.experiments.comparison_record as records
 from flowmatch_rl.callbacks.nesting import ParentRun
-from flowmatch_rl.cli.messages import Parser, report
+from flowmatch_rl.checks import RunError
 from flowmatch_rl.experiments.comparison_runs import PlannedRun, RunQueue, option
 from flowmatch_rl.experiments.definitions import Options, check_names, check_seeds, only_one, read_layer
 from flowmatch_rl.experiments.report import NothingToReportError, write_report
@@ -61,7 +61,7 @@ def compare(
     tracking: bool,
     workers: int,
     dry_run: bool,
-) -> int:
+) -> None:
     """Train every method on every task with every seed, and write a report.
 
     Each run is a process ``flowmatch-rl fit`` in the folder ``output/task/method/seed``. Runs that are finished are
@@ -77,12 +77,11 @@ def compare(
         workers: Processes at a time.
         dry_run: Whether to print the commands only.
 
-    Returns:
-        Exit status: 0; 1 if a run failed, 130 and 143 for an interruption.
-
     Raises:
         ValueError: If the definition does not fit, or is not what earlier runs in the folder were made with.
-        RunError: If another command works in the folder.
+        RunError: If another command works in the folder, or a run failed.
+        KeyboardInterrupt: If the user interrupts it.
+        SIGTERMException: If the system ends it.
     """
     _check(tasks, methods, seeds, options, workers)
     if tracking:
@@ -93,7 +92,7 @@ def compare(
         records.check_unchanged(output, definition)
         for run in runs:
             print(run.describe())
-        return 0
+        return
     output.mkdir(parents=True, exist_ok=True)
     with only_one(output):
         records.check_unchanged(output, definition)
@@ -101,7 +100,7 @@ def compare(
         parent = ParentRun(output.name, known["parent_run"] if known else None) if tracking else None
         places = [(run.task, run.method, run.seed) for run in runs]
         path = records.write(output, definition, places, parent and parent.run_id)
-        return _work(RunQueue(runs, workers, parent), output, parent, path)
+        _work(RunQueue(runs, workers, parent), output, parent, path)
 
 
 def plan(
@@ -140,39 +139,26 @@ def plan(
     return runs
 
 
-def _work(queue: RunQueue, output: Path, parent: ParentRun | None, record: Path) -> int:
-    """Run everything, close the parent, write the report and say what failed."""
+def _work(queue: RunQueue, output: Path, parent: ParentRun | None, record: Path) -> None:
+    """Run everything, close the parent, write the report, and raise if runs failed."""
     status: Any = "FAILED"
     try:
         stopped = queue.work()
         status = "KILLED" if stopped else "FAILED" if queue.failures else "FINISHED"
         if stopped:
-            return report(
-                f"interrupted; go on with: flowmatch-rl compare {_again()}", code=128 + signal.Signals(stopped)
-            )
+            raise KeyboardInterrupt if stopped == signal.SIGINT else SIGTERMException
         files = [record]
         with contextlib.suppress(NothingToReportError):
             files += write_report([output], output)
             print("\n" + "\n".join(f"{'report':<12} {path}" for path in files[1:]))
         for path in files if parent is not None else ():
             parent.publish(path)  # pyright: ignore[reportOptionalMemberAccess]
-        return _tell_failures(queue)
     finally:
         if parent is not None:
             parent.close(status)
-
-
-def _tell_failures(queue: RunQueue) -> int:
-    if not queue.failures:
-        return 0
-    report(f"{len(queue.failures)} of {len(queue.runs)} runs failed; the same command tries them again")
-    for failure in queue.failures:
-        print(failure.describe(), file=sys.stderr)
-    return 1
-
-
-def _again() -> str:
-    return shlex.join(Parser.arguments[1:])
+    if queue.failures:
+        failed = f"{len(queue.failures)} of {len(queue.runs)} runs failed; the same command tries them again"
+        raise RunError("\n".join([failed, *(failure.describe() for failure in queue.failures)]))
 
 
 def _check(

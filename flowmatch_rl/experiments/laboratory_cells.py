@@ -17,8 +17,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 
-from flowmatch_rl.checks import RunError
-from flowmatch_rl.cli.messages import shorten
+from flowmatch_rl.checks import RunError, UserError
+from flowmatch_rl.configuration import shorten
 from flowmatch_rl.data import BanditData
 from flowmatch_rl.estimators import EndPointEstimator
 from flowmatch_rl.evaluation import estimator_errors
@@ -253,7 +253,7 @@ def parse_layers(layers: tuple[dict[str, Any], ...]) -> dict[str, Any]:
         made: Any = parser.instantiate_classes(config)
         return dict(vars(made.model))
     except (ArgumentError, ValueError) as error:
-        raise ValueError(shorten(str(error))) from error
+        raise UserError(shorten(str(error))) from error
 
 
 @functools.cache

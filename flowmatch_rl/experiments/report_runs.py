@@ -20,8 +20,8 @@ from torch import Tensor
 from flowmatch_rl.callbacks import RESULT
 from flowmatch_rl.callbacks.artifacts import FIGURES
 from flowmatch_rl.callbacks.curves import TABLE
-from flowmatch_rl.cli.messages import shorten
-from flowmatch_rl.cli.wiring import DIMENSIONS
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.configuration import DIMENSIONS, shorten
 from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.experiments.comparison_record import existing_runs, first_difference, planned_runs, read
 
@@ -224,7 +224,7 @@ def _environment(path: Path, config: dict[str, Any]) -> str | None:
         made: Any = parser.instantiate_classes(parser.parse_object({"environment": stated}))
         return made.environment.label
     except (ArgumentError, ValueError) as error:
-        raise ValueError(f"{path}: {shorten(str(error))}") from error
+        raise UserError(f"{path}: {shorten(str(error))}") from error
 
 
 @contextlib.contextmanager

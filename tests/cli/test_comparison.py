@@ -108,7 +108,7 @@ def test_interruption_stops_the_processes_and_the_same_command_goes_on(number: i
     methods = {"asks": {"options": {"act": "signal", "signal": int(number)}}, "waits": {"options": {"act": "wait"}}}
     outcome = compare(tmp_path, methods=methods)
     assert outcome.code == code
-    assert f"go on with: flowmatch-rl compare -c={tmp_path / 'comparison.yaml'}" in outcome.err
+    assert f"continue with: flowmatch-rl compare -c={tmp_path / 'comparison.yaml'}" in outcome.err
     assert len(outcome.error_lines) == 1
     # Seed 1 never began; of the others each has saved if it came to live.
     assert not any(starts(tmp_path, f"swing/{method}/1") for method in methods)
@@ -126,7 +126,7 @@ def test_what_a_killed_command_leaves_behind_is_ended_before_its_runs_go_on(tmp_
     changes = {"methods": {"a": {"options": {"act": "wait"}}, "b": {"options": {"act": "wait"}}}, "seeds": [0]}
     path = definition(tmp_path, **changes)
     code = (
-        "import sys; from flowmatch_rl.cli import comparison_runs, run; "
+        "import sys; from flowmatch_rl.cli import run; from flowmatch_rl.experiments import comparison_runs; "
         f"comparison_runs._PROGRAM = (sys.executable, {str(STAND_IN)!r}); "
         f"run(['compare', '-c={path}', '--output={tmp_path / 'out'}'])"
     )

@@ -146,7 +146,7 @@ def test_damaged_file_is_named_with_status_two(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("error", "code", "words"),
-    [(KeyboardInterrupt(), 130, "same command"), (RunError("it broke"), 1, "it broke")],
+    [(KeyboardInterrupt(), 130, "continue with: flowmatch-rl convert"), (RunError("it broke"), 1, "it broke")],
     ids=["interruption", "run"],
 )
 def test_status_tells_why_a_command_ended(error, code, words, buffer: Path, tmp_path: Path, monkeypatch) -> None:
