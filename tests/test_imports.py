@@ -11,7 +11,7 @@ import flowmatch_rl
 PACKAGE = "flowmatch_rl"
 ROOT = Path(flowmatch_rl.__file__).parent
 
-GROUND = {"types", "batches", "schema", "shapes", "checks", "files"}
+GROUND = {"types", "batches", "schema", "shapes", "checks", "files", "seeds"}
 MATH = {
     "paths",
     "couplings",
@@ -31,6 +31,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "shapes": (set(), {"torch"}),
     "checks": (set(), set()),
     "files": ({"checks"}, set()),
+    "seeds": (set(), set()),
     "schema": ({"checks"}, {"torch"}),
     "batches": ({"types", "shapes", "checks"}, {"torch", "tensordict"}),
     "configuration": ({"checks"}, {"yaml", "jsonargparse", "lightning"}),
