@@ -1,6 +1,5 @@
 """Checkpoints: written atomically, the last and the best kept, and one more when a run is interrupted."""
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from flowmatch_rl.files import atomic_path
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -29,17 +30,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         if storage_options is not None:
             raise TypeError(f"expected no storage_options, got {storage_options}")
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.tmp{os.getpid()}")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic_path(path) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class Checkpoints(ModelCheckpoint):

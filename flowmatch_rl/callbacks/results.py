@@ -1,7 +1,5 @@
 """The result of a finished run, as a file: what its final evaluation measured."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from flowmatch_rl.callbacks.artifacts import writes_files
 from flowmatch_rl.callbacks.progress import env_step_counter
 from flowmatch_rl.callbacks.tracking import commit
+from flowmatch_rl.files import write_json
 
 RESULT = "result.json"
 """Name of the file, in the run's folder."""
@@ -49,14 +48,7 @@ class RunResult(Callback):
             "commit": commit(),
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
         }
-        path = _path(trainer)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.tmp{os.getpid()}")
-        with partial.open("w") as file:
-            json.dump(result, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_json(_path(trainer), result)
 
 
 def _path(trainer: Trainer) -> Path:

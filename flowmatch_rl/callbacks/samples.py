@@ -1,6 +1,5 @@
 """Writes the samples of the ``predict`` command."""
 
-import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import CONDITION, SAMPLE
 from flowmatch_rl.checks import RunError
+from flowmatch_rl.files import atomic_path
 from flowmatch_rl.schema import TableSchema
 
 
@@ -69,12 +69,8 @@ class SampleWriter(BasePredictionWriter):
             condition = torch.cat([prediction[CONDITION].cpu() for prediction in predictions])
             table |= {name: np.asarray(values) for name, values in schema.restore_condition(condition).items()}
         target = self._target(trainer)
-        partial = target.with_name(f"{target.name}.tmp{os.getpid()}")
-        try:
+        with atomic_path(target) as partial:
             _WRITERS[target.suffix](partial, table, sample)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
         print(f"{len(sample)} samples in {target}")
 
     def _target(self, trainer: Trainer) -> Path:

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flowmatch_rl.figures.style import BLUE, GREEN, ORANGE, RED, count_steps, new_figure, tidy
+from flowmatch_rl.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,10 @@ def write_table(points: Sequence[Point], path: Path) -> None:
         points: In the order of their steps, all of one class, at least one.
         path: Target; its folder exists.
     """
-    partial = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    with partial.open("w", newline="") as file:
+    with atomic_path(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(points[0])])
         writer.writeheader()
         writer.writerows(dataclasses.asdict(point) for point in points)
-    partial.replace(path)
 
 
 def columns_of(points: Sequence[Point]) -> dict[str, np.ndarray]:
