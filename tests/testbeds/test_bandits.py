@@ -18,6 +18,7 @@ from flowmatch_rl.testbeds import (
     Quadratic,
     TwoMoonsEnergy,
 )
+from flowmatch_rl.testbeds.bandits.quadrature import panel_nodes, quantiles
 from tests.families import BANDITS
 from tests.oracles import F64, uniform
 
@@ -82,6 +83,17 @@ def test_samples_of_products_are_quantiles_to_nine_digits(bandit: ProductBandit,
     for level, action in zip(levels.tolist(), actions[:, 0].tolist(), strict=True):
         below = integrate.quad(density, -1.0, action, epsabs=1e-13, epsrel=1e-12, limit=200)[0]
         assert below / whole == pytest.approx(level, abs=2e-9)
+
+
+def test_quantiles_at_the_edges_of_panels_are_exact_to_rounding() -> None:
+    """Levels that round to either side of an edge, of densities ``exp(slope * a)``."""
+    panels, slope = 8, torch.linspace(-0.3, 0.3, 41, dtype=F64)[:, None]
+    edges = torch.linspace(-1.0, 1.0, panels + 1, dtype=F64)
+    levels = torch.where(slope == 0.0, (edges + 1.0) / 2.0, (slope * (edges + 1.0)).expm1() / (2.0 * slope).expm1())
+    nodes, _ = panel_nodes(panels)
+    log_density = (slope[:, :, None] * nodes).repeat_interleave(panels + 1, 0)
+    found = quantiles(log_density, levels.flatten()).reshape(levels.shape)
+    torch.testing.assert_close(found, edges.expand_as(found), rtol=0.0, atol=1e-13)
 
 
 @pytest.mark.parametrize("bandit", PLANAR, ids=repr)

@@ -14,8 +14,8 @@ PANELS_PER_LENGTH = 4.8
 """Panels per length on which a log-density changes: five such lengths from a Gaussian's mean it changes by about one
 nat per panel, where the polynomials through the nodes are off by 1e-9 of the density."""
 
-NEWTON_STEPS = 24
-"""Steps of the safeguarded Newton iteration, which mostly needs four."""
+BISECTIONS = 53
+"""Halvings of a panel, as many as float64 has binary digits."""
 
 
 def num_panels(length: float, temperature: float, most: int, name: str) -> int:
@@ -81,18 +81,22 @@ def quantiles(log_density: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _inside_panel(powers: Tensor, mass: Tensor) -> Tensor:
-    """The s in [-1, 1] up to which a polynomial sum c_k s^k of shape (N, K) integrates to a mass of shape (N,)."""
-    degree = torch.arange(powers.shape[1] + 1, device=powers.device)
-    integral = torch.cat([torch.zeros_like(powers[:, :1]), powers / degree[1:]], dim=1)
-    integral[:, 0] = -(integral * (-1.0) ** degree).sum(1)  # zero at s = -1
-    low, high = torch.full_like(mass, -1.0), torch.ones_like(mass)
+    """The s in [-1, 1] up to which a polynomial sum c_k s^k of shape (N, K) integrates to a mass of shape (N,).
+
+    Found by bisection: a Newton step at the edge of a panel leaves the panel by rounding and is lost.
+    """
+    coefficients = [c / (k + 1) for k, c in enumerate(powers.unbind(-1))]  # of s^(k + 1) in the antiderivative
+
+    def antiderivative(s: Tensor) -> Tensor:
+        total = torch.zeros_like(s)
+        for c in reversed(coefficients):
+            total = (total + c) * s
+        return total
+
+    wanted = antiderivative(torch.full_like(mass, -1.0)) + mass
     s = torch.zeros_like(mass)
-    for _ in range(NEWTON_STEPS):
-        power = s[:, None] ** degree
-        excess = (integral * power).sum(1) - mass
-        low, high = torch.where(excess < 0.0, s, low), torch.where(excess < 0.0, high, s)
-        step = s - excess / (powers * power[:, :-1]).sum(1)
-        s = torch.where((step >= low) & (step <= high), step, 0.5 * (low + high))
+    for halving in range(1, BISECTIONS + 1):
+        s = torch.where(antiderivative(s) < wanted, s + 0.5**halving, s - 0.5**halving)
     return s
 
 
