@@ -1,12 +1,14 @@
 """Fixtures of the command line's tests."""
 
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from flowmatch_rl.callbacks import PolicyFigures, curves, figures
 from flowmatch_rl.experiments import comparison, comparison_runs
 from tests.cli.comparisons import STAND_IN, write_names
+from tests.cli.support import default_signals
 
 
 @pytest.fixture
@@ -30,3 +32,10 @@ def stand_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def stand_in(stand_in_runs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that take no time, and a report that draws nothing."""
     monkeypatch.setattr(comparison, "write_report", write_names)
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """The handlers that a command in the foreground starts with."""
+    with default_signals():
+        yield

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -144,6 +145,21 @@ def run_folder() -> Iterator[None]:
         sys.argv = argv
         os.environ.clear()
         os.environ.update(saved)
+
+
+@contextlib.contextmanager
+def default_signals() -> Iterator[None]:
+    """Handle signals as a command in the foreground does, in this process and in its children.
+
+    A test run in the background ignores SIGINT, which its children inherit, and Lightning ignores it once it has come.
+    """
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    handlers = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -102,7 +102,7 @@ def test_process_that_ends_well_without_a_result_has_failed(tmp_path: Path, monk
     assert "nothing done" in outcome.err
 
 
-@pytest.mark.usefixtures("stand_in")
+@pytest.mark.usefixtures("stand_in", "signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["user", "system"])
 def test_interruption_stops_the_processes_and_the_same_command_goes_on(number: int, code: int, tmp_path: Path) -> None:
     methods = {"asks": {"options": {"act": "signal", "signal": int(number)}}, "waits": {"options": {"act": "wait"}}}
@@ -312,6 +312,7 @@ def test_runs_are_told_their_parent_which_tells_how_it_ended(tmp_path: Path, mon
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("signals")
 def test_real_runs_lie_under_one_parent_and_go_on_after_an_interruption(tmp_path: Path) -> None:
     sizes = {key: value for key, value in SIZES.items() if key.startswith(("data.", "trainer.", "video."))}
     sizes |= {"data.total_env_steps": 200, "data.epoch_env_steps": 50, "model.critic.hidden_dim": 16}

@@ -1,8 +1,6 @@
 """The generative model from the command line: training, samples in files, resuming."""
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,15 +210,6 @@ def test_options_on_the_command_line_win_over_the_checkpoint(moons, tmp_path) ->
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())["model"]
     arguments = {**written.get("init_args", {}), **written.get("dict_kwargs", {})}
     assert arguments["likelihood_samples"] == 0
-
-
-@pytest.fixture
-def signals() -> Iterator[None]:
-    """Lightning ignores the signal of the user once it has come."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("without_figures", "signals")

@@ -241,11 +241,13 @@ def test_processes_are_ended_at_once_by_an_interruption() -> None:
             os.kill(pid, 0)
 
 
+@pytest.mark.usefixtures("signals")
 def test_processes_leave_ctrl_c_to_the_command() -> None:
     with laboratory_command._processes(1) as pool:
         assert pool.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
 
 
+@pytest.mark.usefixtures("signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["user", "system"])
 def test_an_interruption_ends_the_command_in_one_line(number, code, monkeypatch, tmp_path) -> None:
     def interrupt(_) -> None:
@@ -262,6 +264,7 @@ def test_an_interruption_ends_the_command_in_one_line(number, code, monkeypatch,
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.usefixtures("signals")
 def test_an_interruption_in_the_midst_of_a_training_ends_the_command_too(monkeypatch, tmp_path) -> None:
     def interrupt(*_) -> None:
         raise KeyboardInterrupt

@@ -1,8 +1,7 @@
 """The occupancy from the command line: data sets, training, evaluation, samples in files, resuming."""
 
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,15 +191,6 @@ def test_checkpoint_is_asked_about_new_rewards(trained, data, tmp_path) -> None:
 
 def probes(name: str, **init_args: object) -> str:
     return json.dumps([{"class_path": f"tests.cli.probes.{name}", "init_args": init_args}])
-
-
-@pytest.fixture
-def signals() -> Iterator[None]:
-    """Lightning ignores the signal of the user once it has come."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("signals")

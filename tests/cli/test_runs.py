@@ -24,7 +24,7 @@ from flowmatch_rl.modules import ReverseFlowActorCritic
 from flowmatch_rl.paths import AffinePath, CosineSchedule
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Heun
-from tests.cli.support import PENDULUM, ROOT, Outcome, arguments, call, environment
+from tests.cli.support import PENDULUM, ROOT, Outcome, arguments, call, default_signals, environment
 
 CONTROL_VARIATE = {"class_path": "RegressControlVariate", "init_args": {"limit": 1.5}}
 
@@ -327,16 +327,15 @@ def interrupted(tracked, tmp_path_factory):
         )
         init_args = {"path": str(folder / "started")}
         probe = json.dumps([{"class_path": "tests.cli.probes.Started", "init_args": init_args}])
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flowmatch_rl", *args, f"--trainer.callbacks={probe}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=folder,
-            env=environment(MLFLOW_TRACKING_URI=tracked.uri),
-            # A test run in the background ignores the signal, and its children would inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        with default_signals():
+            process = subprocess.Popen(
+                [sys.executable, "-m", "flowmatch_rl", *args, f"--trainer.callbacks={probe}"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=folder,
+                env=environment(MLFLOW_TRACKING_URI=tracked.uri),
+            )
         started[number] = process, folder
     ended = {}
     try:
