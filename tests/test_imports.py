@@ -11,7 +11,7 @@ import flowmatch_rl
 PACKAGE = "flowmatch_rl"
 ROOT = Path(flowmatch_rl.__file__).parent
 
-GROUND = {"types", "batches", "schema", "shapes", "checks", "files", "seeds"}
+GROUND = {"doors", "types", "batches", "schema", "shapes", "checks", "files", "seeds"}
 MATH = {
     "paths",
     "couplings",
@@ -30,6 +30,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "types": (set(), {"torch"}),
     "shapes": (set(), {"torch"}),
     "checks": (set(), set()),
+    "doors": (set(), set()),
     "files": ({"checks"}, set()),
     "seeds": (set(), set()),
     "schema": ({"checks"}, {"torch"}),

@@ -1,16 +1,23 @@
-from flowmatch_rl.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
-from flowmatch_rl.callbacks.curves import LossCurve
-from flowmatch_rl.callbacks.episodes import EpisodeWriter
-from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
-from flowmatch_rl.callbacks.flow_figures import FlowFigures
-from flowmatch_rl.callbacks.occupancy_figures import OccupancyFigures
-from flowmatch_rl.callbacks.posterior_figures import PosteriorFigures
-from flowmatch_rl.callbacks.progress import Progress, Throughput
-from flowmatch_rl.callbacks.results import RESULT, RunResult
-from flowmatch_rl.callbacks.samples import SampleWriter
-from flowmatch_rl.callbacks.summary import summary
-from flowmatch_rl.callbacks.tracking import RunRecord, Tracker
-from flowmatch_rl.callbacks.video import Video
+from typing import TYPE_CHECKING
+
+from flowmatch_rl.doors import lazy_exports
+
+if TYPE_CHECKING:
+    from flowmatch_rl.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+    from flowmatch_rl.callbacks.curves import LossCurve
+    from flowmatch_rl.callbacks.episodes import EpisodeWriter
+    from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
+    from flowmatch_rl.callbacks.flow_figures import FlowFigures
+    from flowmatch_rl.callbacks.last_lines import summary
+    from flowmatch_rl.callbacks.occupancy_figures import OccupancyFigures
+    from flowmatch_rl.callbacks.posterior_figures import PosteriorFigures
+    from flowmatch_rl.callbacks.progress import Progress, Throughput
+    from flowmatch_rl.callbacks.results import RESULT, RunResult
+    from flowmatch_rl.callbacks.samples import SampleWriter
+    from flowmatch_rl.callbacks.tracking import RunRecord, Tracker
+    from flowmatch_rl.callbacks.video import Video
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "RESULT",

@@ -283,8 +283,9 @@ def _known_names() -> frozenset[str]:
     """Names of the package's classes and of their arguments, and of Lightning's commands."""
     names = {"fit", "validate", "test", "predict", "class_path", "init_args", "model", "data", "trainer"}
     names |= COMMANDS.keys()
-    for room in _ROOMS:
-        for name, value in vars(getattr(flowmatch_rl, room)).items():
+    for room in (getattr(flowmatch_rl, name) for name in _ROOMS):
+        # The parser finds classes by their names among those that are imported.
+        for name, value in ((name, getattr(room, name)) for name in room.__all__):
             if inspect.isclass(value):
                 names |= {name, *inspect.signature(value).parameters}
     return frozenset(names - {"args", "kwargs"})

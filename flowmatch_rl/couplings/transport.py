@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
-import ot
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from flowmatch_rl import couplings
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.couplings.costs import LADDER, ladder_to, potentials, transport_cost
 from flowmatch_rl.couplings.coupling import Coupling
@@ -121,18 +120,8 @@ class SinkhornCoupling(Coupling):
         # the plan and does not underflow. Sweeps over logarithms take about thirty times as long.
         row, column = potentials(cost, scale, ladder_to(self.regularisation))
         reduced = (cost - row[:, None] - column) / scale
-        weight = reduced.new_full((len(reduced),), 1.0 / len(reduced))
-        found = ot.sinkhorn(
-            weight,
-            weight,
-            reduced,
-            self.regularisation,
-            method="sinkhorn",
-            numItermax=self.num_iterations,
-            stopThr=self.tolerance / math.sqrt(len(reduced)),
-            warn=False,
-        )
-        plan = cast("Tensor", found)
+        tolerance = self.tolerance / math.sqrt(len(reduced))
+        plan = couplings.sinkhorn_plan(reduced, self.regularisation, tolerance, self.num_iterations)
         marginals = torch.stack([plan.sum(1), plan.sum(0)])
         error = (marginals * len(plan) - 1.0).square().mean(1).sqrt().max().item()
         if not error <= 1.01 * self.tolerance:

@@ -1,15 +1,22 @@
-from flowmatch_rl.envs.environments import (
-    DMControlEnvironment,
-    Environment,
-    GymnasiumEnvironment,
-    Spaces,
-    build_environment,
-    spaces_of,
-)
-from flowmatch_rl.envs.multi_step import MultiStep
-from flowmatch_rl.envs.process import ProcessEnv, ProcessEnvironment
-from flowmatch_rl.envs.rendered import RenderedEnvironment
-from flowmatch_rl.envs.rollouts import roll_out_episodes
+from typing import TYPE_CHECKING
+
+from flowmatch_rl.doors import lazy_exports
+
+if TYPE_CHECKING:
+    from flowmatch_rl.envs.environments import (
+        DMControlEnvironment,
+        Environment,
+        GymnasiumEnvironment,
+        Spaces,
+        build_environment,
+        spaces_of,
+    )
+    from flowmatch_rl.envs.multi_step import MultiStep
+    from flowmatch_rl.envs.process import ProcessEnv, ProcessEnvironment
+    from flowmatch_rl.envs.rendered import RenderedEnvironment
+    from flowmatch_rl.envs.rollouts import roll_out_episodes
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "DMControlEnvironment",

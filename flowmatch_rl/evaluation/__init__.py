@@ -1,5 +1,17 @@
-from flowmatch_rl.evaluation.estimators import EstimatorErrors, check_estimator, estimator_errors, exact_posterior_mean
-from flowmatch_rl.evaluation.occupancy import FutureTests, real_futures
+from typing import TYPE_CHECKING
+
+from flowmatch_rl.doors import lazy_exports
+
+if TYPE_CHECKING:
+    from flowmatch_rl.evaluation.estimators import (
+        EstimatorErrors,
+        check_estimator,
+        estimator_errors,
+        exact_posterior_mean,
+    )
+    from flowmatch_rl.evaluation.occupancy import FutureTests, real_futures
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "EstimatorErrors",

@@ -1,8 +1,15 @@
+from typing import TYPE_CHECKING
+
+from flowmatch_rl.doors import lazy_exports
 from flowmatch_rl.inference.checkpoint_policy import CheckpointPolicy
-from flowmatch_rl.inference.flow import TrainedFlow, load_flow
-from flowmatch_rl.inference.occupancy import TrainedOccupancy, load_occupancy
-from flowmatch_rl.inference.policy import TrainedPolicy, load_policy
 from flowmatch_rl.modules.safe_globals import allow_dataclasses
+
+if TYPE_CHECKING:
+    from flowmatch_rl.inference.flow import TrainedFlow, load_flow
+    from flowmatch_rl.inference.occupancy import TrainedOccupancy, load_occupancy
+    from flowmatch_rl.inference.policy import TrainedPolicy, load_policy
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "CheckpointPolicy",

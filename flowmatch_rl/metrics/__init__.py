@@ -1,18 +1,26 @@
-from flowmatch_rl.metrics.curves import MeanCurve, interpolate_curve, mean_curve
-from flowmatch_rl.metrics.distances import energy_distance, maximum_mean_discrepancy
-from flowmatch_rl.metrics.episodes import episode_returns
-from flowmatch_rl.metrics.reliable import (
-    interquartile_mean,
-    percentile_interval,
-    probability_of_improvement,
-    resample_runs,
-)
-from flowmatch_rl.metrics.saturation import saturated_entries, saturated_share
-from flowmatch_rl.metrics.transport import (
-    sliced_wasserstein_distance,
-    squared_wasserstein_distance,
-    wasserstein_distance,
-)
+from typing import TYPE_CHECKING
+
+from flowmatch_rl.doors import lazy_exports
+
+if TYPE_CHECKING:
+    from flowmatch_rl.metrics.curves import MeanCurve, interpolate_curve, mean_curve
+    from flowmatch_rl.metrics.distances import energy_distance, maximum_mean_discrepancy
+    from flowmatch_rl.metrics.episodes import episode_returns
+    from flowmatch_rl.metrics.reliable import (
+        interquartile_mean,
+        percentile_interval,
+        probability_of_improvement,
+        resample_runs,
+    )
+    from flowmatch_rl.metrics.saturation import saturated_entries, saturated_share
+    from flowmatch_rl.metrics.simplex import least_cost  # noqa: F401
+    from flowmatch_rl.metrics.transport import (
+        sliced_wasserstein_distance,
+        squared_wasserstein_distance,
+        wasserstein_distance,
+    )
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "MeanCurve",

@@ -1,17 +1,11 @@
 """Distances between two samples by optimal transport."""
 
-import warnings
-
-import numpy as np
-import ot
 import torch
 from torch import Tensor
 
+from flowmatch_rl import metrics
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.metrics.pairs import check_two_samples, distances
-
-MAX_ITERATIONS = 10**8
-"""Pivots of the network simplex after which it gives up; a few thousand points take about a million."""
 
 
 def sliced_wasserstein_distance(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
@@ -101,10 +95,7 @@ def _least_mean_cost(x: Tensor, y: Tensor, power: int) -> Tensor:
     cost = distances(x.detach().cpu().double(), y.detach().cpu().double()).pow(power)
     # The simplex has absolute tolerances: it gets costs near 1, whatever their unit.
     scale = cost.mean().clamp(min=torch.finfo(cost.dtype).tiny)
-    on_x, on_y = (np.full(size, 1.0 / size) for size in cost.shape)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The reason is in the log and becomes an error.
-        least, log = ot.emd2(on_x, on_y, (cost / scale).numpy(), numItermax=MAX_ITERATIONS, log=True)
-    if log["warning"] is not None:
-        raise RunError(f"optimal transport between {len(x)} and {len(y)} points failed: {log['warning']}")
-    return (scale * float(least)).to(x)
+    least, failure = metrics.least_cost((cost / scale).numpy())
+    if failure is not None:
+        raise RunError(f"optimal transport between {len(x)} and {len(y)} points failed: {failure}")
+    return (scale * least).to(x)

@@ -1,11 +1,18 @@
-from flowmatch_rl.modules.actor_critic import ActorCritic
-from flowmatch_rl.modules.bandit_flow import BanditFlow
-from flowmatch_rl.modules.flow_matching import FlowMatchingModel
-from flowmatch_rl.modules.occupancy import OccupancyModule
-from flowmatch_rl.modules.reflow import Reflow
-from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
+from typing import TYPE_CHECKING
+
+from flowmatch_rl.doors import lazy_exports
 from flowmatch_rl.modules.safe_globals import allow_dataclasses
-from flowmatch_rl.modules.soft_actor_critic import SoftActorCritic
+
+if TYPE_CHECKING:
+    from flowmatch_rl.modules.actor_critic import ActorCritic
+    from flowmatch_rl.modules.bandit_flow import BanditFlow
+    from flowmatch_rl.modules.flow_matching import FlowMatchingModel
+    from flowmatch_rl.modules.occupancy import OccupancyModule
+    from flowmatch_rl.modules.reflow import Reflow
+    from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
+    from flowmatch_rl.modules.soft_actor_critic import SoftActorCritic
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "ActorCritic",
@@ -17,4 +24,4 @@ __all__ = [
     "SoftActorCritic",
 ]
 
-allow_dataclasses(Reflow)
+allow_dataclasses()

@@ -18,16 +18,22 @@ from flowmatch_rl import (
     solvers,
     testbeds,
 )
+from flowmatch_rl.modules.reflow import Reflow
 
 
 def allow_dataclasses(*more: type) -> None:
     """Register every dataclass that the lower rooms export: they hold numbers, words and each other.
 
     Args:
-        *more: Others of the kind.
+        *more: Others of the kind, from rooms above.
     """
-    rooms = (couplings, estimators, evaluation, models, nets, objectives, paths, samplers, schema, solvers, testbeds)
-    exported = [*more] + [value for room in rooms for value in vars(room).values()]
+    rooms = (couplings, estimators, evaluation, models, nets, objectives, paths, samplers, solvers, testbeds)
+    exported = [
+        Reflow,
+        *more,
+        *vars(schema).values(),
+        *(getattr(room, name) for room in rooms for name in room.__all__),
+    ]
     torch.serialization.add_safe_globals(
         [value for value in exported if inspect.isclass(value) and dataclasses.is_dataclass(value)]
     )

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from flowmatch_rl.callbacks.flow_figures import FlowFigures
 from flowmatch_rl.figures.flow import draw_samples
-from flowmatch_rl.figures.flow_frames import flow_frames
 from flowmatch_rl.figures.flow_grids import density_on_grid, field_on_grid
 from flowmatch_rl.figures.flow_sample import FlowSample, sample_flow, with_steps
 from flowmatch_rl.figures.flow_steps import distance_by_steps
+from flowmatch_rl.figures.frames import flow_frames
 from flowmatch_rl.figures.view import group_rows, limits, limits_on_the_way, view_of
 from flowmatch_rl.modules import FlowMatchingModel
 from flowmatch_rl.nets import VelocityArchitecture

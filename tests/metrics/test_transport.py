@@ -10,9 +10,9 @@ from torch import Tensor
 
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.metrics import (
+    simplex,
     sliced_wasserstein_distance,
     squared_wasserstein_distance,
-    transport,
     wasserstein_distance,
 )
 from tests.oracles import normal
@@ -145,7 +145,7 @@ def test_the_length_of_a_direction_does_not_matter() -> None:
 
 @pytest.mark.parametrize("distance", EXACT)
 def test_a_simplex_that_is_cut_short_is_an_error_and_not_a_warning(distance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "MAX_ITERATIONS", 3)
+    monkeypatch.setattr(simplex, "MAX_ITERATIONS", 3)
     with pytest.raises(RunError, match="between 30 and 25 points failed: numItermax"):
         distance(*samples(30, 25, 2))
 
