@@ -1,4 +1,4 @@
-"""Batches: their keys, those of transitions TorchRL's, and the one place where a batch becomes a dataclass."""
+"""Keys of batches, which are TorchRL's for transitions, and the dataclasses that batches are read into."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,22 +19,22 @@ DONE = ("next", "done")
 NEXT_ACTION = ("next", "action")
 """The action taken in the next observation, shape (B, A)."""
 EMBEDDING = "embedding"
-"""Name of the member of a family of policies that acted, shape (B, Z)."""
+"""Embedding of the policy that acted, if it is one of a family, shape (B, Z)."""
 
 LENGTH = "length"
-"""Steps that a transition of several steps took, shape (B, 1); its reward has shape (B, n)."""
+"""Number of steps of a multi-step transition, shape (B, 1); its reward has shape (B, n)."""
 
 TRANSITION = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION, TERMINATED)
-"""The entries that a replay buffer keeps of transitions of one step; those of several steps have ``LENGTH`` as well."""
+"""Entries of a one-step transition in a replay buffer; a multi-step transition also has ``LENGTH``."""
 
 REFERENCE = "reference"
-"""Exact actions beside those of ``ACTION``, shape (N, A): how far apart two samples of one law are."""
+"""A second sample of exact actions, shape (N, A), to measure the distance between two samples of one distribution."""
 
 SAMPLE = "sample"
 CONDITION = "condition"
 SOURCE = "source"
 EXACT_LOG_PROB = "exact_log_prob"
-"""Log-density of the samples under the law they were drawn from, nats, in the table's own units, shape (B,)."""
+"""Log-density of the samples in the distribution they come from, nats, in the table's own units, shape (B,)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Transition:
     Attributes:
         observation: State the first action was taken in, shape (B, S).
         action: First action, in [-1, 1], shape (B, A).
-        rewards: Rewards of the steps, not discounted, shape (B, n); what lies beyond ``length`` is padding.
+        rewards: Rewards of the steps, not discounted, shape (B, n); padding beyond ``length``.
         next_observation: State arrived at after the last step, shape (B, S).
         terminated: Whether the arrival state is terminal, boolean, shape (B,). A time limit is not a termination.
         length: Steps taken, in 1, ..., n, integer, shape (B,); fewer than n at the end of an episode.
@@ -65,17 +65,17 @@ class Transition:
 
 @dataclass(frozen=True)
 class Segment:
-    """A batch of steps that follow each other, n at most, in the units of the environment.
+    """A batch of trajectory segments of up to n consecutive steps, in the units of the environment.
 
     Attributes:
         observation: State the first action was taken in, shape (B, S).
         action: First action, in [-1, 1], shape (B, A).
         arrivals: States at times 1, ..., n, shape (B, n, S).
         terminated: Whether they are terminal, boolean, shape (B, n).
-        length: How many of the n steps were taken, in 1, ..., n, integer, shape (B,); what lies beyond is padding.
+        length: How many of the n steps were taken, in 1, ..., n, integer, shape (B,); the rest is padding.
         next_action: Action at time ``length`` in the data, shape (B, A), or None where it is unknown.
-        embedding: Member of a family of policies that acted, shape (B, Z); Z is 0 for a single policy.
-        future: A state of the occupancy, from the same trajectory, shape (B, S), or None.
+        embedding: Embedding of the policy that acted, shape (B, Z); Z is 0 for a single policy.
+        future: A sample of the occupancy from the same trajectory, shape (B, S), or None.
     """
 
     observation: Tensor
@@ -90,13 +90,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class SegmentNeeds:
-    """What a module wants of the segments it is trained on.
+    """Requirements of a module on the segments it is trained on.
 
     Attributes:
         num_steps: Steps n of a segment, at least 1.
         next_action: Whether the action after the segment must be known.
-        future_discounts: Maps uniform noise (B,) to the discounts (B,) of occupancies that a state of the same
-            trajectory is drawn from; None where no such state is wanted.
+        future_discounts: Maps uniform noise (B,) to the discounts (B,) of the occupancies that ``Segment.future`` is
+            drawn from; None if it is not needed.
     """
 
     num_steps: int = 1
@@ -106,13 +106,13 @@ class SegmentNeeds:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Where trajectories of a policy lead from N states, in the units of the environment.
+    """N source states and trajectories of a policy that start there, in the units of the environment.
 
     Attributes:
         observation: States at time 0, shape (N, S).
         action: Actions of the policy there, shape (N, A).
-        embedding: Members of a family of policies that act, shape (N, Z).
-        states: States at times 1, ..., T of R trajectories each, shape (N, R, T, S), or None where there are none;
+        embedding: Embeddings of the policies that act, shape (N, Z).
+        states: States at times 1, ..., T of R trajectories each, shape (N, R, T, S), or None without trajectories;
             a terminal state is repeated.
         length: Steps of each trajectory that are known, shape (N, R), or None; T for those that terminated.
         ended: Whether each trajectory had terminated by then, boolean, shape (N, R, T), or None.
@@ -151,7 +151,7 @@ def read_samples(batch: Mapping[str, Tensor]) -> Samples:
         The samples.
 
     Raises:
-        KeyError: If there are no samples; the message names what there is.
+        KeyError: If there are no samples; the message lists the keys of the batch.
     """
     if SAMPLE not in batch:
         raise KeyError(f"the batch lacks {SAMPLE!r}; it holds {', '.join(sorted(batch))}")
@@ -201,22 +201,22 @@ def read_segment(batch: Mapping[str, Tensor]) -> Segment:
         The segments.
 
     Raises:
-        KeyError: If an entry is missing that may not be; the message names it.
+        KeyError: If a required entry is missing; the message names it.
     """
     return _read(Segment, batch, optional=("next_action", "future"))
 
 
 def read_rollouts(batch: Mapping[str, Tensor]) -> Rollouts:
-    """Read source states with the trajectories that begin there.
+    """Read source states and the trajectories that start there.
 
     Args:
         batch: Tensors by the names of the attributes of ``Rollouts``.
 
     Returns:
-        The futures.
+        The roll-outs.
 
     Raises:
-        KeyError: If an entry is missing that may not be; the message names it.
+        KeyError: If a required entry is missing; the message names it.
     """
     return _read(Rollouts, batch, optional=("states", "length", "ended"))
 

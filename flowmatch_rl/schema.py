@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError
+
 
 @dataclass(frozen=True)
 class TableSchema:
@@ -62,7 +64,7 @@ class TableSchema:
         return sample.double() * scale + shift
 
     def condition(self, values: Mapping[str, Any]) -> Tensor:
-        """Conditions as models take them.
+        """Conditions as the input of a model.
 
         Args:
             values: B values of each condition and class column, by name; classes as text or anything whose text they
@@ -72,7 +74,7 @@ class TableSchema:
             Conditions, float64, shape (B, C).
 
         Raises:
-            ValueError: If a class is not among those known.
+            UserError: If a class is unknown.
         """
         units = zip(self.condition_columns, self.condition_shift, self.condition_scale, strict=True)
         parts = [
@@ -83,13 +85,15 @@ class TableSchema:
             known = {level: i for i, level in enumerate(levels)}
             texts = [str(value) for value in values[name]]
             if unknown := [text for text in texts if text not in known]:
-                raise ValueError(f"column {name!r} holds the class {unknown[0]!r}; known are {', '.join(levels)}")
+                raise UserError(
+                    f"column {name!r} holds the class {unknown[0]!r}; known classes are {', '.join(levels)}"
+                )
             indices = torch.tensor([known[text] for text in texts])
             parts.append(torch.nn.functional.one_hot(indices, len(levels)).double())
         return torch.cat(parts, dim=1)
 
     def restore_condition(self, condition: Tensor) -> dict[str, list[float] | list[str]]:
-        """Condition columns in their own units and class columns as text.
+        """Invert ``condition``: condition columns in their own units and class columns as text.
 
         Args:
             condition: Conditions, shape (B, C).

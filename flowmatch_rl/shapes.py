@@ -1,4 +1,4 @@
-"""Checks that keep broadcasting from happening in silence."""
+"""Shape checks that prevent silent broadcasting."""
 
 from torch import Tensor
 
@@ -36,16 +36,16 @@ def check_same_shape(**tensors: Tensor) -> None:
         raise ValueError(f"expected equal shapes, got {got}")
 
 
-def check_shape(name: str, x: Tensor, wanted: tuple[int, ...]) -> None:
-    """Raise unless ``x`` has the shape ``wanted``.
+def check_shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
+    """Raise unless ``x`` has the shape ``expected``.
 
     Args:
         name: Name to use in the error.
         x: Tensor to check.
-        wanted: Wanted shape.
+        expected: Expected shape.
 
     Raises:
-        ValueError: If the shape is another one.
+        ValueError: If x has another shape.
     """
-    if tuple(x.shape) != wanted:
-        raise ValueError(f"expected {name} of shape {wanted}, got {tuple(x.shape)}")
+    if tuple(x.shape) != expected:
+        raise ValueError(f"expected {name} of shape {expected}, got {tuple(x.shape)}")

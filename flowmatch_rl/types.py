@@ -1,4 +1,4 @@
-"""Aliases and the abstract bases that several rooms share."""
+"""Type aliases, and the abstract bases that several packages share."""
 
 import abc
 from collections.abc import Callable
@@ -8,12 +8,14 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError
+
 Velocity: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """A vector field, called as ``velocity(x, t, condition)``; returns the shape of ``x``."""
 
 AverageVelocity: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""Mean velocity of a flow line, called as ``average_velocity(x, t, duration, condition)``: it passes x at t and is
-followed up to ``t + duration``; returns the shape of ``x``."""
+"""Mean velocity, from t to ``t + duration``, of the flow line through x at t, called as
+``average_velocity(x, t, duration, condition)``; returns the shape of ``x``."""
 
 LogDensityAndScore: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps points (..., D) to an unnormalised log-density (...) in nats and its gradient (..., D)."""
@@ -27,7 +29,7 @@ Prediction: TypeAlias = Literal["velocity", "data", "noise", "score"]
 
 @dataclass(frozen=True)
 class Policy(abc.ABC):
-    """A policy, or a family of policies whose members are named by vectors.
+    """A policy, or a family of policies indexed by embedding vectors.
 
     Policies are frozen dataclasses, so that configurations and checkpoints can hold them.
     """
@@ -35,11 +37,11 @@ class Policy(abc.ABC):
     @property
     @abc.abstractmethod
     def embedding_dim(self) -> int:
-        """Dimension Z of the vector that names a member of a family; 0 for a single policy."""
+        """Dimension Z of the embedding that selects a member of the family; 0 for a single policy."""
 
     @abc.abstractmethod
     def embeddings(self, uniform: Tensor) -> Tensor:
-        """Members of the family, drawn from the law they are trained and evaluated on.
+        """Embeddings of members, drawn from the distribution the family is trained and evaluated on.
 
         Args:
             uniform: Uniform noise in [0, 1), shape (B, Z).
@@ -52,12 +54,12 @@ class Policy(abc.ABC):
     def act(
         self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Actions.
+        """Actions of the policy, or of the members that the embeddings select.
 
         Args:
             observation: Observations in the environment's units, shape (*batch, S).
-            embedding: Names of the members that act, shape (*batch, Z); None for a single policy.
-            generator: Noise of a stochastic policy, on the device of the observation; the global one if None.
+            embedding: Embeddings of the members that act, shape (*batch, Z); None for a single policy.
+            generator: Generator of a stochastic policy, on the device of the observation; the global one if None.
 
         Returns:
             Actions in [-1, 1], shape (*batch, A).
@@ -73,7 +75,7 @@ class Policy(abc.ABC):
             embedding: Embedding, shape (*batch, Z), or None.
 
         Raises:
-            ValueError: If it does not fit.
+            ValueError: If its dimension is another one.
         """
         got = 0 if embedding is None else embedding.shape[-1]
         if got != self.embedding_dim:
@@ -82,11 +84,11 @@ class Policy(abc.ABC):
 
 @dataclass(frozen=True)
 class SinglePolicy(Policy, abc.ABC):
-    """A policy that is no family."""
+    """A single policy, without embeddings."""
 
     @property
     def embedding_dim(self) -> int:
-        """There is nothing to name: 0."""
+        """0: a single policy has no embedding."""
         return 0
 
     def embeddings(self, uniform: Tensor) -> Tensor:
@@ -96,16 +98,16 @@ class SinglePolicy(Policy, abc.ABC):
 
 @dataclass(frozen=True)
 class Reward(abc.ABC):
-    """A reward for being in a state, in the units and by the column names of its environment."""
+    """A reward that depends on the state, given in the units and by the column names of its environment."""
 
     @property
     @abc.abstractmethod
     def needed_columns(self) -> tuple[str, ...]:
-        """Names of the entries of the state that the reward looks at."""
+        """Names of the entries of the state that the reward uses."""
 
     @abc.abstractmethod
     def of_columns(self, values: Tensor) -> Tensor:
-        """Reward.
+        """Reward of the entries that it uses.
 
         Args:
             values: Entries of the state in the order of ``needed_columns``, shape (*batch, R).
@@ -125,8 +127,8 @@ class Reward(abc.ABC):
             Reward, shape (*batch).
 
         Raises:
-            ValueError: If the states lack an entry that the reward looks at.
+            UserError: If the states lack an entry that the reward uses.
         """
         if missing := [name for name in self.needed_columns if name not in columns]:
-            raise ValueError(f"the reward {self} needs the column {missing[0]!r}; there are {', '.join(columns)}")
+            raise UserError(f"the reward {self} needs the column {missing[0]!r}; the states have {', '.join(columns)}")
         return self.of_columns(state[..., [columns.index(name) for name in self.needed_columns]])

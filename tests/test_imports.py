@@ -27,7 +27,7 @@ ROOF = "cli"
 
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     # room: (rooms it may import from, third-party packages it may import)
-    "types": (set(), {"torch"}),
+    "types": ({"checks"}, {"torch"}),
     "shapes": (set(), {"torch"}),
     "checks": (set(), set()),
     "doors": (set(), set()),

@@ -1,4 +1,4 @@
-"""What it costs to pair noise and data, and potentials that make the search for the cheapest pairing short."""
+"""Transport costs between noise and data, and potentials that shorten the search for the optimal pairing."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 LADDER = (0.1, 0.03, 0.01, 0.003)
-"""Regularisations, falling, that potentials are found with, in units of the mean cost."""
+"""Decreasing regularisations that potentials are computed with, in units of the mean cost."""
 
 
 def transport_cost(
@@ -22,7 +22,7 @@ def transport_cost(
         x_0: Noise, shape (B, D).
         x_1: Data, shape (B, D).
         condition: Conditions, shape (B, C), or None.
-        condition_weight: What a squared distance between conditions costs, at least 0; infinity forbids any.
+        condition_weight: Cost of a squared distance between conditions, at least 0; infinity forbids any.
 
     Returns:
         Cost in double precision, rows the data and columns the noise, shape (B, B); and the mean of its part that is
@@ -58,7 +58,7 @@ def potentials(
     Args:
         cost: Cost, double precision, shape (B, B).
         scale: Unit of the regularisations, in units of the cost, positive, shape ().
-        regularisations: Strengths to pass through, falling, each positive.
+        regularisations: Strengths in turn, decreasing, each positive.
         sweeps: Sinkhorn sweeps at each.
 
     Returns:
@@ -89,5 +89,5 @@ def potentials(
 
 
 def ladder_to(regularisation: float) -> tuple[float, ...]:
-    """Falling regularisations that end with the given one."""
+    """Decreasing regularisations, the last of which is the given one."""
     return (*(step for step in LADDER if step > math.sqrt(3.0) * regularisation), regularisation)

@@ -1,7 +1,8 @@
-"""Joint laws of noise and data within a minibatch."""
+"""Couplings: joint distributions of noise and data within a minibatch."""
 
 import abc
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,31 +12,29 @@ from flowmatch_rl.shapes import check_same_shape, check_shape
 
 @dataclass(frozen=True)
 class Coupling(abc.ABC):
-    """Decides which row of the noise each row of the data starts from."""
+    """Pairs each row of the data with a row of the noise."""
 
-    @property
-    @abc.abstractmethod
-    def is_independent(self) -> bool:
-        """Whether every row keeps its own noise, so that there is nothing to pair."""
+    is_independent: ClassVar[bool]
+    """Whether every row keeps its own noise, so that there is nothing to pair."""
 
     @torch.no_grad()
     def pair(self, x_0: Tensor, x_1: Tensor, uniform: Tensor, condition: Tensor | None = None) -> Tensor:
         """Row of the noise for each row of the data.
 
-        Data and conditions stay where they are: ``x_0[index]`` is the noise that goes with ``x_1``. Deterministic,
-        given its arguments.
+        Data and conditions keep their order: ``x_0[index]`` is the noise paired with ``x_1``. Deterministic, given
+        its arguments.
 
         Args:
             x_0: Noise, shape (B, D).
             x_1: Data, shape (B, D).
             uniform: Independent uniform noise in [0, 1), shape (B,).
-            condition: What the data are conditioned on, shape (B, C), or None.
+            condition: Conditions of the data, shape (B, C), or None.
 
         Returns:
             Index into the rows of the noise, int64, shape (B,).
 
         Raises:
-            ValueError: If a shape is another one, or a coupling that looks at the values meets one that is not finite.
+            ValueError: If a shape does not fit, or a coupling that uses the values finds one that is not finite.
             RunError: If the solver of a coupling fails.
         """
         if x_1.dim() != 2 or len(x_1) == 0:
@@ -48,18 +47,15 @@ class Coupling(abc.ABC):
 
     @abc.abstractmethod
     def _index(self, x_0: Tensor, x_1: Tensor, uniform: Tensor, condition: Tensor | None) -> Tensor:
-        """Row of the noise for each row of the data, for arguments of the right shapes."""
+        """Row of the noise for each row of the data, for arguments of checked shapes."""
 
 
 @dataclass(frozen=True)
 class IndependentCoupling(Coupling):
-    """Noise and data know nothing of each other: each keeps the row it was drawn in."""
+    """Independent noise and data: each row of the data keeps its own row of the noise."""
 
-    @property
-    def is_independent(self) -> bool:
-        """It is."""
-        return True
+    is_independent: ClassVar[bool] = True
 
     def _index(self, x_0: Tensor, x_1: Tensor, uniform: Tensor, condition: Tensor | None) -> Tensor:
-        """Every row its own."""
+        """Its own row for every row."""
         return torch.arange(len(x_1), device=x_1.device)

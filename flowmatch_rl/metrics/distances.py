@@ -11,14 +11,14 @@ BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Bandwidths of the kernels, in units of the median distance."""
 
 MEDIAN_POINTS = 1000
-"""Points of each sample, evenly spaced, that the median distance is taken over at most."""
+"""Largest number of points of each sample, evenly spaced, in the median distance."""
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     """Squared energy distance ``2 E|X - Y| - E|X - X'| - E|Y - Y'|``, unbiased.
 
-    Pairs of a point with itself are left out, so that the expectation is zero for equal laws and the estimate may be
-    slightly negative.
+    Pairs of a point with itself are left out, so that the expectation is zero for equal distributions and the estimate
+    may be slightly negative.
 
     Args:
         x: First sample, shape (N, D), N at least 2.
@@ -41,7 +41,7 @@ def maximum_mean_discrepancy(x: Tensor, y: Tensor, bandwidths: Sequence[float] |
     """Squared maximum mean discrepancy ``E k(X, X') + E k(Y, Y') - 2 E k(X, Y)``, unbiased.
 
     The kernel k is a sum of Gaussian kernels ``exp(-|x - y|^2 / (2 bandwidth^2))``. Pairs of a point with itself are
-    left out, so that the expectation is zero for equal laws and the estimate may be slightly negative. Without
+    left out, so that the expectation is zero for equal distributions and the estimate may be slightly negative. Without
     bandwidths the value does not depend on the unit of the data, but comparisons between several samples should share
     their bandwidths: the median differs from pair to pair.
 
@@ -80,7 +80,7 @@ def maximum_mean_discrepancy(x: Tensor, y: Tensor, bandwidths: Sequence[float] |
 
 
 def _itself(distance: Tensor) -> Tensor:
-    """The distance."""
+    """The distance, unchanged."""
     return distance
 
 

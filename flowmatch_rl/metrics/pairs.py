@@ -1,4 +1,4 @@
-"""Sums over all pairs of points, piece by piece."""
+"""Means over all pairs of points, computed in pieces."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 PAIRS_AT_ONCE = 2**22
-"""Pairs that are held in memory at a time, unless one row has more."""
+"""Pairs held in memory at a time, unless one row has more."""
 
 
 def check_two_samples(x: Tensor, y: Tensor, least: int) -> None:
@@ -18,7 +18,7 @@ def check_two_samples(x: Tensor, y: Tensor, least: int) -> None:
         least: Smallest N and M allowed.
 
     Raises:
-        ValueError: If a shape is another one.
+        ValueError: If a shape does not fit.
     """
     if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < least:
         raise ValueError(
@@ -27,7 +27,7 @@ def check_two_samples(x: Tensor, y: Tensor, least: int) -> None:
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances, shape (N, M), of points (N, D) and (M, D); a point is at distance zero of itself exactly."""
+    """Euclidean distances, shape (N, M), of points (N, D) and (M, D); a point has distance exactly zero from itself."""
     # By differences, not by a matrix product: that one loses the digits of points far from the origin.
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 

@@ -4,15 +4,17 @@ Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Prec
 tensor per task, shape (*batch, N_m), since tasks may have different numbers of runs; a leading batch dimension holds
 resamples.
 
-Their library, rliable, is not used: its last release is of 2024, it brings arch, statsmodels, seaborn and absl-py, and
-it wants the same number of runs on every task. What is needed of it is the few lines below; tests compare them with
-scipy and with numbers worked out by hand.
+Their library, rliable, is not used: its last release is of 2024, it depends on arch, statsmodels, seaborn and
+absl-py, and it requires the same number of runs on every task. The few lines below are all that is needed of it; tests
+compare them with scipy and with numbers computed by hand.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from flowmatch_rl.checks import check_range
 
 
 def interquartile_mean(scores: Sequence[Tensor]) -> Tensor:
@@ -42,7 +44,7 @@ def interquartile_mean(scores: Sequence[Tensor]) -> Tensor:
 def probability_of_improvement(scores: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
     """Probability that a run of one method scores higher than a run of another on the same task, mean over tasks.
 
-    Equal scores count one half, as in the Mann-Whitney statistic. Scores of different tasks need not be on one scale.
+    Ties count one half, as in the Mann-Whitney statistic. Scores of different tasks need not be on one scale.
 
     Args:
         scores: Scores of the method, one tensor per task, shape (*batch, N_m).
@@ -61,7 +63,7 @@ def probability_of_improvement(scores: Sequence[Tensor], others: Sequence[Tensor
     _check(others)
     if len(scores) != len(others):
         raise ValueError(f"scores of {len(scores)} tasks cannot be compared with those of {len(others)}")
-    each = [_share_above(a, b) for a, b in zip(scores, others, strict=True)]
+    each = [_fraction_above(a, b) for a, b in zip(scores, others, strict=True)]
     return torch.stack(each).mean(0)
 
 
@@ -81,10 +83,10 @@ def resample_runs(scores: Sequence[Tensor], uniform: Tensor) -> list[Tensor]:
     """
     _check(scores)
     if any(task.dim() != 1 for task in scores):
-        raise ValueError(f"scores must have shape (N,), got {[tuple(task.shape) for task in scores]}")
+        raise ValueError(f"expected scores of shape (N,), got {[tuple(task.shape) for task in scores]}")
     counts = [len(task) for task in scores]
     if uniform.dim() != 2 or uniform.shape[1] != sum(counts):
-        raise ValueError(f"uniform must have shape (R, {sum(counts)}), got {tuple(uniform.shape)}")
+        raise ValueError(f"expected uniform of shape (R, {sum(counts)}), got {tuple(uniform.shape)}")
     parts = uniform.split(counts, dim=1)
     return [task[(part * len(task)).long()] for task, part in zip(scores, parts, strict=True)]
 
@@ -94,28 +96,27 @@ def percentile_interval(statistics: Tensor, level: float = 0.95) -> Tensor:
 
     Args:
         statistics: The statistic of each resample, shape (R, *event).
-        level: Probability that the interval is meant to cover, in (0, 1).
+        level: Nominal coverage of the interval, in (0, 1).
 
     Returns:
         Lower and upper bound, shape (2, *event).
 
     Raises:
-        ValueError: If the level is not in (0, 1).
+        UserError: If the level is not in (0, 1).
     """
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level must lie in (0, 1), got {level}")
+    check_range("(0, 1)", level=level)
     tails = torch.tensor([0.5 * (1.0 - level), 0.5 * (1.0 + level)], dtype=statistics.dtype, device=statistics.device)
     return statistics.quantile(tails, dim=0)
 
 
-def _share_above(scores: Tensor, others: Tensor) -> Tensor:
-    """Share of pairs in which the first is higher, equal ones counted half, shape (*batch,)."""
+def _fraction_above(scores: Tensor, others: Tensor) -> Tensor:
+    """Fraction of pairs in which the first is higher, ties counted half, shape (*batch,)."""
     difference = scores[..., :, None] - others[..., None, :]  # (*batch, N, K)
     return (0.5 * (difference.sign() + 1.0)).mean((-2, -1))
 
 
 def _check(scores: Sequence[Tensor]) -> None:
     if not scores:
-        raise ValueError("scores of at least one task are wanted, got none")
+        raise ValueError("expected scores of at least one task, got none")
     if any(task.dim() == 0 or task.shape[-1] == 0 for task in scores):
-        raise ValueError(f"every task must have runs, got shapes {[tuple(task.shape) for task in scores]}")
+        raise ValueError(f"expected runs of every task, got shapes {[tuple(task.shape) for task in scores]}")

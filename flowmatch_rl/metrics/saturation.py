@@ -2,41 +2,46 @@
 
 from torch import Tensor
 
+from flowmatch_rl.checks import check_range
+
 
 def saturated_share(actions: Tensor, limit: float = 0.99) -> Tensor:
-    """Share of the actions of which an entry lies at a bound.
+    """Fraction of the actions with an entry at a bound.
 
     Args:
         actions: Actions in [-1, 1], shape (N, D), N at least 1.
         limit: Magnitude above which an entry counts as at its bound, in [0, 1).
 
     Returns:
-        Share in [0, 1], shape ().
+        Fraction in [0, 1], shape ().
 
     Raises:
-        ValueError: If the actions have another shape, or ``limit`` is outside [0, 1).
+        ValueError: If the actions have another shape.
+        UserError: If ``limit`` is outside [0, 1).
     """
     _check(actions, limit)
     return (actions.abs() > limit).any(-1).float().mean()
 
 
 def saturated_entries(actions: Tensor, limit: float = 0.99) -> Tensor:
-    """Share of the entries of actions that lie at a bound.
+    """Fraction of the entries of actions that lie at a bound.
 
     Args:
         actions: Actions in [-1, 1], shape (N, D), N at least 1.
         limit: Magnitude above which an entry counts as at its bound, in [0, 1).
 
     Returns:
-        Share in [0, 1], shape ().
+        Fraction in [0, 1], shape ().
 
     Raises:
-        ValueError: If the actions have another shape, or ``limit`` is outside [0, 1).
+        ValueError: If the actions have another shape.
+        UserError: If ``limit`` is outside [0, 1).
     """
     _check(actions, limit)
     return (actions.abs() > limit).float().mean()
 
 
 def _check(actions: Tensor, limit: float) -> None:
-    if actions.dim() != 2 or len(actions) == 0 or not 0.0 <= limit < 1.0:
-        raise ValueError(f"expected actions (N, D) and a limit in [0, 1), got {tuple(actions.shape)} and {limit}")
+    check_range("[0, 1)", limit=limit)
+    if actions.dim() != 2 or len(actions) == 0:
+        raise ValueError(f"expected actions of shape (N, D), N at least 1, got {tuple(actions.shape)}")

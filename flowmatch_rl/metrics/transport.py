@@ -11,9 +11,9 @@ from flowmatch_rl.metrics.pairs import check_two_samples, distances
 def sliced_wasserstein_distance(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
     """Root of the mean over directions of the squared Wasserstein-2 distance between the projected samples.
 
-    Each projection is solved exactly, by its quantile function. The mean over directions is unbiased; in the samples
-    the distance is biased upward: for equal laws it is not zero but falls like one over the root of the sample size.
-    Compare with the distance between two samples of the true law, of the same sizes.
+    Each projection is solved exactly, by its quantile function. The mean over directions is unbiased, but the
+    distance between finite samples is biased upward: for equal distributions it is not zero but falls like one over the
+    root of the sample size. Compare with the distance between two samples of the true distribution, of the same sizes.
 
     Args:
         x: First sample, shape (N, D).
@@ -36,9 +36,9 @@ def sliced_wasserstein_distance(x: Tensor, y: Tensor, directions: Tensor) -> Ten
     unit = torch.nn.functional.normalize(directions.to(x), dim=1)
     on_x, on_y = x @ unit.T, y @ unit.T  # (N, K), (M, K)
     # Quantile functions are constant between the levels i / N and j / M: counted in units of 1 / (N M), exactly.
-    ends = torch.cat([m * torch.arange(1, n + 1), n * torch.arange(1, m + 1)]).unique().to(x.device)
-    length = torch.diff(ends, prepend=ends.new_zeros(1)).to(x.dtype) / (n * m)
-    gap = on_x.sort(0).values[(ends - 1) // m] - on_y.sort(0).values[(ends - 1) // n]
+    levels = torch.cat([m * torch.arange(1, n + 1), n * torch.arange(1, m + 1)]).unique().to(x.device)
+    length = torch.diff(levels, prepend=levels.new_zeros(1)).to(x.dtype) / (n * m)
+    gap = on_x.sort(0).values[(levels - 1) // m] - on_y.sort(0).values[(levels - 1) // n]
     return (length @ gap.square()).mean().sqrt()
 
 
@@ -46,7 +46,7 @@ def wasserstein_distance(x: Tensor, y: Tensor) -> Tensor:
     """Wasserstein-1 distance: the least mean Euclidean distance over all ways to move one sample onto the other.
 
     Exact, by the network simplex; time grows about with the cube of the size and memory with its square, so that a few
-    thousand points are the limit. As an estimate for the laws it is biased upward, more so in many dimensions.
+    thousand points are the limit. As an estimate for the distributions it is biased upward, more so in many dimensions.
 
     Args:
         x: First sample, shape (N, D).
@@ -93,7 +93,7 @@ def _least_mean_cost(x: Tensor, y: Tensor, power: int) -> Tensor:
     if not (x.isfinite().all() and y.isfinite().all()):
         raise ValueError("expected finite samples, got NaN or infinity")
     cost = distances(x.detach().cpu().double(), y.detach().cpu().double()).pow(power)
-    # The simplex has absolute tolerances: it gets costs near 1, whatever their unit.
+    # The simplex has absolute tolerances: costs are scaled to about 1, whatever their unit.
     scale = cost.mean().clamp(min=torch.finfo(cost.dtype).tiny)
     least, failure = metrics.least_cost((cost / scale).numpy())
     if failure is not None:

@@ -1,4 +1,4 @@
-"""The family of networks that flows are made of, and what each of them offers."""
+"""Interface of the networks of flows, and of the dataclasses that configure them."""
 
 import abc
 from collections.abc import Callable
@@ -22,7 +22,7 @@ ACTIVATIONS = {
 
 
 class FlowNetwork(nn.Module, abc.ABC):
-    """A network ``network(x, t, condition, duration)``, perhaps without condition or duration."""
+    """A network ``network(x, t, condition, duration)``; condition and duration are optional."""
 
     @abc.abstractmethod
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
@@ -33,7 +33,7 @@ class FlowNetwork(nn.Module, abc.ABC):
             t: Flow time in [0, 1]; its shape a prefix of the batch shape.
             condition: Context, shape (*batch, C), where a batch size of 1 is shared; None for a network without one.
             duration: Length of the interval in flow time, at least 0, its shape a prefix of the batch shape; None for
-                the velocity of the moment.
+                the instantaneous velocity.
 
         Returns:
             Velocity, shape (*batch, D).
@@ -44,7 +44,7 @@ class FlowNetwork(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def bind(self, condition: Tensor | None) -> Callable[..., Tensor]:
-        """The field at a fixed condition, whose features are then computed once for all evaluations.
+        """The field at a fixed condition, whose features are computed once for all evaluations.
 
         Args:
             condition: Context, shape (*batch, C), or None.
@@ -53,16 +53,16 @@ class FlowNetwork(nn.Module, abc.ABC):
             Function of (x, t, None) and, for a network that takes one, the duration.
 
         Raises:
-            ValueError: If the network takes a condition and there is none, or the other way round.
+            ValueError: If the network takes a condition and there is none, or the reverse.
         """
 
 
 @dataclass(frozen=True)
 class Architecture(metaclass=abc.ABCMeta):
-    """Shape of a flow's network.
+    """Configuration of a flow's network.
 
     Parameters of this type are configured by ``class_path``. Their default must be a ``NamedArchitecture``: the command
-    line forgets the class of any other dataclass that it finds as a default.
+    line loses the class of any other dataclass used as a default.
     """
 
     @abc.abstractmethod
@@ -72,32 +72,32 @@ class Architecture(metaclass=abc.ABCMeta):
         Args:
             sample_dim: Dimension D of the samples.
             condition_dim: Dimension C of the condition; 0 for none.
-            takes_duration: Whether the network is told the duration of an interval.
+            takes_duration: Whether the network takes the duration of an interval.
         """
 
 
 @dataclass(frozen=True)
 class NamedArchitecture(Architecture, abc.ABC):
-    """An architecture that configurations always name by its class, and never write field by field."""
+    """An architecture that is always configured by its class, never field by field."""
 
 
-def check_presence(condition: Tensor | None, wanted: bool) -> None:
-    """Raise unless there is a condition where a network takes one, and none where it doesn't.
+def check_presence(condition: Tensor | None, expected: bool) -> None:
+    """Raise unless a condition is given exactly if the network takes one.
 
     Args:
         condition: Context, or None.
-        wanted: Whether the network takes one.
+        expected: Whether the network takes one.
 
     Raises:
-        ValueError: If it is missing, or not wanted.
+        ValueError: If it is missing or unexpected.
     """
-    if (condition is not None) != wanted:
+    if (condition is not None) != expected:
         got = None if condition is None else tuple(condition.shape)
-        raise ValueError(f"this network takes {'a condition' if wanted else 'no condition'}, got {got}")
+        raise ValueError(f"this network takes {'a condition' if expected else 'no condition'}, got {got}")
 
 
 def check_shared_batch(condition: Tensor, x: Tensor) -> None:
-    """Raise unless a condition has the batch of x, sizes of 1 being shared.
+    """Raise unless a condition has the batch shape of x, where a size of 1 is shared.
 
     Args:
         condition: Context or its features, shape (*batch, C).

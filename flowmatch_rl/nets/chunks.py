@@ -1,4 +1,4 @@
-"""Evaluation in pieces that stay in a processor's cache."""
+"""Evaluation in pieces that fit a processor's cache."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 CPU_ROWS = 2048
 """Rows per piece on a CPU: 2048 rows of 256 floats are 2 MB, about the size of a core's cache. Without pieces the
-elementwise functions between two matrix products wait for main memory; see ``benchmarks/update_speed.py``."""
+elementwise functions between two matrix products are limited by main memory; see ``benchmarks/update_speed.py``."""
 
 
 def map_in_chunks(
@@ -21,9 +21,9 @@ def map_in_chunks(
         *inputs: Tensors of shape (B, ...).
 
     Returns:
-        What ``function(*inputs)`` returns.
+        The result of ``function(*inputs)``.
     """
-    # A power of two: usual batches fall into pieces of one size, for which a function is compiled once.
+    # A power of two: usual batches split into pieces of one size, for which a function is compiled once.
     states = 1 << max(0, (CPU_ROWS // rows_per_state).bit_length() - 1)
     if inputs[0].device.type != "cpu" or len(inputs[0]) <= states:
         return function(*inputs)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flowmatch_rl.checks import check_range
 from flowmatch_rl.nets.chunks import map_in_chunks
 from flowmatch_rl.nets.layer_norm import EPSILON, Normalisation, normalised, normalised_gradient
 from flowmatch_rl.nets.value_heads import ScalarHead, ValueHead
@@ -17,17 +18,17 @@ from flowmatch_rl.objectives import ValueReduction
 
 @dataclass(frozen=True)
 class CriticArchitecture:
-    """Shape of an ensemble of critics with rectified linear units.
+    """Configuration of an ensemble of critics with rectified linear units.
 
     Args:
         num_members: Members M, at least 1.
         hidden_dim: Width of every hidden layer.
         num_layers: Hidden layers, at least 1.
         layer_norm: Whether each hidden layer is normalised before its rectified linear units.
-        head: What the outputs stand for: a value, or the law of the return.
+        head: Meaning of the outputs: a value, or the distribution of the return.
 
     Raises:
-        ValueError: If a number is below 1.
+        UserError: If a number is below 1.
     """
 
     num_members: int = 2
@@ -37,8 +38,7 @@ class CriticArchitecture:
     head: ValueHead = ScalarHead()
 
     def __post_init__(self) -> None:
-        if min(self.num_members, self.hidden_dim, self.num_layers) < 1:
-            raise ValueError(f"expected positive numbers, got {self}")
+        check_range("[1, inf)", num_members=self.num_members, hidden_dim=self.hidden_dim, num_layers=self.num_layers)
 
     def build(self, observation_dim: int, action_dim: int) -> "CriticEnsemble":
         """Build the ensemble for observations and actions of the given dimensions."""
@@ -51,7 +51,7 @@ class _Evaluation(NamedTuple):
     values: Tensor
     """Shape (B, N)."""
     kept: Tensor
-    """What the head needs for its gradient."""
+    """What ``ValueHead.hidden_gradient`` needs."""
     hiddens: list[Tensor]
     """Hidden layers after their rectified linear units, each (R, H)."""
     normalisations: list[Normalisation]
@@ -62,11 +62,11 @@ class CriticEnsemble(nn.Module):
     """Action values Q(s, a) of M networks.
 
     The first layer is a sum of a map of the observation and a map of the action, so that N actions per state share
-    the observation's. Where few rows are evaluated all members are one batched product; see ``action_values``.
+    the map of the observation. Where few rows are evaluated all members are one batched product; see ``action_values``.
     Under autocast the last layer and the values keep the precision of the weights.
 
     Args:
-        architecture: Shape of the ensemble.
+        architecture: Configuration of the ensemble.
         observation_dim: Dimension S.
         action_dim: Dimension A.
     """
@@ -110,7 +110,7 @@ class CriticEnsemble(nn.Module):
         return self.head.values(self.outputs(observation, action))
 
     def outputs(self, observation: Tensor, action: Tensor, members: Tensor | None = None) -> Tensor:
-        """Outputs of the networks, which the head turns into values or laws.
+        """Outputs of the networks, which the head turns into values or distributions.
 
         Args:
             observation: Shape (B, S).
@@ -190,7 +190,7 @@ class CriticEnsemble(nn.Module):
         self._values_and_gradients = torch.compile(self._values_and_gradients)
 
     def _activated(self, layer: int, h: Tensor, of_members: Callable[[Tensor], Tensor]) -> Tensor:
-        """Hidden layer (M, B, H) of some members, normalised if so built, after its rectified linear units."""
+        """Hidden layer (M, B, H) of some members after optional normalisation and rectified linear units."""
         if self._layer_norm:
             weight, bias = of_members(self.norm_weights[layer]), of_members(self.norm_biases[layer])
             h = torch.addcmul(bias, nn.functional.layer_norm(h, h.shape[-1:], eps=EPSILON), weight)
@@ -206,14 +206,17 @@ class CriticEnsemble(nn.Module):
         evaluated = [self._member(m, observation, actions) for m in range(self.num_members)]
         members = torch.stack([evaluation.values for evaluation in evaluated])
         if reduction == "mean":
-            reduced, share = members.mean(0), torch.full_like(members, 1.0 / self.num_members)
+            reduced, weights = members.mean(0), torch.full_like(members, 1.0 / self.num_members)
         else:
-            reduced, share = members.amin(0), nn.functional.one_hot(members.argmin(0), self.num_members).movedim(-1, 0)
-        parts = [self._member_gradient(m, evaluation, share[m]) for m, evaluation in enumerate(evaluated)]
+            reduced, weights = (
+                members.amin(0),
+                nn.functional.one_hot(members.argmin(0), self.num_members).movedim(-1, 0),
+            )
+        parts = [self._member_gradient(m, evaluation, weights[m]) for m, evaluation in enumerate(evaluated)]
         return reduced, torch.stack(parts).sum(0, dtype=reduced.dtype)
 
     def _member(self, m: int, observation: Tensor, actions: Tensor) -> _Evaluation:
-        """One member on all actions. Separate products win on many rows."""
+        """One member on all actions. Separate products are faster on many rows."""
         shared = observation @ self.observation_weight[m] + self.input_bias[m]  # (B, H)
         normalisations: list[Normalisation] = []
         h = (actions @ self.action_weight[m]).add_(shared[:, None]).flatten(0, 1)
@@ -229,22 +232,21 @@ class CriticEnsemble(nn.Module):
         return _Evaluation(values.view(actions.shape[:2]), kept, hiddens, normalisations)
 
     def _member_activated(self, m: int, layer: int, h: Tensor, normalisations: list[Normalisation]) -> Tensor:
-        """Rectified linear units of one member's hidden layer (R, H), in place; notes how it was normalised."""
+        """Rectified linear units of one member's hidden layer (R, H), in place; appends its normalisation."""
         if self._layer_norm:
             h, kept = normalised(h, self.norm_weights[layer][m, 0], self.norm_biases[layer][m, 0])
             normalisations.append(kept)
         return h.relu_()
 
-    def _member_gradient(self, m: int, evaluation: _Evaluation, share: Tensor) -> Tensor:
-        """Gradient (B, N, A) of ``share`` times one member's values."""
+    def _member_gradient(self, m: int, evaluation: _Evaluation, weight: Tensor) -> Tensor:
+        """Gradient (B, N, A) of ``weight`` times the values of one member."""
         hiddens, last = evaluation.hiddens, evaluation.hiddens[-1]
-        weight = self.value_weight[m].to(last.dtype)
         gradient = self.head.hidden_gradient(
-            evaluation.kept.to(last.dtype), weight, share.to(last.dtype).reshape(-1, 1)
+            evaluation.kept.to(last.dtype), self.value_weight[m].to(last.dtype), weight.to(last.dtype).reshape(-1, 1)
         )
         for layer in range(len(hiddens) - 1, 0, -1):
             gradient = self._through_activation(m, layer, gradient, evaluation) @ self.hidden_weights[layer - 1][m].T
-        return (self._through_activation(m, 0, gradient, evaluation) @ self.action_weight[m].T).view(*share.shape, -1)
+        return (self._through_activation(m, 0, gradient, evaluation) @ self.action_weight[m].T).view(*weight.shape, -1)
 
     def _through_activation(self, m: int, layer: int, gradient: Tensor, evaluation: _Evaluation) -> Tensor:
         """Gradient (R, H) at the input of ``_member_activated``."""

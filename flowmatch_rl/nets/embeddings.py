@@ -1,9 +1,11 @@
-"""Features of scalars."""
+"""Embeddings of scalars."""
 
 import math
 
 import torch
 from torch import Tensor, nn
+
+from flowmatch_rl.checks import UserError
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -15,7 +17,7 @@ class SinusoidalEmbedding(nn.Module):
         min_frequency: Lowest frequency, positive.
 
     Raises:
-        ValueError: If ``dim`` is odd or not positive.
+        UserError: If ``dim`` is odd or not positive.
     """
 
     frequencies: Tensor
@@ -23,7 +25,7 @@ class SinusoidalEmbedding(nn.Module):
     def __init__(self, dim: int = 128, max_frequency: float = 1.0, min_frequency: float = 1e-3) -> None:
         super().__init__()
         if dim < 2 or dim % 2:
-            raise ValueError(f"dim must be even and positive, got {dim}")
+            raise UserError(f"dim must be even and positive, got {dim}")
         exponents = torch.linspace(math.log(max_frequency), math.log(min_frequency), dim // 2)
         self.register_buffer("frequencies", exponents.exp(), persistent=False)
 

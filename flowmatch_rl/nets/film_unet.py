@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.nets.architecture import (
     ACTIVATIONS,
     Activation,
@@ -22,7 +23,7 @@ from flowmatch_rl.shapes import append_dims
 
 @dataclass(frozen=True)
 class FilmUNetArchitecture(NamedArchitecture):
-    """Shape of a ``FilmUNet``.
+    """Configuration of a ``FilmUNet``.
 
     Args:
         block_dims: Width of each stage on the way down; the way up mirrors it.
@@ -31,11 +32,11 @@ class FilmUNetArchitecture(NamedArchitecture):
         condition_dims: Widths of the layers that encode the condition.
         activation: Nonlinearity of all layers.
         max_frequency: Highest frequency of the time's features, radians per unit of flow time, at least 1, the lowest.
-            A field that leads to details of relative size s changes within a time of s before t = 1, which wants a
+            A field that generates details of relative size s changes within a time of s before t = 1, which needs a
             frequency near 1 / s.
 
     Raises:
-        ValueError: If there is no stage, no layer of an encoder, a width below 1 or a frequency below 1.
+        UserError: If there is no stage, no layer of an encoder, a width below 1 or a frequency below 1.
 
     Reference:
         The widths are those of Farebrother et al., arXiv:2503.09817, Table 5; the paper leaves the wiring open.
@@ -51,38 +52,31 @@ class FilmUNetArchitecture(NamedArchitecture):
     def __post_init__(self) -> None:
         for name in ("block_dims", "time_dims", "condition_dims"):
             if min(getattr(self, name), default=0) < 1:
-                raise ValueError(f"{name} must hold at least one width, each at least 1, got {getattr(self, name)}")
-        if self.max_frequency < 1.0:
-            raise ValueError(f"max_frequency must be at least 1, got {self.max_frequency}")
+                raise UserError(f"{name} must hold at least one width, each at least 1, got {getattr(self, name)}")
+        check_range("[1, inf)", max_frequency=self.max_frequency)
 
     def build(self, sample_dim: int, condition_dim: int, takes_duration: bool = False) -> "FilmUNet":
-        """Build the network for samples of dimension ``sample_dim`` given conditions of dimension ``condition_dim``.
-
-        Args:
-            sample_dim: Dimension D of the samples.
-            condition_dim: Dimension C of the condition; 0 for none.
-            takes_duration: Whether the network is told the duration of an interval.
-        """
+        """Build the network; see ``Architecture``."""
         return FilmUNet(self, sample_dim, condition_dim, takes_duration)
 
 
 class FilmUNet(FlowNetwork):
-    """A network ``velocity(x, t, condition)`` that goes down stages of given widths and up again.
+    """A U-shaped network ``velocity(x, t, condition)``: stages of given widths downward, and upward in reverse.
 
     A block normalises its input, scales and shifts each feature by linear maps of the encoded time and condition
     (FiLM), applies the activation and a linear map; it adds its input where the widths agree. On the way up a linear
-    map of the input of the opposite stage is added. Maps inside the blocks have no bias: the shifts do its work.
+    map of the input of the opposite stage is added. Maps inside the blocks have no bias, since the shifts replace it.
 
-    A scale and shift from the joint encoding of time and condition is a sum of two maps: the condition's part, for
-    all blocks together, is computed once per condition in ``bind``, and the time's once per time.
+    A scale or shift is the sum of a map of the encoded condition, computed for all blocks once per condition in
+    ``bind``, and a map of the encoded time, computed once per time.
 
-    At first the scales are 1 and the shifts 0, whatever time and condition, and the velocity is 0.
+    At initialisation the scales are 1 and the shifts 0 for any time and condition, and the velocity is 0.
 
     Args:
-        architecture: Shape of the network.
+        architecture: Configuration of the network.
         sample_dim: Dimension D of the samples.
         condition_dim: Dimension C of the condition; 0 for none.
-        takes_duration: Whether it predicts the average velocity over an interval whose duration it is told.
+        takes_duration: Whether it predicts the average velocity over an interval whose duration it takes.
     """
 
     film_at_rest: Tensor
@@ -116,7 +110,7 @@ class FilmUNet(FlowNetwork):
         self._initialise()
 
     def _initialise(self) -> None:
-        # Sample and bias begin with equal shares: the first normalisation would drop the length of a sample alone.
+        # Sample and bias start with equal weight: the first normalisation would drop the length of a sample alone.
         nn.init.normal_(self.from_sample.weight, std=self.from_sample.in_features**-0.5)
         nn.init.normal_(self.from_sample.bias)
         for layer in _linear_layers(self.down, self.up, self.skip):
@@ -131,7 +125,7 @@ class FilmUNet(FlowNetwork):
         return self.bind(condition)(x, t, None, duration)
 
     def bind(self, condition: Tensor | None) -> Callable[..., Tensor]:
-        """The field at a fixed condition, whose features are then computed once; see ``FlowNetwork``."""
+        """The field at a fixed condition, whose features are computed once; see ``FlowNetwork``."""
         check_presence(condition, self.film_of_condition is not None)
         film = self.film_bias + self.film_at_rest
         if condition is not None and self.encode_condition is not None and self.film_of_condition is not None:
@@ -156,7 +150,7 @@ class FilmUNet(FlowNetwork):
         return code
 
     def _evaluate(self, x: Tensor, code: Tensor, films: Sequence[Tensor]) -> Tensor:
-        """Velocity (*batch, D) for encoded times and what the condition adds to the scales and shifts of each block."""
+        """Velocity (*batch, D) for encoded times and the condition's part of the scales and shifts of each block."""
         maps = self.film_of_time.weight.split(self.film_sizes)
 
         def normalised(h: Tensor, block: int) -> Tensor:

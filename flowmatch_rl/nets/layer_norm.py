@@ -1,4 +1,4 @@
-"""Layer normalisation with its backward pass at hand."""
+"""Layer normalisation with an explicit backward pass."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ EPSILON = 1e-5
 
 
 class Normalisation(NamedTuple):
-    """What the backward pass of a layer normalisation needs.
+    """State that the backward pass of a layer normalisation needs.
 
     Attributes:
         x: Input, shape (R, H).
@@ -24,15 +24,15 @@ class Normalisation(NamedTuple):
 
 
 def normalised(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Normalisation]:
-    """Rows of mean zero and variance one, times a weight, plus a bias.
+    """Layer normalisation: rows of mean zero and variance one, times a weight, plus a bias.
 
     Args:
-        x: Input, shape (R, H); taken to the precision of the weight.
+        x: Input, shape (R, H); cast to the precision of the weight.
         weight: Shape (H,).
         bias: Shape (H,).
 
     Returns:
-        Output, shape (R, H), and what ``normalised_gradient`` needs.
+        Output, shape (R, H), and the state for ``normalised_gradient``.
     """
     x = x.to(weight.dtype)
     output, mean, inverse_std = torch.native_layer_norm(x, [x.shape[-1]], weight, bias, EPSILON)
@@ -44,7 +44,7 @@ def normalised_gradient(gradient: Tensor, kept: Normalisation, weight: Tensor, b
 
     Args:
         gradient: Gradient at its output, shape (R, H).
-        kept: What ``normalised`` returned.
+        kept: State that ``normalised`` returned.
         weight: Shape (H,).
         bias: Shape (H,).
 

@@ -1,4 +1,4 @@
-"""What the last layer of a critic stands for: a value, or the law of the return."""
+"""Meaning of a critic's outputs: a value, or the distribution of the return."""
 
 import abc
 import math
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.objectives import (
     categorical_loss,
     critic_loss,
@@ -17,10 +18,10 @@ from flowmatch_rl.objectives import (
 
 @dataclass(frozen=True)
 class ValueHead(abc.ABC):
-    """Reads values off the O outputs of a critic, and compares laws of the return.
+    """Computes values from the O outputs of a critic, and compares distributions of the return.
 
-    Evaluation of many actions goes through ``read`` and ``hidden_gradient``, which see the last layer as well: values
-    that are linear in it cost no more than a single output.
+    Evaluation of many actions uses ``read`` and ``hidden_gradient``, which include the last layer: values that are
+    linear in it cost no more than a single output.
     """
 
     @property
@@ -30,7 +31,7 @@ class ValueHead(abc.ABC):
 
     @abc.abstractmethod
     def values(self, outputs: Tensor) -> Tensor:
-        """Values.
+        """Values of the outputs.
 
         Args:
             outputs: Outputs of critics, shape (*batch, O).
@@ -49,17 +50,17 @@ class ValueHead(abc.ABC):
             bias: Its bias, shape (1, O).
 
         Returns:
-            Values in units of the return, shape (R, 1), and what ``hidden_gradient`` needs to know.
+            Values in units of the return, shape (R, 1), and what ``hidden_gradient`` needs.
         """
 
     @abc.abstractmethod
-    def hidden_gradient(self, kept: Tensor, weight: Tensor, share: Tensor) -> Tensor:
-        """Gradient of ``share`` times the values with respect to the last hidden layer.
+    def hidden_gradient(self, kept: Tensor, weight: Tensor, member_weight: Tensor) -> Tensor:
+        """Gradient of ``member_weight`` times the values with respect to the last hidden layer.
 
         Args:
-            kept: What ``read`` returned.
+            kept: State that ``read`` returned.
             weight: Weight of the last layer, shape (H, O).
-            share: Shape (R, 1).
+            member_weight: Weight of the member at each row, shape (R, 1).
 
         Returns:
             Gradient, shape (R, H).
@@ -96,25 +97,23 @@ class ValueHead(abc.ABC):
 
 @dataclass(frozen=True)
 class ScalarHead(ValueHead):
-    """One output, the value; squared error.
+    """One output, the value; squared or Huber error.
 
     Args:
-        huber_delta: Error from which the loss grows in proportion to the error, units of the return, positive; the
-            square everywhere if None.
+        huber_delta: Error above which the loss is linear, units of the return, positive; squared error if None.
 
     Raises:
-        ValueError: If ``huber_delta`` is not positive.
+        UserError: If ``huber_delta`` is not positive.
     """
 
     huber_delta: float | None = None
 
     def __post_init__(self) -> None:
-        if self.huber_delta is not None and not 0.0 < self.huber_delta < math.inf:
-            raise ValueError(f"huber_delta must be positive and finite, got {self.huber_delta}")
+        check_range("(0, inf)", huber_delta=self.huber_delta)
 
     @property
     def num_outputs(self) -> int:
-        """One."""
+        """1."""
         return 1
 
     def values(self, outputs: Tensor) -> Tensor:
@@ -125,9 +124,9 @@ class ScalarHead(ValueHead):
         """Values of one critic from its last hidden layer."""
         return torch.addmm(bias, hidden, weight), weight
 
-    def hidden_gradient(self, kept: Tensor, weight: Tensor, share: Tensor) -> Tensor:
-        """Gradient of ``share`` times the values with respect to the last hidden layer."""
-        return share * weight.squeeze(-1)
+    def hidden_gradient(self, kept: Tensor, weight: Tensor, member_weight: Tensor) -> Tensor:
+        """Gradient of ``member_weight`` times the values with respect to the last hidden layer."""
+        return member_weight * weight.squeeze(-1)
 
     def law(self, outputs: Tensor) -> Tensor:
         """The value itself."""
@@ -143,7 +142,7 @@ class ScalarHead(ValueHead):
 class CategoricalHead(ValueHead):
     """Logits of evenly spaced atoms; cross-entropy against the projected target.
 
-    Returns outside the support cannot be told from its ends: choose it as wide as the returns.
+    Returns outside the support count as its bounds: choose it as wide as the returns.
 
     Args:
         num_atoms: Atoms O, at least 2.
@@ -151,7 +150,7 @@ class CategoricalHead(ValueHead):
         v_max: Largest atom.
 
     Raises:
-        ValueError: If there are fewer than two atoms, or the bounds are not finite and in order.
+        UserError: If there are fewer than two atoms, or the bounds are not finite and in order.
 
     Reference:
         Bellemare et al., arXiv:1707.06887.
@@ -162,19 +161,18 @@ class CategoricalHead(ValueHead):
     v_max: float = 100.0
 
     def __post_init__(self) -> None:
-        if self.num_atoms < 2:
-            raise ValueError(f"num_atoms must be at least 2, got {self.num_atoms}")
+        check_range("[2, inf)", num_atoms=self.num_atoms)
         if not -math.inf < self.v_min < self.v_max < math.inf:
-            raise ValueError(f"expected finite v_min < v_max, got {self.v_min} and {self.v_max}")
+            raise UserError(f"expected finite v_min < v_max, got {self.v_min} and {self.v_max}")
 
     @property
     def num_outputs(self) -> int:
-        """One per atom."""
+        """``num_atoms``."""
         return self.num_atoms
 
     def values(self, outputs: Tensor) -> Tensor:
-        """Means of the laws."""
-        # Sums, not products of matrices, which autocast would round.
+        """Means of the distributions."""
+        # A sum, not a matrix product, which autocast would round.
         return (outputs.softmax(-1) * self._atoms(outputs)).sum(-1)
 
     def read(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,9 +182,9 @@ class CategoricalHead(ValueHead):
         values = (probabilities @ atoms)[:, None]
         return values, probabilities * (atoms - values)
 
-    def hidden_gradient(self, kept: Tensor, weight: Tensor, share: Tensor) -> Tensor:
-        """Gradient of ``share`` times the values with respect to the last hidden layer."""
-        return (share * kept) @ weight.T
+    def hidden_gradient(self, kept: Tensor, weight: Tensor, member_weight: Tensor) -> Tensor:
+        """Gradient of ``member_weight`` times the values with respect to the last hidden layer."""
+        return (member_weight * kept) @ weight.T
 
     def law(self, outputs: Tensor) -> Tensor:
         """Probabilities of the atoms."""
@@ -210,7 +208,7 @@ class QuantileHead(ValueHead):
         huber_delta: Error up to which the loss is quadratic, units of the return, at least 0.
 
     Raises:
-        ValueError: If a number is out of its range.
+        UserError: If a number is out of its range.
 
     Reference:
         Dabney et al., arXiv:1710.10044.
@@ -220,14 +218,12 @@ class QuantileHead(ValueHead):
     huber_delta: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.num_quantiles < 1:
-            raise ValueError(f"num_quantiles must be at least 1, got {self.num_quantiles}")
-        if not 0.0 <= self.huber_delta < math.inf:
-            raise ValueError(f"huber_delta must be finite and at least 0, got {self.huber_delta}")
+        check_range("[1, inf)", num_quantiles=self.num_quantiles)
+        check_range("[0, inf)", huber_delta=self.huber_delta)
 
     @property
     def num_outputs(self) -> int:
-        """One per quantile."""
+        """``num_quantiles``."""
         return self.num_quantiles
 
     def values(self, outputs: Tensor) -> Tensor:
@@ -239,9 +235,9 @@ class QuantileHead(ValueHead):
         mean_weight = weight.mean(-1, keepdim=True)
         return torch.addmm(bias.mean(-1, keepdim=True), hidden, mean_weight), mean_weight
 
-    def hidden_gradient(self, kept: Tensor, weight: Tensor, share: Tensor) -> Tensor:
-        """Gradient of ``share`` times the values with respect to the last hidden layer."""
-        return share * kept.squeeze(-1)
+    def hidden_gradient(self, kept: Tensor, weight: Tensor, member_weight: Tensor) -> Tensor:
+        """Gradient of ``member_weight`` times the values with respect to the last hidden layer."""
+        return member_weight * kept.squeeze(-1)
 
     def law(self, outputs: Tensor) -> Tensor:
         """The quantiles."""

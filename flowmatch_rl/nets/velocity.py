@@ -1,4 +1,4 @@
-"""The velocity network."""
+"""The residual velocity network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from flowmatch_rl.shapes import append_dims
 
 @dataclass(frozen=True)
 class VelocityArchitecture(Architecture):
-    """Shape of a velocity network.
+    """Configuration of a velocity network.
 
     Args:
         hidden_dim: Width of every layer.
@@ -28,10 +28,10 @@ class VelocityArchitecture(Architecture):
         activation: Nonlinearity.
         time_features: Number of sinusoidal features of the flow time, even.
         max_frequency: Highest frequency of those features, radians per unit of flow time. At 1 the field is very
-            smooth in time; sharp densities may want more.
+            smooth in time; sharp densities may need more.
         residual: Whether the blocks add their input.
-        balanced_inputs: Whether sample, time, duration and condition start with equal shares in the first layer.
-            Otherwise every feature does, and a sample of few dimensions starts almost unseen beside the features of the
+        balanced_inputs: Whether sample, time, duration and condition start with equal weight in the first layer.
+            Otherwise every feature does, and a sample of few dimensions is initially dominated by the features of the
             time.
     """
 
@@ -44,13 +44,7 @@ class VelocityArchitecture(Architecture):
     balanced_inputs: bool = False
 
     def build(self, sample_dim: int, condition_dim: int, takes_duration: bool = False) -> "VelocityNetwork":
-        """Build the network for samples of dimension ``sample_dim`` given conditions of dimension ``condition_dim``.
-
-        Args:
-            sample_dim: Dimension D of the samples.
-            condition_dim: Dimension C of the condition; 0 for none.
-            takes_duration: Whether the network is told the duration of an interval.
-        """
+        """Build the network; see ``Architecture``."""
         return VelocityNetwork(self, sample_dim, condition_dim, takes_duration)
 
 
@@ -61,10 +55,10 @@ class VelocityNetwork(FlowNetwork):
     the condition's map is computed once per state, and that of a scalar time once.
 
     Args:
-        architecture: Shape of the network.
+        architecture: Configuration of the network.
         sample_dim: Dimension D of the samples.
         condition_dim: Dimension C of the condition; 0 for none.
-        takes_duration: Whether it predicts the average velocity over an interval whose duration it is told.
+        takes_duration: Whether it predicts the average velocity over an interval whose duration it takes.
     """
 
     def __init__(
@@ -112,35 +106,11 @@ class VelocityNetwork(FlowNetwork):
         return [layer for layer in self.blocks if isinstance(layer, nn.Linear)]
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
-        """Velocity at x, or its average over the interval that begins there.
-
-        Args:
-            x: Samples, shape (*batch, D).
-            t: Flow time in [0, 1]; its shape a prefix of the batch shape.
-            condition: Context, shape (*batch, C), where a batch size of 1 is shared; None for a network without one.
-            duration: Length of the interval in flow time, at least 0, its shape a prefix of the batch shape; None for
-                the velocity of the moment.
-
-        Returns:
-            Velocity, shape (*batch, D).
-
-        Raises:
-            ValueError: If a shape does not fit, or the network takes no duration.
-        """
+        """Velocity at x, or its average over the interval that begins there; see ``FlowNetwork``."""
         return self._from_features(x, t, self._condition_features(condition, x), duration)
 
     def bind(self, condition: Tensor | None) -> Callable[..., Tensor]:
-        """The field at a fixed condition, whose features are then computed once for all evaluations.
-
-        Args:
-            condition: Context, shape (*batch, C), or None.
-
-        Returns:
-            Function of (x, t, None) and, for a network that takes one, the duration.
-
-        Raises:
-            ValueError: If the network takes a condition and there is none, or the other way round.
-        """
+        """The field at a fixed condition, whose features are computed once; see ``FlowNetwork``."""
         check_presence(condition, self.from_condition is not None)
         features = None if condition is None or self.from_condition is None else self.from_condition(condition)
 

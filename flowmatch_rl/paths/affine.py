@@ -42,9 +42,9 @@ class AffinePath:
         return self.schedule.alpha(t) * x_1 + self.schedule.sigma(t) * x_0
 
     def conditional_velocity(self, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
-        """Velocity of the path through given end points, ``d_alpha x_1 + d_sigma x_0``.
+        """Velocity of the path through a given pair (x_0, x_1), ``d_alpha x_1 + d_sigma x_0``.
 
-        With posterior means in place of the end points this is the marginal velocity.
+        With posterior means in place of the pair this is the marginal velocity.
 
         Args:
             x_0: Noise, shape (*batch, *event).
@@ -62,21 +62,21 @@ class AffinePath:
         return self.schedule.d_alpha(t) * x_1 + self.schedule.d_sigma(t) * x_0
 
     def convert(self, value: Tensor, x_t: Tensor, t: Tensor, source: Prediction, target: Prediction) -> Tensor:
-        """Turn one prediction at x_t into another.
+        """Convert a prediction at x_t to another kind of prediction.
 
         Each prediction is a linear functional of (x_0, x_1); with x_t itself, a source determines every target.
-        The formula divides by zero where x_t and the source say the same thing: data at t = 1 and noise or
-        score at t = 0 (for a path that ends in pure data and begins in pure noise).
+        The formula divides by zero where x_t alone determines the source: data at t = 1 and noise or score
+        at t = 0 (for a path that ends in pure data and starts in pure noise).
 
         Args:
             value: Predicted velocity, data, noise or score at x_t, shape (*batch, *event).
             x_t: Point on the path, shape (*batch, *event).
             t: Flow time in [0, 1], shape (*batch).
-            source: What ``value`` is.
-            target: What is wanted.
+            source: Kind of prediction that ``value`` is.
+            target: Kind of prediction to return.
 
         Returns:
-            The wanted prediction, shape (*batch, *event).
+            The converted prediction, shape (*batch, *event).
 
         Raises:
             ValueError: If ``value`` and ``x_t`` differ in shape, or the shape of t is not a prefix of it.
@@ -95,8 +95,8 @@ class AffinePath:
 
         Args:
             t: Flow time in [0, 1], any shape.
-            source: The known prediction.
-            target: The wanted one.
+            source: Kind of the known prediction.
+            target: Kind of the prediction to compute.
 
         Returns:
             a and b, both of the shape of t; infinite where the formula divides by zero, see ``convert``.
@@ -116,10 +116,10 @@ class AffinePath:
         return (g_0 * f_1 - g_1 * f_0) / determinant, (sigma * g_1 - alpha * g_0) / determinant
 
     def target(self, prediction: Prediction, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
-        """What a network that predicts ``prediction`` regresses on.
+        """Regression target of a network that predicts ``prediction``.
 
         Args:
-            prediction: What the network predicts.
+            prediction: Kind of prediction of the network.
             x_0: Noise, shape (*batch, *event); standard normal and independent of x_1 where the score is predicted.
             x_1: Data, shape (*batch, *event).
             t: Flow time in [0, 1], shape (*batch).
@@ -128,7 +128,8 @@ class AffinePath:
             Regression target, shape (*batch, *event).
 
         Raises:
-            ValueError: If x_0 and x_1 differ in shape, the shape of t is not a prefix of it, or the prediction is none.
+            ValueError: If x_0 and x_1 differ in shape, the shape of t is not a prefix of it, or the prediction is
+                unknown.
         """
         check_same_shape(x_0=x_0, x_1=x_1)
         match prediction:
@@ -144,15 +145,15 @@ class AffinePath:
                 raise ValueError(f"expected velocity, data, noise or score, got {prediction!r}")
 
     def input_scale(self, t: Tensor) -> Tensor:
-        """Scale that gives x_t unit variance when noise and data have it, shape of t."""
+        """Factor that scales x_t to unit variance if noise and data have unit variance, shape of t."""
         return (self.schedule.alpha(t).square() + self.schedule.sigma(t).square()).rsqrt()
 
     def output_scale(self, t: Tensor, prediction: Prediction) -> Tensor:
-        """Root mean square of a prediction's target when noise and data are independent and have unit variance.
+        """Root mean square of a prediction's target if noise and data are independent and have unit variance.
 
         Args:
             t: Flow time in [0, 1], any shape.
-            prediction: What is predicted.
+            prediction: Kind of prediction.
 
         Returns:
             Scale, shape of t.
@@ -166,11 +167,11 @@ class AffinePath:
                 return torch.ones_like(t)
 
     def normal_guess(self, t: Tensor, prediction: Prediction) -> Tensor:
-        """Coefficient c of the prediction ``c x_t`` that is exact where data is standard normal, as the noise is.
+        """Coefficient c of the prediction ``c x_t`` that is exact if data and noise are standard normal.
 
         Args:
             t: Flow time in [0, 1], any shape.
-            prediction: What is predicted.
+            prediction: Kind of prediction.
 
         Returns:
             Coefficient, shape of t.

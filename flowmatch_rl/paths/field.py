@@ -1,4 +1,4 @@
-"""A prediction along a path, read as any other one."""
+"""A model's prediction along a path, and its conversion to other kinds of prediction."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from flowmatch_rl.types import AverageVelocity, Prediction, Velocity
 
 @dataclass(frozen=True)
 class Field:
-    """What a model predicts along its path.
+    """The prediction of a model along its path.
 
     Args:
-        path: The path.
+        path: Probability path.
         predict: The prediction, called as ``predict(x, t, condition)``.
-        prediction: What it is.
+        prediction: Kind of prediction.
         average_velocity: Velocity averaged over an interval, for models that have learned it.
-        bind: Makes the prediction at one condition, for networks that compute its features once; the prediction is
-            then called as ``predict(x, t, None)``.
+        bind: Fixes the condition, for networks that compute its features once; its result is called as
+            ``predict(x, t, None)``.
     """
 
     path: AffinePath
@@ -29,9 +29,9 @@ class Field:
     bind: Callable[[Tensor | None], Velocity] | None = None
 
     def at(self, condition: Tensor | None) -> "Field":
-        """The field at one condition, which its methods then ignore; cheaper where it is evaluated many times.
+        """The field at a fixed condition; cheaper where it is evaluated many times.
 
-        Average velocities are left behind.
+        Its methods ignore the condition they are called with, and it has no average velocity.
 
         Args:
             condition: Context, or None.
@@ -43,10 +43,10 @@ class Field:
         return Field(self.path, self.bind(condition) if self.bind else here, self.prediction)
 
     def read_as(self, target: Prediction, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The prediction at x, converted.
+        """The prediction at x, converted to another kind.
 
         Args:
-            target: What is wanted.
+            target: Kind of prediction to return.
             x: Points, shape (*batch, D).
             t: Flow time in [0, 1], its shape a prefix of the batch shape.
             condition: Context, or None.

@@ -1,4 +1,4 @@
-"""Gaussian conditional paths of any mean and scale, of which the affine ones are the useful special case."""
+"""Gaussian conditional paths of any mean and scale; affine paths are a special case."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ def gaussian_velocity(x: Tensor, mean: Tensor, scale: Tensor, d_mean: Tensor, d_
 
     Args:
         x: Points, shape (*batch, D).
-        mean: Mean at the present time, shape (*batch, D).
+        mean: Mean at the given time, shape (*batch, D).
         scale: Standard deviation, positive; shape (*batch) or a shape that broadcasts to x with trailing dimensions.
         d_mean: Derivative of the mean with respect to flow time, shape (*batch, D).
         d_scale: Derivative of the standard deviation, shape of ``scale``.

@@ -1,4 +1,4 @@
-"""A mixture of normals, for which everything a flow learns is known exactly."""
+"""Gaussian mixtures, for which velocity, score and posterior means are known in closed form."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class GaussianMixture:
         scales: Standard deviations, positive, shape (J,).
 
     Raises:
-        ValueError: If the shapes do not fit, or weights or scales are not as stated.
+        ValueError: If the shapes do not fit, or weights or scales are out of range.
     """
 
     weights: Tensor
@@ -52,8 +52,8 @@ class GaussianMixture:
             Samples, shape (B, D).
         """
         bounds = self.weights.cumsum(0)
-        part = torch.searchsorted(bounds, uniform.to(bounds)).clamp_max(len(bounds) - 1)
-        return self.means[part] + self.scales[part, None] * z
+        component = torch.searchsorted(bounds, uniform.to(bounds)).clamp_max(len(bounds) - 1)
+        return self.means[component] + self.scales[component, None] * z
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density in nats, shape (*batch), at points of shape (*batch, D)."""
@@ -86,18 +86,18 @@ class GaussianMixture:
         """
         alpha, sigma = self._coefficients(path, x_t, t)
         log_terms, offset, variance = self._log_terms(x_t, alpha, sigma)
-        share = torch.softmax(log_terms, dim=-1)[..., None]  # (..., J, 1)
+        responsibility = torch.softmax(log_terms, dim=-1)[..., None]  # (..., J, 1)
         alpha, sigma = alpha[..., None], sigma[..., None]
         x_1 = self.means + (alpha * self.scales.square() / variance)[..., None] * offset
         x_0 = (sigma / variance)[..., None] * offset
-        return (share * x_0).sum(-2), (share * x_1).sum(-2)
+        return (responsibility * x_0).sum(-2), (responsibility * x_1).sum(-2)
 
     def field(self, path: AffinePath, prediction: Prediction = "velocity") -> Velocity:
         """The exact marginal velocity along a path (or data, noise or score), as a function of (x, t, condition).
 
         Args:
             path: The path.
-            prediction: What is wanted.
+            prediction: Kind of prediction to return.
 
         Returns:
             The field; it ignores its condition.

@@ -1,4 +1,4 @@
-"""What a network is asked for, so that at its start it answers about right."""
+"""Scaling of a network's input and output, so that its first predictions are about right."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from flowmatch_rl.types import Prediction
 
 @dataclass(frozen=True)
 class Preconditioner:
-    """Wraps a network so that it sees points, and answers, in convenient units.
+    """Wraps a network so that its input and output have unit variance.
 
     Args:
-        path: The path.
-        prediction: What the whole predicts.
-        scales: Whether the network sees x_t at unit variance and answers in units of what is predicted; both for data
-            of unit variance. Paths that explode want it.
-        guesses: Whether the network answers with the deviation from what is exact for standard normal data. Without
-            it a network of the noise that begins near zero stands for data that is the noise divided by a small
-            number.
+        path: Probability path.
+        prediction: Kind of prediction of the wrapped network.
+        scales: Whether the network takes x_t scaled to unit variance, and its output is multiplied by the root mean
+            square of the target; both for data of unit variance. Variance-exploding paths need it.
+        guesses: Whether the network predicts the deviation from the prediction that is exact for standard normal
+            data. Without it a noise prediction that starts near zero implies data equal to the noise divided by a
+            small number.
     """
 
     path: AffinePath
@@ -31,7 +31,7 @@ class Preconditioner:
     guesses: bool = False
 
     def complete(self, network: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The prediction that a network stands for.
+        """Prediction made from the output of a network.
 
         Args:
             network: Called as ``network(x, t, condition, duration)``, the last of which may be left out.
@@ -44,12 +44,12 @@ class Preconditioner:
 
         def predict(x: Tensor, t: Tensor, condition: Tensor | None = None, *duration: Tensor | None) -> Tensor:
             times = append_dims(t, like=x)
-            seen = self.path.input_scale(times) * x if self.scales else x
-            answer = network(seen, t, condition, *duration)
+            scaled = self.path.input_scale(times) * x if self.scales else x
+            output = network(scaled, t, condition, *duration)
             if self.scales:
-                answer = self.path.output_scale(times, self.prediction) * answer
+                output = self.path.output_scale(times, self.prediction) * output
             if not self.guesses:
-                return answer
-            return torch.addcmul(answer, self.path.normal_guess(times, self.prediction), x)
+                return output
+            return torch.addcmul(output, self.path.normal_guess(times, self.prediction), x)
 
         return predict

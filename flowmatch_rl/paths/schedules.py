@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import check_range
+
 
 @dataclass(frozen=True)
 class Schedule(abc.ABC):
     """Coefficients of the path ``x_t = alpha_t x_1 + sigma_t x_0`` for flow time t in [0, 1].
 
-    Noise stands at t = 0 and data at t = 1. Every method takes t of any shape and returns that shape.
+    Noise is at t = 0 and data at t = 1. Every method takes t of any shape and returns that shape.
     """
 
     @abc.abstractmethod
@@ -37,10 +39,10 @@ class LinearSchedule(Schedule):
     """Conditional optimal transport: ``alpha = t``, ``sigma = 1 - (1 - sigma_min) t``.
 
     Args:
-        sigma_min: Noise left at t = 1, in [0, 1).
+        sigma_min: Noise remaining at t = 1, in [0, 1).
 
     Raises:
-        ValueError: If ``sigma_min`` is outside [0, 1).
+        UserError: If ``sigma_min`` is outside [0, 1).
 
     Reference:
         Lipman et al., arXiv:2210.02747 (there the path of the optimal transport displacement map).
@@ -49,8 +51,7 @@ class LinearSchedule(Schedule):
     sigma_min: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.sigma_min < 1.0:
-            raise ValueError(f"sigma_min must lie in [0, 1), got {self.sigma_min}")
+        check_range("[0, 1)", sigma_min=self.sigma_min)
 
     def alpha(self, t: Tensor) -> Tensor:
         """Weight of the data at flow time ``t``."""
@@ -95,15 +96,15 @@ class VariancePreservingSchedule(Schedule):
     """Variance-preserving diffusion with a linear noise rate, run backwards in time.
 
     With diffusion time ``u = 1 - t`` and ``T(u) = beta_min u + (beta_max - beta_min) u^2 / 2``:
-    ``alpha = exp(-T / 2)``, ``sigma = sqrt(1 - exp(-T))``. At t = 0 a little of the data is left,
+    ``alpha = exp(-T / 2)``, ``sigma = sqrt(1 - exp(-T))``. At t = 0 a little of the data remains,
     ``alpha = exp(-(beta_min + beta_max) / 4)``.
 
     Args:
-        beta_min: Noise rate at the data end, positive.
-        beta_max: Noise rate at the noise end, at least ``beta_min``.
+        beta_min: Noise rate at t = 1, positive.
+        beta_max: Noise rate at t = 0, at least ``beta_min``.
 
     Raises:
-        ValueError: If not ``0 < beta_min <= beta_max``.
+        UserError: If not ``0 < beta_min <= beta_max``.
 
     Reference:
         Song et al., arXiv:2011.13456 (variance preserving SDE).
@@ -113,10 +114,8 @@ class VariancePreservingSchedule(Schedule):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.beta_min <= self.beta_max:
-            raise ValueError(
-                f"expected 0 < beta_min <= beta_max, got beta_min={self.beta_min}, beta_max={self.beta_max}"
-            )
+        check_range("(0, inf)", beta_min=self.beta_min)
+        check_range(f"[{self.beta_min}, inf)", beta_max=self.beta_max)
 
     def _integrated_rate(self, t: Tensor) -> Tensor:
         u = 1.0 - t
@@ -147,15 +146,15 @@ class VariancePreservingSchedule(Schedule):
 class VarianceExplodingSchedule(Schedule):
     """Variance-exploding diffusion: ``alpha = 1``, ``sigma = sigma_max (sigma_min / sigma_max) ** t``.
 
-    The data is never scaled down; at t = 0 it drowns in noise of standard deviation ``sigma_max``, which should exceed
-    the spread of the data many times. Networks want their input scaled, see ``AffinePath.input_scale``.
+    The data is never scaled down; at t = 0 it is hidden by noise of standard deviation ``sigma_max``, which should be
+    many times the spread of the data. Networks need their input scaled, see ``AffinePath.input_scale``.
 
     Args:
-        sigma_min: Noise left at t = 1, in units of the data, positive.
+        sigma_min: Noise remaining at t = 1, in units of the data, positive.
         sigma_max: Noise at t = 0, above ``sigma_min``.
 
     Raises:
-        ValueError: If not ``0 < sigma_min < sigma_max``.
+        UserError: If not ``0 < sigma_min < sigma_max``.
 
     Reference:
         Song et al., arXiv:2011.13456 (variance exploding SDE).
@@ -165,10 +164,8 @@ class VarianceExplodingSchedule(Schedule):
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.sigma_min < self.sigma_max:
-            raise ValueError(
-                f"expected 0 < sigma_min < sigma_max, got sigma_min={self.sigma_min}, sigma_max={self.sigma_max}"
-            )
+        check_range("(0, inf)", sigma_min=self.sigma_min)
+        check_range(f"({self.sigma_min}, inf)", sigma_max=self.sigma_max)
 
     @property
     def _log_ratio(self) -> float:

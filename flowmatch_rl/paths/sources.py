@@ -1,35 +1,40 @@
-"""Laws of x_0, where a flow starts."""
+"""Source distributions: where a flow starts, the distribution of x_0."""
 
 import abc
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.shapes import check_shape
 
 
 @dataclass(frozen=True)
 class Source(abc.ABC):
-    """A law on R^D, given as a map of standard normal noise."""
+    """A distribution on R^D, sampled by a map of standard normal noise."""
+
+    is_smooth: ClassVar[bool]
+    """Whether the density is positive and differentiable everywhere, so that the mean of its score is zero."""
 
     @property
     @abc.abstractmethod
     def is_standard_normal(self) -> bool:
-        """Whether the law is N(0, I), as score prediction and stochastic samplers need."""
+        """Whether the distribution is N(0, I), as score prediction and stochastic samplers need."""
 
     @abc.abstractmethod
     def noise_dim(self, sample_dim: int) -> int:
-        """Number of standard normals that make a point of dimension ``sample_dim``.
+        """Number of standard normal variables per point of dimension ``sample_dim``.
 
         Raises:
-            ValueError: If the source has another dimension.
+            UserError: If the source has another dimension.
         """
 
     @abc.abstractmethod
     def transform(self, noise: Tensor) -> Tensor:
-        """Points of the law.
+        """Map standard normal noise to points of the source.
 
         Args:
             noise: Standard normal, shape (*batch, noise_dim(D)).
@@ -42,11 +47,6 @@ class Source(abc.ABC):
     def log_prob(self, x_0: Tensor) -> Tensor:
         """Log-density in nats, shape (*batch), at points of shape (*batch, D)."""
 
-    @property
-    @abc.abstractmethod
-    def is_smooth(self) -> bool:
-        """Whether the density is positive and differentiable everywhere, so that the mean of its score is zero."""
-
     @abc.abstractmethod
     def score(self, x_0: Tensor) -> Tensor:
         """Gradient of the log-density where it has one, shape (*batch, D), at points of shape (*batch, D)."""
@@ -56,12 +56,12 @@ class Source(abc.ABC):
         """Mean and variance per dimension, shape (D,) each.
 
         Args:
-            like: Tensor of the dimension, type and device wanted, shape (..., D).
+            like: Tensor whose dimension, type and device the moments get, shape (..., D).
         """
 
     @abc.abstractmethod
     def log_gaussian_ratio(self, x_0: Tensor) -> Tensor:
-        """The log of the density over that of the Gaussian with ``moments``, nats, shape (*batch)."""
+        """Log-density minus that of the Gaussian with the same ``moments``, nats, shape (*batch)."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,15 @@ class GaussianSource(Source):
         scale: Standard deviation, positive.
 
     Raises:
-        ValueError: If ``scale`` is not positive.
+        UserError: If ``scale`` is not positive.
     """
+
+    is_smooth: ClassVar[bool] = True
 
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.scale > 0.0:
-            raise ValueError(f"scale must be positive, got {self.scale}")
+        check_range("(0, inf)", scale=self.scale)
 
     @property
     def is_standard_normal(self) -> bool:
@@ -91,18 +92,13 @@ class GaussianSource(Source):
         return sample_dim
 
     def transform(self, noise: Tensor) -> Tensor:
-        """The noise, scaled."""
+        """The noise times the scale."""
         return noise if self.scale == 1.0 else self.scale * noise
 
     def log_prob(self, x_0: Tensor) -> Tensor:
         """Log-density in nats, shape (*batch), at points of shape (*batch, D)."""
         constant = math.log(2.0 * math.pi * self.scale**2)
         return -0.5 * (x_0.square().sum(-1) / self.scale**2 + x_0.shape[-1] * constant)
-
-    @property
-    def is_smooth(self) -> bool:
-        """It is."""
-        return True
 
     def score(self, x_0: Tensor) -> Tensor:
         """Gradient of the log-density, ``-x_0 / scale^2``."""
@@ -114,7 +110,7 @@ class GaussianSource(Source):
         return zero, zero + self.scale**2
 
     def log_gaussian_ratio(self, x_0: Tensor) -> Tensor:
-        """Zero: it is that Gaussian."""
+        """Zero: the source is that Gaussian."""
         return torch.zeros_like(x_0[..., 0])
 
 
@@ -126,18 +122,20 @@ class UniformSource(Source):
         half_width: Half the side of the box, positive; sqrt(3), the default, gives unit variance.
 
     Raises:
-        ValueError: If ``half_width`` is not positive.
+        UserError: If ``half_width`` is not positive.
     """
+
+    # The score is zero inside; all of the density's change is in the jump at the walls.
+    is_smooth: ClassVar[bool] = False
 
     half_width: float = 3.0**0.5
 
     def __post_init__(self) -> None:
-        if not self.half_width > 0.0:
-            raise ValueError(f"half_width must be positive, got {self.half_width}")
+        check_range("(0, inf)", half_width=self.half_width)
 
     @property
     def is_standard_normal(self) -> bool:
-        """It is not."""
+        """False."""
         return False
 
     def noise_dim(self, sample_dim: int) -> int:
@@ -154,11 +152,6 @@ class UniformSource(Source):
         height = -x_0.shape[-1] * math.log(2.0 * self.half_width)
         return torch.full_like(x_0[..., 0], height).masked_fill(~inside, -math.inf)
 
-    @property
-    def is_smooth(self) -> bool:
-        """It is not: the score is zero inside, and all of the density's change is in the jump at the walls."""
-        return False
-
     def score(self, x_0: Tensor) -> Tensor:
         """Zero, the gradient away from the walls."""
         return torch.zeros_like(x_0)
@@ -169,7 +162,7 @@ class UniformSource(Source):
         return zero, zero + self.half_width**2 / 3.0
 
     def log_gaussian_ratio(self, x_0: Tensor) -> Tensor:
-        """The log of the density over that of the Gaussian with the same moments, minus infinity outside the box."""
+        """Log-density minus that of the Gaussian with the same moments; minus infinity outside the box."""
         return self.log_prob(x_0) - GaussianSource(self.half_width / math.sqrt(3.0)).log_prob(x_0)
 
 
@@ -182,8 +175,10 @@ class MixtureSource(Source):
         scale: Standard deviation of all, positive.
 
     Raises:
-        ValueError: If the means are empty or of different lengths, or ``scale`` is not positive.
+        UserError: If the means are empty or of different lengths, or ``scale`` is not positive.
     """
+
+    is_smooth: ClassVar[bool] = True
 
     means: list[list[float]]
     scale: float = 0.3
@@ -191,27 +186,26 @@ class MixtureSource(Source):
     def __post_init__(self) -> None:
         lengths = {len(mean) for mean in self.means}
         if len(lengths) != 1 or lengths == {0}:
-            raise ValueError(f"means must be lists of one length, at least 1, got lengths {sorted(lengths)}")
-        if not self.scale > 0.0:
-            raise ValueError(f"scale must be positive, got {self.scale}")
+            raise UserError(f"means must be lists of one length, at least 1, got lengths {sorted(lengths)}")
+        check_range("(0, inf)", scale=self.scale)
 
     @property
     def is_standard_normal(self) -> bool:
-        """It is not."""
+        """False."""
         return False
 
     def noise_dim(self, sample_dim: int) -> int:
         """One normal per dimension, and one that chooses the component."""
         if sample_dim != len(self.means[0]):
-            raise ValueError(f"the source has {len(self.means[0])} dimensions, the samples have {sample_dim}")
+            raise UserError(f"the source has {len(self.means[0])} dimensions, the samples have {sample_dim}")
         return sample_dim + 1
 
     def transform(self, noise: Tensor) -> Tensor:
         """A component chosen by the last entry of the noise, moved and scaled."""
         check_shape("noise", noise, (*noise.shape[:-1], len(self.means[0]) + 1))
         means = torch.tensor(self.means, dtype=noise.dtype, device=noise.device)
-        part = (torch.special.ndtr(noise[..., -1]) * len(means)).long().clamp_max(len(means) - 1)
-        return means[part] + self.scale * noise[..., :-1]
+        component = (torch.special.ndtr(noise[..., -1]) * len(means)).long().clamp_max(len(means) - 1)
+        return means[component] + self.scale * noise[..., :-1]
 
     def log_prob(self, x_0: Tensor) -> Tensor:
         """Log-density in nats, shape (*batch), at points of shape (*batch, D)."""
@@ -220,26 +214,21 @@ class MixtureSource(Source):
         constant = x_0.shape[-1] * math.log(2.0 * math.pi * self.scale**2)
         return torch.logsumexp(-0.5 * (distance / self.scale**2 + constant), -1) - math.log(len(means))
 
-    @property
-    def is_smooth(self) -> bool:
-        """It is."""
-        return True
-
     def score(self, x_0: Tensor) -> Tensor:
-        """Gradient of the log-density: the pulls of the components, weighted by their shares at the point."""
+        """Gradient of the log-density: the mean of the components' gradients, weighted by their responsibilities."""
         means = torch.tensor(self.means, dtype=x_0.dtype, device=x_0.device)
         offset = means - x_0[..., None, :]
-        share = torch.softmax(-0.5 * offset.square().sum(-1) / self.scale**2, -1)
-        return (share[..., None] * offset).sum(-2) / self.scale**2
+        responsibility = torch.softmax(-0.5 * offset.square().sum(-1) / self.scale**2, -1)
+        return (responsibility[..., None] * offset).sum(-2) / self.scale**2
 
     def moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of the means; their variance and that of a component."""
+        """Mean of the means; their variance plus that of a component."""
         means = torch.tensor(self.means, dtype=like.dtype, device=like.device)
         check_shape("means", means, (len(self.means), like.shape[-1]))
         return means.mean(0), means.var(0, correction=0) + self.scale**2
 
     def log_gaussian_ratio(self, x_0: Tensor) -> Tensor:
-        """The log of the density over that of the Gaussian with the same moments."""
+        """Log-density minus that of the Gaussian with the same moments."""
         mean, variance = self.moments(x_0)
         gaussian = -0.5 * ((x_0 - mean).square() / variance + (2.0 * math.pi * variance).log()).sum(-1)
         return self.log_prob(x_0) - gaussian

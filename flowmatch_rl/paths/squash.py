@@ -1,4 +1,4 @@
-"""Maps from the unbounded space a path lives in to the space of actions."""
+"""Maps from the unbounded latent space of a path to the space of actions."""
 
 import abc
 import math
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import check_range
+
 
 @dataclass(frozen=True)
 class Squash(abc.ABC):
-    """An elementwise map from latent points u to actions a that nowhere decreases."""
+    """An elementwise, non-decreasing map from latent points u to actions."""
 
     @abc.abstractmethod
     def action(self, u: Tensor) -> Tensor:
@@ -61,14 +63,13 @@ class TanhSquash(Squash):
         limit: Largest magnitude of an action that ``latent`` inverts; larger ones are clipped to it. In (0, 1).
 
     Raises:
-        ValueError: If ``limit`` is outside (0, 1).
+        UserError: If ``limit`` is outside (0, 1).
     """
 
     limit: float = 1.0 - 1e-4
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.limit < 1.0:
-            raise ValueError(f"limit must lie in (0, 1), got {self.limit}")
+        check_range("(0, 1)", limit=self.limit)
 
     def action(self, u: Tensor) -> Tensor:
         """Action of a latent point, same shape."""
@@ -121,25 +122,24 @@ class NoSquash(Squash):
 
 @dataclass(frozen=True)
 class ClipSquash(Squash):
-    """Latent points are actions, clipped to the box ``[-limit, limit]^D``, as diffusion policies without tanh do.
+    """Clips latent points to the box ``[-limit, limit]^D``, as diffusion policies without tanh do.
 
-    The value is taken at the clipped action and no Jacobian is added, so that outside the box the log-density goes on
-    at the value of the nearest edge instead of falling to minus infinity. It is thus not the density over the box: the
-    mass that a path's posterior has outside is counted to the edge, which draws policies toward the bounds.
-    ``TruncatedProposal`` keeps to the box.
+    The value is taken at the clipped action and no Jacobian is added, so that outside the box the log-density keeps
+    the value of the nearest edge instead of falling to minus infinity. It is thus not the density over the box: the
+    mass that a path's posterior has outside counts toward the edge, which draws policies to the bounds.
+    ``TruncatedProposal`` stays inside the box.
 
     Args:
         limit: Half the side of the box, positive.
 
     Raises:
-        ValueError: If ``limit`` is not positive.
+        UserError: If ``limit`` is not positive.
     """
 
     limit: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.limit > 0.0:
-            raise ValueError(f"limit must be positive, got {self.limit}")
+        check_range("(0, inf)", limit=self.limit)
 
     def action(self, u: Tensor) -> Tensor:
         """The latent point, clipped, same shape."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import check_range
+
 
 @dataclass(frozen=True)
 class TimeDistribution(abc.ABC):
@@ -19,7 +21,7 @@ class TimeDistribution(abc.ABC):
 
 @dataclass(frozen=True)
 class UniformTime(TimeDistribution):
-    """Every flow time alike."""
+    """Uniform on [0, 1]."""
 
     def quantile(self, uniform: Tensor) -> Tensor:
         """Flow times for uniform noise in [0, 1), any shape."""
@@ -35,7 +37,7 @@ class LogitNormalTime(TimeDistribution):
         scale: Its standard deviation, positive.
 
     Raises:
-        ValueError: If ``scale`` is not positive.
+        UserError: If ``scale`` is not positive.
 
     Reference:
         Esser et al., arXiv:2403.03206.
@@ -45,8 +47,7 @@ class LogitNormalTime(TimeDistribution):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.scale > 0.0:
-            raise ValueError(f"scale must be positive, got {self.scale}")
+        check_range("(0, inf)", scale=self.scale)
 
     def quantile(self, uniform: Tensor) -> Tensor:
         """Flow times for uniform noise in [0, 1), any shape."""
@@ -55,9 +56,9 @@ class LogitNormalTime(TimeDistribution):
 
 @dataclass(frozen=True)
 class CosineMapTime(TimeDistribution):
-    """The law of flow time under which the log of alpha / sigma of the linear path is that of the cosine path.
+    """Flow times at which the linear path has the alpha / sigma that the cosine path has at uniform times.
 
-    Like a logit-normal it prefers the middle, but with tails that reach both ends.
+    Like a logit-normal it prefers the middle, but with tails that reach t = 0 and t = 1.
 
     Reference:
         Esser et al., arXiv:2403.03206 (there CosMap).
@@ -71,16 +72,16 @@ class CosineMapTime(TimeDistribution):
 
 @dataclass(frozen=True)
 class KumaraswamyTime(TimeDistribution):
-    """Density ``a b t^(a-1) (1 - t^a)^(b-1)``: with b = 1 the Beta(a, 1) law, with a = 1 the Beta(1, b) law.
+    """Density ``a b t^(a-1) (1 - t^a)^(b-1)``: Beta(a, 1) for b = 1, and Beta(1, b) for a = 1.
 
-    ``b > 1`` with ``a = 1`` prefers early, noisy times, as policies of robots do; ``a > 1`` with ``b = 1`` late ones.
+    ``b > 1`` with ``a = 1`` prefers early, noisy times, as robot policies often do; ``a > 1`` with ``b = 1`` late ones.
 
     Args:
         a: First shape, positive.
         b: Second shape, positive.
 
     Raises:
-        ValueError: If a shape is not positive.
+        UserError: If a shape is not positive.
 
     Reference:
         Kumaraswamy, J. Hydrology 46 (1980).
@@ -90,8 +91,7 @@ class KumaraswamyTime(TimeDistribution):
     b: float = 1.5
 
     def __post_init__(self) -> None:
-        if not (self.a > 0.0 and self.b > 0.0):
-            raise ValueError(f"a and b must be positive, got a={self.a}, b={self.b}")
+        check_range("(0, inf)", a=self.a, b=self.b)
 
     def quantile(self, uniform: Tensor) -> Tensor:
         """Flow times for uniform noise in [0, 1), any shape."""
@@ -100,15 +100,15 @@ class KumaraswamyTime(TimeDistribution):
 
 @dataclass(frozen=True)
 class UShapedTime(TimeDistribution):
-    """Density proportional to ``cosh(sharpness (t - 1/2))``: most weight on both ends.
+    """Density proportional to ``cosh(sharpness (t - 1/2))``: most weight near t = 0 and t = 1.
 
-    For the second stage of a rectified flow, whose straight paths are hard to learn at their ends only.
+    For the second stage of a rectified flow, whose straight paths are hard to learn near their endpoints only.
 
     Args:
-        sharpness: Rate at which the density grows toward the ends, positive.
+        sharpness: Rate at which the density grows toward t = 0 and t = 1, positive.
 
     Raises:
-        ValueError: If ``sharpness`` is not positive.
+        UserError: If ``sharpness`` is not positive.
 
     Reference:
         Lee et al., arXiv:2405.20320.
@@ -117,8 +117,7 @@ class UShapedTime(TimeDistribution):
     sharpness: float = 4.0
 
     def __post_init__(self) -> None:
-        if not self.sharpness > 0.0:
-            raise ValueError(f"sharpness must be positive, got {self.sharpness}")
+        check_range("(0, inf)", sharpness=self.sharpness)
 
     def quantile(self, uniform: Tensor) -> Tensor:
         """Flow times for uniform noise in [0, 1), any shape."""
@@ -126,7 +125,7 @@ class UShapedTime(TimeDistribution):
 
 
 def stratify(uniform: Tensor) -> Tensor:
-    """Turn independent uniforms into one per stratum of [0, 1), so that every batch covers all flow times evenly.
+    """Move independent uniforms into one stratum of [0, 1) each, so that every batch covers all flow times evenly.
 
     Each is still uniform if the order of the batch carries no meaning.
 
@@ -134,7 +133,7 @@ def stratify(uniform: Tensor) -> Tensor:
         uniform: Independent uniform noise in [0, 1), shape (B,).
 
     Returns:
-        The i-th moved to ``[i / B, (i + 1) / B)``, shape (B,).
+        The i-th value moved to ``[i / B, (i + 1) / B)``, shape (B,).
     """
     moved = (uniform + torch.arange(len(uniform), device=uniform.device)) / len(uniform)
     # The sum may round up to the end of the last stratum, which is t = 1.

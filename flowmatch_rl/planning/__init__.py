@@ -1,4 +1,5 @@
 from flowmatch_rl.planning.candidates import Plan
+from flowmatch_rl.planning.discounts import discounts_between
 from flowmatch_rl.planning.improvement import Choice, best_single, improve
 from flowmatch_rl.planning.proposals import on_sphere, perturb
 from flowmatch_rl.planning.switching import (
@@ -27,6 +28,7 @@ __all__ = [
     "RewardOfState",
     "ValueEstimate",
     "best_single",
+    "discounts_between",
     "estimate_from_rewards",
     "estimate_value",
     "improve",

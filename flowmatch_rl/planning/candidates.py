@@ -1,4 +1,4 @@
-"""What all planners share: evaluating candidates at states, a bounded number at once, and choosing the best."""
+"""Evaluation of candidates at states, a bounded number at once, and the choice of the best; shared by all planners."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.planning.values import ValueEstimate, estimate_from_rewards
 
 Evaluate: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -15,13 +16,13 @@ Evaluate: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Plan:
-    """The best candidate at each state, and the estimates it was chosen by.
+    """The best candidate at each state, and the estimates that the choice rests on.
 
     Candidates share their noise, so that differences between their values are less uncertain than the standard errors
     say. The largest of several estimates lies on average above the value it estimates.
 
     Attributes:
-        index: The best candidate, the first of equals, shape (B,).
+        index: Index of the best candidate, the first of equals, shape (B,).
         action: Its action, shape (B, A).
         values: Value of each candidate, in units of the return, shape (B, W).
         standard_error: Standard error of each over the draws, shape (B, W); NaN for a single draw.
@@ -41,10 +42,10 @@ def evaluate_candidates(
     Args:
         evaluate: Evaluates P pairs of a state and a candidate in one call.
         states: States, shape (B, S).
-        candidates: Candidates, shape (W, *event) or, for others at each state, (B, W, *event).
-        event_dims: Dimensions of a candidate.
-        num_draws: Draws K of a pair.
-        max_rows: Most draws in one call, at least K; None for no limit.
+        candidates: Candidates, shape (W, *event) or, if they differ between states, (B, W, *event).
+        event_dims: Number of dimensions of a candidate.
+        num_draws: Draws K per pair.
+        max_rows: Largest number of draws in one call, at least K; None for no limit.
 
     Returns:
         Actions, shape (B, W, A), and rewards, shape (B, W, K).
@@ -57,7 +58,7 @@ def evaluate_candidates(
     if num_draws < 1:
         raise ValueError(f"expected noise of at least 1 draw, got {num_draws}")
     if max_rows is not None and max_rows < num_draws:
-        raise ValueError(f"max_rows must be at least the {num_draws} draws of one candidate, got {max_rows}")
+        raise UserError(f"max_rows must be at least the {num_draws} draws of one candidate, got {max_rows}")
     if candidates.dim() == event_dims + 1:
         candidates = candidates.expand(len(states), *candidates.shape)
     if candidates.dim() != event_dims + 2 or candidates.shape[0] != len(states) or candidates.shape[1] == 0:
@@ -75,7 +76,7 @@ def evaluate_candidates(
 
 
 def best_plan(actions: Tensor, rewards: Tensor, discount: float) -> Plan:
-    """The candidate of the highest mean reward at each state.
+    """The candidate with the highest mean reward at each state.
 
     Args:
         actions: First action of each candidate, shape (B, W, A).
@@ -95,7 +96,7 @@ def best_plan(actions: Tensor, rewards: Tensor, discount: float) -> Plan:
 
 
 def best_of(estimate: ValueEstimate) -> Tensor:
-    """The candidate of the highest value, the first of equals.
+    """Index of the candidate with the highest value, the first of equals.
 
     Args:
         estimate: Estimates, shape (*batch, W).

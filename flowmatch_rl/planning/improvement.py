@@ -1,4 +1,4 @@
-"""Choosing among the members of a family of policies by the values they have each on their own."""
+"""Choice among the members of a family of policies by the value of each."""
 
 from dataclasses import dataclass
 
@@ -18,12 +18,12 @@ from flowmatch_rl.planning.values import (
 
 @dataclass(frozen=True)
 class Choice:
-    """The best candidate over all start states, and the estimates it was chosen by.
+    """The best candidate over all start states, and the estimates that the choice rests on.
 
     Attributes:
-        index: The best candidate, the first of equals, shape ().
+        index: Index of the best candidate, the first of equals, shape ().
         values: Mean value of each candidate over the start states, in units of the return, shape (W,).
-        standard_error: Standard error of each over the draws, the start states given, shape (W,); NaN for a single
+        standard_error: Standard error of each over the draws, for fixed start states, shape (W,); NaN for a single
             draw.
     """
 
@@ -42,21 +42,21 @@ def improve(
     discount: float,
     max_rows: int | None = None,
 ) -> Plan:
-    """At each state, the member of a family whose own value is highest: generalised policy improvement.
+    """Generalised policy improvement: at each state, the member of a family with the highest value.
 
-    A policy that chooses so anew at every step has at every state at least the value of each candidate, if the model
-    is exact. All candidates at all states share their noise. All futures are asked for in one call, of noise of shape
-    (B * W, K, D), or in as few as ``max_rows`` allows.
+    A policy that repeats this choice at every step has at every state at least the value of each candidate, if the
+    model is exact. All candidates at all states share their noise. The model is called once, with noise of shape
+    (B * W, K, D), or as few times as ``max_rows`` allows.
 
     Args:
         futures: Model of the futures of the members, the current state excluded.
-        act: The members; their action is the one taken first.
+        act: The members; they choose the first action.
         states: States, shape (B, S).
-        candidates: Embeddings of the members, shape (W, Z) or, for others at each state, (B, W, Z).
+        candidates: Embeddings of the members, shape (W, Z) or, if they differ between states, (B, W, Z).
         noise: Noise of the futures, shape (K, D).
         reward: Reward of states, paid on arrival.
         discount: Discount per step, in [0, 1).
-        max_rows: Most futures to ask for at once, at least K; None for no limit.
+        max_rows: Largest number of futures in one call, at least K; None for no limit.
 
     Returns:
         The best candidate at each state.
@@ -66,7 +66,7 @@ def improve(
             not finite.
 
     Reference:
-        Farebrother et al., arXiv:2503.09817, equation 15; the shared noise is our choice.
+        Farebrother et al., arXiv:2503.09817, equation 15; the shared noise is not theirs.
     """
     evaluate = _own_futures(futures, act, noise, reward, discount)
     actions, rewards = evaluate_candidates(evaluate, states, candidates, 1, len(noise), max_rows)
@@ -83,17 +83,17 @@ def best_single(
     discount: float,
     max_rows: int | None = None,
 ) -> Choice:
-    """The member of a family with the highest mean value over start states, to be followed from there on.
+    """The single member of a family with the highest mean value over start states.
 
     Args:
         futures: Model of the futures of the members, the current state excluded.
-        act: The members; their action is the one taken first.
+        act: The members; they choose the first action.
         states: Start states, shape (B, S).
         candidates: Embeddings of the members, shape (W, Z).
         noise: Noise of the futures, shared by all states and candidates, shape (K, D).
         reward: Reward of states, paid on arrival.
         discount: Discount per step, in [0, 1).
-        max_rows: Most futures to ask for at once, at least K; None for no limit.
+        max_rows: Largest number of futures in one call, at least K; None for no limit.
 
     Returns:
         The best candidate.
@@ -106,13 +106,13 @@ def best_single(
         raise ValueError(f"expected candidates of shape (W, Z), the same at every state, got {tuple(candidates.shape)}")
     evaluate = _own_futures(futures, act, noise, reward, discount)
     _, rewards = evaluate_candidates(evaluate, states, candidates, 1, len(noise), max_rows)
-    # The states share their noise: it is the draws, each averaged over the states, that are independent.
+    # The states share their noise: only the draws, each averaged over the states, are independent.
     estimate = estimate_from_rewards(rewards.mean(0), discount)
     return Choice(best_of(estimate), estimate.value, estimate.standard_error)
 
 
 def _own_futures(futures: Futures, act: Act, noise: Tensor, reward: RewardOfState, discount: float) -> Evaluate:
-    """Evaluates members by the rewards of their own futures."""
+    """Evaluation of members by the rewards of their own futures."""
     check_discount(discount)
     if noise.dim() != 2:
         raise ValueError(f"expected noise of shape (K, D), got {tuple(noise.shape)}")

@@ -1,17 +1,17 @@
-"""Candidates for a planner, made of noise."""
+"""Random candidates for a planner."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from flowmatch_rl.checks import check_range
 from flowmatch_rl.shapes import check_shape
 
 
 def perturb(center: Tensor, noise: Tensor, scale: float) -> Tensor:
-    """A member of a family and others near it.
+    """A member of a family and random others near it.
 
-    The member itself comes first: choosing among candidates with it is, by an exact model, never worse than following
-    it.
+    The member itself comes first: with an exact model, choosing among the candidates is never worse than following it.
 
     Args:
         center: Embedding of the member, shape (*batch, Z).
@@ -22,17 +22,17 @@ def perturb(center: Tensor, noise: Tensor, scale: float) -> Tensor:
         Candidates, shape (*batch, 1 + N, Z).
 
     Raises:
-        ValueError: If the dimensions differ, or ``scale`` is negative.
+        ValueError: If the dimensions differ.
+        UserError: If ``scale`` is negative.
     """
     check_shape("noise", noise, (*noise.shape[:1], center.shape[-1]))
-    if not scale >= 0.0:
-        raise ValueError(f"scale must be at least 0, got {scale}")
+    check_range("[0, inf)", scale=scale)
     center = center[..., None, :]
     return torch.cat([center, center + scale * noise], -2)
 
 
 def on_sphere(points: Tensor, radius: float) -> Tensor:
-    """Points moved along their rays to a sphere around 0; standard normal noise becomes uniform on it.
+    """Projection of points onto a sphere around 0; standard normal noise becomes uniform on it.
 
     Args:
         points: Points other than 0, shape (*batch, Z), Z at least 1.
@@ -42,10 +42,10 @@ def on_sphere(points: Tensor, radius: float) -> Tensor:
         Points of the sphere, shape (*batch, Z).
 
     Raises:
-        ValueError: If Z is 0, or ``radius`` is not positive.
+        ValueError: If Z is 0.
+        UserError: If ``radius`` is not positive.
     """
     if points.shape[-1] == 0:
         raise ValueError(f"expected points of at least 1 dimension, got {tuple(points.shape)}")
-    if not radius > 0.0:
-        raise ValueError(f"radius must be positive, got {radius}")
+    check_range("(0, inf)", radius=radius)
     return radius * normalize(points, dim=-1, eps=0.0)

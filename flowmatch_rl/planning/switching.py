@@ -1,14 +1,15 @@
-"""Policies that follow one member of a family after another, valued by chaining models of different discounts.
+"""Policies that follow one member of a family after another, evaluated by chaining models of different discounts.
 
-A geometric switching policy takes an action, follows its first member, and after each step moves on to the next member
-with a given probability; the last it never leaves. Up to the moment of a switch its futures are those of the member
-with a shorter horizon, and the state of the switch is again a draw of them, from which the next member goes on.
+A geometric switching policy takes an action, follows its first member, and after each step switches to the next member
+with a given probability; it never leaves the last. Until the switch its futures are those of the member with a shorter
+horizon, and the state at the switch is again a draw from them, from which the next member continues.
 """
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.planning.candidates import Plan, best_plan, evaluate_candidates
 from flowmatch_rl.planning.values import (
     Act,
@@ -31,42 +32,42 @@ def switching_discounts(discount: float, switch_probabilities: Sequence[float]) 
         switch_probabilities: Probability of leaving each member after a step, in [0, 1]; the last is 0.
 
     Returns:
-        A discount per member, the last the one of the return.
+        A discount per member; the last is that of the return.
 
     Raises:
-        ValueError: If a number is out of range, or the last probability is not 0.
+        UserError: If a number is out of range, or the last probability is not 0.
     """
     check_discount(discount)
     if not all(0.0 <= probability <= 1.0 for probability in switch_probabilities):
-        raise ValueError(f"switch_probabilities must lie in [0, 1], got {tuple(switch_probabilities)}")
+        raise UserError(f"switch_probabilities must lie in [0, 1], got {tuple(switch_probabilities)}")
     if len(switch_probabilities) == 0 or switch_probabilities[-1] != 0.0:
-        raise ValueError(f"the last member is never left, its probability must be 0, got {tuple(switch_probabilities)}")
+        raise UserError(f"the last of switch_probabilities must be 0, got {tuple(switch_probabilities)}")
     return tuple(discount * (1.0 - probability) for probability in switch_probabilities)
 
 
 def switching_weights(discount: float, betas: Sequence[float]) -> tuple[float, ...]:
-    """Shares of the members of a chain in the futures of the policy that switches between them.
+    """Weights of the members of a chain in the futures of the policy that switches between them.
 
     ``w_k = (1 - discount) / (1 - beta_k) * prod_{i < k} (discount - beta_i) / (1 - beta_i)``; they sum to 1.
 
     Args:
         discount: Discount per step of the return, in [0, 1).
-        betas: Discount of each model of the chain, in [0, discount]; the last is the one of the return.
+        betas: Discount of each model of the chain, in [0, discount]; the last is that of the return.
 
     Returns:
         A weight per member.
 
     Raises:
-        ValueError: If a number is out of range, or the last discount is not the one of the return.
+        UserError: If a number is out of range, or the last discount is not that of the return.
 
     Reference:
         Farebrother et al., arXiv:2602.19634.
     """
     check_discount(discount)
     if not all(0.0 <= beta <= discount for beta in betas):
-        raise ValueError(f"betas must lie in [0, {discount}], got {tuple(betas)}")
+        raise UserError(f"betas must lie in [0, {discount}], got {tuple(betas)}")
     if len(betas) == 0 or betas[-1] != discount:
-        raise ValueError(f"the last of betas must be the discount {discount}, got {tuple(betas)}")
+        raise UserError(f"the last of betas must be the discount {discount}, got {tuple(betas)}")
     weights, reached = [], 1.0
     for beta in betas:
         weights.append(reached * (1.0 - discount) / (1.0 - beta))
@@ -85,7 +86,7 @@ def switching_value(
     discount: float,
     betas: Sequence[float],
 ) -> ValueEstimate:
-    """Value of an action and of then switching from member to member.
+    """Value of an action followed by a geometric switching policy.
 
     Args:
         futures: Model of the futures of the members at every discount of the chain, the current state excluded; its
@@ -97,13 +98,13 @@ def switching_value(
         noise: Noise of K chains, shape (n, K, S), shared by the batch.
         reward: Reward of states, paid on arrival.
         discount: Discount per step of the return, in [0, 1).
-        betas: Discount of each model of the chain, in [0, discount]; the last is the one of the return.
+        betas: Discount of each model of the chain, in [0, discount]; the last is that of the return.
 
     Returns:
         Estimates, shape (*batch).
 
     Raises:
-        ValueError: If the shapes do not fit, or the discounts make no chain.
+        ValueError: If the shapes do not fit, or the discounts do not form a chain.
 
     Reference:
         Farebrother et al., arXiv:2602.19634.
@@ -125,26 +126,26 @@ def improve_by_switching(
 ) -> Plan:
     """At each state, the sequence of members whose switching policy has the highest value.
 
-    With one member to a sequence it is generalised policy improvement. All sequences at all states share their noise.
+    With sequences of one member it is generalised policy improvement. All sequences at all states share their noise.
 
     Args:
         futures: Model of the futures of the members at every discount of the chain, the current state excluded; its
             futures are whole states.
-        act: The members; the action of the first is taken first.
+        act: The members; the first one chooses the first action.
         states: States, shape (B, S).
-        sequences: Embeddings of the n members in turn, shape (W, n, Z) or, for others at each state, (B, W, n, Z).
+        sequences: Embeddings of the n members in turn, shape (W, n, Z) or, if they differ between states, (B, W, n, Z).
         noise: Noise of K chains, shape (n, K, S).
         reward: Reward of states, paid on arrival.
         discount: Discount per step of the return, in [0, 1).
-        betas: Discount of each model of the chain, in [0, discount]; the last is the one of the return.
-        max_rows: Most futures to ask for at once, at least K; None for no limit.
+        betas: Discount of each model of the chain, in [0, discount]; the last is that of the return.
+        max_rows: Largest number of futures in one call, at least K; None for no limit.
 
     Returns:
         The best sequence at each state.
 
     Raises:
-        ValueError: If the shapes do not fit, the discounts make no chain, ``max_rows`` is below K, or a value is not
-            finite.
+        ValueError: If the shapes do not fit, the discounts do not form a chain, ``max_rows`` is below K, or a value is
+            not finite.
     """
     _check_chain_noise(noise, len(betas))
 

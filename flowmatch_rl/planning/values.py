@@ -1,7 +1,7 @@
 """Values of policies from modelled futures and from roll-outs.
 
-A reward is paid on arrival: the value of an action is ``Q(s, a) = sum_k discount^k E r(S_{k+1})``, and with a draw X of
-the discounted future states of (s, a), the current state excluded, ``Q(s, a) = E r(X) / (1 - discount)``.
+The reward of a state is paid on arrival: the value of an action is ``Q(s, a) = sum_k discount^k E r(S_{k+1})``. With a
+draw X of the discounted future states of (s, a), the current state excluded, ``Q(s, a) = E r(X) / (1 - discount)``.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.shapes import append_dims, check_shape
 
 Futures: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, float | Tensor], Tensor]
@@ -32,8 +33,8 @@ class ValueEstimate:
 
     Attributes:
         value: Value, in units of the return, shape (*batch).
-        standard_error: Standard error over the draws, in the same unit, shape (*batch); NaN for a single draw, which
-            does not tell. Neither the model's own error nor what values have in common by sharing noise is in it.
+        standard_error: Standard error over the draws, in the same unit, shape (*batch); NaN for a single draw. It
+            includes neither the error of the model nor the correlation of values that share their noise.
     """
 
     value: Tensor
@@ -46,8 +47,8 @@ class MonteCarloValue:
 
     Attributes:
         value: Sum, in units of the return, shape (*batch).
-        missing_weight: Sum of the discounts of the steps not seen, shape (*batch): 0 where the roll-out ended. Times
-            the largest magnitude of the reward it bounds what is missing from the value.
+        missing_weight: Sum of the discounts of the steps not observed, shape (*batch): 0 where the roll-out terminated.
+            Times the largest magnitude of the reward it bounds the error of the value.
     """
 
     value: Tensor
@@ -59,8 +60,8 @@ def estimate_value(
 ) -> ValueEstimate:
     """Value of a state and an action from draws of their discounted future states.
 
-    Draws that include the current state follow ``(1 - discount) delta_s + discount m``, where m is the law without it.
-    The reward of the current state is no part of the value, and is taken off:
+    Draws that include the current state follow ``(1 - discount) delta_s + discount m``, where m is the distribution
+    without it. The reward of the current state is no part of the value and is subtracted:
     ``Q = (E r(X) / (1 - discount) - r(s)) / discount``.
 
     Args:
@@ -73,8 +74,8 @@ def estimate_value(
         Estimates, shape (*batch).
 
     Raises:
-        ValueError: If the shapes do not fit, the discount is outside [0, 1), or it is 0 and the draws include the
-            current state, of which they then consist.
+        ValueError: If the shapes do not fit, the discount is outside [0, 1), or it is 0 and all draws are thus the
+            current state.
 
     Reference:
         Farebrother et al., arXiv:2503.09817, equation 2, for draws without the current state.
@@ -83,7 +84,7 @@ def estimate_value(
     if current_state is None:
         return estimate_from_rewards(draws, discount)
     if bool(torch.as_tensor(discount == 0.0).any()):
-        raise ValueError("futures that include the current state have no value at the discount 0; it must be positive")
+        raise UserError("futures that include the current state give no value at discount 0; it must be positive")
     check_shape("current_state", current_state, (*futures.shape[:-2], futures.shape[-1]))
     now = reward_of(reward, current_state)
     total = estimate_from_rewards(draws, discount)
@@ -116,18 +117,18 @@ def estimate_from_rewards(rewards: Tensor, discount: float | Tensor) -> ValueEst
 def monte_carlo_value(rewards: Tensor, ended: Tensor, discount: float, length: Tensor | None = None) -> MonteCarloValue:
     """Discounted sum of the rewards of the states that roll-outs arrive at.
 
-    A terminal state is never left: its reward goes on for ever, and what follows it in the roll-out is not looked at.
-    A roll-out that only stops has the rest of its rewards missing.
+    A terminal state is never left: its reward repeats for ever, and the rest of the roll-out is ignored. A roll-out
+    that is cut off has the rest of its rewards missing.
 
     Args:
         rewards: Rewards of the states at times 1, ..., T, shape (T, *batch), T at least 1.
         ended: Whether a roll-out was in a terminal state at those times, boolean, shape (T, *batch).
         discount: Discount per step, in [0, 1).
-        length: How many of the T steps are known, in 1, ..., T, integer, shape (*batch); what lies beyond is not looked
-            at. None if all are.
+        length: How many of the T steps are observed, in 1, ..., T, integer, shape (*batch); the rest is ignored. None
+            if all are.
 
     Returns:
-        Values and the weight of what is missing, shape (*batch).
+        Values and the weight of the missing steps, shape (*batch).
 
     Raises:
         ValueError: If the shapes differ, there are no steps, ``ended`` is not boolean, or the discount or a length is
@@ -144,24 +145,24 @@ def monte_carlo_value(rewards: Tensor, ended: Tensor, discount: float, length: T
     _check_length(length, rewards)
     ended = ended & (time < length)
     terminal = ended.any(0)
-    last_seen = torch.where(terminal, ended.int().argmax(0), length - 1)
-    seen = torch.where(time <= last_seen, discount ** time.to(rewards.dtype) * rewards, 0.0).sum(0)
-    rest = discount ** (last_seen + 1).to(rewards.dtype) / (1.0 - discount)
-    last_reward = rewards.gather(0, last_seen[None])[0]
-    return MonteCarloValue(seen + torch.where(terminal, rest * last_reward, 0.0), rest.masked_fill(terminal, 0.0))
+    last_observed = torch.where(terminal, ended.int().argmax(0), length - 1)
+    observed = torch.where(time <= last_observed, discount ** time.to(rewards.dtype) * rewards, 0.0).sum(0)
+    rest = discount ** (last_observed + 1).to(rewards.dtype) / (1.0 - discount)
+    last_reward = rewards.gather(0, last_observed[None])[0]
+    return MonteCarloValue(observed + torch.where(terminal, rest * last_reward, 0.0), rest.masked_fill(terminal, 0.0))
 
 
 def draw_futures(
     futures: Futures, noise: Tensor, state: Tensor, action: Tensor, embedding: Tensor, discount: float
 ) -> Tensor:
-    """Futures of a model.
+    """Draws from a model of futures, with their shape checked.
 
     Args:
         futures: The model.
         noise: Noise, shape (*batch, K, D).
         state: States, shape (*batch, S).
         action: Actions, shape (*batch, A).
-        embedding: Members of the family, shape (*batch, Z).
+        embedding: Embeddings of the members, shape (*batch, Z).
         discount: Discount per step, in [0, 1).
 
     Returns:
@@ -176,7 +177,7 @@ def draw_futures(
 
 
 def reward_of(reward: RewardOfState, states: Tensor) -> Tensor:
-    """Rewards of states.
+    """Rewards of states, with their shape checked.
 
     Args:
         reward: The reward.
@@ -200,11 +201,11 @@ def check_discount(discount: float | Tensor) -> None:
         discount: Discount per step, a number or a tensor.
 
     Raises:
-        ValueError: If it does not.
+        UserError: If it does not.
     """
     values = torch.as_tensor(discount, dtype=torch.float64)
     if not bool(((values >= 0.0) & (values < 1.0)).all()):
-        raise ValueError(f"discount must lie in [0, 1), got {discount}")
+        raise UserError(f"discount must lie in [0, 1), got {discount}")
 
 
 def _check_length(length: Tensor, rewards: Tensor) -> None:

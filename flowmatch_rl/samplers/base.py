@@ -1,34 +1,33 @@
-"""What every sampler offers."""
+"""Interface of the samplers."""
 
 import abc
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import check_range
 from flowmatch_rl.paths import Field
 from flowmatch_rl.solvers import line_up_times
 
 Draw: TypeAlias = Callable[[Tensor], Tensor]
-"""Standard normal noise of the shape, type and device of its argument."""
+"""Draws standard normal noise of the shape, type and device of its argument."""
 
 
 @dataclass(frozen=True)
 class Sampler(abc.ABC):
-    """Carries points from the start of a path to its end by what a model predicts along it."""
+    """Moves points from the start of a path to its end, following the prediction of a model."""
+
+    needs_average_velocity: ClassVar[bool]
+    """Whether the sampler needs a model that has learned average velocities."""
 
     @property
     @abc.abstractmethod
     def needs_normal_source(self) -> bool:
         """Whether the sampler uses the score, which follows from the velocity only for a standard normal source."""
-
-    @property
-    @abc.abstractmethod
-    def needs_average_velocity(self) -> bool:
-        """Whether the sampler needs a model that has learned average velocities."""
 
     @abc.abstractmethod
     def sample(
@@ -40,15 +39,15 @@ class Sampler(abc.ABC):
         condition: Tensor | None,
         draw: Draw,
     ) -> Tensor:
-        """Points at the end.
+        """Points at ``t_end``.
 
         Args:
-            field: What the model predicts.
+            field: Prediction of the model.
             x: Points at ``t_start``, shape (*batch, D).
             t_start: First flow time, in [0, 1]; a number, or a tensor whose shape is a prefix of the shape of x.
             t_end: Last flow time, in [0, 1], at least ``t_start``; likewise.
-            condition: Context handed to the model, or None.
-            draw: Source of noise; deterministic samplers never call it.
+            condition: Condition of the model, or None.
+            draw: Draws noise; deterministic samplers never call it.
 
         Returns:
             Points at ``t_end``, shape (*batch, D).
@@ -64,7 +63,7 @@ class Sampler(abc.ABC):
         condition: Tensor | None,
         draw: Draw,
     ) -> tuple[Tensor, Tensor]:
-        """Points on the way, both ends included.
+        """Points from ``t_start`` to ``t_end``, both included.
 
         Args:
             field: As in ``sample``.
@@ -87,26 +86,25 @@ class SteppingSampler(Sampler, abc.ABC):
         num_steps: Number of steps, at least 1.
 
     Raises:
-        ValueError: If ``num_steps`` is below 1.
+        UserError: If ``num_steps`` is below 1.
     """
 
     num_steps: int = 50
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        check_range("[1, inf)", num_steps=self.num_steps)
 
     @abc.abstractmethod
     def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None, draw: Draw) -> Tensor:
         """Points at ``t + dt`` for points at ``t``.
 
         Args:
-            field: What the model predicts.
+            field: Prediction of the model.
             x: Points, shape (*batch, D).
             t: Flow time, its shape a prefix of the batch shape.
             dt: Length of the step, same shape as ``t``.
-            condition: Context handed to the model, or None.
-            draw: Source of noise.
+            condition: Condition of the model, or None.
+            draw: Draws noise.
 
         Returns:
             Points, shape (*batch, D).
@@ -121,9 +119,9 @@ class SteppingSampler(Sampler, abc.ABC):
         condition: Tensor | None,
         draw: Draw,
     ) -> Tensor:
-        """Points at the end, shape of x."""
+        """Points at ``t_end``, shape of x."""
         state = x
-        for _, state in self._walk(field, x, t_start, t_end, condition, draw):  # noqa: B007 (the last is wanted)
+        for _, state in self._walk(field, x, t_start, t_end, condition, draw):  # noqa: B007 (only the last is used)
             continue
         return state
 
@@ -149,8 +147,8 @@ class SteppingSampler(Sampler, abc.ABC):
         condition: Tensor | None,
         draw: Draw,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        ends = line_up_times(x, t_start, t_end)
-        times = [torch.lerp(*ends, k / self.num_steps) for k in range(self.num_steps + 1)]
+        start, end = line_up_times(x, t_start, t_end)
+        times = [torch.lerp(start, end, k / self.num_steps) for k in range(self.num_steps + 1)]
         yield times[0], x
         for t, after in itertools.pairwise(times):
             x = self.step(field, x, t, after - t, condition, draw)

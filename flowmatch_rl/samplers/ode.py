@@ -1,6 +1,7 @@
-"""Sampling by the flow's ordinary differential equation."""
+"""Sampling with the flow's ordinary differential equation."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,16 +21,13 @@ class OdeSampler(Sampler):
         Song et al., arXiv:2011.13456 (probability flow).
     """
 
+    needs_average_velocity: ClassVar[bool] = False
+
     solver: Solver = Euler(num_steps=50)
 
     @property
     def needs_normal_source(self) -> bool:
-        """Any source will do."""
-        return False
-
-    @property
-    def needs_average_velocity(self) -> bool:
-        """The velocity of the moment is enough."""
+        """False."""
         return False
 
     def sample(
@@ -41,7 +39,7 @@ class OdeSampler(Sampler):
         condition: Tensor | None,
         draw: Draw,
     ) -> Tensor:
-        """Points at the end, shape of x."""
+        """Points at ``t_end``, shape of x."""
         return self.solver.integrate(field.velocity, x, t_start, t_end, condition)
 
     def trajectory(
@@ -53,5 +51,5 @@ class OdeSampler(Sampler):
         condition: Tensor | None,
         draw: Draw,
     ) -> tuple[Tensor, Tensor]:
-        """The solver's times and points."""
+        """Times and points of the solver."""
         return self.solver.trajectory(field.velocity, x, t_start, t_end, condition)

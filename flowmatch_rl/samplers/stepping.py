@@ -1,10 +1,12 @@
-"""Samplers with steps of their own: stochastic, DDIM, and by average velocities."""
+"""Samplers with fixed steps: stochastic, DDIM, and by average velocities."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import check_range
 from flowmatch_rl.paths import Field
 from flowmatch_rl.samplers.base import Draw, SteppingSampler
 from flowmatch_rl.shapes import append_dims
@@ -20,32 +22,28 @@ class SdeSampler(SteppingSampler):
 
     Args:
         num_steps: Number of steps, at least 1.
-        noise_scale: Share of the noise, at least 0.
+        noise_scale: Variance of the noise relative to the reverse diffusion, at least 0.
 
     Raises:
-        ValueError: If a number is out of its range.
+        UserError: If a number is out of its range.
 
     Reference:
         Song et al., arXiv:2011.13456.
     """
+
+    needs_average_velocity: ClassVar[bool] = False
 
     num_steps: int = 200
     noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.noise_scale >= 0.0:
-            raise ValueError(f"noise_scale must be at least 0, got {self.noise_scale}")
+        check_range("[0, inf)", noise_scale=self.noise_scale)
 
     @property
     def needs_normal_source(self) -> bool:
-        """It uses the score, if it adds noise."""
+        """Whether it adds noise, for which it uses the score."""
         return self.noise_scale > 0.0
-
-    @property
-    def needs_average_velocity(self) -> bool:
-        """The velocity of the moment is enough."""
-        return False
 
     def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None, draw: Draw) -> Tensor:
         """Points at ``t + dt``."""
@@ -56,7 +54,7 @@ class SdeSampler(SteppingSampler):
             return x + dt * velocity
         score = path.convert(prediction, x, t, field.prediction, "score")
         t = append_dims(t, like=x)
-        # Every rate has the same marginals; at this limit a step takes a quarter of the noise in x away.
+        # Every rate has the same marginals; at this limit a step removes a quarter of the noise in x.
         limit = 0.5 * path.schedule.sigma(t).square() / dt
         variance_rate = torch.minimum(self.noise_scale * path.diffusion(t), limit)
         drift = velocity + 0.5 * variance_rate * score
@@ -65,24 +63,26 @@ class SdeSampler(SteppingSampler):
 
 @dataclass(frozen=True)
 class DdimSampler(SteppingSampler):
-    """Predicts data and noise, and mixes them anew at the next time.
+    """Predicts data and noise, and combines them at the next time.
 
     Exact in one step where the prediction does not depend on the point. With ``eta`` above 0 fresh noise replaces part
-    of the predicted one; 1 gives the ancestral sampler of DDPM.
+    of the predicted noise; 1 gives the ancestral sampler of DDPM.
 
     Args:
         num_steps: Number of steps, at least 1.
-        eta: Share of fresh noise, in [0, 1].
-        data_limit: Predicted data is clipped to [-data_limit, data_limit] per dimension, and the noise is what then
-            fits the point; positive, None for no limit. For data in a box, whose prediction from almost pure noise is
-            the noise's error divided by a small number.
+        eta: Amount of fresh noise, in [0, 1].
+        data_limit: Predicted data is clipped to [-data_limit, data_limit] per dimension, and the noise is recomputed
+            from the point and the clipped data; positive, None for no limit. For data in a box, whose prediction from
+            almost pure noise is the error of the predicted noise divided by a small number.
 
     Raises:
-        ValueError: If a number is out of its range.
+        UserError: If a number is out of its range.
 
     Reference:
         Song et al., arXiv:2010.02502, for any affine path; Ho et al., arXiv:2006.11239, whose code clips the data.
     """
+
+    needs_average_velocity: ClassVar[bool] = False
 
     num_steps: int = 50
     eta: float = 0.0
@@ -90,20 +90,13 @@ class DdimSampler(SteppingSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
-        if self.data_limit is not None and not self.data_limit > 0.0:
-            raise ValueError(f"data_limit must be positive, got {self.data_limit}")
+        check_range("[0, 1]", eta=self.eta)
+        check_range("(0, inf)", data_limit=self.data_limit)
 
     @property
     def needs_normal_source(self) -> bool:
-        """Fresh noise must be of the source's law."""
+        """Whether it adds fresh noise, which must have the distribution of the source."""
         return self.eta > 0.0
-
-    @property
-    def needs_average_velocity(self) -> bool:
-        """The prediction of the moment is enough."""
-        return False
 
     def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None, draw: Draw) -> Tensor:
         """Points at ``t + dt``."""
@@ -126,7 +119,7 @@ class DdimSampler(SteppingSampler):
 
 @dataclass(frozen=True)
 class AverageVelocitySampler(SteppingSampler):
-    """Follows average velocities: each step lands where the flow does, however long it is.
+    """Follows average velocities: a step of any length is exact for an exact model.
 
     Args:
         num_steps: Number of steps, at least 1; as many network evaluations.
@@ -135,17 +128,14 @@ class AverageVelocitySampler(SteppingSampler):
         Geng et al., arXiv:2505.13447.
     """
 
+    needs_average_velocity: ClassVar[bool] = True
+
     num_steps: int = 1
 
     @property
     def needs_normal_source(self) -> bool:
-        """Any source will do."""
+        """False."""
         return False
-
-    @property
-    def needs_average_velocity(self) -> bool:
-        """It does."""
-        return True
 
     def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None, draw: Draw) -> Tensor:
         """Points at ``t + dt``."""

@@ -1,12 +1,13 @@
-"""Solvers that choose their steps, for evaluation."""
+"""Solvers with adaptive steps, for evaluation."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from flowmatch_rl.checks import check_range
 from flowmatch_rl.shapes import append_dims
 from flowmatch_rl.solvers.base import Solver, line_up_times
 from flowmatch_rl.types import Velocity
@@ -14,18 +15,18 @@ from flowmatch_rl.types import Velocity
 
 @dataclass(frozen=True)
 class AdaptiveSolver(Solver):
-    """A Runge-Kutta pair of torchdiffeq with error control.
+    """An adaptive Runge-Kutta method of torchdiffeq.
 
-    The steps are those the hardest sample of a batch needs, so that a result depends a little on its batch.
+    The hardest sample of a batch determines the steps, so that a result depends slightly on its batch.
 
     Args:
-        method: Pair of methods, by torchdiffeq's name: ``dopri5`` is of order 5, ``dopri8`` of order 8, ``bosh3`` of 3.
+        method: Method, by torchdiffeq's name: ``dopri5`` is of order 5, ``dopri8`` of order 8, ``bosh3`` of 3.
         rtol: Relative tolerance, positive.
         atol: Absolute tolerance, in units of the sample, positive.
-        num_points: Points that ``trajectory`` returns, at least 2; they don't change the steps.
+        num_points: Number of points that ``trajectory`` returns, at least 2; it does not change the steps.
 
     Raises:
-        ValueError: If a tolerance is not positive or ``num_points`` is below 2.
+        UserError: If a tolerance is not positive or ``num_points`` is below 2.
     """
 
     method: Literal["dopri5", "dopri8", "bosh3"] = "dopri5"
@@ -34,10 +35,8 @@ class AdaptiveSolver(Solver):
     num_points: int = 21
 
     def __post_init__(self) -> None:
-        if not (self.rtol > 0.0 and self.atol > 0.0):
-            raise ValueError(f"rtol and atol must be positive, got rtol={self.rtol}, atol={self.atol}")
-        if self.num_points < 2:
-            raise ValueError(f"num_points must be at least 2, got {self.num_points}")
+        check_range("(0, inf)", rtol=self.rtol, atol=self.atol)
+        check_range("[2, inf)", num_points=self.num_points)
 
     def integrate(
         self,
@@ -74,15 +73,14 @@ class AdaptiveSolver(Solver):
         span = end - start
         step = append_dims(span, like=x)
 
-        # torchdiffeq knows one time for all: each sample's own interval is mapped to [0, 1].
-        def rescaled(share: Tensor, state: Tensor) -> Tensor:
-            # The guess of a first step looks ahead, perhaps beyond the end, where a path need not be defined.
-            return step * velocity(state, start + share.clamp_max(1.0) * span, condition)
+        # torchdiffeq has one time for the whole batch: each sample's own interval is mapped to [0, 1].
+        def rescaled(fraction: Tensor, state: Tensor) -> Tensor:
+            # The guess of a first step may look beyond the end, where a path need not be defined.
+            return step * velocity(state, start + fraction.clamp_max(1.0) * span, condition)
 
-        shares = torch.linspace(0.0, 1.0, num_points, dtype=x.dtype, device=x.device)
-        # By itself torchdiffeq steps past the end and interpolates.
-        options = {"step_t": shares[-1:]}
-        states = odeint(rescaled, x, shares, rtol=self.rtol, atol=self.atol, method=self.method, options=options)
-        assert isinstance(states, Tensor)
-        times = start + shares.reshape(-1, *[1] * start.dim()) * span
-        return times, states
+        fractions = torch.linspace(0.0, 1.0, num_points, dtype=x.dtype, device=x.device)
+        # By default torchdiffeq steps past the end and interpolates.
+        options = {"step_t": fractions[-1:]}
+        states = odeint(rescaled, x, fractions, rtol=self.rtol, atol=self.atol, method=self.method, options=options)
+        times = start + fractions.reshape(-1, *[1] * start.dim()) * span
+        return times, cast(Tensor, states)

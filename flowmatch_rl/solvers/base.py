@@ -1,4 +1,4 @@
-"""What every solver of the flow's ordinary differential equation offers."""
+"""Interface of the solvers of the flow's ordinary differential equation."""
 
 import abc
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from flowmatch_rl.types import Velocity
 
 @dataclass(frozen=True)
 class Solver(abc.ABC):
-    """Integrates ``dx/dt = velocity(x, t, condition)``; each sample may have a start and an end time of its own."""
+    """Integrates ``dx/dt = velocity(x, t, condition)``; each sample may have its own start and end time."""
 
     @abc.abstractmethod
     def integrate(
@@ -33,7 +33,7 @@ class Solver(abc.ABC):
             x: State at ``t_start``, shape (*batch, *event).
             t_start: Flow time in [0, 1]; a number, or a tensor whose shape is a prefix of the shape of x.
             t_end: Flow time in [0, 1]; likewise. Smaller than ``t_start`` to integrate backwards.
-            condition: Context handed to the field, or None.
+            condition: Condition of the field, or None.
 
         Returns:
             State at ``t_end``, shape (*batch, *event).
@@ -61,8 +61,8 @@ class Solver(abc.ABC):
             condition: As in ``integrate``.
 
         Returns:
-            Flow times, shape (P, *time), and states, shape (P, *batch, *event); P is the number of steps plus one, or
-            as the solver says.
+            Flow times, shape (P, *time), and states, shape (P, *batch, *event); P is the number of steps plus one
+            unless the solver defines it otherwise.
 
         Raises:
             ValueError: If the shape of a time is not a prefix of the shape of x.

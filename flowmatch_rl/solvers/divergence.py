@@ -1,4 +1,4 @@
-"""The divergence of a velocity field: exact, or estimated by random probes."""
+"""Divergence of a velocity field: exact, or estimated with random probes."""
 
 import abc
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import check_range
 from flowmatch_rl.types import Velocity
 
 
@@ -29,8 +30,8 @@ class Divergence(abc.ABC):
             velocity: Field, called as ``velocity(x, t, condition)``; samples must not influence each other.
             x: Points, shape (*batch, D).
             t: Flow time in [0, 1], its shape a prefix of the batch shape.
-            condition: Context handed to the field, or None.
-            noise: Standard normal, shape (needed_probes, *batch, D); None where there are no probes.
+            condition: Condition of the field, or None.
+            noise: Standard normal, shape (needed_probes, *batch, D); None without probes.
 
         Returns:
             Velocity, shape (*batch, D), and divergence, shape (*batch).
@@ -42,14 +43,14 @@ class Divergence(abc.ABC):
 
 @dataclass(frozen=True)
 class ExactDivergence(Divergence):
-    """The trace by one forward-mode derivative per dimension, all in one pass.
+    """The exact trace, by one forward-mode derivative per dimension, all in one pass.
 
     Costs 1 + D evaluations of the field.
     """
 
     @property
     def needed_probes(self) -> int:
-        """None are needed."""
+        """0."""
         return 0
 
     def evaluate(
@@ -70,11 +71,11 @@ class HutchinsonDivergence(Divergence):
     unbiased. Rademacher probes have the smaller variance, and none in one dimension.
 
     Args:
-        kind: Law of the probes' entries.
+        kind: Distribution of the probes' entries.
         num_probes: Probes K per sample, at least 1.
 
     Raises:
-        ValueError: If ``num_probes`` is below 1.
+        UserError: If ``num_probes`` is below 1.
 
     Reference:
         Grathwohl et al., arXiv:1810.01367.
@@ -84,21 +85,20 @@ class HutchinsonDivergence(Divergence):
     num_probes: int = 1
 
     def __post_init__(self) -> None:
-        if self.num_probes < 1:
-            raise ValueError(f"num_probes must be at least 1, got {self.num_probes}")
+        check_range("[1, inf)", num_probes=self.num_probes)
 
     @property
     def needed_probes(self) -> int:
-        """The number of probes."""
+        """``num_probes``."""
         return self.num_probes
 
     def evaluate(
         self, velocity: Velocity, x: Tensor, t: Tensor, condition: Tensor | None, noise: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Velocity (*batch, D) and an estimate of its divergence (*batch)."""
-        wanted = (self.num_probes, *x.shape)
-        if noise is None or noise.shape != wanted:
-            raise ValueError(f"expected noise of shape {wanted}, got {None if noise is None else tuple(noise.shape)}")
+        expected = (self.num_probes, *x.shape)
+        if noise is None or noise.shape != expected:
+            raise ValueError(f"expected noise of shape {expected}, got {None if noise is None else tuple(noise.shape)}")
         probes = torch.where(noise < 0.0, -1.0, 1.0).to(x) if self.kind == "rademacher" else noise
         value, images = _derivatives(velocity, x, t, condition, probes)
         return value, (probes * images).sum(-1).mean(0)
@@ -108,7 +108,7 @@ def _derivatives(
     velocity: Velocity, x: Tensor, t: Tensor, condition: Tensor | None, directions: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Velocity (*batch, D) and its derivatives along K directions, both directions and derivatives (K, *batch, D)."""
-    x = x.contiguous()  # an expanded one has no room for the derivative
+    x = x.contiguous()  # an expanded tensor has no memory for the derivative
 
     def field(point: Tensor) -> Tensor:
         return velocity(point, t, condition)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import check_range
 from flowmatch_rl.shapes import append_dims
 from flowmatch_rl.solvers.base import Solver, line_up_times
 from flowmatch_rl.types import Velocity
@@ -14,20 +15,19 @@ from flowmatch_rl.types import Velocity
 
 @dataclass(frozen=True)
 class FixedStepSolver(Solver, abc.ABC):
-    """A solver with equal steps; where samples have times of their own, step sizes differ between samples.
+    """A solver with equal steps; where samples have their own times, step sizes differ between samples.
 
     Args:
         num_steps: Number of steps, at least 1.
 
     Raises:
-        ValueError: If ``num_steps`` is below 1.
+        UserError: If ``num_steps`` is below 1.
     """
 
     num_steps: int = 10
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        check_range("[1, inf)", num_steps=self.num_steps)
 
     @abc.abstractmethod
     def step(self, velocity: Velocity, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None) -> Tensor:
@@ -38,7 +38,7 @@ class FixedStepSolver(Solver, abc.ABC):
             x: State at ``t``, shape (*batch, *event).
             t: Flow time, its shape a prefix of the shape of x.
             dt: Step size, same shape as ``t``; negative to go back.
-            condition: Context handed to the field, or None.
+            condition: Condition of the field, or None.
 
         Returns:
             State at ``t + dt``, shape (*batch, *event).
@@ -54,7 +54,7 @@ class FixedStepSolver(Solver, abc.ABC):
     ) -> Tensor:
         """State at ``t_end`` of the solution that passes through ``x`` at ``t_start``, shape of x."""
         state = x
-        for _, state in self._walk(velocity, x, t_start, t_end, condition):  # noqa: B007 (the last state is wanted)
+        for _, state in self._walk(velocity, x, t_start, t_end, condition):  # noqa: B007 (only the last state is used)
             continue
         return state
 

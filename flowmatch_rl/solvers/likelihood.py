@@ -21,9 +21,9 @@ def log_likelihood(
     condition: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-density at x_1 of the law that the flow carries its source to.
+    """Log-density of the flow at x_1.
 
-    The flow is followed back to the source, and the divergence integrated on the way:
+    The flow is followed back to the source, and the divergence is integrated along the way:
     ``log p(x_1) = log p_source(x_0) - int div velocity dt``.
 
     Args:
@@ -34,9 +34,9 @@ def log_likelihood(
         divergence: How the divergence is computed.
         t_start: Flow time of the source, in [0, 1].
         t_end: Flow time of the points, in [0, 1].
-        condition: Context handed to the field, or None.
+        condition: Condition of the field, or None.
         noise: Standard normal noise of the probes, held fixed along the way, shape (needed_probes, *batch, D); None
-            where the divergence has no probes.
+            if the divergence has no probes.
 
     Returns:
         Log-density in nats, shape (*batch), and the points x_0 at ``t_start``, shape (*batch, D).

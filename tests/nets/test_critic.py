@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.nets import CategoricalHead, CriticArchitecture, CriticEnsemble, QuantileHead, ScalarHead, ValueHead
 from tests.families import VALUE_HEADS
 
@@ -259,5 +260,5 @@ def test_particles_of_other_batches_are_refused(observation) -> None:
 
 @pytest.mark.parametrize("name", ["num_members", "hidden_dim", "num_layers"])
 def test_architecture_below_one_raises(name) -> None:
-    with pytest.raises(ValueError, match=f"{name}=0"):
+    with pytest.raises(UserError, match=f"{name} must be at least 1, got 0"):
         CriticArchitecture(**{name: 0})

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.paths import (
     CosineSchedule,
     LinearSchedule,
@@ -106,11 +107,11 @@ def test_little_noise_near_the_data_is_not_lost_to_rounding() -> None:
         (lambda: LinearSchedule(-0.25), "-0.25"),
         (lambda: LinearSchedule(1.0), "1.0"),
         (lambda: LinearSchedule(math.nan), "nan"),
-        (lambda: VariancePreservingSchedule(beta_min=0.0), "beta_min=0.0"),
-        (lambda: VariancePreservingSchedule(beta_min=-1.5), "beta_min=-1.5"),
-        (lambda: VariancePreservingSchedule(beta_min=3.0, beta_max=2.5), "beta_max=2.5"),
+        (lambda: VariancePreservingSchedule(beta_min=0.0), "beta_min must be positive, got 0.0"),
+        (lambda: VariancePreservingSchedule(beta_min=-1.5), "beta_min must be positive, got -1.5"),
+        (lambda: VariancePreservingSchedule(beta_min=3.0, beta_max=2.5), "beta_max must be at least 3, got 2.5"),
     ],
 )
 def test_a_bad_constructor_argument_is_named(build: object, value: str) -> None:
-    with pytest.raises(ValueError, match=value):
+    with pytest.raises(UserError, match=value):
         build()

@@ -6,6 +6,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.paths import (
     CosineMapTime,
     CosineSchedule,
@@ -185,14 +186,14 @@ def test_stratified_noise_never_rounds_up_to_one(size: int, dtype: torch.dtype) 
 @pytest.mark.parametrize(
     ("build", "value"),
     [
-        (lambda: KumaraswamyTime(a=0.0), "a=0.0"),
-        (lambda: KumaraswamyTime(b=-1.5), "b=-1.5"),
-        (lambda: KumaraswamyTime(b=math.nan), "b=nan"),
+        (lambda: KumaraswamyTime(a=0.0), "a must be positive, got 0.0"),
+        (lambda: KumaraswamyTime(b=-1.5), "b must be positive, got -1.5"),
+        (lambda: KumaraswamyTime(b=math.nan), "b must be positive, got nan"),
         (lambda: UShapedTime(0.0), "0.0"),
         (lambda: UShapedTime(-2.0), "-2.0"),
         (lambda: UShapedTime(math.nan), "nan"),
     ],
 )
 def test_a_shape_that_is_not_positive_is_named(build: object, value: str) -> None:
-    with pytest.raises(ValueError, match=value):
+    with pytest.raises(UserError, match=value):
         build()

@@ -268,9 +268,9 @@ def test_discounts_that_make_no_chain_are_refused(betas: tuple[float, ...], mess
 def test_probabilities_that_make_no_chain_are_refused() -> None:
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got \(1.5, 0.0\)"):
         switching_discounts(DISCOUNT, (1.5, 0.0))
-    with pytest.raises(ValueError, match="its probability must be 0, got"):
+    with pytest.raises(ValueError, match="the last of switch_probabilities must be 0, got"):
         switching_discounts(DISCOUNT, (0.5, 0.5))
-    with pytest.raises(ValueError, match="its probability must be 0, got"):
+    with pytest.raises(ValueError, match="the last of switch_probabilities must be 0, got"):
         switching_discounts(DISCOUNT, ())
     with pytest.raises(ValueError, match=r"discount must lie in \[0, 1\), got 1.0"):
         switching_discounts(1.0, (0.0,))

@@ -48,7 +48,7 @@ def test_the_standard_error_with_the_current_state_is_that_of_the_value_it_belon
 
 
 def test_futures_that_are_the_current_state_have_no_value() -> None:
-    with pytest.raises(ValueError, match="no value at the discount 0"):
+    with pytest.raises(ValueError, match="no value at discount 0"):
         estimate_value(torch.zeros(2, 4, 3), lambda x: x[..., 0], 0.0, torch.zeros(2, 3))
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.paths import AffinePath, Schedule
 from flowmatch_rl.shapes import append_dims
 from flowmatch_rl.solvers import AdaptiveSolver
@@ -159,12 +160,12 @@ def test_times_that_are_no_prefix_are_refused(bad: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("build", "value"),
     [
-        (lambda: AdaptiveSolver(rtol=0.0), "rtol=0.0"),
-        (lambda: AdaptiveSolver(atol=-1.0), "atol=-1.0"),
-        (lambda: AdaptiveSolver(rtol=math.nan), "rtol=nan"),
-        (lambda: AdaptiveSolver(num_points=1), "1"),
+        (lambda: AdaptiveSolver(rtol=0.0), "rtol must be positive, got 0.0"),
+        (lambda: AdaptiveSolver(atol=-1.0), "atol must be positive, got -1.0"),
+        (lambda: AdaptiveSolver(rtol=math.nan), "rtol must be positive, got nan"),
+        (lambda: AdaptiveSolver(num_points=1), "num_points must be at least 2, got 1"),
     ],
 )
 def test_a_bad_constructor_argument_is_named(build: object, value: str) -> None:
-    with pytest.raises(ValueError, match=value):
+    with pytest.raises(UserError, match=value):
         build()
