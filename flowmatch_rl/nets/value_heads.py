@@ -68,24 +68,24 @@ class ValueHead(abc.ABC):
 
     @abc.abstractmethod
     def law(self, outputs: Tensor) -> Tensor:
-        """Description of the law of the return, whose values are linear in it.
+        """Representation of the distribution of the return, in which values are linear.
 
         Args:
             outputs: Outputs of critics, shape (*batch, O).
 
         Returns:
-            The law, shape (*batch, O); ``loss`` says what it holds.
+            The distribution, shape (*batch, O): probabilities or quantiles, or the value itself.
         """
 
     @abc.abstractmethod
     def loss(self, outputs: Tensor, next_law: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """Distance of the members of an ensemble from the law of ``shift + scale Z``.
+        """Distance of the members of an ensemble from the distribution of ``shift + scale Z``.
 
         Args:
             outputs: Outputs of the members, shape (M, B, O).
-            next_law: Law of Z, detached, shape (B, O), as ``law`` describes it.
+            next_law: Distribution of Z, detached, shape (B, O), as ``law`` returns it.
             shift: Units of the return, shape (B,).
-            scale: At least 0, shape (B,). Where it is 0 the target is ``shift``, whatever the law.
+            scale: At least 0, shape (B,). Where it is 0 the target is ``shift`` for any distribution.
 
         Returns:
             Loss per sample, mean over the members, shape (B,).
@@ -250,5 +250,5 @@ class QuantileHead(ValueHead):
 
 
 def _where_it_counts(law: Tensor, scale: Tensor) -> Tensor:
-    """The law, and any law where the scale is 0: zero times a number that is not finite is no number."""
+    """The distribution, replaced by a finite one where the scale is 0: zero times infinity is not a number."""
     return law.masked_fill((scale == 0.0)[:, None], 1.0 / law.shape[-1])
