@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.couplings import Coupling, ExactCoupling, IndependentCoupling, SinkhornCoupling
+from tests.combinations import each_value
 from tests.families import COUPLINGS
 from tests.oracles import normal, rmse, uniform
 
@@ -35,6 +36,7 @@ def is_permutation(index: Tensor) -> bool:
     return torch.equal(index.sort().values, torch.arange(len(index)))
 
 
+@each_value
 @pytest.mark.parametrize("coupling", COUPLINGS, ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("batch", [1, 2, 3, 17])
@@ -61,6 +63,7 @@ def test_the_independent_coupling_leaves_everything_in_place() -> None:
     assert IndependentCoupling().pair(x_0, x_1, uniform(7, seed=1)).tolist() == list(range(7))
 
 
+@each_value
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("dims", [1, 2, 5])
 def test_the_exact_coupling_is_the_best_of_all_permutations(seed: int, dims: int) -> None:
@@ -103,6 +106,7 @@ def test_the_order_of_the_noise_does_not_matter() -> None:
     torch.testing.assert_close(plan(x_0[order], x_1), plan(x_0, x_1)[:, order], rtol=1e-6, atol=1e-12)
 
 
+@each_value
 @pytest.mark.parametrize("coupling", TRANSPORT, ids=repr)
 @pytest.mark.parametrize("change", [lambda x: x + 3e4, lambda x: 1e-3 * x, lambda x: 1e4 * x])
 def test_neither_units_nor_a_far_origin_change_the_pairing(coupling: Coupling, change) -> None:
@@ -172,6 +176,7 @@ def test_a_draw_is_the_inverse_of_the_distribution_function() -> None:
         assert torch.equal(coupling.pair(x_0, x_1, middle), torch.full((5,), k))
 
 
+@each_value
 @pytest.mark.parametrize("weight", [math.inf, 1e6], ids=str)
 @pytest.mark.parametrize("regularisation", [None, 0.01, 0.1])
 def test_noise_stays_within_its_class_when_conditions_weigh_much(weight: float, regularisation: float | None) -> None:
@@ -263,6 +268,7 @@ def test_values_that_are_not_finite_are_refused(coupling: Coupling, bad: float) 
             coupling.pair(x_0, x_1, u, condition)
 
 
+@each_value
 @pytest.mark.parametrize("coupling", COUPLINGS, ids=repr)
 @pytest.mark.parametrize(
     ("x_0", "x_1", "u", "condition", "named"),

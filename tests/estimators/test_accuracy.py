@@ -18,6 +18,7 @@ from flowmatch_rl.estimators import (
     RegressControlVariate,
 )
 from flowmatch_rl.paths import AffinePath
+from tests.combinations import each_value
 from tests.oracles import (
     EVEN,
     F64,
@@ -73,6 +74,7 @@ def oracle(mixture: GaussianMixture, t: float, proposal: Proposal) -> RecordingC
     return RecordingControlVariate(eta.repeat_interleave(REPEATS, 0))
 
 
+@each_value
 @pytest.mark.parametrize("t", TIMES)
 @pytest.mark.parametrize("mixture", [EVEN, ONE_D], ids=["even", "uneven"])
 @on_both_proposals
@@ -83,6 +85,7 @@ def test_the_oracle_coefficient_is_as_accurate_as_the_better_expectation(
     assert error_with(mixture, t, proposal, oracle(mixture, t, proposal)) ** 2 <= 1.05 * best**2
 
 
+@each_value
 @pytest.mark.parametrize("t", [0.7, 0.9, 0.98])
 @on_both_mixtures
 @on_both_proposals
@@ -99,6 +102,7 @@ def test_the_regression_loses_to_no_control_variate_where_few_samples_count() ->
     assert error(TWO_D, 0.3, LikelihoodProposal(), RegressControlVariate()) > 1.2 * without
 
 
+@each_value
 @pytest.mark.parametrize("t", TIMES)
 @on_both_mixtures
 @on_both_proposals
@@ -109,6 +113,7 @@ def test_the_fisher_rule_is_never_much_worse_than_no_control_variate(
     assert error(mixture, t, proposal, FisherControlVariate()) <= 1.1 * without
 
 
+@each_value
 @pytest.mark.parametrize("t", TIMES)
 @on_both_mixtures
 @on_both_proposals

@@ -31,6 +31,7 @@ from flowmatch_rl.paths import (
     VariancePreservingSchedule,
 )
 from flowmatch_rl.types import Prediction
+from tests.combinations import each_pair, each_value
 from tests.families import SCHEDULES, WIDE_PROPOSALS
 from tests.oracles import F64, NORMAL, TWO_D, RecordingControlVariate, at, normal
 
@@ -54,6 +55,7 @@ def coefficients(schedule: Schedule) -> tuple[Tensor, Tensor]:
     return schedule.alpha(T)[:, None, None], schedule.sigma(T)[:, None, None]
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("temperature", [0.2, 2.0])
 def test_coefficient_zero_is_the_noise_expectation_of_maxentdp(schedule: Schedule, temperature: float) -> None:
@@ -68,6 +70,7 @@ def test_coefficient_zero_is_the_noise_expectation_of_maxentdp(schedule: Schedul
     torch.testing.assert_close(found.x_0, target, rtol=1e-12, atol=1e-12)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("squash", [NoSquash(), TanhSquash(), ClipSquash()], ids=repr)
 def test_coefficient_one_is_the_gradient_of_the_smoothed_log_density_of_idem(
@@ -177,6 +180,7 @@ def test_the_likelihood_with_the_regression_is_the_estimator_of_the_paper() -> N
     torch.testing.assert_close(found.eta * ((1.0 - T) / T)[:, None] ** 2, c, rtol=1e-9, atol=1e-9)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 def test_a_fixed_coefficient_mixes_the_two_expectations_linearly(proposal: Proposal, schedule: Schedule) -> None:
@@ -190,6 +194,7 @@ def test_a_fixed_coefficient_mixes_the_two_expectations_linearly(proposal: Propo
         torch.testing.assert_close(getattr(mixed, name), target, rtol=1e-12, atol=1e-10)
 
 
+@each_pair
 @pytest.mark.parametrize("prediction", ["velocity", "noise", "data"])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)

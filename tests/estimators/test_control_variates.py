@@ -17,6 +17,7 @@ from flowmatch_rl.estimators import (
     RegressControlVariate,
 )
 from flowmatch_rl.paths import AffinePath, Schedule
+from tests.combinations import each_value
 from tests.families import CONTROL_VARIATES, SCHEDULES, WIDE_PROPOSALS
 from tests.oracles import (
     F64,
@@ -43,6 +44,7 @@ def samples(batch: int, count: int, dims: int) -> tuple[Tensor, Tensor, Tensor, 
     return weights, x_0, 0.5 * x_0 + normal(batch, count, dims, seed=3), 0.5 + normal(batch, 1, seed=4).abs(), times
 
 
+@each_value
 @pytest.mark.parametrize("size", [1, 3, 5])
 @pytest.mark.parametrize("rule", CONTROL_VARIATES, ids=repr)
 def test_a_rule_gives_one_coefficient_per_state_and_dimension(rule: ControlVariate, size: int) -> None:
@@ -118,6 +120,7 @@ def test_the_fisher_rule_is_the_inverse_of_the_mean_square_within_its_bounds() -
     assert (FisherControlVariate().coefficient(weights, x_0, 0.0 * r, rho, t) <= 2.0).all()
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 def test_the_covariance_of_the_posterior_makes_every_sample_of_a_normal_exact(
@@ -146,6 +149,7 @@ def test_the_covariance_of_the_posterior_makes_every_sample_of_a_normal_exact(
     assert (corrected - exact).abs().amax() < 1e-10
 
 
+@each_value
 @pytest.mark.parametrize("h", [0.5, 3.0])
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 @pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
@@ -162,6 +166,7 @@ def test_the_best_fixed_coefficient_of_an_isotropic_normal_is_exact_with_three_s
     assert (found.x_0 - (x_t - t * exact) / (1.0 - t)).abs().amax() < 1e-10
 
 
+@each_value
 @pytest.mark.parametrize("h", [0.8, 3.0])
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 def test_the_fisher_rule_finds_the_best_coefficient_of_a_normal(proposal: Proposal, h: float) -> None:

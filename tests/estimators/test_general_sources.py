@@ -21,6 +21,7 @@ from flowmatch_rl.estimators import (
 )
 from flowmatch_rl.paths import AffinePath, GaussianSource, MixtureSource, Schedule, Source, UniformSource
 from flowmatch_rl.types import LogDensityAndScore
+from tests.combinations import each_pair, each_value
 from tests.families import CONTROL_VARIATES, PROPOSALS, SCHEDULES, WIDE_PROPOSALS
 from tests.oracles import F64, NORMAL, ONE_D, RecordingControlVariate, at, gaussian_density, normal, quadrature_nodes
 
@@ -82,6 +83,7 @@ def exact(means: list[float], scale: float, alpha: Tensor, sigma: Tensor) -> tup
     )
 
 
+@each_pair
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 @on_all_gaussians
@@ -100,6 +102,7 @@ def test_the_mean_weight_is_the_density_of_the_point(
     torch.testing.assert_close(found, exact(means, scale, alpha, sigma)[0], rtol=0.0, atol=1e-10)
 
 
+@each_pair
 @pytest.mark.parametrize("schedule", SCHEDULES[::2], ids=repr)
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 @pytest.mark.parametrize("rule", [NoControlVariate(), GradientControlVariate(), FisherControlVariate()], ids=repr)
@@ -116,6 +119,7 @@ def test_every_coefficient_gives_the_analytic_mean(
     torch.testing.assert_close(found.x_1, x_1, rtol=1e-9, atol=1e-9)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 @on_all_gaussians
@@ -132,6 +136,7 @@ def test_the_posterior_score_has_mean_zero_and_unit_covariance_with_its_end_poin
     torch.testing.assert_close(covariance, torch.ones_like(covariance), rtol=0.0, atol=1e-10)
 
 
+@each_value
 @pytest.mark.parametrize("scale", [0.5, 2.0])
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 def test_the_best_fixed_coefficient_is_exact_with_three_samples_for_any_scale_of_the_noise(
@@ -178,6 +183,7 @@ def gauss_legendre(count: int) -> tuple[list[float], list[float]]:
     return nodes.tolist(), (2.0 * vectors[0].square()).tolist()
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("limit", [0.6, 1.5])
 def test_the_truncated_proposal_gives_the_mean_of_the_density_cut_to_the_box(limit: float, schedule: Schedule) -> None:

@@ -5,6 +5,7 @@ from torch import Tensor
 from flowmatch_rl.estimators import ControlVariate, PosteriorMean, PosteriorMeanEstimator, Proposal, boltzmann_density
 from flowmatch_rl.objectives import reverse_flow_target
 from flowmatch_rl.paths import AffinePath, Schedule, Squash, TanhSquash
+from tests.combinations import each_pair, each_value
 from tests.families import CONTROL_VARIATES, SCHEDULES, SQUASHES, WIDE_PROPOSALS
 from tests.oracles import F64, NORMAL, at, normal
 
@@ -12,9 +13,8 @@ PATH = AffinePath()
 B, K, D = 4, 9, 3
 T = torch.tensor([0.1, 0.4, 0.6, 0.95], dtype=F64)
 
-every_rule_and_proposal = pytest.mark.parametrize(
-    ("rule", "proposal"), [(rule, proposal) for rule in CONTROL_VARIATES for proposal in WIDE_PROPOSALS], ids=repr
-)
+every_rule = pytest.mark.parametrize("rule", CONTROL_VARIATES, ids=repr)
+every_proposal = pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 
 
 def q_and_gradient(action: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +43,9 @@ def assert_equal_estimates(one: PosteriorMean, other: PosteriorMean) -> None:
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-8, atol=1e-8)
 
 
-@every_rule_and_proposal
+@each_value
+@every_rule
+@every_proposal
 def test_a_constant_added_to_the_value_changes_nothing(rule: ControlVariate, proposal: Proposal) -> None:
     x_t, z = normal(B, D, seed=1), normal(B, K, D, seed=2)
     plain = estimate(rule, proposal, q_and_gradient, 0.3, x_t, T, z)
@@ -51,7 +53,9 @@ def test_a_constant_added_to_the_value_changes_nothing(rule: ControlVariate, pro
         assert_equal_estimates(estimate(rule, proposal, scaled(1.0, shift), 0.3, x_t, T, z), plain)
 
 
-@every_rule_and_proposal
+@each_value
+@every_rule
+@every_proposal
 def test_value_and_temperature_scaled_together_change_nothing(rule: ControlVariate, proposal: Proposal) -> None:
     x_t, z = normal(B, D, seed=1), normal(B, K, D, seed=2)
     plain = estimate(rule, proposal, q_and_gradient, 0.3, x_t, T, z)
@@ -61,7 +65,9 @@ def test_value_and_temperature_scaled_together_change_nothing(rule: ControlVaria
     assert (other.effective_sample_size - plain.effective_sample_size).abs().amax() > 1e-3
 
 
-@every_rule_and_proposal
+@each_value
+@every_rule
+@every_proposal
 def test_the_order_of_the_samples_does_not_matter(rule: ControlVariate, proposal: Proposal) -> None:
     x_t, z = normal(B, D, seed=1), normal(B, K, D, seed=2)
     order = torch.tensor([3, 1, 0, 2, 7, 8, 4, 6, 5])
@@ -69,7 +75,9 @@ def test_the_order_of_the_samples_does_not_matter(rule: ControlVariate, proposal
     assert_equal_estimates(estimate(rule, proposal, q_and_gradient, 0.3, x_t, T, z[:, order]), one)
 
 
-@every_rule_and_proposal
+@each_value
+@every_rule
+@every_proposal
 def test_states_permuted_give_the_estimates_permuted(rule: ControlVariate, proposal: Proposal) -> None:
     x_t, z, order = normal(B, D, seed=1), normal(B, K, D, seed=2), torch.tensor([2, 0, 3, 1])
     one = estimate(rule, proposal, q_and_gradient, 0.3, x_t, T, z)
@@ -78,7 +86,9 @@ def test_states_permuted_give_the_estimates_permuted(rule: ControlVariate, propo
     assert_equal_estimates(other, expected)
 
 
-@every_rule_and_proposal
+@each_value
+@every_rule
+@every_proposal
 def test_dimensions_permuted_give_the_estimates_permuted(rule: ControlVariate, proposal: Proposal) -> None:
     x_t, z, order = normal(B, D, seed=1), normal(B, K, D, seed=2), torch.tensor([2, 0, 1])
     one = estimate(rule, proposal, q_and_gradient, 0.3, x_t, T, z)
@@ -94,7 +104,9 @@ def test_dimensions_permuted_give_the_estimates_permuted(rule: ControlVariate, p
     assert_equal_estimates(other, expected)
 
 
-@every_rule_and_proposal
+@each_value
+@every_rule
+@every_proposal
 @pytest.mark.parametrize("size", [1, 3])
 def test_each_state_is_estimated_by_itself_when_all_sizes_are_equal(
     rule: ControlVariate, proposal: Proposal, size: int
@@ -108,10 +120,12 @@ def test_each_state_is_estimated_by_itself_when_all_sizes_are_equal(
         assert_equal_estimates(alone, expected)
 
 
+@each_pair
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("squash", SQUASHES, ids=repr)
-@every_rule_and_proposal
+@every_rule
+@every_proposal
 def test_steep_values_far_points_and_the_ends_of_time_give_no_nan(
     rule: ControlVariate, proposal: Proposal, squash: Squash, schedule: Schedule, dtype: torch.dtype
 ) -> None:
@@ -133,7 +147,9 @@ def test_steep_values_far_points_and_the_ends_of_time_give_no_nan(
     assert (found.effective_sample_size > 1.0 - 1e-5).all()
 
 
-@every_rule_and_proposal
+@each_value
+@every_rule
+@every_proposal
 def test_single_precision_agrees_with_double(rule: ControlVariate, proposal: Proposal) -> None:
     x_t, z = normal(B, D, seed=1), normal(B, K, D, seed=2)
     double = estimate(rule, proposal, q_and_gradient, 0.3, x_t, T, z)

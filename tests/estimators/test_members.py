@@ -9,6 +9,7 @@ from torch import Tensor
 from flowmatch_rl.estimators import EndPointEstimator, PathPoints, PointScoreEstimator, ReweightedEndPoints
 from flowmatch_rl.paths import AffinePath, GaussianSource, LinearSchedule, MixtureSource, Schedule, UniformSource
 from flowmatch_rl.types import LogDensityAndScore
+from tests.combinations import each_value
 from tests.families import ESTIMATORS, SCHEDULES
 from tests.oracles import F64, NORMAL, TWO_D, at, gaussian_density, normal
 
@@ -22,6 +23,7 @@ def path_points(path: AffinePath, batch: int = B, dtype: torch.dtype = F64) -> P
     return PathPoints.between(path, x_0, x_1, T[:batch].to(dtype))
 
 
+@each_value
 @pytest.mark.parametrize("batch", [1, D, B])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)

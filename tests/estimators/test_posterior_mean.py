@@ -17,6 +17,7 @@ from flowmatch_rl.estimators import (
     RegressControlVariate,
 )
 from flowmatch_rl.paths import AffinePath, Schedule
+from tests.combinations import each_pair, each_value
 from tests.families import CONTROL_VARIATES, SCHEDULES, WIDE_PROPOSALS
 from tests.oracles import (
     EVEN,
@@ -49,6 +50,7 @@ REFERENCES: list[tuple[ControlVariate, Rule, dict[str, float]]] = [
 ]
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 def test_the_posterior_score_has_mean_zero_and_unit_covariance_with_its_end_point(
@@ -72,6 +74,7 @@ def test_the_posterior_score_has_mean_zero_and_unit_covariance_with_its_end_poin
     torch.testing.assert_close(covariance, torch.ones_like(covariance), rtol=0.0, atol=1e-8)
 
 
+@each_pair
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 @pytest.mark.parametrize("rule", CONTROL_VARIATES, ids=repr)
@@ -88,6 +91,7 @@ def test_every_coefficient_gives_the_analytic_mean_of_a_mixture(
     torch.testing.assert_close(found.x_1, x_1, rtol=0.0, atol=1e-8)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 def test_in_units_of_the_data_the_coefficient_is_rho_squared_eta(proposal: Proposal, schedule: Schedule) -> None:
@@ -110,6 +114,7 @@ def test_in_units_of_the_data_the_coefficient_is_rho_squared_eta(proposal: Propo
     assert torch.equal(found.eta, eta)
 
 
+@each_pair
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize(("rule", "reference", "options"), REFERENCES, ids=[repr(r) for r, _, _ in REFERENCES])
 @pytest.mark.parametrize("base_variance", [None, 0.6, 2.0])
@@ -127,6 +132,7 @@ def test_the_estimate_equals_an_independent_derivation_over_the_data_posterior(
     torch.testing.assert_close(found.x_1, x_1, rtol=1e-9, atol=1e-9)
 
 
+@each_pair
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 @pytest.mark.parametrize("rule", CONTROL_VARIATES, ids=repr)
@@ -138,6 +144,7 @@ def test_the_two_means_and_the_point_stay_on_one_path(
     torch.testing.assert_close(path.sample(found.x_0, found.x_1, TIMES), x_t, rtol=1e-9, atol=1e-9)
 
 
+@each_value
 @pytest.mark.parametrize("proposal", [LikelihoodProposal(), ProductProposal(2.0)], ids=repr)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("t", [0.3, 0.5, 0.7, 0.9])
@@ -199,6 +206,7 @@ def test_diagnostics_describe_the_weights_and_the_density() -> None:
     assert (found.effective_sample_size <= 9.0).all()
 
 
+@each_value
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 @pytest.mark.parametrize("rule", CONTROL_VARIATES, ids=repr)
 def test_one_sample_gives_finite_means(rule: ControlVariate, proposal: Proposal) -> None:
@@ -235,6 +243,7 @@ def test_with_a_hard_box_the_gradient_expectation_is_biased_and_the_noise_expect
     assert gradient == pytest.approx(0.0, abs=1e-12)
 
 
+@each_value
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("t_shape", [(), (1,), None])
 def test_one_time_for_all_equals_a_time_per_state(size: int, t_shape: tuple[int, ...] | None) -> None:

@@ -12,10 +12,12 @@ from flowmatch_rl.estimators import (
     Proposal,
 )
 from flowmatch_rl.paths import AffinePath, Schedule
+from tests.combinations import each_value
 from tests.families import PROPOSALS, SCHEDULES
 from tests.oracles import EVEN, F64, NORMAL, at, gaussian_density, normal, rmse
 
 
+@each_value
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("proposal", PROPOSALS, ids=repr)
@@ -30,6 +32,7 @@ def test_every_pair_of_end_points_passes_through_the_point(proposal: Proposal, s
     torch.testing.assert_close(alpha * x_1 + sigma * x_0, x_t.expand_as(z), rtol=1e-12, atol=1e-11)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("proposal", [p for p in PROPOSALS if not isinstance(p, MixtureProposal)], ids=repr)
 def test_the_correction_is_the_likelihood_over_the_density_of_the_draw(proposal: Proposal, schedule: Schedule) -> None:
@@ -51,6 +54,7 @@ def test_the_likelihood_proposal_is_centred_on_the_rescaled_point_with_the_ratio
     torch.testing.assert_close(x_1[0, :, 0], torch.tensor([2.0, 5.0, -4.0], dtype=F64))
 
 
+@each_value
 @pytest.mark.parametrize("base_variance", [0.3, 1.0, 4.0])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_the_product_proposal_is_the_exact_posterior_of_its_base(schedule: Schedule, base_variance: float) -> None:

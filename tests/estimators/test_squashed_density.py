@@ -22,6 +22,7 @@ from flowmatch_rl.estimators import (
     boltzmann_density,
 )
 from flowmatch_rl.paths import AffinePath, NoSquash, Squash, TanhSquash
+from tests.combinations import each_value
 from tests.families import CONTROL_VARIATES, SQUASHES, WIDE_PROPOSALS
 from tests.oracles import F64, NORMAL, at, normal, on_quadrature, quadrature_nodes, rmse, uniform
 
@@ -108,6 +109,7 @@ def means_by_quadrature(
     )
 
 
+@each_value
 @pytest.mark.parametrize("rule", CONTROL_VARIATES, ids=repr)
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 @pytest.mark.parametrize(("value_and_gradient", "temperature"), [(flat, 1.0), (slope_and_bump, 0.7)])
@@ -118,6 +120,7 @@ def test_the_posterior_mean_of_the_latent_is_that_of_the_density_over_actions(
     torch.testing.assert_close(found, latent_means(value_and_gradient, temperature, POINTS, TIMES), rtol=0.0, atol=1e-8)
 
 
+@each_value
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 @pytest.mark.parametrize(
     ("squash", "rule"),

@@ -3,9 +3,11 @@ import torch
 
 from flowmatch_rl.estimators import time_bin_sums
 from flowmatch_rl.estimators.time_bins import time_bin_average, time_bins
+from tests.combinations import each_value
 from tests.oracles import F64, normal, uniform
 
 
+@each_value
 @pytest.mark.parametrize("t_min", [0.0, 0.05])
 @pytest.mark.parametrize("num_bins", [1, 4, 10])
 def test_each_time_falls_in_the_bin_that_holds_it(num_bins: int, t_min: float) -> None:

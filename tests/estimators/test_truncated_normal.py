@@ -7,6 +7,7 @@ from scipy.special import log_ndtr
 from scipy.stats import truncnorm
 
 from flowmatch_rl.estimators.truncated_normal import log_mass, truncated_normal
+from tests.combinations import each_value
 from tests.oracles import F64
 
 CASES = [(0.0, 1.0), (0.3, 0.1), (1.2, 0.3), (-1.5, 0.05), (0.9, 5.0), (1.0, 0.01), (50.0, 99.0), (1e3, 100.0)]
@@ -18,6 +19,7 @@ def noise(dtype: torch.dtype) -> torch.Tensor:
     return torch.linspace(-5.5, 5.5, 45, dtype=dtype)
 
 
+@each_value
 @pytest.mark.parametrize(("dtype", "tolerance"), [(F64, 1e-8), (torch.float32, 1e-4)])
 @pytest.mark.parametrize(("mean", "scale"), CASES)
 def test_the_points_are_the_quantiles_of_the_normal_in_the_interval(
@@ -32,6 +34,7 @@ def test_the_points_are_the_quantiles_of_the_normal_in_the_interval(
     assert error < tolerance * expected.std()
 
 
+@each_value
 @pytest.mark.parametrize(("dtype", "tolerance"), [(F64, 1e-5), (torch.float32, 1e-2)])
 @pytest.mark.parametrize(("mean", "scale"), FAR)
 def test_far_out_the_distance_to_the_near_edge_is_exponential(
@@ -52,6 +55,7 @@ def test_far_out_the_distance_to_the_near_edge_is_exponential(
     assert (np.abs(distance.numpy() - expected) < allowed).all()
 
 
+@each_value
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 @pytest.mark.parametrize(("mean", "scale"), [*CASES, *FAR, (-1e4, 1e-3), (1e5, 1e-2)])
 def test_the_map_is_odd_increasing_and_stays_in_the_interval(mean: float, scale: float, dtype: torch.dtype) -> None:
@@ -65,6 +69,7 @@ def test_the_map_is_odd_increasing_and_stays_in_the_interval(mean: float, scale:
     torch.testing.assert_close(mirrored, -points, rtol=0.0, atol=1e-5 if dtype == torch.float32 else 1e-10)
 
 
+@each_value
 @pytest.mark.parametrize(("dtype", "tolerance"), [(F64, 1e-10), (torch.float32, 1e-4)])
 @pytest.mark.parametrize(("mean", "scale"), [*CASES, *FAR])
 def test_the_mass_is_that_of_the_normal_in_the_interval(

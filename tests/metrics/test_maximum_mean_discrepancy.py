@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.metrics import maximum_mean_discrepancy
+from tests.combinations import each_value
 from tests.oracles import normal
 
 
@@ -23,6 +24,7 @@ def by_pairs(x: Tensor, y: Tensor, bandwidths: list[float]) -> float:
     return mean_kernel(x, x, True) + mean_kernel(y, y, True) - 2.0 * mean_kernel(x, y, False)
 
 
+@each_value
 @pytest.mark.parametrize(("n", "m", "dims"), [(2, 2, 2), (3, 3, 3), (2, 7, 1), (20, 30, 2)])
 @pytest.mark.parametrize("bandwidths", [[1.0], [0.3, 2.0]], ids=str)
 def test_the_discrepancy_is_that_of_its_definition(n: int, m: int, dims: int, bandwidths: list[float]) -> None:

@@ -15,6 +15,7 @@ from flowmatch_rl.metrics import (
     squared_wasserstein_distance,
     wasserstein_distance,
 )
+from tests.combinations import each_value
 from tests.oracles import normal
 
 EXACT = [wasserstein_distance, squared_wasserstein_distance]
@@ -30,6 +31,7 @@ def samples(n: int, m: int, dims: int) -> tuple[Tensor, Tensor]:
     return normal(n, dims, seed=1), 1.5 * normal(m, dims, seed=2) + 0.4
 
 
+@each_value
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 4), (3, 3), (20, 20), (20, 30), (17, 5)])
 @pytest.mark.parametrize("dims", [1, 2, 5])
 def test_the_sliced_distance_is_that_of_an_independent_library(n: int, m: int, dims: int) -> None:
@@ -60,6 +62,7 @@ def test_unequal_sizes_agree_with_repeated_points() -> None:
         assert distance(x, y).item() == pytest.approx(distance(*repeated).item(), rel=1e-9)
 
 
+@each_value
 @pytest.mark.parametrize(("distance", "power"), POWERS)
 @pytest.mark.parametrize("size", [1, 2, 15, 80])
 def test_the_exact_distance_is_that_of_the_best_assignment(distance, power: int, size: int) -> None:
@@ -95,6 +98,7 @@ def test_the_squared_distance_of_normals_approaches_its_closed_form() -> None:
     assert sliced(u, 0.7 + 1.5 * u).item() ** 2 == pytest.approx(0.49 + 0.25, abs=4e-3)
 
 
+@each_value
 @pytest.mark.parametrize("distance", [sliced, *EXACT])
 @pytest.mark.parametrize(("n", "m"), [(20, 20), (20, 13)])
 def test_distances_are_symmetric_and_depend_on_neither_order_nor_position(distance, n: int, m: int) -> None:
@@ -106,6 +110,7 @@ def test_distances_are_symmetric_and_depend_on_neither_order_nor_position(distan
     assert distance(x, x.flip(0)).item() == pytest.approx(0.0, abs=1e-12)
 
 
+@each_value
 @pytest.mark.parametrize(("distance", "power"), [(sliced, 1), *POWERS])
 @pytest.mark.parametrize("unit", [1e-9, 1e-3, 1e7])
 def test_distances_carry_the_unit_of_the_data(distance, power: int, unit: float) -> None:
@@ -160,6 +165,7 @@ def test_samples_that_are_not_finite_are_refused(distance, bad: float) -> None:
             distance(one, other)
 
 
+@each_value
 @pytest.mark.parametrize("distance", [sliced, *EXACT])
 @pytest.mark.parametrize(("x", "y"), [((0, 2), (5, 2)), ((5, 2), (0, 2)), ((5, 2), (5, 3)), ((2, 5, 2), (2, 5, 2))])
 def test_samples_that_cannot_be_compared_are_refused_with_both_shapes_named(

@@ -18,6 +18,7 @@ from flowmatch_rl.nets import (
     update_ema,
 )
 from flowmatch_rl.solvers import ExactDivergence, HutchinsonDivergence
+from tests.combinations import each_value
 from tests.families import ARCHITECTURES
 
 B, N, D, C = 4, 3, 2, 5
@@ -42,6 +43,7 @@ def inputs(time: tuple[int, ...] = (B,), shared: bool = True) -> tuple[Tensor, T
     return torch.randn(B, N, D).double(), torch.rand(time).double(), condition.double()
 
 
+@each_value
 @every_architecture
 @pytest.mark.parametrize("time", TIMES, ids=str)
 @pytest.mark.parametrize("shared", [True, False])
@@ -63,6 +65,7 @@ def test_a_shared_condition_and_time_equal_expanded_ones(architecture) -> None:
     torch.testing.assert_close(network(x, t, condition), expanded, rtol=1e-12, atol=1e-12)
 
 
+@each_value
 @every_architecture
 @pytest.mark.parametrize("time", TIMES, ids=str)
 def test_bound_field_equals_the_network_at_that_condition(architecture, time) -> None:
@@ -116,6 +119,7 @@ def test_a_network_with_condition_needs_one(architecture) -> None:
             call()
 
 
+@each_value
 @every_architecture
 @pytest.mark.parametrize(
     ("x", "t", "condition"),
@@ -147,6 +151,7 @@ def test_rows_do_not_influence_each_other(architecture) -> None:
     assert touched.sum() == 1
 
 
+@each_value
 @every_architecture
 @pytest.mark.parametrize("condition_dim", [0, C])
 def test_gradient_reaches_every_parameter(architecture, condition_dim) -> None:

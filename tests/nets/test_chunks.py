@@ -10,8 +10,10 @@ from flowmatch_rl.nets.chunks import map_in_chunks
 from flowmatch_rl.paths import AffinePath, TanhSquash
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Euler
+from tests.combinations import each_value
 
 
+@each_value
 @pytest.mark.parametrize("states", [1, 2, 7, 8])
 @pytest.mark.parametrize("rows_per_state", [1, 3, 100])
 def test_pieces_put_together_equal_one_call(monkeypatch, states, rows_per_state) -> None:

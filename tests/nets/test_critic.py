@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.nets import CategoricalHead, CriticArchitecture, CriticEnsemble, QuantileHead, ScalarHead, ValueHead
+from tests.combinations import each_pair, each_value
 from tests.families import VALUE_HEADS
 
 S, N = 3, 4
@@ -67,6 +68,7 @@ def test_forward_equals_its_members_one_by_one(members, layers, size) -> None:
     torch.testing.assert_close(critic(observation, action), all_values(critic, observation, action))
 
 
+@each_value
 @pytest.mark.parametrize("reduction", ["min", "mean"])
 @pytest.mark.parametrize(("members", "layers", "size"), SIZES, ids=str)
 def test_values_and_gradients_equal_autograd(members, layers, size, reduction) -> None:
@@ -85,6 +87,7 @@ def test_values_and_gradients_equal_autograd(members, layers, size, reduction) -
     assert slope.abs().max() > 0.0
 
 
+@each_pair
 @pytest.mark.parametrize("reduction", ["min", "mean"])
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
@@ -106,6 +109,7 @@ def test_every_head_with_or_without_layer_norm_equals_its_members_and_autograd(
     assert slope.abs().max() > 0.0
 
 
+@each_value
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
 def test_outputs_of_chosen_members_are_theirs_in_that_order(head, layer_norm) -> None:
@@ -118,6 +122,7 @@ def test_outputs_of_chosen_members_are_theirs_in_that_order(head, layer_norm) ->
         torch.testing.assert_close(outputs[place], member_outputs(critic, m, observation, action))
 
 
+@each_value
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
 def test_pieces_give_what_the_whole_gives(head, layer_norm, monkeypatch) -> None:
@@ -130,6 +135,7 @@ def test_pieces_give_what_the_whole_gives(head, layer_norm, monkeypatch) -> None
     torch.testing.assert_close(pieces, whole)
 
 
+@each_value
 @pytest.mark.parametrize("reduction", ["min", "mean"])
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)

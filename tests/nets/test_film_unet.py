@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowmatch_rl.nets import FilmUNet, FilmUNetArchitecture
+from tests.combinations import each_value
 
 B, K, D, C = 4, 3, 2, 5
 SIZES = {"time_features": 8, "time_dims": (8, 6), "condition_dims": (10, 7)}
@@ -58,6 +59,7 @@ def joined(network: FilmUNet, x: Tensor, t: Tensor, condition: Tensor, activatio
     return velocity
 
 
+@each_value
 @pytest.mark.parametrize("block_dims", [(16,), (8, 8), (64, 32, 16), (4, 8, 8)], ids=str)
 @pytest.mark.parametrize(
     ("name", "activation"), [("mish", functional.mish), ("silu", functional.silu), ("relu", functional.relu)]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.nets import CategoricalHead, QuantileHead, ScalarHead, ValueHead
+from tests.combinations import each_value
 from tests.families import VALUE_HEADS
 from tests.oracles import F64, normal, uniform
 
@@ -60,6 +61,7 @@ def test_the_loss_of_one_member_does_not_depend_on_the_others(head) -> None:
         torch.testing.assert_close(alone, loss[b : b + 1])
 
 
+@each_value
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
 def test_where_the_scale_is_zero_the_next_law_never_counts(head, bad) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowmatch_rl.nets import SinusoidalEmbedding, VelocityArchitecture, VelocityNetwork
+from tests.combinations import each_value
 
 B, N, D, C = 4, 3, 2, 5
 ACTIVATIONS = {
@@ -138,6 +139,7 @@ def test_embedding_holds_cosine_and_sine_at_both_ends_of_its_frequencies() -> No
     torch.testing.assert_close(features, wanted, atol=1e-5, rtol=0)
 
 
+@each_value
 @pytest.mark.parametrize("condition_dim", [0, C])
 @pytest.mark.parametrize("time", [(), (B,), (B, N)], ids=str)
 def test_without_a_duration_a_network_that_takes_one_gives_the_velocity_of_the_moment(time, condition_dim) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.objectives import FirstState, backup_weights, choose_state, horizon_weights
+from tests.combinations import each_pair
 from tests.oracles import F64, uniform
 
 
@@ -27,6 +28,7 @@ def weights_of(discount: float, terminated: list[bool], length: int, first_state
     return weights[0], rest[0]
 
 
+@each_pair
 @pytest.mark.parametrize("first_state", ["arrival", "current"])
 @pytest.mark.parametrize("num_steps", [1, 2, 7])
 @pytest.mark.parametrize("discount", [0.0, 0.3, 0.95])
@@ -73,6 +75,7 @@ def test_masking_the_bootstrap_alone_would_give_another_law() -> None:
     assert fixed_points[1] == pytest.approx([0.189, 0.811], abs=1e-3)
 
 
+@each_pair
 @pytest.mark.parametrize("first_state", ["arrival", "current"])
 @pytest.mark.parametrize("ends_at", [None, 1, 2, 4])
 @pytest.mark.parametrize("length", [1, 2, 4])

@@ -13,6 +13,7 @@ from flowmatch_rl.objectives import (
     quantile_loss,
     reduced_law,
 )
+from tests.combinations import each_value
 from tests.oracles import F64, normal, stratified_normal, uniform
 
 
@@ -75,6 +76,7 @@ def test_values_that_do_not_fit_the_target_are_refused(values: tuple[int, ...], 
         critic_loss(torch.zeros(values), torch.zeros(target))
 
 
+@each_value
 @pytest.mark.parametrize("discount", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize(("batch", "n"), [(1, 1), (4, 1), (3, 3), (6, 4)])
 def test_the_map_sums_the_discounted_rewards_that_were_taken_and_scales_by_what_is_left(batch, n, discount) -> None:

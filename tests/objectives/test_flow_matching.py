@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from flowmatch_rl.objectives import ConditionalFlowMatching, ErrorOf, FlowObjective, UniformWeight, flow_matching_loss
 from flowmatch_rl.paths import AffinePath, KumaraswamyTime, LinearSchedule, Schedule
 from flowmatch_rl.types import Prediction
+from tests.combinations import each_pair, each_value
 from tests.families import OBJECTIVES, SCHEDULES
 from tests.oracles import F64, ONE_D, normal, uniform
 
@@ -109,6 +110,7 @@ def conditional_variance(path: AffinePath, prediction: Prediction) -> float:
     return total
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_conditional_and_marginal_loss_have_one_gradient(prediction: Prediction, schedule: Schedule) -> None:
@@ -122,6 +124,7 @@ def test_conditional_and_marginal_loss_have_one_gradient(prediction: Prediction,
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_losses_differ_by_the_conditional_variance_whatever_the_network(
@@ -137,6 +140,7 @@ def test_the_losses_differ_by_the_conditional_variance_whatever_the_network(
         assert (one - other).item() == pytest.approx(expected, rel=1e-6, abs=1e-8)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_exact_field_is_the_minimum(prediction: Prediction, schedule: Schedule) -> None:
@@ -158,6 +162,7 @@ def test_the_exact_field_is_the_minimum(prediction: Prediction, schedule: Schedu
             assert conditional_loss(path, shifted, prediction).item() > least + 1e-6
 
 
+@each_value
 @pytest.mark.parametrize(("batch", "event"), [(1, (1,)), (3, (3,)), (5, (2,)), (2, (3, 4))])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_loss_is_the_mean_square_over_the_event_per_sample(
@@ -202,6 +207,7 @@ def test_wrong_shapes_are_refused() -> None:
         flow_matching_loss(predict, path, x, x, t, None, "epsilon")
 
 
+@each_pair
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("quantity", PREDICTIONS)
 @pytest.mark.parametrize("source", PREDICTIONS)
@@ -265,6 +271,7 @@ def test_flow_times_are_quantiles_of_the_noise_within_the_margins(prediction: Pr
     assert duration is None
 
 
+@each_value
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_every_objective_gives_each_sample_a_loss_and_each_weight_a_gradient(
@@ -295,6 +302,7 @@ def test_samples_do_not_influence_each_others_loss(objective: FlowObjective) -> 
     assert ((changed - loss)[::2].abs() > 1e-6).all()
 
 
+@each_value
 @pytest.mark.parametrize("t_min", [0.0, 0.1])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
 def test_times_are_those_that_the_loss_evaluates_the_network_at(objective: FlowObjective, t_min: float) -> None:

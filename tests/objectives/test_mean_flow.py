@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flowmatch_rl.objectives import MeanFlow, flow_matching_loss, mean_flow_target
 from flowmatch_rl.paths import AffinePath, LinearSchedule, Schedule, UniformTime
+from tests.combinations import each_value
 from tests.families import SCHEDULES
 from tests.oracles import F64, normal, uniform
 
@@ -137,6 +138,7 @@ def test_the_target_carries_no_gradient() -> None:
     assert not mean_flow_target(lambda x, t, d: network(x, t, None, d), x, v, t, duration).requires_grad
 
 
+@each_value
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(
     ("batch", "share", "intervals"), [(1, 0.25, 1), (4, 0.1, 1), (7, 0.25, 2), (6, 0.5, 3), (5, 1.0, 5)]

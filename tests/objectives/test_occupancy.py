@@ -25,6 +25,7 @@ from flowmatch_rl.samplers import DdimSampler
 from flowmatch_rl.solvers import Midpoint
 from flowmatch_rl.testbeds import LinearGaussianProcess, LinearPolicy
 from flowmatch_rl.types import Velocity
+from tests.combinations import each_value
 from tests.families import OCCUPANCY_OBJECTIVES
 from tests.oracles import F64, normal, uniform
 
@@ -157,6 +158,7 @@ def masked_only(batch: Batch) -> Backup:
     return dataclasses.replace(backup, next_weight=backup.next_weight * ~ends)
 
 
+@each_value
 @pytest.mark.parametrize(
     "mistake",
     [behaviour_action, swapped_weights, current_state, stale_bootstrap, masked_only],

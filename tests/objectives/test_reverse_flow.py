@@ -13,6 +13,7 @@ from flowmatch_rl.objectives import (
 )
 from flowmatch_rl.paths import AffinePath, LinearSchedule, Schedule, TanhSquash
 from flowmatch_rl.solvers import Midpoint
+from tests.combinations import each_value
 from tests.families import SCHEDULES, TIME_WEIGHTS
 from tests.oracles import (
     EVEN,
@@ -30,6 +31,7 @@ from tests.oracles import (
 PATH = AffinePath()
 
 
+@each_value
 @pytest.mark.parametrize("shape", [(), (1,), (4,)])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("weight", TIME_WEIGHTS, ids=repr)

@@ -6,12 +6,14 @@ import torch
 from flowmatch_rl.objectives import ErrorOf, TimeWeight
 from flowmatch_rl.paths import AffinePath, LinearSchedule, Schedule, VariancePreservingSchedule
 from flowmatch_rl.types import Prediction
+from tests.combinations import each_pair, each_value
 from tests.families import SCHEDULES, TIME_WEIGHTS
 from tests.oracles import F64, normal, uniform
 
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 
 
+@each_pair
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("quantity", PREDICTIONS)
 @pytest.mark.parametrize("source", PREDICTIONS)
@@ -44,6 +46,7 @@ def test_an_error_measured_as_itself_counts_once(prediction: Prediction) -> None
     assert torch.equal(ErrorOf(prediction).weight(AffinePath(), t, prediction), torch.ones_like(t))
 
 
+@each_value
 @pytest.mark.parametrize("weight", TIME_WEIGHTS, ids=repr)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("shape", [(), (1,), (3, 3)])

@@ -17,6 +17,7 @@ from flowmatch_rl.paths import (
 from flowmatch_rl.shapes import append_dims
 from flowmatch_rl.solvers import RK4, Euler
 from flowmatch_rl.types import Prediction
+from tests.combinations import each_value
 from tests.families import SCHEDULES
 from tests.oracles import F64, ONE_D, TWO_D, GaussianMixture, normal, stratified_normal, uniform
 
@@ -42,6 +43,7 @@ def all_predictions(path: AffinePath, x_0: Tensor, x_1: Tensor, t: Tensor) -> di
     }
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_conversions_agree_with_the_definitions_and_return_to_the_start(
@@ -57,6 +59,7 @@ def test_conversions_agree_with_the_definitions_and_return_to_the_start(
     torch.testing.assert_close(path.convert(there, x_t, t, target, source), known[source], rtol=1e-10, atol=1e-10)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_conversions_agree_with_the_posterior_of_a_mixture_and_return_to_the_start(
@@ -71,6 +74,7 @@ def test_conversions_agree_with_the_posterior_of_a_mixture_and_return_to_the_sta
     torch.testing.assert_close(path.convert(there, x_t, t, target, source), known[source], rtol=1e-10, atol=1e-10)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_target_of_a_prediction_follows_from_the_target_of_every_other(
@@ -86,6 +90,7 @@ def test_the_target_of_a_prediction_follows_from_the_target_of_every_other(
         torch.testing.assert_close(target, converted, rtol=1e-10, atol=1e-10)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize(("source", "target"), [*PAIRS, ("score", "score")])
 def test_the_coefficients_of_a_conversion_are_its_derivatives(
@@ -134,6 +139,7 @@ def test_the_diffusions_are_those_of_the_textbook() -> None:
     torch.testing.assert_close(cosine, math.pi / torch.tan(0.5 * math.pi * t), rtol=1e-12, atol=1e-12)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("shape", [(), (1,), (3, 3)])
 def test_scaled_points_have_unit_variance_where_both_ends_have(schedule: Schedule, shape: tuple[int, ...]) -> None:
@@ -236,6 +242,7 @@ def test_the_exact_field_carries_the_noise_to_the_mixture(schedule: Schedule, t_
         assert (end - law_at(t_end).quantiles(1000)).abs().mean() < limit
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize(
     ("t_shape", "x_shape"),
@@ -283,6 +290,7 @@ def test_an_unknown_prediction_is_named() -> None:
         AffinePath().target("epsilon", x, x, t)
 
 
+@each_value
 @pytest.mark.parametrize("prediction", ["velocity", "data", "noise", "score"])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_output_scale_is_the_root_mean_square_of_the_target(schedule: Schedule, prediction: Prediction) -> None:
@@ -292,6 +300,7 @@ def test_output_scale_is_the_root_mean_square_of_the_target(schedule: Schedule, 
     torch.testing.assert_close(path.output_scale(t, prediction), target.square().mean(1).sqrt(), rtol=0.02, atol=0.0)
 
 
+@each_value
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_the_guess_for_normal_data_is_its_exact_prediction(schedule: Schedule, prediction: Prediction) -> None:

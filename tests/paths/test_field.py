@@ -7,12 +7,14 @@ from torch import Tensor
 
 from flowmatch_rl.paths import AffinePath, Field, Schedule
 from flowmatch_rl.types import Prediction, Velocity
+from tests.combinations import each_value
 from tests.families import SCHEDULES
 from tests.oracles import F64, TWO_D, normal, uniform
 
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_whatever_a_model_predicts_it_is_read_as_the_four_quantities(

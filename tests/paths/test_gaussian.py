@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.paths import AffinePath, GaussianPath, Schedule, gaussian_velocity
+from tests.combinations import each_value
 from tests.families import SCHEDULES
 from tests.oracles import F64, normal, uniform
 
@@ -17,6 +18,7 @@ def odd_scale(x_1: Tensor, t: Tensor) -> Tensor:
     return torch.exp(-t) * (1.5 + torch.cos(5.0 * t) * torch.tanh(x_1.sum(-1)))
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize(("batch", "dims"), [(1, 1), (3, 3), (5, 2)])
 def test_affine_paths_are_the_special_case(schedule: Schedule, batch: int, dims: int) -> None:

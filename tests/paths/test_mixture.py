@@ -9,6 +9,7 @@ from torch import Tensor
 from flowmatch_rl.paths import AffinePath, GaussianMixture, Schedule
 from flowmatch_rl.types import Prediction
 from tests import oracles
+from tests.combinations import each_value
 from tests.families import SCHEDULES
 from tests.oracles import F64, ONE_D, TWO_D, normal, stratified_normal
 
@@ -36,6 +37,7 @@ def test_the_density_is_that_of_the_oracle(oracle: oracles.GaussianMixture) -> N
     torch.testing.assert_close(package(oracle).log_prob(x), oracle.density(x)[0], rtol=1e-12, atol=1e-12)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("oracle", ORACLES, ids=DIMENSIONS)
 def test_marginals_and_posterior_means_are_those_of_the_oracle(
@@ -50,6 +52,7 @@ def test_marginals_and_posterior_means_are_those_of_the_oracle(
         torch.testing.assert_close(mean, expected, rtol=1e-10, atol=1e-10)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_fields_are_the_posterior_means_of_what_they_predict(prediction: Prediction, schedule: Schedule) -> None:
@@ -66,6 +69,7 @@ def test_fields_are_the_posterior_means_of_what_they_predict(prediction: Predict
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("oracle", ORACLES, ids=DIMENSIONS)
 def test_the_score_is_the_gradient_of_the_log_density(oracle: oracles.GaussianMixture, schedule: Schedule) -> None:
@@ -76,6 +80,7 @@ def test_the_score_is_the_gradient_of_the_log_density(oracle: oracles.GaussianMi
     torch.testing.assert_close(found, gradient, rtol=1e-9, atol=1e-9)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("oracle", ORACLES, ids=DIMENSIONS)
 def test_the_velocity_carries_the_density_along_every_path(oracle: oracles.GaussianMixture, schedule: Schedule) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from flowmatch_rl.paths import AffinePath, CosineSchedule, Preconditioner
 from flowmatch_rl.types import Prediction
+from tests.combinations import each_value
 from tests.families import SCHEDULES
 from tests.oracles import normal, uniform
 
@@ -25,6 +26,7 @@ def nothing(x, t, condition=None, duration=None):
     return torch.zeros_like(x)
 
 
+@each_value
 @pytest.mark.parametrize("scales", [False, True])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -43,6 +45,7 @@ def test_network_that_says_nothing_stands_for_standard_normal_data(schedule, pre
     torch.testing.assert_close(guess / x_t, slope.expand_as(x_t), atol=5.0 * float(noise), rtol=0)
 
 
+@each_value
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_scaled_network_sees_and_answers_at_unit_variance(schedule, prediction) -> None:

@@ -11,12 +11,14 @@ from flowmatch_rl.paths import (
     VarianceExplodingSchedule,
     VariancePreservingSchedule,
 )
+from tests.combinations import each_value
 from tests.families import SCHEDULES
 from tests.oracles import F64
 
 TIMES = torch.linspace(0.05, 0.95, 19, dtype=F64)
 
 
+@each_value
 @pytest.mark.parametrize("coefficient", ["alpha", "sigma"])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_declared_derivative_matches_autograd(schedule: Schedule, coefficient: str) -> None:
@@ -51,6 +53,7 @@ def test_exploding_noise_is_geometric_between_its_bounds() -> None:
     assert (schedule.alpha(t) == 1.0).all()
 
 
+@each_value
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (3, 3), (2, 1, 1)])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)

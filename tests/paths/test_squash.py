@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.paths import ClipSquash, NoSquash, Squash, TanhSquash
+from tests.combinations import each_value
 from tests.families import SQUASHES
 from tests.oracles import F64, normal
 
@@ -25,6 +26,7 @@ def value_and_gradient(action: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach(), gradient
 
 
+@each_value
 @pytest.mark.parametrize("squash", INVERTIBLE, ids=repr)
 @pytest.mark.parametrize("shape", [(3, 3), (1, 1), (2, 4, 3)])
 def test_the_pulled_back_density_has_the_jacobian_of_the_map_and_its_own_gradient(
@@ -42,6 +44,7 @@ def test_the_pulled_back_density_has_the_jacobian_of_the_map_and_its_own_gradien
     torch.testing.assert_close(pulled_score, score, rtol=1e-10, atol=1e-10)
 
 
+@each_value
 @pytest.mark.parametrize("squash", SQUASHES, ids=repr)
 @pytest.mark.parametrize("shape", [(3, 3), (1, 1), (2, 4, 3)])
 def test_the_latent_gradient_is_that_of_a_function_of_the_action(squash: Squash, shape: tuple[int, ...]) -> None:
@@ -75,6 +78,7 @@ def test_latent_inverts_action_and_both_are_increasing(squash: Squash) -> None:
     assert (squash.latent(action).diff() > 0).all()
 
 
+@each_value
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("limit", [0.5, 0.9, 1.0 - 1e-4])
 def test_actions_at_and_beyond_the_bounds_are_clipped_to_the_limit(limit: float, dtype: torch.dtype) -> None:
@@ -84,6 +88,7 @@ def test_actions_at_and_beyond_the_bounds_are_clipped_to_the_limit(limit: float,
     torch.testing.assert_close(recovered, action.clamp(-limit, limit))
 
 
+@each_value
 @pytest.mark.parametrize("squash", SQUASHES, ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_far_latents_stay_finite(squash: Squash, dtype: torch.dtype) -> None:

@@ -18,6 +18,7 @@ from flowmatch_rl.paths import (
     UShapedTime,
     stratify,
 )
+from tests.combinations import each_value
 from tests.families import TIME_DISTRIBUTIONS
 from tests.oracles import F64, uniform
 
@@ -62,6 +63,7 @@ def test_the_quantile_function_inverts_the_integral_of_the_density(distribution:
     torch.testing.assert_close(mass_below(distribution, distribution.quantile(shares)), shares, rtol=0, atol=1e-7)
 
 
+@each_value
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("distribution", TIME_DISTRIBUTIONS, ids=repr)
 def test_the_ends_of_the_noise_give_times_within_the_closed_interval(
@@ -74,6 +76,7 @@ def test_the_ends_of_the_noise_give_times_within_the_closed_interval(
     assert times.amax() <= 1.0
 
 
+@each_value
 @pytest.mark.parametrize("shape", [(), (1,), (3, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("distribution", TIME_DISTRIBUTIONS, ids=repr)
@@ -173,6 +176,7 @@ def test_stratified_means_scatter_far_less_than_independent_ones() -> None:
     assert stratified.mean(1).std() < 0.05 * draws.mean(1).std()
 
 
+@each_value
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [1, 3, 256, 1000])
 def test_stratified_noise_never_rounds_up_to_one(size: int, dtype: torch.dtype) -> None:

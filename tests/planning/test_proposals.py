@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from flowmatch_rl.planning import on_sphere, perturb
+from tests.combinations import each_value
 from tests.oracles import F64, normal
 
 
+@each_value
 @pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 3)], ids=str)
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_the_centre_comes_first_and_the_others_are_as_far_as_their_noise(batch: tuple[int, ...], count: int) -> None:

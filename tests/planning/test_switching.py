@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.planning import improve, improve_by_switching, switching_discounts, switching_value, switching_weights
+from tests.combinations import each_value
 from tests.oracles import F64, normal
 from tests.planning.chains import Chain, line_chain, midpoints, random_chain
 
@@ -38,6 +39,7 @@ def noise_of(switches: Sequence[float], chain: Chain = CHAIN) -> Tensor:
     return torch.zeros(len(switches), 1, chain.num_states, dtype=F64)
 
 
+@each_value
 @pytest.mark.parametrize("discount", [0.0, 0.5, 0.99])
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
 def test_weights_are_shares_that_sum_to_one(discount: float, switches: tuple[float, ...]) -> None:
@@ -56,6 +58,7 @@ def test_a_weight_is_the_discounted_time_spent_with_its_member() -> None:
     assert list(weights) == pytest.approx(time.tolist(), rel=1e-12)
 
 
+@each_value
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
 @pytest.mark.parametrize("discount", [0.0, 0.5, 0.99])
 def test_the_value_is_that_of_the_switching_process(switches: tuple[float, ...], discount: float) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.planning import estimate_from_rewards, estimate_value, monte_carlo_value
+from tests.combinations import each_value
 from tests.oracles import F64, normal, uniform
 from tests.planning.chains import Chain, line_chain, midpoints, random_chain
 
@@ -18,6 +19,7 @@ def all_laws(chain: Chain, discount: float | Tensor) -> Tensor:
     return torch.stack([chain.occupancy(member, discount) for member in chain.members])[..., None, :]
 
 
+@each_value
 @pytest.mark.parametrize("chain", CHAINS, ids=["random", "single", "line"])
 @pytest.mark.parametrize("discount", DISCOUNTS)
 def test_the_value_of_exact_futures_solves_the_bellman_equation_for_every_reward(chain: Chain, discount: float) -> None:
@@ -152,6 +154,7 @@ def test_the_bound_on_what_is_missing_is_reached() -> None:
     assert (short.value - long.value).item() == pytest.approx(2.0 * short.missing_weight.item())
 
 
+@each_value
 @pytest.mark.parametrize("discount", DISCOUNTS)
 @pytest.mark.parametrize("end", [1, 3, 6])
 def test_the_reward_of_a_terminal_state_goes_on_for_ever(discount: float, end: int) -> None:

@@ -8,6 +8,7 @@ from flowmatch_rl.paths import AffinePath, Field, Schedule
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, Draw, OdeSampler, Sampler, SdeSampler
 from flowmatch_rl.solvers import AdaptiveSolver, Euler, Midpoint
 from flowmatch_rl.types import Prediction
+from tests.combinations import each_value
 from tests.families import SAMPLERS, SCHEDULES
 from tests.oracles import F64, normal
 from tests.samplers.exact import silent
@@ -54,6 +55,7 @@ def test_samples_with_times_of_their_own_are_those_of_a_loop(sampler: Sampler) -
         torch.testing.assert_close(together[i], alone[0], rtol=1e-9, atol=1e-9)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("sampler", FEW_STEPS, ids=repr)
 def test_that_holds_on_every_path_from_a_common_start(sampler: Sampler, schedule: Schedule) -> None:
@@ -85,6 +87,7 @@ def test_a_trajectory_has_one_row_of_times_per_point(sampler: Sampler) -> None:
     assert torch.equal(points[-1], sampler.sample(model(), x, STARTS, ENDS, None, replay(noises)))
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("t", [0.1, 0.5, STARTS], ids=["early", "middle", "per sample"])
 @pytest.mark.parametrize("sampler", [OdeSampler(Euler(4)), OdeSampler(Midpoint(3)), DdimSampler(4)], ids=repr)
@@ -101,6 +104,7 @@ def test_an_adaptive_solver_goes_nowhere_either() -> None:
     torch.testing.assert_close(end, x, rtol=1e-12, atol=1e-12)
 
 
+@each_value
 @pytest.mark.parametrize("sampler", FEW_STEPS, ids=repr)
 @pytest.mark.parametrize("wrong", [torch.full((5,), 0.9), torch.full((2,), 0.9)])
 def test_times_that_do_not_fit_the_samples_are_refused(sampler: Sampler, wrong: Tensor) -> None:

@@ -10,6 +10,7 @@ from flowmatch_rl.paths import AffinePath, Field, LinearSchedule, Schedule, Vari
 from flowmatch_rl.samplers import DdimSampler, OdeSampler, Sampler, SdeSampler
 from flowmatch_rl.solvers import RK4, Euler
 from flowmatch_rl.types import Prediction
+from tests.combinations import each_value
 from tests.families import SAMPLERS, SCHEDULES
 from tests.oracles import F64, normal
 from tests.samplers.exact import ends, exact_model, law, seeded, silent
@@ -34,12 +35,14 @@ def distance(sampler: Sampler, schedule: Schedule, prediction: Prediction) -> fl
     return (samples[:, 0].sort().values - law(schedule, t_end).quantiles(COUNT)).abs().mean().item()
 
 
+@each_value
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
 def test_samples_of_an_exact_model_match_the_mixture(sampler: Sampler, prediction: Prediction) -> None:
     assert distance(sampler, LinearSchedule(), prediction) < allowed(sampler)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", [s for s in SCHEDULES if s != LinearSchedule()], ids=repr)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
 def test_samples_match_the_mixture_on_every_path(sampler: Sampler, schedule: Schedule) -> None:
@@ -47,6 +50,7 @@ def test_samples_match_the_mixture_on_every_path(sampler: Sampler, schedule: Sch
     assert distance(sampler, schedule, "velocity") < (0.2 if steep else allowed(sampler))
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("sampler", [s for s in SAMPLERS if not s.needs_average_velocity], ids=repr)
 def test_whatever_the_model_predicts_the_samples_are_the_same(sampler: Sampler, schedule: Schedule) -> None:
@@ -60,6 +64,7 @@ def test_whatever_the_model_predicts_the_samples_are_the_same(sampler: Sampler, 
         torch.testing.assert_close(samples, by_velocity, rtol=1e-8, atol=1e-8)
 
 
+@each_value
 @pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 3)])
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
 def test_a_trajectory_begins_and_ends_where_sampling_does(sampler: Sampler, batch: tuple[int, ...]) -> None:

@@ -11,6 +11,7 @@ from flowmatch_rl.paths import AffinePath, CosineSchedule, Field, LinearSchedule
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler, SdeSampler
 from flowmatch_rl.solvers import Euler
 from flowmatch_rl.types import Prediction
+from tests.combinations import each_value
 from tests.families import SCHEDULES
 from tests.oracles import F64, ONE_D, normal
 from tests.samplers.exact import exact_model, law, seeded, silent
@@ -24,6 +25,7 @@ def posterior(schedule: Schedule, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
     return ONE_D.posterior_means(x, schedule.alpha(time), schedule.sigma(time))
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_without_noise_the_stochastic_equation_is_that_of_the_flow(prediction: Prediction, schedule: Schedule) -> None:
@@ -38,6 +40,7 @@ def test_without_noise_it_starts_even_where_the_path_has_no_data() -> None:
     torch.testing.assert_close(SdeSampler(9, 0.0).sample(model, x, 0.0, 1.0, None, silent), flow)
 
 
+@each_value
 @pytest.mark.parametrize("noise_scale", [0.3, 1.0, 1.7])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_a_stochastic_step_is_that_of_euler_and_maruyama(schedule: Schedule, noise_scale: float) -> None:
@@ -53,6 +56,7 @@ def test_a_stochastic_step_is_that_of_euler_and_maruyama(schedule: Schedule, noi
     torch.testing.assert_close(found, x + dt * drift + (rate * dt).sqrt() * z, rtol=1e-9, atol=1e-9)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule()], ids=repr)
 @pytest.mark.parametrize("t", [0.0, 1e-3])
 @pytest.mark.parametrize("noise_scale", [0.3, 1.0])
@@ -67,6 +71,7 @@ def test_where_noise_would_overshoot_less_is_added(schedule: Schedule, t: float,
     torch.testing.assert_close(found, flow - 0.25 * sigma * x_0 + 0.5**0.5 * sigma * z, rtol=1e-9, atol=1e-9)
 
 
+@each_value
 @pytest.mark.parametrize("num_steps", [20, 50])
 @pytest.mark.parametrize("noise_scale", [0.1, 0.3, 1.0])
 @pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule()], ids=repr)
@@ -76,6 +81,7 @@ def test_few_stochastic_steps_still_match_the_mixture(schedule: Schedule, noise_
     assert (samples[:, 0].sort().values - law(schedule, 0.999).quantiles(1500)).abs().mean() < 0.1
 
 
+@each_value
 @pytest.mark.parametrize("schedule", [LinearSchedule(), LinearSchedule(0.1)], ids=repr)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_on_straight_paths_the_deterministic_ddim_is_euler(prediction: Prediction, schedule: Schedule) -> None:
@@ -97,6 +103,7 @@ def test_one_ddim_step_is_exact_where_the_prediction_is_constant(schedule: Sched
     torch.testing.assert_close(many, found)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", [VariancePreservingSchedule(), CosineSchedule()], ids=repr)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_with_fresh_noise_ddim_takes_the_ancestral_step_of_ddpm(prediction: Prediction, schedule: Schedule) -> None:
@@ -112,6 +119,7 @@ def test_with_fresh_noise_ddim_takes_the_ancestral_step_of_ddpm(prediction: Pred
     torch.testing.assert_close(found, mean + variance.sqrt() * z, rtol=1e-9, atol=1e-9)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", [VariancePreservingSchedule(), CosineSchedule()], ids=repr)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_clipped_data_takes_the_posterior_step_of_ddpm(prediction: Prediction, schedule: Schedule) -> None:
@@ -150,6 +158,7 @@ def test_a_ddim_step_adds_the_stated_share_of_fresh_noise(eta: float) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@each_value
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_a_ddim_step_keeps_the_amount_of_noise(schedule: Schedule, eta: float) -> None:

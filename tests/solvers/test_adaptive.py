@@ -8,6 +8,7 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.paths import AffinePath, Schedule
 from flowmatch_rl.shapes import append_dims
 from flowmatch_rl.solvers import AdaptiveSolver
+from tests.combinations import each_value
 from tests.families import ADAPTIVE_SOLVERS, SCHEDULES
 from tests.oracles import F64, ONE_D, normal, uniform
 
@@ -22,6 +23,7 @@ def decayed(x: Tensor, t_start: Tensor | float, t_end: Tensor | float) -> Tensor
     return 1.0 / (1.0 / x + end + end**2 - start - start**2)
 
 
+@each_value
 @pytest.mark.parametrize("solver", ADAPTIVE_SOLVERS, ids=repr)
 @pytest.mark.parametrize(("t_start", "t_end"), [(0.0, 1.0), (0.9, 0.2)])
 def test_growth_at_a_constant_rate_is_the_exponential(solver: AdaptiveSolver, t_start: float, t_end: float) -> None:
@@ -41,6 +43,7 @@ def test_the_error_falls_with_the_tolerance(method: str) -> None:
     assert errors[2] < 1e-2 * errors[0]
 
 
+@each_value
 @pytest.mark.parametrize("t_end", [0.999, 1.0 - 1e-6])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("solver", ADAPTIVE_SOLVERS, ids=repr)
@@ -63,6 +66,7 @@ def test_the_exact_field_of_a_mixture_carries_quantiles_to_quantiles(
     torch.testing.assert_close(solver.integrate(velocity, end, t_end, 0.3), start, rtol=0, atol=3e-3)
 
 
+@each_value
 @pytest.mark.parametrize("solver", ADAPTIVE_SOLVERS, ids=repr)
 @pytest.mark.parametrize(("t_start", "t_end"), [(0.0, 1.0), (1.0, 0.0), (0.3, 0.4)])
 @pytest.mark.parametrize("speed", [0.0, 1e-4, 1.0, 30.0])
@@ -80,6 +84,7 @@ def test_the_field_is_never_asked_beyond_the_interval(
     assert max(asked) <= max(t_start, t_end) + 1e-12
 
 
+@each_value
 @pytest.mark.parametrize("solver", ADAPTIVE_SOLVERS, ids=repr)
 @pytest.mark.parametrize("t_shape", [(4,), (1,), (4, 3), (4, 1)])
 def test_every_sample_has_its_own_interval(solver: AdaptiveSolver, t_shape: tuple[int, ...]) -> None:
@@ -99,6 +104,7 @@ def test_integrating_back_returns_to_the_start(solver: AdaptiveSolver) -> None:
     torch.testing.assert_close(solver.integrate(decay, there, t_end, 0.1), x, rtol=1e-3, atol=1e-3)
 
 
+@each_value
 @pytest.mark.parametrize("solver", ADAPTIVE_SOLVERS, ids=repr)
 @pytest.mark.parametrize("t_shape", [(), (3,), (3, 3)])
 def test_a_trajectory_has_the_stated_points_on_the_solution(solver: AdaptiveSolver, t_shape: tuple[int, ...]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flowmatch_rl.shapes import append_dims
 from flowmatch_rl.solvers import Divergence, ExactDivergence, HutchinsonDivergence
+from tests.combinations import each_value
 from tests.families import DIVERGENCES
 from tests.oracles import F64, normal, uniform
 
@@ -56,6 +57,7 @@ def signs(dims: int) -> Tensor:
     return torch.tensor(list(itertools.product([-1.0, 1.0], repeat=dims)), dtype=F64)
 
 
+@each_value
 @pytest.mark.parametrize("dims", [1, 3])
 @pytest.mark.parametrize(("batch", "time"), BATCHES, ids=str)
 def test_the_exact_divergence_of_a_linear_field_is_its_trace(
@@ -68,6 +70,7 @@ def test_the_exact_divergence_of_a_linear_field_is_its_trace(
     torch.testing.assert_close(divergence, expected.expand(batch))
 
 
+@each_value
 @pytest.mark.parametrize("dims", [1, 3])
 @pytest.mark.parametrize(("batch", "time"), BATCHES, ids=str)
 def test_the_exact_divergence_of_a_network_is_the_trace_of_its_jacobian(
@@ -87,6 +90,7 @@ def test_particles_may_share_a_condition() -> None:
     torch.testing.assert_close(divergence, jacobian_trace(network, x, t, condition))
 
 
+@each_value
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=repr)
 @pytest.mark.parametrize("batch", [(1,), (3,), (2, 4)])
 def test_every_divergence_comes_with_the_velocity_and_has_its_batch_shape(

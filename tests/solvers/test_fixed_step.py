@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flowmatch_rl.shapes import append_dims
 from flowmatch_rl.solvers import RK4, Euler, Midpoint, Solver
+from tests.combinations import each_value
 from tests.families import SOLVERS
 from tests.oracles import F64, normal, uniform
 
@@ -31,6 +32,7 @@ def decayed(x: Tensor, t_start: float, t_end: float) -> Tensor:
     return 1.0 / (1.0 / x + t_end + t_end**2 - t_start - t_start**2)
 
 
+@each_value
 @pytest.mark.parametrize(("t_start", "t_end"), [(0.0, 1.0), (0.7, 0.1)])
 @pytest.mark.parametrize(("solver", "order"), SOLVERS)
 def test_the_error_falls_with_the_stated_order(solver: type[Solver], order: int, t_start: float, t_end: float) -> None:
@@ -63,6 +65,7 @@ def test_a_field_of_time_alone_is_integrated_exactly_up_to_the_order_less_one(so
     torch.testing.assert_close(end, torch.full_like(end, 0.8**order - 0.3**order))
 
 
+@each_value
 @pytest.mark.parametrize("solver", SOLVER_TYPES)
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_end_times_per_sample_equal_a_loop_over_samples(solver: type[Solver], size: int) -> None:
@@ -76,6 +79,7 @@ def test_end_times_per_sample_equal_a_loop_over_samples(solver: type[Solver], si
     torch.testing.assert_close(together, torch.cat(alone))
 
 
+@each_value
 @pytest.mark.parametrize("solver", SOLVER_TYPES)
 @pytest.mark.parametrize(("batch", "particles", "dims"), [(2, 5, 3), (3, 3, 3), (1, 4, 1), (4, 1, 2)])
 def test_particles_with_a_shared_condition_equal_a_loop_for_every_shape_of_the_times(
@@ -126,6 +130,7 @@ def test_fourth_order_integration_back_is_exact_to_rounding_of_the_eighth_digit(
     torch.testing.assert_close(RK4(100).integrate(pull, there, 1.0, 0.0), x, rtol=1e-8, atol=1e-8)
 
 
+@each_value
 @pytest.mark.parametrize("solver", SOLVER_TYPES)
 @pytest.mark.parametrize("t_shape", [(), (3,), (3, 3)])
 def test_a_trajectory_holds_every_state_and_ends_where_integration_does(
@@ -146,6 +151,7 @@ def test_a_trajectory_holds_every_state_and_ends_where_integration_does(
         torch.testing.assert_close(one, states[k + 1])
 
 
+@each_value
 @pytest.mark.parametrize("solver", SOLVER_TYPES)
 @pytest.mark.parametrize("t_start", [0.0, 0.25, torch.tensor([0.1, 0.2])])
 def test_the_field_is_asked_at_places_times_and_conditions_of_the_stated_shape(
@@ -182,6 +188,7 @@ def test_zero_length_moves_nothing() -> None:
     assert torch.equal(RK4(3).integrate(pull, x, t, t), x)
 
 
+@each_value
 @pytest.mark.parametrize("solver", SOLVER_TYPES)
 @pytest.mark.parametrize("bad", [(5,), (1, 3), (3, 4, 2, 1), (3, 2), (4,)])
 def test_times_that_are_no_prefix_are_refused(solver: type[Solver], bad: tuple[int, ...]) -> None:
@@ -193,6 +200,7 @@ def test_times_that_are_no_prefix_are_refused(solver: type[Solver], bad: tuple[i
             solver().trajectory(pull, x, t_start, t_end)
 
 
+@each_value
 @pytest.mark.parametrize("solver", SOLVER_TYPES)
 @pytest.mark.parametrize("num_steps", [0, -3])
 def test_a_number_of_steps_below_one_is_named(solver: type[Solver], num_steps: int) -> None:

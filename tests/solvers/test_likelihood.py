@@ -19,6 +19,7 @@ from flowmatch_rl.solvers import (
     log_likelihood,
 )
 from tests import oracles
+from tests.combinations import each_value
 from tests.families import DIVERGENCES, SCHEDULES
 from tests.oracles import F64, normal
 
@@ -63,6 +64,7 @@ def test_an_adaptive_solver_is_as_close_as_its_tolerance(schedule: Schedule) -> 
     assert error(schedule, AdaptiveSolver(rtol=1e-6, atol=1e-6)).max() < 5e-5
 
 
+@each_value
 @pytest.mark.parametrize("dims", [1, 3])
 @pytest.mark.parametrize("batch", [(1,), (3,), (2, 3)])
 def test_the_likelihood_of_a_linear_flow_is_exact(batch: tuple[int, ...], dims: int) -> None:

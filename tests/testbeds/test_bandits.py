@@ -19,6 +19,7 @@ from flowmatch_rl.testbeds import (
     TwoMoonsEnergy,
 )
 from flowmatch_rl.testbeds.bandits.quadrature import panel_nodes, quantiles
+from tests.combinations import each_value
 from tests.families import BANDITS
 from tests.oracles import F64, uniform
 
@@ -47,6 +48,7 @@ def test_the_gradient_is_that_of_autograd(bandit: Bandit) -> None:
     torch.testing.assert_close(gradient, expected)
 
 
+@each_value
 @on_every_bandit
 @at_some_temperatures
 def test_samples_lie_in_the_box_and_follow_the_marginals_of_scipy(bandit: Bandit, temperature: float) -> None:
@@ -68,6 +70,7 @@ def test_samples_lie_in_the_box_and_follow_the_marginals_of_scipy(bandit: Bandit
         assert found.statistic < 0.057
 
 
+@each_value
 @pytest.mark.parametrize("bandit", PRODUCTS, ids=repr)
 @at_some_temperatures
 def test_samples_of_products_are_quantiles_to_nine_digits(bandit: ProductBandit, temperature: float) -> None:
@@ -108,6 +111,7 @@ def test_samples_of_planes_are_conditional_quantiles(bandit: PlanarBandit) -> No
         assert torch.trapezoid(row[y <= b], y[y <= b]) / torch.trapezoid(row, y) == pytest.approx(v, abs=3e-3)
 
 
+@each_value
 @pytest.mark.parametrize("bandit", PLANAR, ids=repr)
 @at_some_temperatures
 def test_densities_of_planes_are_normalised(bandit: PlanarBandit, temperature: float) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.testbeds import CellProcess, RandomWalkProcess, RingProcess, discounted_occupancy, geometric_steps
+from tests.combinations import each_value
 from tests.testbeds.cell_policies import CELL_PROCESSES, PatternPolicy, pairs
 
 DISCOUNTS = [0.0, 0.5, 0.9, 0.99]
@@ -47,6 +48,7 @@ def test_steps_land_in_cells_as_the_transition_matrix_says(process: CellProcess)
             assert abs(float(offset.square().mean()) - 1.0) < 0.02
 
 
+@each_value
 @pytest.mark.parametrize("include_current", [False, True])
 @every_discount
 @every_process
@@ -68,6 +70,7 @@ def test_occupancy_is_a_distribution_that_solves_the_bellman_equation(
     )
 
 
+@each_value
 @every_discount
 @every_process
 def test_occupancy_is_the_long_series_of_steps(process: CellProcess, discount: float) -> None:

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from flowmatch_rl.testbeds import geometric_steps
+from tests.combinations import each_value
 
 GRID = (torch.arange(1_000_000, dtype=torch.float64) + 0.5) / 1_000_000
 
 
+@each_value
 @pytest.mark.parametrize("max_steps", [None, 1, 7])
 @pytest.mark.parametrize("discount", [0.0, 0.3, 0.9, 0.99])
 def test_frequencies_are_those_of_the_truncated_geometric_law(discount: float, max_steps: int | None) -> None:

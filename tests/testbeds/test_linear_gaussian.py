@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flowmatch_rl.paths import AffinePath, CosineSchedule, GaussianMixture, LinearSchedule, VariancePreservingSchedule
 from flowmatch_rl.testbeds import FullGaussianMixture, LinearGaussianProcess, LinearPolicy, geometric_steps
+from tests.combinations import each_value
 
 F64 = torch.float64
 LINE = LinearGaussianProcess([[0.8]], [[0.3]], [0.05], [[0.25]]), LinearPolicy([[-0.2]], [0.4])
@@ -42,6 +43,7 @@ def closed_loop(process: LinearGaussianProcess, policy: LinearPolicy) -> tuple[T
     return (process.next_mean(eye, policy.act(eye)) - offset).T, offset
 
 
+@each_value
 @pytest.mark.parametrize("discount", [0.0, 0.5, 0.9, 0.99])
 @every_case
 def test_mean_is_that_of_the_geometric_series(process, policy, discount: float) -> None:
@@ -125,6 +127,7 @@ def _expected(process, policy, state: Tensor, action: Tensor, value) -> Tensor:
     return torch.einsum("q,bq...->b...", mass, values)
 
 
+@each_value
 @pytest.mark.parametrize("t", [0.1, 0.5, 0.9, 0.99])
 @every_path
 @pytest.mark.parametrize(("process", "policy"), [LINE, PLANE], ids=["1-D", "2-D"])
@@ -150,6 +153,7 @@ def _lifted(mixture: FullGaussianMixture) -> FullGaussianMixture:
     return FullGaussianMixture(mixture.weights, mixture.means[:, None], mixture.axes, mixture.variances)
 
 
+@each_value
 @every_path
 @every_case
 def test_velocity_satisfies_the_continuity_equation(process, policy, path) -> None:
@@ -220,6 +224,7 @@ def test_density_of_one_component_is_the_multivariate_normal() -> None:
     )
 
 
+@each_value
 @pytest.mark.parametrize("discount", [0.9, 0.99])
 @every_case
 def test_chosen_number_of_components_is_as_good_as_many(process, policy, discount: float) -> None:

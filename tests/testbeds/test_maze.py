@@ -17,6 +17,7 @@ from flowmatch_rl.testbeds import (
     free_positions,
 )
 from flowmatch_rl.types import Policy
+from tests.combinations import each_value
 
 ROOMS: tuple[Room, ...] = get_args(Room)
 F64 = torch.float64
@@ -126,6 +127,7 @@ def test_a_fast_point_does_not_pass_through_a_wall() -> None:
     torch.testing.assert_close(moved[:, :2], torch.tensor([[-0.02, 0.1], [0.1, 0.02]], dtype=F64))
 
 
+@each_value
 @start_speeds
 @pytest.mark.parametrize("room", ROOMS)
 def test_reach_policy_rests_in_its_room_from_everywhere(room: Room, start_speed: float) -> None:

@@ -18,6 +18,7 @@ from flowmatch_rl.testbeds import (
     SumReward,
 )
 from flowmatch_rl.types import Reward
+from tests.combinations import each_value
 from tests.oracles import F64, normal, stratified_normal
 
 
@@ -72,6 +73,7 @@ def config_of(reward: Reward) -> dict:
     return {"class_path": f"flowmatch_rl.testbeds.{type(reward).__name__}", "init_args": fields}
 
 
+@each_value
 @pytest.mark.parametrize("reward", REWARDS, ids=repr)
 @pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 3)], ids=str)
 def test_a_reward_has_the_shape_of_the_batch_and_the_type_of_the_state(reward: Reward, batch: tuple[int, ...]) -> None:
