@@ -1,12 +1,19 @@
-"""Fewer cases for tests of several families: ``each_pair`` or ``each_value`` stands above their stacked marks."""
+"""Fewer tests of many cases: one of these decorators stands above stacked ``parametrize`` marks.
 
+``each_pair`` and ``each_value`` choose among the combinations of several families. ``one_test`` goes through all cases
+of a table, such as arguments that are refused, in one test.
+"""
+
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import pytest
 
 Test = TypeVar("Test", bound=Callable[..., None])
+Case: TypeAlias = tuple[list[Any], str]
+"""Values of arguments, and what they are called."""
 
 
 def pairwise(*families: Sequence[Any]) -> list[tuple[Any, ...]]:
@@ -62,29 +69,63 @@ def _pairs(places: list[tuple[int, int]]) -> Iterable[tuple[tuple[int, int], tup
     return itertools.combinations(sorted(places), 2)
 
 
+def one_test(test: Callable[..., None]) -> Callable[..., None]:
+    """Put above stacked ``parametrize`` marks: one test of all combinations, a subtest each.
+
+    The test may take fixtures; each case has a ``tmp_path`` of its own.
+    """
+    names, families, others = _unstacked(test)
+    cases = [_joined(chosen) for chosen in itertools.product(*families)]
+    fixtures = [name for name in inspect.signature(test).parameters if name not in names]
+
+    def run(subtests: pytest.Subtests, **given: Any) -> None:
+        assert cases
+        for place, (values, words) in enumerate(cases):
+            own = {}
+            if "tmp_path" in given:
+                own["tmp_path"] = given["tmp_path"] / str(place)
+                own["tmp_path"].mkdir()
+            with subtests.test(words):
+                test(**dict(zip(names, values, strict=True)), **(given | own))
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    wanted = dict.fromkeys(["subtests", *fixtures])
+    run.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in wanted])  # pyright: ignore
+    run.__name__, run.__doc__, run.__module__ = test.__name__, test.__doc__, test.__module__
+    run.pytestmark = others  # pyright: ignore[reportFunctionMemberAccess]
+    return run
+
+
 def _thinned(test: Test, choose: Callable[..., list[tuple[Any, ...]]]) -> Test:
+    names, families, others = _unstacked(test)
+    cases = [_joined(chosen) for chosen in choose(*families)]
+    test.pytestmark = others  # pyright: ignore[reportFunctionMemberAccess]
+    return pytest.mark.parametrize(names, [pytest.param(*values, id=words) for values, words in cases])(test)
+
+
+def _unstacked(test: Callable[..., None]) -> tuple[list[str], list[list[Case]], list[pytest.Mark]]:
+    """Names of the arguments that ``parametrize`` marks give, the cases of each of them, and the other marks."""
     marks: list[pytest.Mark] = test.pytestmark  # pyright: ignore[reportFunctionMemberAccess]
-    stacked = [mark for mark in marks if mark.name == "parametrize"]
     names: list[str] = []
-    families: list[list[tuple[list[Any], str]]] = []
-    for mark in stacked:
+    families = []
+    for mark in (mark for mark in marks if mark.name == "parametrize"):
         given, values = mark.args
         own = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
         names += own
         families.append([_case(own, value, place, **mark.kwargs) for place, value in enumerate(values)])
-    cases = [
-        pytest.param(*(value for values, _ in chosen for value in values), id="-".join(name for _, name in chosen))
-        for chosen in choose(*families)
-    ]
-    test.pytestmark = [mark for mark in marks if mark not in stacked]  # pyright: ignore[reportFunctionMemberAccess]
-    return pytest.mark.parametrize(names, cases)(test)
+    return names, families, [mark for mark in marks if mark.name != "parametrize"]
 
 
-def _case(names: list[str], value: Any, place: int, ids: Any = None) -> tuple[list[Any], str]:
+def _joined(chosen: Iterable[Case]) -> Case:
+    values, words = zip(*chosen, strict=True)
+    return [value for part in values for value in part], "-".join(words)
+
+
+def _case(names: list[str], value: Any, place: int, ids: Any = None) -> Case:
     """Values of one case of a mark, and what it is called."""
     values = [value] if len(names) == 1 else list(value)
-    if isinstance(ids, Sequence):
-        return values, ids[place]
+    if ids is not None and not callable(ids):
+        return values, list(ids)[place]
     said = [(ids or _plain)(value) for value in values]
     return values, "-".join(
         f"{name}{place}" if word is None else str(word) for name, word in zip(names, said, strict=True)
