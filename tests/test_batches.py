@@ -6,6 +6,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from flowmatch_rl.batches import LENGTH, TRANSITION, read_rollouts, read_segment, read_transition
+from tests.combinations import one_test
 
 
 def batch_of(size: int) -> TensorDict:
@@ -66,6 +67,7 @@ def test_a_time_limit_is_not_read_as_a_termination() -> None:
     assert not read_transition(batch).terminated.any()
 
 
+@one_test
 @pytest.mark.parametrize("key", TRANSITION, ids=str)
 def test_a_missing_entry_is_named(key: str | tuple[str, str]) -> None:
     batch = batch_of(3)
@@ -104,6 +106,7 @@ def test_segments_and_rollouts_are_read_by_the_names_of_their_attributes(read, n
     assert all(getattr(bare, name) is None for name in optional)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("read", "needed", "name"),
     [(read_segment, SEGMENT, name) for name in SEGMENT] + [(read_rollouts, ROLLOUTS, name) for name in ROLLOUTS],

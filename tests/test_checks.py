@@ -5,8 +5,10 @@ import math
 import pytest
 
 from flowmatch_rl.checks import UserError, check_range, check_word
+from tests.combinations import one_test
 
 
+@one_test
 @pytest.mark.parametrize(
     ("interval", "value", "message"),
     [

@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from flowmatch_rl.shapes import append_dims, check_same_shape, check_shape
+from tests.combinations import one_test
 
 
+@one_test
 @pytest.mark.parametrize(
     ("t_shape", "x_shape", "wanted"),
     [
@@ -32,6 +34,7 @@ def test_each_sample_keeps_its_own_value_when_batch_and_features_have_one_size()
     assert torch.equal(product, torch.tensor([[0.0] * 3, [1.0] * 3, [2.0] * 3]))
 
 
+@one_test
 @pytest.mark.parametrize(
     ("t_shape", "x_shape"),
     [((3,), (4, 3)), ((4, 1, 1), (4, 3)), ((4, 3), (4, 5, 3)), ((5,), (1, 5)), ((1,), ()), ((256, 1), (256,))],

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.couplings import Coupling, ExactCoupling, IndependentCoupling, SinkhornCoupling
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import COUPLINGS
 from tests.oracles import normal, rmse, uniform
 
@@ -256,6 +256,7 @@ def test_sweeps_that_do_not_converge_are_an_error(regularisation: float) -> None
         SinkhornCoupling(regularisation, tolerance=1e-6, num_iterations=2).pair(x_0, x_1, uniform(40, seed=1))
 
 
+@one_test
 @pytest.mark.parametrize("coupling", TRANSPORT, ids=repr)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_values_that_are_not_finite_are_refused(coupling: Coupling, bad: float) -> None:
@@ -268,7 +269,7 @@ def test_values_that_are_not_finite_are_refused(coupling: Coupling, bad: float) 
             coupling.pair(x_0, x_1, u, condition)
 
 
-@each_value
+@one_test
 @pytest.mark.parametrize("coupling", COUPLINGS, ids=repr)
 @pytest.mark.parametrize(
     ("x_0", "x_1", "u", "condition", "named"),
@@ -290,6 +291,7 @@ def test_wrong_shapes_are_refused_and_named(coupling: Coupling, x_0, x_1, u, con
     assert named in str(caught.value)
 
 
+@one_test
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -18,6 +18,7 @@ from flowmatch_rl.checks import RunError
 from flowmatch_rl.data import TransitionStore, collect_transitions
 from flowmatch_rl.envs import DMControlEnvironment, Environment, GymnasiumEnvironment
 from flowmatch_rl.types import Policy
+from tests.combinations import each_value, one_test
 from tests.data.toy_rows import assert_rows_equal
 
 FLAGS = ("terminated", "truncated", "done")
@@ -70,6 +71,7 @@ def block_ends(number: int, num_envs: int, block_steps: int) -> list[int]:
     return [end for end in ends if end < number - 1] + [number - 1]
 
 
+@each_value
 @pytest.mark.parametrize("truncate", [True, False])
 @pytest.mark.parametrize(("number", "num_envs"), [(100, 3), (25, 1), (7, 10), (60, 3)])
 def test_rows_are_consecutive_steps_and_end_where_done_says(tmp_path, number, num_envs, truncate) -> None:
@@ -219,6 +221,7 @@ def test_numbers_that_are_not_finite_end_the_collection_and_name_the_row(tmp_pat
     assert not (tmp_path / "set").exists()
 
 
+@one_test
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -10,6 +10,7 @@ import torch
 
 from flowmatch_rl.batches import CONDITION
 from flowmatch_rl.data import SampleData, TableFile
+from tests.combinations import one_test
 from tests.data.toy_table import CONDITIONAL, ROWS, VALUES, build, only, rows_of
 
 
@@ -63,6 +64,7 @@ def test_classes_are_compared_as_text(column, classes: tuple[str, ...]) -> None:
     assert indicator.tolist() == [row % 2 for row in rows_of(only(data.val_dataloader()), data)]
 
 
+@one_test
 @pytest.mark.parametrize(
     ("values", "options", "words"),
     [
@@ -133,6 +135,7 @@ def test_prediction_from_a_file_has_one_sample_per_row(tmp_path: Path) -> None:
     assert batch[CONDITION][:, 1:].tolist() == wanted
 
 
+@one_test
 @pytest.mark.parametrize(
     ("columns", "words"),
     [

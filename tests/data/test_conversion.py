@@ -9,6 +9,7 @@ from tensordict import TensorDict
 
 from flowmatch_rl.data import D4rlFile, ExorlEpisodes, OgbenchFile, TransitionStore, TransitionTable, convert_layout
 from flowmatch_rl.data.layouts import conversion
+from tests.combinations import each_value
 from tests.data.layout_files import write_d4rl, write_exorl, write_ogbench
 
 
@@ -86,6 +87,7 @@ def test_other_options_do_not_go_on_with_a_conversion(tmp_path: Path, monkeypatc
         convert_layout(other, str(tmp_path / "out"), progress=False)
 
 
+@each_value
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("size", [1, 3, 5, 100])
 def test_pieces_hold_all_rows_in_order(size: int, whole: bool, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from flowmatch_rl.data import (
     TwoMoons,
     densities,
 )
+from tests.combinations import each_value, one_test
 from tests.settings import DENSITIES
 
 each_density = pytest.mark.parametrize("density", DENSITIES, ids=repr)
@@ -131,6 +132,7 @@ def test_points_far_away_have_a_log_density_without_nan(density: Density) -> Non
         assert log_prob[2] < log_prob[0] < -50
 
 
+@one_test
 @each_density
 @pytest.mark.parametrize("shape", [(2,), (3, 1), (3, 3), (3, 1, 2)], ids=str)
 def test_points_of_another_shape_are_refused(density: Density, shape: tuple[int, ...]) -> None:
@@ -172,6 +174,7 @@ CURVES = [
 ]
 
 
+@each_value
 @pytest.mark.parametrize(("density", "curves"), CURVES, ids=[repr(density) for density, _ in CURVES])
 @pytest.mark.parametrize("x", [(0.9, 0.3), (0.0, 0.0), (-1.2, 0.9), (2.5, -1.0)], ids=str)
 def test_density_of_noisy_curves_is_the_integral_over_positions_on_them(density, curves, x) -> None:
@@ -223,6 +226,7 @@ def test_a_density_named_in_a_configuration_has_its_own_defaults(kind: type[Dens
     assert parser.instantiate(parsed).dataset == kind()
 
 
+@one_test
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [

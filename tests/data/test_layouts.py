@@ -10,6 +10,7 @@ from tensordict import TensorDict
 
 from flowmatch_rl.data import D4rlFile, ExorlEpisodes, Layout, MinariFolder, OgbenchFile, TransitionTable
 from flowmatch_rl.data.layouts import steps
+from tests.combinations import each_value
 from tests.data.layout_files import (
     minari_episode,
     numbers,
@@ -228,6 +229,7 @@ def test_ordered_table_cuts_trajectories_where_the_next_row_starts_elsewhere(tmp
     assert layout.describe().ordered
 
 
+@each_value
 @pytest.mark.parametrize("arrivals", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 def test_slices_of_a_long_file_join_without_a_seam(size: int, arrivals: bool, tmp_path: Path, monkeypatch) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from flowmatch_rl.data import D4rlFile, ExorlEpisodes, Layout, MinariFolder, OgbenchFile, TransitionTable
+from tests.combinations import one_test
 from tests.data.layout_files import (
     minari_episode,
     numbers,
@@ -41,6 +42,7 @@ def exorl(folder: Path, **changes: np.ndarray | None) -> ExorlEpisodes:
     return ExorlEpisodes(str(folder / "buffer"))
 
 
+@one_test
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -91,6 +93,7 @@ def test_npz_of_objects(tmp_path: Path) -> None:
     refused(OgbenchFile(str(tmp_path / "a.npz")), "a.npz")
 
 
+@one_test
 @pytest.mark.parametrize("layout", [ExorlEpisodes, OgbenchFile, D4rlFile, MinariFolder])
 def test_missing_files(layout: Callable[[str], Layout], tmp_path: Path) -> None:
     refused(layout(str(tmp_path / "nothing")), "nothing", "wanted")
@@ -101,6 +104,7 @@ def test_empty_folder(layout: Callable[[str], Layout], tmp_path: Path) -> None:
     refused(layout(str(tmp_path)), str(tmp_path))
 
 
+@one_test
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -120,6 +124,7 @@ def test_ogbench_file(changes, words, tmp_path: Path) -> None:
     refused(OgbenchFile(str(tmp_path / "a.npz")), "a.npz", *words)
 
 
+@one_test
 @pytest.mark.parametrize("missing", ["observations", "actions", "rewards", "terminals", "timeouts"])
 def test_d4rl_file_without_an_array(missing: str, tmp_path: Path) -> None:
     arrays = write_d4rl(tmp_path / "a.hdf5", [0, 0], [0, 1], arrivals=True)
@@ -140,6 +145,7 @@ def test_row_of_a_later_slice_is_named_by_its_place_in_the_file(tmp_path: Path) 
     refused(OgbenchFile(str(tmp_path / "a.npz")), "'rewards'", "row 51234")
 
 
+@one_test
 @pytest.mark.parametrize(
     ("episode", "options", "words"),
     [
@@ -174,6 +180,7 @@ def test_minari_file_without_episodes(tmp_path: Path) -> None:
     refused(MinariFolder(str(tmp_path / "v0")), "episode_0", "group")
 
 
+@one_test
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -194,6 +201,7 @@ def test_table(changes, words, tmp_path: Path) -> None:
     refused(TransitionTable(str(tmp_path / "t.csv"), **(names | changes)), *words)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("bounds", "words"),
     [

@@ -14,6 +14,7 @@ from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.testbeds import ConstantPolicy, LinearGaussianProcess, LinearPolicy, MazeGoalPolicy
 from flowmatch_rl.types import Policy
+from tests.combinations import one_test
 from tests.data.toy_trajectories import End, action_at, trajectory_store
 
 EIGHT: list[tuple[int, End]] = [(3, "truncated"), (2, "terminated")] * 4
@@ -213,6 +214,7 @@ def test_evaluations_leave_the_training_batches_and_the_global_noise_alone(tmp_p
         assert torch.equal(mine["observation"], theirs["observation"])
 
 
+@one_test
 @pytest.mark.parametrize(
     "name", ["batch_size", "num_updates", "epoch_updates", "eval_states", "test_states", "eval_copies", "eval_steps"]
 )

@@ -11,6 +11,7 @@ from flowmatch_rl.batches import TRANSITION
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.data import OnlineData
 from flowmatch_rl.envs import GymnasiumEnvironment
+from tests.combinations import each_value, one_test
 from tests.toys import POLICY_ACTION, ConstantPolicy
 
 COUNTING = GymnasiumEnvironment("ToyCounting-v0")
@@ -37,6 +38,7 @@ def held(data: OnlineData) -> TensorDictBase:
     return data._buffer[:]
 
 
+@each_value
 @pytest.mark.parametrize("num_envs", [1, 2])
 @pytest.mark.parametrize("ratio", [0.5, 1, 2, 2.5, 20])
 def test_env_steps_are_the_warm_up_and_the_ratios_share_of_the_updates(ratio, num_envs) -> None:
@@ -182,6 +184,7 @@ def test_without_replay_in_the_checkpoint_the_counters_go_on_and_the_buffer_is_f
     assert (held(second)["action"] == POLICY_ACTION).all()
 
 
+@one_test
 @pytest.mark.parametrize("bad_value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("num_envs", [1, 2])
 @pytest.mark.parametrize(("option", "key"), [("bad_reward_at", "reward"), ("bad_observation_at", "observation")])
@@ -200,6 +203,7 @@ def test_numbers_that_are_not_finite_end_the_run_and_are_named_with_their_step(
     assert "\n" not in message
 
 
+@one_test
 @pytest.mark.parametrize(
     ("options", "words"),
     [

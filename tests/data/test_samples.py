@@ -11,6 +11,7 @@ from torch import Tensor
 from flowmatch_rl.batches import CONDITION, EXACT_LOG_PROB, SAMPLE, SOURCE, Samples
 from flowmatch_rl.data import Density, SampleData, TwoMoons
 from flowmatch_rl.schema import TableSchema
+from tests.combinations import one_test
 from tests.data.toy_table import (
     CONDITIONAL,
     ROWS,
@@ -167,6 +168,7 @@ def test_exact_density_follows_the_columns_of_the_module() -> None:
     assert set(only(data.val_dataloader())) == {SAMPLE}
 
 
+@one_test
 @pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader"])
 @pytest.mark.parametrize(
     ("change", "words"),
@@ -227,6 +229,7 @@ def test_a_module_may_replace_the_training_samples_once() -> None:
     assert torch.cat([batch[SAMPLE][:, 0] for batch in batches[:3]]).sort().values.tolist() == sorted([*range(12)] * 2)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [

@@ -14,6 +14,7 @@ from torch import Tensor
 from flowmatch_rl.batches import SegmentNeeds, read_segment
 from flowmatch_rl.data import TransitionStore
 from flowmatch_rl.data.segments import RowSampler, SegmentReader
+from tests.combinations import each_pair
 from tests.data.toy_trajectories import TRAJECTORIES, End, action_at, trajectory_store
 
 ROWS = [(i, k) for i, (length, _) in enumerate(TRAJECTORIES) for k in range(length)]
@@ -46,6 +47,7 @@ def steps_ahead(trajectory: int, time: int, num_steps: int, next_action: bool, k
     return min(num_steps, last - time)
 
 
+@each_pair
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("next_action", [False, True])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 7])

@@ -10,6 +10,7 @@ from torch import Tensor
 from flowmatch_rl.batches import SAMPLE
 from flowmatch_rl.data import SampleData
 from flowmatch_rl.schema import TableSchema
+from tests.combinations import each_value
 from tests.data.toy_table import VALUES, ToyTable, build, only, rows_of, take
 
 
@@ -42,6 +43,7 @@ def test_another_seed_gives_other_batches_of_the_same_rows() -> None:
     assert [rows_of(batch, first) for batch in one] != [rows_of(batch, first) for batch in two]
 
 
+@each_value
 @pytest.mark.parametrize("number", [1, 3, 5, 12])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_resumed_data_goes_on_with_the_same_batches(number: int, rank: int) -> None:

@@ -12,9 +12,11 @@ from tensordict.memmap import MemoryMappedTensor
 
 from flowmatch_rl.data import StoreInfo, TransitionStore
 from flowmatch_rl.data.store import entries_of
+from tests.combinations import each_value, one_test
 from tests.data.toy_rows import COLUMNS, PROVENANCE, assert_rows_equal, toy_rows, toy_store, toy_writer
 
 
+@each_value
 @pytest.mark.parametrize("number", [1, 10])
 @pytest.mark.parametrize(("embedding_dim", "next_action"), [(0, False), (2, True), (1, False)])
 def test_what_is_written_is_read_again(tmp_path, number, embedding_dim, next_action) -> None:
@@ -86,6 +88,7 @@ def change_info(path, **changes) -> None:
     path.write_text(json.dumps({k: v for k, v in (fields | changes).items() if v != "delete"}))
 
 
+@one_test
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -114,6 +117,7 @@ def test_a_damaged_description_is_refused(tmp_path) -> None:
         TransitionStore.open(tmp_path / "set")
 
 
+@one_test
 @pytest.mark.parametrize("size", [None, 0, 39, 41])
 def test_a_file_of_another_size_is_refused_and_left_as_it_is(tmp_path, size) -> None:
     toy_store(tmp_path / "set")

@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 
 from flowmatch_rl.data import TableFile, read_table
+from tests.combinations import one_test
 
 A = np.array([0.5, -1.25, 3.0])
 B = np.array([[1, 2], [3, 4], [5, 6]])
@@ -138,6 +139,7 @@ def test_arrays_of_other_things_than_numbers_and_text_are_refused(array: np.ndar
     assert kind in refused(tmp_path / "t.npz").lower()
 
 
+@one_test
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
@@ -155,6 +157,7 @@ def test_arrays_that_are_no_columns_of_one_table_are_named(arrays, words, tmp_pa
     assert all(word in message for word in words)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -13,6 +13,7 @@ import torch
 
 from flowmatch_rl.data import TransitionStore
 from flowmatch_rl.data.moments import column_moments, read_chunks
+from tests.combinations import one_test
 from tests.data.toy_rows import assert_rows_equal, toy_rows, toy_store, toy_writer
 
 
@@ -103,6 +104,7 @@ def put(key, row, value):
     return change
 
 
+@one_test
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -148,6 +150,7 @@ def test_the_first_of_several_bad_rows_is_named(tmp_path) -> None:
         toy_writer(tmp_path / "set").append(rows)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

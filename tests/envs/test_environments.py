@@ -9,6 +9,7 @@ import torch
 import tests.toys as toys
 from flowmatch_rl.data import OnlineData
 from flowmatch_rl.envs import DMControlEnvironment, Environment, GymnasiumEnvironment, build_environment
+from tests.combinations import each_value, one_test
 from tests.settings import ENVIRONMENTS
 
 
@@ -52,6 +53,7 @@ def test_actions_are_rescaled_to_the_environments_own_bounds() -> None:
     np.testing.assert_allclose(env.base_env._env.unwrapped.actions, wanted, rtol=1e-6)
 
 
+@each_value
 @pytest.mark.parametrize("action", [-1.0, -0.25, 1.0])
 @pytest.mark.parametrize("num_envs", [1, 2])
 def test_full_torque_reaches_the_pendulum(action, num_envs) -> None:
@@ -132,6 +134,7 @@ def test_equal_seeds_give_copies_equal_starts_and_copies_differ_among_themselves
     env.close()
 
 
+@one_test
 @pytest.mark.parametrize(
     ("kind", "words"),
     [("discrete", "discrete actions"), ("unbounded", "unbounded"), ("pixels", "pixels"), ("matrix", "(4, 4)")],
@@ -146,6 +149,7 @@ def test_environments_of_another_kind_are_refused_by_name(kind, words) -> None:
         assert "wanted" in str(caught.value)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("environment", "words"),
     [

@@ -11,6 +11,7 @@ from flowmatch_rl.batches import LENGTH, OBSERVATION, TRANSITION, read_transitio
 from flowmatch_rl.data import OnlineData
 from flowmatch_rl.envs import GymnasiumEnvironment
 from flowmatch_rl.envs.multi_step import MultiStep
+from tests.combinations import each_value
 from tests.data.test_online import build, held, take
 
 KEYS = [*TRANSITION, LENGTH]
@@ -73,6 +74,7 @@ def by_first_step(rows: TensorDict) -> dict[tuple[int, int], dict[str, Any]]:
     return found
 
 
+@each_value
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 40])
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
@@ -121,6 +123,7 @@ def n_step(truncate: bool = True, length: int | None = 5, **options: Any) -> Onl
     return build(environment, **options)
 
 
+@each_value
 @pytest.mark.parametrize("truncate", [True, False])
 @pytest.mark.parametrize(("num_envs", "block"), [(1, 1), (1, 4), (2, 2), (2, 6)])
 def test_collected_transitions_end_with_the_episode_or_after_n_steps(num_envs, block, truncate) -> None:

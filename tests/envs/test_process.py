@@ -24,6 +24,7 @@ from flowmatch_rl.testbeds import (
     RingProcess,
 )
 from flowmatch_rl.types import Policy, Reward
+from tests.combinations import each_value
 
 PROCESSES: list[Process] = [PointMassMaze(start_speed=0.2), RingProcess(), RandomWalkProcess(), LinearGaussianProcess()]
 every_process = pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.label)
@@ -51,6 +52,7 @@ class Acting:
         return tensordict.set("action", self.policy.act(tensordict["observation"]))
 
 
+@each_value
 @pytest.mark.parametrize("num_envs", [1, 2, 7])
 @every_process
 def test_specs_describe_what_the_environment_returns(process: Process, num_envs: int) -> None:
@@ -139,6 +141,7 @@ def test_equal_seeds_give_equal_episodes_and_copies_differ(process: Process) -> 
     assert first["observation"][:, 0].unique(dim=0).shape[0] == 20
 
 
+@each_value
 @pytest.mark.parametrize("num_envs", [2, 5, 100])
 @every_process
 def test_a_single_environment_starts_where_the_first_copy_does(process: Process, num_envs: int) -> None:

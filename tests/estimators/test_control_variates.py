@@ -17,7 +17,7 @@ from flowmatch_rl.estimators import (
     RegressControlVariate,
 )
 from flowmatch_rl.paths import AffinePath, Schedule
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import CONTROL_VARIATES, SCHEDULES, WIDE_PROPOSALS
 from tests.oracles import (
     F64,
@@ -213,6 +213,7 @@ def test_a_rule_is_given_normalised_weights_and_the_ratio_of_noise_to_data() -> 
     torch.testing.assert_close(rho, ((1.0 - t) / t)[:, None])
 
 
+@one_test
 @pytest.mark.parametrize(
     ("build", "value"),
     [
@@ -314,6 +315,7 @@ def test_a_rule_that_needs_no_score_has_coefficient_zero(rule: ControlVariate) -
     assert not FixedControlVariate(0.0).needs_score
 
 
+@one_test
 @pytest.mark.parametrize("num_bins", [0, -3])
 @pytest.mark.parametrize("build", [RegressControlVariate, FisherControlVariate])
 def test_a_number_of_bins_below_one_is_named(

@@ -21,7 +21,7 @@ from flowmatch_rl.estimators import (
 )
 from flowmatch_rl.paths import AffinePath, GaussianSource, MixtureSource, Schedule, Source, UniformSource
 from flowmatch_rl.types import LogDensityAndScore
-from tests.combinations import each_pair, each_value
+from tests.combinations import each_pair, each_value, one_test
 from tests.families import CONTROL_VARIATES, PROPOSALS, SCHEDULES, WIDE_PROPOSALS
 from tests.oracles import F64, NORMAL, ONE_D, RecordingControlVariate, at, gaussian_density, normal, quadrature_nodes
 
@@ -240,6 +240,7 @@ def test_outside_the_box_a_mixture_with_a_truncated_part_has_the_weight_of_the_o
     assert (correction[~outside] < alone[~outside]).all()
 
 
+@one_test
 @pytest.mark.parametrize("proposal", PROPOSALS, ids=repr)
 def test_each_proposal_is_refused_where_its_weights_would_be_wrong(proposal: Proposal) -> None:
     estimator = PosteriorMeanEstimator(4, proposal, NoControlVariate())
@@ -257,6 +258,7 @@ def test_each_proposal_is_refused_where_its_weights_would_be_wrong(proposal: Pro
         estimator.check(PATH, mixture)
 
 
+@one_test
 @pytest.mark.parametrize("rule", CONTROL_VARIATES, ids=repr)
 def test_a_control_variate_is_refused_at_the_edge_of_a_support(rule: ControlVariate) -> None:
     over_box = PosteriorMeanEstimator(4, TruncatedProposal(), rule)
@@ -271,6 +273,7 @@ def test_a_control_variate_is_refused_at_the_edge_of_a_support(rule: ControlVari
         from_box.check(PATH, UniformSource())
 
 
+@one_test
 @pytest.mark.parametrize(
     ("build", "value"),
     [

@@ -9,7 +9,7 @@ from torch import Tensor
 from flowmatch_rl.estimators import EndPointEstimator, PathPoints, PointScoreEstimator, ReweightedEndPoints
 from flowmatch_rl.paths import AffinePath, GaussianSource, LinearSchedule, MixtureSource, Schedule, UniformSource
 from flowmatch_rl.types import LogDensityAndScore
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import ESTIMATORS, SCHEDULES
 from tests.oracles import F64, NORMAL, TWO_D, at, gaussian_density, normal
 
@@ -70,6 +70,7 @@ def test_values_in_half_precision_are_weighed_in_the_precision_of_the_points(est
         assert getattr(found, name).dtype == torch.float32
 
 
+@one_test
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 def test_noise_of_a_wrong_shape_is_refused(estimator: EndPointEstimator) -> None:
     points = path_points(PATH)

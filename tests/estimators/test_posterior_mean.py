@@ -17,7 +17,7 @@ from flowmatch_rl.estimators import (
     RegressControlVariate,
 )
 from flowmatch_rl.paths import AffinePath, Schedule
-from tests.combinations import each_pair, each_value
+from tests.combinations import each_pair, each_value, one_test
 from tests.families import CONTROL_VARIATES, SCHEDULES, WIDE_PROPOSALS
 from tests.oracles import (
     EVEN,
@@ -280,6 +280,7 @@ def test_wrong_shapes_are_refused() -> None:
             estimator.estimate(PATH, NORMAL, flat, at(x_t, wrong), z)
 
 
+@one_test
 @pytest.mark.parametrize("wrong", [(5,), (4, 1), (5, 4), (4, 5, 1)])
 def test_a_density_of_the_wrong_shape_is_refused(wrong: tuple[int, ...]) -> None:
     x_t, t, z = torch.zeros(4, 2), torch.full((4,), 0.5), torch.zeros(4, 5, 2)

@@ -23,6 +23,7 @@ from flowmatch_rl.evaluation import estimator_errors, exact_posterior_mean
 from flowmatch_rl.paths import AffinePath, CosineSchedule, NoSquash, Source, TanhSquash, VarianceExplodingSchedule
 from flowmatch_rl.testbeds import Bimodal, Flat, FourModes, Quadratic, TwoMoonsEnergy
 from flowmatch_rl.types import LogDensityAndScore
+from tests.combinations import each_value, one_test
 from tests.oracles import F64, GaussianMixture, normal
 
 PATHS = [AffinePath(), AffinePath(CosineSchedule()), AffinePath(VarianceExplodingSchedule())]
@@ -55,6 +56,7 @@ def test_four_gaussians_have_the_closed_form(path: AffinePath) -> None:
     torch.testing.assert_close(found, expected, atol=1e-7, rtol=0)
 
 
+@each_value
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 @pytest.mark.parametrize("bandit", [Flat(1), Bimodal(1), Quadratic(1)], ids=repr)
 def test_squashed_means_are_those_of_scipy(bandit, temperature: float) -> None:
@@ -157,6 +159,7 @@ def test_the_score_at_the_point_is_all_bias() -> None:
     assert (errors.bias[:-1] > 0.5).all()
 
 
+@one_test
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -14,6 +14,7 @@ from flowmatch_rl.evaluation import FutureTests
 from flowmatch_rl.evaluation.occupancy import real_futures
 from flowmatch_rl.objectives import FirstState
 from flowmatch_rl.testbeds import LinearReward
+from tests.combinations import one_test
 from tests.modules.occupancy_toys import ExactCycle, cycle_rollouts
 
 LAG: dict[FirstState, int] = {"arrival": 1, "current": 0}
@@ -202,6 +203,7 @@ def test_a_report_of_other_discounts_alone_names_them() -> None:
     assert [line.split()[0] for line in report] == [f"{kind}@{g}" for g in (0.5, 0.25) for kind in kinds]
 
 
+@one_test
 @pytest.mark.parametrize(
     ("name", "value", "least"),
     [

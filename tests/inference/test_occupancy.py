@@ -14,6 +14,7 @@ from flowmatch_rl.objectives import TD2CFM, TDDD
 from flowmatch_rl.paths import AffinePath, VariancePreservingSchedule
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.testbeds import LinearReward, MazeGoalPolicy, SumReward
+from tests.combinations import one_test
 from tests.modules.occupancy_toys import PLANE, PLANE_POLICY, occupancy
 
 LOW, HIGH = [-2.0, 0.0], [2.0, 10.0]
@@ -139,6 +140,7 @@ def test_discounts_of_a_model_of_many_horizons_give_other_futures() -> None:
     assert not np.allclose(drawn[0], drawn[2])
 
 
+@one_test
 @pytest.mark.parametrize(
     ("ask", "words"),
     [

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from flowmatch_rl.inference import TrainedPolicy, load_policy
 from flowmatch_rl.modules import ReverseFlowActorCritic
 from flowmatch_rl.paths import NoSquash
+from tests.combinations import each_value, one_test
 from tests.modules.test_reverse_flow_actor_critic import TINY, A, S
 
 LOW, HIGH = [-2.0, 0.0], [2.0, 10.0]
@@ -37,6 +38,7 @@ def test_three_lines_run_a_policy_in_its_environment(tmp_path) -> None:
         observation, *_ = env.step(action)
 
 
+@each_value
 @pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 3)], ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 def test_actions_are_single_precision_within_the_bounds_for_any_batch(batch, dtype) -> None:
@@ -82,6 +84,7 @@ def test_loaded_policy_equals_the_saved_modules(tmp_path) -> None:
     )
 
 
+@one_test
 @pytest.mark.parametrize("shape", [(), (S + 1,), (S, 1), (0,), (4, S - 1)], ids=str)
 def test_observation_of_another_shape_is_refused_with_both_shapes(shape) -> None:
     with pytest.raises(ValueError) as caught:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from flowmatch_rl.metrics import interpolate_curve, mean_curve, percentile_interval
+from tests.combinations import one_test
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -54,6 +55,7 @@ def test_single_run_has_no_interval() -> None:
     assert bool(curve.interval.isnan().all())
 
 
+@one_test
 @pytest.mark.parametrize(
     ("call", "words"),
     [

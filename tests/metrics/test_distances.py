@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.metrics import energy_distance
+from tests.combinations import one_test
 from tests.oracles import normal, stratified_normal
 
 
@@ -71,6 +72,7 @@ def test_a_common_offset_does_not_blur_the_distance_in_single_precision(size: in
     assert moved.item() == pytest.approx(energy_distance(x, y).item(), abs=1e-3)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("x", "y"), [((1, 2), (5, 2)), ((5, 2), (1, 2)), ((5, 2), (5, 3)), ((5,), (5,)), ((2, 5, 2), (2, 5, 2))]
 )

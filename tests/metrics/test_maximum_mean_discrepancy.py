@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.metrics import maximum_mean_discrepancy
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.oracles import normal
 
 
@@ -92,12 +92,14 @@ def test_large_samples_of_single_precision_keep_their_digits() -> None:
     assert math.isfinite(maximum_mean_discrepancy(x.float(), y.float()).item())
 
 
+@one_test
 @pytest.mark.parametrize("bandwidths", [[], [0.0], [1.0, -2.0], [math.nan]], ids=str)
 def test_bandwidths_that_are_not_positive_are_refused(bandwidths: list[float]) -> None:
     with pytest.raises(ValueError, match="positive bandwidths"):
         maximum_mean_discrepancy(normal(3, 2, seed=1), normal(3, 2, seed=2), bandwidths)
 
 
+@one_test
 @pytest.mark.parametrize(("x", "y"), [((1, 2), (5, 2)), ((5, 2), (1, 2)), ((5, 2), (5, 3)), ((5,), (5,))])
 def test_samples_that_cannot_be_compared_are_refused_with_both_shapes_named(
     x: tuple[int, ...], y: tuple[int, ...]

@@ -12,6 +12,7 @@ from flowmatch_rl.metrics import (
     probability_of_improvement,
     resample_runs,
 )
+from tests.combinations import one_test
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -107,6 +108,7 @@ def test_interval_leaves_half_of_the_rest_on_either_side_and_keeps_event_dimensi
     torch.testing.assert_close(interval, torch.tensor([[5.0, -95.0], [95.0, -5.0]], dtype=torch.float64))
 
 
+@one_test
 @pytest.mark.parametrize(
     ("call", "words"),
     [

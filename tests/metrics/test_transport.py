@@ -15,7 +15,7 @@ from flowmatch_rl.metrics import (
     squared_wasserstein_distance,
     wasserstein_distance,
 )
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.oracles import normal
 
 EXACT = [wasserstein_distance, squared_wasserstein_distance]
@@ -155,6 +155,7 @@ def test_a_simplex_that_is_cut_short_is_an_error_and_not_a_warning(distance, mon
         distance(*samples(30, 25, 2))
 
 
+@one_test
 @pytest.mark.parametrize("distance", EXACT)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_samples_that_are_not_finite_are_refused(distance, bad: float) -> None:
@@ -165,7 +166,7 @@ def test_samples_that_are_not_finite_are_refused(distance, bad: float) -> None:
             distance(one, other)
 
 
-@each_value
+@one_test
 @pytest.mark.parametrize("distance", [sliced, *EXACT])
 @pytest.mark.parametrize(("x", "y"), [((0, 2), (5, 2)), ((5, 2), (0, 2)), ((5, 2), (5, 3)), ((2, 5, 2), (2, 5, 2))])
 def test_samples_that_cannot_be_compared_are_refused_with_both_shapes_named(

@@ -27,6 +27,7 @@ from flowmatch_rl.paths import (
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler, SdeSampler
 from flowmatch_rl.solvers import RK4, Euler, Heun, Midpoint, Solver
 from flowmatch_rl.types import Prediction
+from tests.combinations import each_pair, each_value, one_test
 from tests.families import SCHEDULES, SELECTIONS
 from tests.models.exact_policy import SCALES, Law, exact_policy
 from tests.oracles import F64, normal
@@ -73,6 +74,7 @@ def test_latents_of_other_shapes_raise(observation, noise) -> None:
         build_policy().sample_latents(torch.randn(observation).double(), torch.randn(noise).double())
 
 
+@one_test
 @pytest.mark.parametrize("t_min", [0.0, 0.5, -0.1, 1.0])
 def test_t_min_outside_its_interval_raises(t_min) -> None:
     network = VelocityArchitecture(hidden_dim=8, time_features=2).build(A, S)
@@ -135,6 +137,7 @@ def test_first_choice_is_the_first_particle_and_one_particle_needs_no_critic(mon
     assert single(observation).shape == (B, A)
 
 
+@each_value
 @pytest.mark.parametrize("selection", SELECTIONS, ids=repr)
 @pytest.mark.parametrize("batch", [(), (1,), (B,), (2, 3)], ids=str)
 def test_actions_lie_inside_the_box_whatever_the_batch(selection, batch) -> None:
@@ -175,6 +178,7 @@ EVERY_SAMPLER = [
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 
 
+@each_pair
 @pytest.mark.parametrize("scales", [False, True])
 @pytest.mark.parametrize("sampler", EVERY_SAMPLER, ids=repr)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -189,6 +193,7 @@ def test_every_prediction_of_one_field_gives_the_same_samples(schedule, sampler,
         torch.testing.assert_close(latents, by_velocity, rtol=1e-7, atol=1e-7)
 
 
+@each_value
 @pytest.mark.parametrize(
     ("prediction", "source_scale"), [*((p, 1.0) for p in PREDICTIONS), ("velocity", 2.0), ("data", 2.0)]
 )
@@ -202,6 +207,7 @@ def test_exact_policy_carries_noise_as_its_flow_does(schedule, prediction, sourc
     torch.testing.assert_close(policy.sample_latents(observation, noise), wanted, rtol=1e-4, atol=1e-4)
 
 
+@each_value
 @pytest.mark.parametrize("sampler", [OdeSampler(Heun(60)), DdimSampler(100), DdimSampler(100, 1.0), SdeSampler(150)])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_samples_have_the_moments_of_the_gaussian(schedule, sampler) -> None:
@@ -214,6 +220,7 @@ def test_samples_have_the_moments_of_the_gaussian(schedule, sampler) -> None:
     torch.testing.assert_close(latents.std(0), wanted.std(end), atol=0.08, rtol=0)
 
 
+@each_value
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_average_velocities_land_where_the_flow_does_however_long_the_step(schedule, steps) -> None:

@@ -19,6 +19,7 @@ from flowmatch_rl.paths import (
 )
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import RK4, Euler, ExactDivergence, Heun, HutchinsonDivergence
+from tests.combinations import each_value
 from tests.families import SCHEDULES
 from tests.models.exact_policy import SCALES, Law, exact_policy
 from tests.oracles import F64, normal
@@ -41,6 +42,7 @@ def case(schedule, source_scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     return observation, latent, pushed_forward(Law(schedule, 0.5 * observation, SCALES, source_scale), latent)
 
 
+@each_value
 @pytest.mark.parametrize(
     ("prediction", "source_scale"),
     [("velocity", 1.0), ("velocity", 2.0), ("noise", 1.0), ("data", 2.0), ("score", 1.0)],

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.models import FirstSelection, GreedySelection, Selection, SoftmaxSelection
+from tests.combinations import each_value
 from tests.families import SELECTIONS
 from tests.oracles import F64, normal, uniform
 
@@ -13,6 +14,7 @@ def chi_square(choice: Tensor, probabilities: Tensor) -> float:
     return ((torch.bincount(choice, minlength=len(expected)) - expected).square() / expected).sum().item()
 
 
+@each_value
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 20.0])
 def test_softmax_picks_match_their_probabilities(temperature: float, dtype: torch.dtype) -> None:
@@ -58,6 +60,7 @@ def test_the_first_particle_needs_no_values() -> None:
     assert torch.equal(FirstSelection().choose(normal(3, 4, seed=1), 1.0, uniform(3, 4, seed=2)), torch.zeros(3).long())
 
 
+@each_value
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("batch", "particles"), [(1, 1), (3, 3), (4, 1), (1, 5)])
 @pytest.mark.parametrize("selection", SELECTIONS, ids=repr)

@@ -18,7 +18,7 @@ from flowmatch_rl.nets import (
     update_ema,
 )
 from flowmatch_rl.solvers import ExactDivergence, HutchinsonDivergence
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import ARCHITECTURES
 
 B, N, D, C = 4, 3, 2, 5
@@ -119,7 +119,7 @@ def test_a_network_with_condition_needs_one(architecture) -> None:
             call()
 
 
-@each_value
+@one_test
 @every_architecture
 @pytest.mark.parametrize(
     ("x", "t", "condition"),

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.nets import CategoricalHead, CriticArchitecture, CriticEnsemble, QuantileHead, ScalarHead, ValueHead
-from tests.combinations import each_pair, each_value
+from tests.combinations import each_pair, each_value, one_test
 from tests.families import VALUE_HEADS
 
 S, N = 3, 4
@@ -248,6 +248,7 @@ def test_no_gradient_reaches_parameters_through_values_of_particles() -> None:
     assert critic(observation, actions[:, 0]).requires_grad
 
 
+@one_test
 @pytest.mark.parametrize(
     ("observation", "action"), [((4, S), (3, 2)), ((4, 1, S), (4, 1, 2)), ((S,), (2,)), ((4, S), (4, N, 2))], ids=str
 )

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowmatch_rl.nets import FilmUNet, FilmUNetArchitecture
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 
 B, K, D, C = 4, 3, 2, 5
 SIZES = {"time_features": 8, "time_dims": (8, 6), "condition_dims": (10, 7)}
@@ -106,6 +106,7 @@ def test_the_times_features_reach_the_highest_frequency_stated_and_no_further() 
     torch.testing.assert_close(frequencies.min(), torch.tensor(1.0).double(), rtol=1e-6, atol=0.0)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("options", "message"),
     [

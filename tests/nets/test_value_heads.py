@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.nets import CategoricalHead, QuantileHead, ScalarHead, ValueHead
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import VALUE_HEADS
 from tests.oracles import F64, normal, uniform
 
@@ -86,6 +86,7 @@ def test_descending_the_loss_brings_the_value_to_that_of_the_target(head) -> Non
     torch.testing.assert_close(head.values(outputs.detach()), torch.full((1, 1), 2.5, dtype=F64), atol=0.02, rtol=0.0)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [

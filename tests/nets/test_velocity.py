@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flowmatch_rl.nets import SinusoidalEmbedding, VelocityArchitecture, VelocityNetwork
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 
 B, N, D, C = 4, 3, 2, 5
 ACTIVATIONS = {
@@ -99,6 +99,7 @@ def test_bound_field_computes_the_conditions_features_once(monkeypatch) -> None:
     assert len(calls) == 1
 
 
+@one_test
 @pytest.mark.parametrize(
     ("x", "t", "condition"),
     [
@@ -178,6 +179,7 @@ def test_a_duration_is_refused_by_a_network_that_takes_none() -> None:
             call(torch.zeros_like(t))
 
 
+@one_test
 @pytest.mark.parametrize("duration", [(N,), (B, 1, 1), (B + 1,), (1, B)], ids=str)
 def test_a_duration_that_is_no_prefix_of_the_batch_is_refused(duration) -> None:
     network = build(takes_duration=True)
@@ -209,6 +211,7 @@ def test_forward_mode_derivatives_pass_through_the_network() -> None:
     torch.testing.assert_close(slope, (ahead - behind) / (2.0 * h), rtol=1e-6, atol=1e-6)
 
 
+@one_test
 @pytest.mark.parametrize("dim", [0, 1, 7, -2])
 def test_embedding_of_odd_or_no_dimension_raises(dim) -> None:
     with pytest.raises(ValueError, match=str(dim)):

@@ -13,7 +13,7 @@ from flowmatch_rl.objectives import (
     quantile_loss,
     reduced_law,
 )
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.oracles import F64, normal, stratified_normal, uniform
 
 
@@ -68,6 +68,7 @@ def test_every_member_is_pulled_toward_the_target_by_its_own_error() -> None:
     torch.testing.assert_close(values.grad, (values - target).detach())
 
 
+@one_test
 @pytest.mark.parametrize(
     ("values", "target"), [((2, 5), (5, 1)), ((2, 5), (2, 5)), ((2, 5), (1,)), ((5,), (5,)), ((5, 2), (5,))]
 )
@@ -98,6 +99,7 @@ def test_the_map_of_one_step_is_the_one_step_target_to_the_last_bit() -> None:
     assert torch.equal(shift + scale * value, bellman_target(reward, terminated, value, 0.99))
 
 
+@one_test
 @pytest.mark.parametrize(
     "shapes", [((4,), (4,), (4,)), ((4, 2), (3,), (3,)), ((4, 2), (4, 1), (4, 1)), ((4, 2), (4,), (4, 1))]
 )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flowmatch_rl.objectives import MeanFlow, flow_matching_loss, mean_flow_target
 from flowmatch_rl.paths import AffinePath, LinearSchedule, Schedule, UniformTime
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import SCHEDULES
 from tests.oracles import F64, normal, uniform
 
@@ -210,6 +210,7 @@ def test_both_ends_of_every_interval_lie_within_the_margins(t_min: float) -> Non
     torch.testing.assert_close(duration, width * torch.tensor([1.0, 1.0, 0.1, 0.0, 0.0], dtype=F64))
 
 
+@one_test
 @pytest.mark.parametrize(
     ("build", "value"),
     [

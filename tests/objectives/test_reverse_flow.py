@@ -13,7 +13,7 @@ from flowmatch_rl.objectives import (
 )
 from flowmatch_rl.paths import AffinePath, LinearSchedule, Schedule, TanhSquash
 from flowmatch_rl.solvers import Midpoint
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import SCHEDULES, TIME_WEIGHTS
 from tests.oracles import (
     EVEN,
@@ -162,6 +162,7 @@ def test_wrong_shapes_are_refused() -> None:
         )
 
 
+@one_test
 @pytest.mark.parametrize("wrong", [(3,), (3, 1), (1, 3), ()])
 def test_a_field_of_the_wrong_shape_is_refused(wrong: tuple[int, ...]) -> None:
     x, t = torch.zeros(3, 3), torch.full((3,), 0.5)

@@ -15,6 +15,7 @@ from flowmatch_rl.objectives import (
     Temperature,
     temperature_loss,
 )
+from tests.combinations import one_test
 from tests.families import TEMPERATURES
 
 STATE = PolicyState(torch.tensor(-0.5), torch.tensor(0.4), 3)
@@ -111,6 +112,7 @@ def test_sample_size_settles_at_the_target(start) -> None:
     assert float(share(torch.tensor(found))) == pytest.approx(0.25, abs=0.003)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("make", "words"),
     [

@@ -9,7 +9,7 @@ from torch import Tensor
 from flowmatch_rl.paths import AffinePath, GaussianMixture, Schedule
 from flowmatch_rl.types import Prediction
 from tests import oracles
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import SCHEDULES
 from tests.oracles import F64, ONE_D, TWO_D, normal, stratified_normal
 
@@ -151,6 +151,7 @@ def test_weights_that_round_below_one_still_give_every_draw_a_component() -> Non
     assert mixture.draw(last, torch.zeros(1, 1, dtype=F64)).item() == 6.0
 
 
+@one_test
 @pytest.mark.parametrize(
     ("weights", "means", "scales", "message"),
     [

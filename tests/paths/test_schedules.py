@@ -11,7 +11,7 @@ from flowmatch_rl.paths import (
     VarianceExplodingSchedule,
     VariancePreservingSchedule,
 )
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import SCHEDULES
 from tests.oracles import F64
 
@@ -104,6 +104,7 @@ def test_little_noise_near_the_data_is_not_lost_to_rounding() -> None:
     assert schedule.sigma(t.float()).item() == pytest.approx(schedule.sigma(t.float().double()).item(), rel=1e-3)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("build", "value"),
     [

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.paths import GaussianSource, MixtureSource, Source, UniformSource
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import SOURCES
 from tests.oracles import F64, normal, stratified_normal
 
@@ -131,6 +131,7 @@ def test_a_mixture_of_another_dimension_is_refused() -> None:
             source.transform(torch.zeros(shape))
 
 
+@one_test
 @pytest.mark.parametrize(
     ("build", "value"),
     [

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.paths import ClipSquash, NoSquash, Squash, TanhSquash
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import SQUASHES
 from tests.oracles import F64, normal
 
@@ -117,6 +117,7 @@ def test_a_flat_value_gives_uniform_actions() -> None:
         assert moment == pytest.approx(1.0 / (power + 1) if power % 2 == 0 else 0.0, abs=1e-9)
 
 
+@one_test
 @pytest.mark.parametrize("limit", [0.0, 1.0, -0.5, 1.5, math.nan])
 def test_a_limit_that_cannot_be_inverted_is_named(limit: float) -> None:
     with pytest.raises(ValueError, match=str(limit)):

@@ -18,7 +18,7 @@ from flowmatch_rl.paths import (
     UShapedTime,
     stratify,
 )
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import TIME_DISTRIBUTIONS
 from tests.oracles import F64, uniform
 
@@ -187,6 +187,7 @@ def test_stratified_noise_never_rounds_up_to_one(size: int, dtype: torch.dtype) 
     assert stratify(torch.zeros(size, dtype=dtype)).amin() == 0.0
 
 
+@one_test
 @pytest.mark.parametrize(
     ("build", "value"),
     [

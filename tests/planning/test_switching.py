@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.planning import improve, improve_by_switching, switching_discounts, switching_value, switching_weights
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.oracles import F64, normal
 from tests.planning.chains import Chain, line_chain, midpoints, random_chain
 
@@ -254,6 +254,7 @@ def test_awkward_sizes_keep_their_shapes() -> None:
     assert plan.standard_error.isnan().all()
 
 
+@one_test
 @pytest.mark.parametrize(
     ("betas", "message"),
     [
@@ -279,6 +280,7 @@ def test_probabilities_that_make_no_chain_are_refused() -> None:
         switching_discounts(1.0, (0.0,))
 
 
+@one_test
 @pytest.mark.parametrize(
     ("noise", "sequence", "message"),
     [

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.planning import estimate_from_rewards, estimate_value, monte_carlo_value
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.oracles import F64, normal, uniform
 from tests.planning.chains import Chain, line_chain, midpoints, random_chain
 
@@ -105,6 +105,7 @@ def test_a_discount_next_to_one_is_not_rounded_to_it() -> None:
     assert estimate_from_rewards(torch.ones(3, dtype=F64), 1.0 - 1e-9).value.item() == pytest.approx(1e9)
 
 
+@one_test
 @pytest.mark.parametrize("discount", [1.0, -0.1, math.nan, torch.tensor([0.5, 1.0])])
 def test_a_discount_out_of_range_is_refused(discount: float | Tensor) -> None:
     with pytest.raises(ValueError, match=r"discount must lie in \[0, 1\), got"):

@@ -8,7 +8,7 @@ from flowmatch_rl.paths import AffinePath, Field, Schedule
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, Draw, OdeSampler, Sampler, SdeSampler
 from flowmatch_rl.solvers import AdaptiveSolver, Euler, Midpoint
 from flowmatch_rl.types import Prediction
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import SAMPLERS, SCHEDULES
 from tests.oracles import F64, normal
 from tests.samplers.exact import silent
@@ -104,7 +104,7 @@ def test_an_adaptive_solver_goes_nowhere_either() -> None:
     torch.testing.assert_close(end, x, rtol=1e-12, atol=1e-12)
 
 
-@each_value
+@one_test
 @pytest.mark.parametrize("sampler", FEW_STEPS, ids=repr)
 @pytest.mark.parametrize("wrong", [torch.full((5,), 0.9), torch.full((2,), 0.9)])
 def test_times_that_do_not_fit_the_samples_are_refused(sampler: Sampler, wrong: Tensor) -> None:

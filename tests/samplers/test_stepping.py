@@ -11,7 +11,7 @@ from flowmatch_rl.paths import AffinePath, CosineSchedule, Field, LinearSchedule
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler, SdeSampler
 from flowmatch_rl.solvers import Euler
 from flowmatch_rl.types import Prediction
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import SCHEDULES
 from tests.oracles import F64, ONE_D, normal
 from tests.samplers.exact import exact_model, law, seeded, silent
@@ -201,6 +201,7 @@ def test_each_sampler_says_what_it_needs() -> None:
     assert not any(s.needs_average_velocity for s in (SdeSampler(), DdimSampler(), OdeSampler()))
 
 
+@one_test
 @pytest.mark.parametrize(
     ("build", "value"),
     [

@@ -8,7 +8,7 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.paths import AffinePath, Schedule
 from flowmatch_rl.shapes import append_dims
 from flowmatch_rl.solvers import AdaptiveSolver
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import ADAPTIVE_SOLVERS, SCHEDULES
 from tests.oracles import F64, ONE_D, normal, uniform
 
@@ -153,6 +153,7 @@ def test_single_precision_and_the_condition_are_passed_on() -> None:
     assert all(a[:3] == (torch.float32, torch.float32, (2,)) and a[3] is condition for a in asked)
 
 
+@one_test
 @pytest.mark.parametrize("bad", [(5,), (1, 3), (3, 4, 2, 1), (3, 2), (4,)])
 def test_times_that_are_no_prefix_are_refused(bad: tuple[int, ...]) -> None:
     x = torch.zeros(3, 4, 2)
@@ -163,6 +164,7 @@ def test_times_that_are_no_prefix_are_refused(bad: tuple[int, ...]) -> None:
             AdaptiveSolver().trajectory(decay, x, t_start, t_end)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("build", "value"),
     [

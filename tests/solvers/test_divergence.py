@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flowmatch_rl.shapes import append_dims
 from flowmatch_rl.solvers import Divergence, ExactDivergence, HutchinsonDivergence
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import DIVERGENCES
 from tests.oracles import F64, normal, uniform
 
@@ -182,6 +182,7 @@ def test_gradient_reaches_the_fields_weights() -> None:
     torch.testing.assert_close(found, by_hand.detach())
 
 
+@one_test
 @pytest.mark.parametrize(
     "noise", [None, torch.zeros(4, 3), torch.zeros(1, 4, 3), torch.zeros(2, 4, 2), torch.zeros(2, 3, 3)]
 )

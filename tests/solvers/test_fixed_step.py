@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flowmatch_rl.shapes import append_dims
 from flowmatch_rl.solvers import RK4, Euler, Midpoint, Solver
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import SOLVERS
 from tests.oracles import F64, normal, uniform
 
@@ -188,7 +188,7 @@ def test_zero_length_moves_nothing() -> None:
     assert torch.equal(RK4(3).integrate(pull, x, t, t), x)
 
 
-@each_value
+@one_test
 @pytest.mark.parametrize("solver", SOLVER_TYPES)
 @pytest.mark.parametrize("bad", [(5,), (1, 3), (3, 4, 2, 1), (3, 2), (4,)])
 def test_times_that_are_no_prefix_are_refused(solver: type[Solver], bad: tuple[int, ...]) -> None:
@@ -200,7 +200,7 @@ def test_times_that_are_no_prefix_are_refused(solver: type[Solver], bad: tuple[i
             solver().trajectory(pull, x, t_start, t_end)
 
 
-@each_value
+@one_test
 @pytest.mark.parametrize("solver", SOLVER_TYPES)
 @pytest.mark.parametrize("num_steps", [0, -3])
 def test_a_number_of_steps_below_one_is_named(solver: type[Solver], num_steps: int) -> None:

@@ -19,7 +19,7 @@ from flowmatch_rl.testbeds import (
     TwoMoonsEnergy,
 )
 from flowmatch_rl.testbeds.bandits.quadrature import panel_nodes, quantiles
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.families import BANDITS
 from tests.oracles import F64, uniform
 
@@ -228,6 +228,7 @@ def test_levels_at_the_ends_stay_in_the_box() -> None:
         assert ends.abs().max() <= 1.0
 
 
+@one_test
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.testbeds import CellProcess, RandomWalkProcess, RingProcess, discounted_occupancy, geometric_steps
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.testbeds.cell_policies import CELL_PROCESSES, PatternPolicy, pairs
 
 DISCOUNTS = [0.0, 0.5, 0.9, 0.99]
@@ -168,6 +168,7 @@ def test_starts_are_uniform_over_the_cells_that_do_not_end(process: CellProcess)
     assert not process.terminal_cells()[cells].any()
 
 
+@one_test
 @pytest.mark.parametrize(
     ("make", "words"),
     [

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flowmatch_rl.paths import AffinePath, CosineSchedule, GaussianMixture, LinearSchedule, VariancePreservingSchedule
 from flowmatch_rl.testbeds import FullGaussianMixture, LinearGaussianProcess, LinearPolicy, geometric_steps
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 
 F64 = torch.float64
 LINE = LinearGaussianProcess([[0.8]], [[0.3]], [0.05], [[0.25]]), LinearPolicy([[-0.2]], [0.4])
@@ -235,6 +235,7 @@ def test_chosen_number_of_components_is_as_good_as_many(process, policy, discoun
     torch.testing.assert_close(few.log_prob(x), many.log_prob(x), rtol=1e-9, atol=1e-10)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("make", "words"),
     [

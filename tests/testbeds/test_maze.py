@@ -17,7 +17,7 @@ from flowmatch_rl.testbeds import (
     free_positions,
 )
 from flowmatch_rl.types import Policy
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 
 ROOMS: tuple[Room, ...] = get_args(Room)
 F64 = torch.float64
@@ -217,6 +217,7 @@ def test_a_point_at_rest_on_its_goal_is_left_alone() -> None:
     assert torch.equal(force, torch.zeros(1, 2))
 
 
+@one_test
 @pytest.mark.parametrize(
     ("make", "words"),
     [

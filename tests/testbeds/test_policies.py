@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flowmatch_rl.testbeds import ConstantPolicy, LinearPolicy, RandomPolicy
+from tests.combinations import one_test
 
 
 def test_linear_policy_is_the_affine_map() -> None:
@@ -37,6 +38,7 @@ def test_a_single_policy_refuses_an_embedding(policy) -> None:
         policy.act(torch.zeros(3, 1), torch.zeros(3, 2))
 
 
+@one_test
 @pytest.mark.parametrize(
     ("make", "words"),
     [

@@ -18,7 +18,7 @@ from flowmatch_rl.testbeds import (
     SumReward,
 )
 from flowmatch_rl.types import Reward
-from tests.combinations import each_value
+from tests.combinations import each_value, one_test
 from tests.oracles import F64, normal, stratified_normal
 
 
@@ -98,6 +98,7 @@ def test_a_reward_survives_pickling_and_configuration(reward: Reward) -> None:
     assert parsed(config_of(reward)) == reward
 
 
+@one_test
 @pytest.mark.parametrize("reward", REWARDS, ids=repr)
 def test_a_reward_refuses_states_without_its_columns_and_values_of_another_kind(reward: Reward) -> None:
     missing = reward.needed_columns[-1]
@@ -208,6 +209,7 @@ def test_a_function_that_returns_another_shape_is_refused() -> None:
         FunctionReward(function="math:fsum", columns=("x",)).of_columns(normal(5, 1, seed=0))
 
 
+@one_test
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -224,6 +226,7 @@ def test_a_function_that_cannot_be_found_is_refused_at_once(function: str, messa
         FunctionReward(function=function, columns=("x",))
 
 
+@one_test
 @pytest.mark.parametrize(
     ("make", "message"),
     [
