@@ -125,7 +125,7 @@ def _case(names: list[str], value: Any, place: int, ids: Any = None) -> Case:
     """Values of one case of a mark, and what it is called."""
     values = [value] if len(names) == 1 else list(value)
     if ids is not None and not callable(ids):
-        return values, list(ids)[place]
+        return values, str(list(ids)[place])
     said = [(ids or _plain)(value) for value in values]
     return values, "-".join(
         f"{name}{place}" if word is None else str(word) for name, word in zip(names, said, strict=True)
