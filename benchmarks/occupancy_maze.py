@@ -71,7 +71,7 @@ def run(updates: int = UPDATES, names: tuple[str, ...] = tuple(METHODS)) -> dict
                 policy=MazeLoopPolicy(),
                 objective=objective,
                 path=path,
-                t_min=0.002 if objective.predicts == "noise" else 0.0,
+                t_min=0.002 if objective.prediction == "noise" else 0.0,
                 network=NETWORK,
                 discount=0.99,
                 ema_decay=0.9,

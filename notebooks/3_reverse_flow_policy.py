@@ -54,12 +54,11 @@ from flowmatch_rl.estimators import (
     GradientControlVariate,
     LikelihoodProposal,
     NoControlVariate,
-    PathPoints,
     PointScoreEstimator,
     PosteriorMeanEstimator,
     ProductProposal,
     RegressControlVariate,
-    ReweightedEndPoints,
+    ReweightedEndpoints,
     boltzmann_density,
 )
 from flowmatch_rl.evaluation import estimator_errors, exact_posterior_mean
@@ -68,7 +67,7 @@ from flowmatch_rl.metrics import energy_distance, saturated_entries
 from flowmatch_rl.modules import BanditFlow, ReverseFlowActorCritic
 from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture
 from flowmatch_rl.objectives import MeanFlow
-from flowmatch_rl.paths import AffinePath, GaussianSource, TanhSquash
+from flowmatch_rl.paths import AffinePath, GaussianSource, PathPoints, TanhSquash
 from flowmatch_rl.samplers import AverageVelocitySampler, OdeSampler
 from flowmatch_rl.solvers import Euler, Midpoint
 from flowmatch_rl.testbeds import Bimodal, Flat, FourModes, Quadratic
@@ -510,7 +509,7 @@ for axes, t in zip(panels, (0.3, 0.7, 0.97), strict=True):
 panels[0].legend(fontsize=8)
 
 # %% [markdown]
-# - **Mirror descent** (DPMD, `ReweightedEndPoints`) draws no $x_1$ for a given $x_t$. It takes the pairs that the
+# - **Mirror descent** (DPMD, `ReweightedEndpoints`) draws no $x_1$ for a given $x_t$. It takes the pairs that the
 #   points were made of, and weights them by $\exp(Q / \lambda)$. Regression then finds the posterior mean of *the law
 #   of the $x_1$, times* $\exp(Q / \lambda)$. For uniform actions that is the Boltzmann law. For actions of a policy it
 #   is a step from that policy: one that is at temperature 1 already goes on to temperature $1/2$.
@@ -528,7 +527,7 @@ figure, panels = plt.subplots(1, 2, figsize=(9.6, 3.2), sharey=True)
 for axes, (name, (actions, temperature)) in zip(panels, bases.items(), strict=True):
     x_1 = squash.latent(actions)
     pairs = PathPoints.between(path, torch.randn_like(x_1), x_1, half)
-    ends = estimate(ReweightedEndPoints(), pairs, torch.empty(PAIRS, 0, 1, dtype=F64), relative)
+    ends = estimate(ReweightedEndpoints(), pairs, torch.empty(PAIRS, 0, 1, dtype=F64), relative)
     cell = torch.bucketize(pairs.x_t[:, 0], edges)
     weighted, mass = (
         torch.zeros(30, dtype=F64).index_add(0, cell, v)[1:-1] for v in (ends.weight * ends.x_1[:, 0], ends.weight)

@@ -3,7 +3,7 @@
 from flowmatch_rl.couplings import Coupling, ExactCoupling, IndependentCoupling, SinkhornCoupling
 from flowmatch_rl.estimators import (
     ControlVariate,
-    EndPointEstimator,
+    EndpointEstimator,
     FisherControlVariate,
     FixedControlVariate,
     GradientControlVariate,
@@ -15,7 +15,7 @@ from flowmatch_rl.estimators import (
     ProductProposal,
     Proposal,
     RegressControlVariate,
-    ReweightedEndPoints,
+    ReweightedEndpoints,
     TruncatedProposal,
 )
 from flowmatch_rl.models import FirstSelection, GreedySelection, Selection, SoftmaxSelection
@@ -173,12 +173,12 @@ CONTROL_VARIATES: list[ControlVariate] = [
     FisherControlVariate(num_bins=20),
 ]
 
-ESTIMATORS: list[EndPointEstimator] = [
+ESTIMATORS: list[EndpointEstimator] = [
     PosteriorMeanEstimator(num_samples=7),
     PosteriorMeanEstimator(num_samples=5, control_variate=NoControlVariate(), proposal=LikelihoodProposal()),
     PointScoreEstimator(),
-    ReweightedEndPoints(),
-    ReweightedEndPoints(limit=2.0),
+    ReweightedEndpoints(),
+    ReweightedEndpoints(limit=2.0),
 ]
 
 SELECTIONS: list[Selection] = [
@@ -218,8 +218,8 @@ OBJECTIVES: list[FlowObjective] = [
     ConditionalFlowMatching(prediction="noise", time_weight=ErrorOf("velocity")),
     ConditionalFlowMatching(prediction="score"),
     MeanFlow(),
-    MeanFlow(interval_share=1.0, time_distribution=UniformTime()),
-    MeanFlow(interval_share=0.25, time_distribution=LogitNormalTime(mean=0.4), adaptive_power=1.0),
+    MeanFlow(interval_fraction=1.0, time_distribution=UniformTime()),
+    MeanFlow(interval_fraction=0.25, time_distribution=LogitNormalTime(mean=0.4), adaptive_power=1.0),
 ]
 
 TEMPERATURES: list[Temperature] = [

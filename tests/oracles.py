@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowmatch_rl.estimators import ControlVariate, PathPoints
-from flowmatch_rl.paths import GaussianSource, Schedule
+from flowmatch_rl.estimators import ControlVariate
+from flowmatch_rl.paths import GaussianSource, PathPoints, Schedule
 from flowmatch_rl.types import LogDensityAndScore
 
 F64 = torch.float64

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from flowmatch_rl.couplings import Coupling
-from flowmatch_rl.estimators import ControlVariate, EndPointEstimator, Proposal
+from flowmatch_rl.estimators import ControlVariate, EndpointEstimator, Proposal
 from flowmatch_rl.inference import CheckpointPolicy
 from flowmatch_rl.models import Selection
 from flowmatch_rl.nets import Architecture, ValueHead
@@ -23,7 +23,7 @@ FAMILIES = [
     (Sampler, families.SAMPLERS),
     (Proposal, families.PROPOSALS),
     (ControlVariate, families.CONTROL_VARIATES),
-    (EndPointEstimator, families.ESTIMATORS),
+    (EndpointEstimator, families.ESTIMATORS),
     (Selection, families.SELECTIONS),
     (Architecture, families.ARCHITECTURES),
     (ValueHead, families.VALUE_HEADS),

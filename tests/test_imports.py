@@ -149,7 +149,7 @@ def test_imports_point_downward() -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("paths/affine.py", "from flowmatch_rl.estimators import PosteriorMean"),
+        ("paths/affine.py", "from flowmatch_rl.estimators import EndpointEstimate"),
         ("paths/affine.py", "from flowmatch_rl import estimators"),
         ("paths/affine.py", "import flowmatch_rl.solvers"),
         ("paths/affine.py", "import flowmatch_rl.solvers.fixed_step as solvers"),
@@ -166,8 +166,8 @@ def test_imports_point_downward() -> None:
         ("solvers/fixed_step.py", "from flowmatch_rl.paths import AffinePath"),
         ("planning/search.py", "from flowmatch_rl.paths import AffinePath"),
         ("objectives/bellman.py", "from flowmatch_rl.nets import CriticEnsemble"),
-        ("nets/policy.py", "from flowmatch_rl.estimators import PosteriorMean"),
-        ("nets/policy.py", "import lightning.pytorch as pl"),
+        ("nets/critic.py", "from flowmatch_rl.models import Flow"),
+        ("nets/critic.py", "import lightning.pytorch as pl"),
         ("data/replay.py", "from flowmatch_rl.paths import AffinePath"),
         ("data/replay.py", "from flowmatch_rl.modules import FlowModule"),
         ("callbacks/video.py", "from flowmatch_rl.modules import FlowModule"),
@@ -195,10 +195,10 @@ def test_a_planted_upward_import_is_caught(path: str, source: str) -> None:
         ("estimators/__init__.py", "from flowmatch_rl import paths, shapes"),
         (
             "callbacks/video.py",
-            "import imageio.v3\nimport numpy as np\nfrom flowmatch_rl.metrics import energy_distance",
+            "import imageio.v3\nimport numpy as np\nfrom flowmatch_rl.figures import draw_policy",
         ),
-        ("data/envs.py", "from dm_control import suite\nfrom flowmatch_rl import keys"),
-        ("modules/policy.py", "import lightning\nfrom flowmatch_rl.objectives import bellman_target"),
+        ("envs/environments.py", "from dm_control import suite\nfrom flowmatch_rl import batches"),
+        ("modules/policy.py", "import lightning\nfrom flowmatch_rl.objectives import bellman_map"),
         ("__main__.py", "from flowmatch_rl.cli import main"),
         ("__init__.py", '__version__ = "0"'),
     ],

@@ -1,4 +1,4 @@
-from flowmatch_rl.estimators.base import EndPointEstimator, PathPoints, PosteriorMean
+from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator
 from flowmatch_rl.estimators.control_variates import (
     ControlVariate,
     FisherControlVariate,
@@ -17,26 +17,25 @@ from flowmatch_rl.estimators.proposals import (
     Proposal,
     TruncatedProposal,
 )
-from flowmatch_rl.estimators.reweighted import ReweightedEndPoints
+from flowmatch_rl.estimators.reweighted import ReweightedEndpoints
 from flowmatch_rl.estimators.time_bins import time_bin_sums
 
 __all__ = [
     "ControlVariate",
-    "EndPointEstimator",
+    "EndpointEstimate",
+    "EndpointEstimator",
     "FisherControlVariate",
     "FixedControlVariate",
     "GradientControlVariate",
     "LikelihoodProposal",
     "MixtureProposal",
     "NoControlVariate",
-    "PathPoints",
     "PointScoreEstimator",
-    "PosteriorMean",
     "PosteriorMeanEstimator",
     "ProductProposal",
     "Proposal",
     "RegressControlVariate",
-    "ReweightedEndPoints",
+    "ReweightedEndpoints",
     "TruncatedProposal",
     "boltzmann_density",
     "time_bin_sums",

@@ -17,7 +17,7 @@ def boltzmann_density(
         squash: Map from latent points to actions.
         jacobian: Whether the Jacobian of the squash enters the density and its gradient, which makes it a density per
             volume of the latent space; without it the density is relative to a law of latent points, as
-            ``EndPointEstimator.needs_jacobian`` tells.
+            ``EndpointEstimator.needs_jacobian`` tells.
 
     Returns:
         Function from latent points (..., D) to the unnormalised log-density (...) and its gradient (..., D).

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flowmatch_rl.estimators.base import EndPointEstimator, PathPoints, PosteriorMean
-from flowmatch_rl.paths import AffinePath, Source
+from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator
+from flowmatch_rl.paths import AffinePath, PathPoints, Source
 from flowmatch_rl.shapes import append_dims, check_shape
 from flowmatch_rl.types import LogDensityAndScore
 
 
 @dataclass(frozen=True)
-class PointScoreEstimator(EndPointEstimator):
+class PointScoreEstimator(EndpointEstimator):
     """Takes ``grad log p_1`` at x_t itself for the score of the path there: Q-score matching.
 
     Exact only where the path ends. Earlier on the path it is the score of the data, not of the noised data, so that
@@ -22,16 +22,13 @@ class PointScoreEstimator(EndPointEstimator):
         Psenka et al., arXiv:2312.11752.
     """
 
+    needs_jacobian = True
+
     num_samples: int = field(default=0, init=False, repr=False)
 
     @property
     def needs_score(self) -> bool:
         """It is all that is used."""
-        return True
-
-    @property
-    def needs_jacobian(self) -> bool:
-        """The score is that of the density in the path's space."""
         return True
 
     def check(self, path: AffinePath, source: Source) -> None:
@@ -41,7 +38,7 @@ class PointScoreEstimator(EndPointEstimator):
 
     def estimate(
         self, path: AffinePath, source: Source, log_density_and_score: LogDensityAndScore, points: PathPoints, z: Tensor
-    ) -> PosteriorMean:
+    ) -> EndpointEstimate:
         """Means of the end points, ``-sigma grad log p_1(x_t)`` for x_0 and what follows for x_1."""
         x_t = points.x_t
         check_shape("z", z, (x_t.shape[0], 0, source.noise_dim(x_t.shape[1])))
@@ -51,7 +48,7 @@ class PointScoreEstimator(EndPointEstimator):
         check_shape("score", score, (x_t.shape[0], 1, x_t.shape[1]))
         x_0 = -path.schedule.sigma(t) * score[:, 0].to(x_t.dtype)
         one = torch.ones_like(x_t[:, 0])
-        return PosteriorMean(
+        return EndpointEstimate(
             x_0=x_0,
             x_1=(x_t - path.schedule.sigma(t) * x_0) / path.schedule.alpha(t),
             weight=one,

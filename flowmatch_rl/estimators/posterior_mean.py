@@ -1,27 +1,28 @@
-"""The posterior mean of a path's end points by importance sampling."""
+"""Posterior means of the endpoints by importance sampling."""
 
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from flowmatch_rl.estimators.base import EndPointEstimator, PathPoints, PosteriorMean
+from flowmatch_rl.checks import check_range
+from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator
 from flowmatch_rl.estimators.control_variates import ControlVariate, FisherControlVariate
 from flowmatch_rl.estimators.proposals import ProductProposal, Proposal
-from flowmatch_rl.paths import AffinePath, Source
+from flowmatch_rl.paths import AffinePath, PathPoints, Source
 from flowmatch_rl.shapes import append_dims, check_shape
 from flowmatch_rl.types import LogDensityAndScore
 
 
 @dataclass(frozen=True)
-class PosteriorMeanEstimator(EndPointEstimator):
+class PosteriorMeanEstimator(EndpointEstimator):
     """Self-normalised importance sampling of E[x_1 given x_t] with a Stein control variate.
 
     Biased by O(1 / K) at a finite number of samples, whatever the coefficient.
 
     Args:
         num_samples: Samples K per state, at least 1.
-        proposal: Where the end points are drawn.
+        proposal: Where the endpoints are drawn from.
         control_variate: Rule for the coefficient of the posterior score.
 
     Raises:
@@ -31,23 +32,19 @@ class PosteriorMeanEstimator(EndPointEstimator):
         Li et al., arXiv:2601.08136. There the coefficient is Lambda = eta for x_0 and c = rho^2 eta for x_1.
     """
 
+    needs_jacobian = True
+
     num_samples: int = 64
     proposal: Proposal = field(default_factory=ProductProposal)
     control_variate: ControlVariate = field(default_factory=FisherControlVariate)
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
+        check_range("[1, inf)", num_samples=self.num_samples)
 
     @property
     def needs_score(self) -> bool:
         """Whether the control variate uses it."""
         return self.control_variate.needs_score
-
-    @property
-    def needs_jacobian(self) -> bool:
-        """The density is one per volume."""
-        return True
 
     def check(self, path: AffinePath, source: Source) -> None:
         """Refuse a source that the proposal does not know, and control variates at the edge of a support."""
@@ -65,8 +62,8 @@ class PosteriorMeanEstimator(EndPointEstimator):
 
     def estimate(
         self, path: AffinePath, source: Source, log_density_and_score: LogDensityAndScore, points: PathPoints, z: Tensor
-    ) -> PosteriorMean:
-        """Weighted means of the samples of the end points, less the weighted mean score."""
+    ) -> EndpointEstimate:
+        """Weighted means of the samples of the endpoints, minus the weighted mean score."""
         x_t = points.x_t
         check_shape("z", z, (x_t.shape[0], self.num_samples, source.noise_dim(x_t.shape[1])))
         t = append_dims(points.t, like=x_t[:, 0]).expand(x_t.shape[0])
@@ -83,7 +80,7 @@ class PosteriorMeanEstimator(EndPointEstimator):
         r = rho * score - source.score(x_0)
         eta = self.control_variate.coefficient(weights, x_0, r, rho[:, 0], t)
         shift = eta * (weights * r).sum(1)
-        return PosteriorMean(
+        return EndpointEstimate(
             x_0=(weights * x_0).sum(1) - shift,
             x_1=(weights * x_1).sum(1) + rho[:, 0] * shift,
             weight=torch.ones_like(t),

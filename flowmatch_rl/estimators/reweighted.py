@@ -1,19 +1,20 @@
-"""The end points that a point was made of, weighted."""
+"""The pair that a point was made of, weighted."""
 
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from flowmatch_rl.estimators.base import EndPointEstimator, PathPoints, PosteriorMean
-from flowmatch_rl.paths import AffinePath, Source
+from flowmatch_rl.checks import check_range
+from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator
+from flowmatch_rl.paths import AffinePath, PathPoints, Source
 from flowmatch_rl.shapes import check_shape
 from flowmatch_rl.types import LogDensityAndScore
 
 
 @dataclass(frozen=True)
-class ReweightedEndPoints(EndPointEstimator):
-    """The end points of the path themselves, with the weight ``p_1(x_1)`` normalised over the batch: mirror descent.
+class ReweightedEndpoints(EndpointEstimator):
+    """The pair of endpoints itself, with the weight ``p_1(x_1)`` normalised over the batch: mirror descent.
 
     With x_1 from a policy and ``p_1 = exp(Q / temperature)`` relative to it, the weighted regression learns the flow
     to the product of the two, a step of mirror descent, instead of the Boltzmann density itself. One evaluation per
@@ -29,21 +30,17 @@ class ReweightedEndPoints(EndPointEstimator):
         Ma et al., arXiv:2502.00361 (diffusion policy mirror descent).
     """
 
+    needs_jacobian = False
+
     num_samples: int = field(default=0, init=False, repr=False)
     limit: float | None = None
 
     def __post_init__(self) -> None:
-        if self.limit is not None and not self.limit > 0.0:
-            raise ValueError(f"limit must be positive or None, got {self.limit}")
+        check_range("(0, inf)", limit=self.limit)
 
     @property
     def needs_score(self) -> bool:
         """Only values are used."""
-        return False
-
-    @property
-    def needs_jacobian(self) -> bool:
-        """The end points have the law of the policy already."""
         return False
 
     def check(self, path: AffinePath, source: Source) -> None:
@@ -51,8 +48,8 @@ class ReweightedEndPoints(EndPointEstimator):
 
     def estimate(
         self, path: AffinePath, source: Source, log_density_and_score: LogDensityAndScore, points: PathPoints, z: Tensor
-    ) -> PosteriorMean:
-        """The end points of the path and their weights."""
+    ) -> EndpointEstimate:
+        """The pair of the points and its weights."""
         x_1 = points.x_1
         check_shape("z", z, (x_1.shape[0], 0, source.noise_dim(x_1.shape[1])))
         log_density, _ = log_density_and_score(x_1[:, None])
@@ -62,7 +59,7 @@ class ReweightedEndPoints(EndPointEstimator):
             exponent = (exponent - exponent.mean()).clamp(-self.limit, self.limit)
         share = torch.softmax(exponent, dim=0)
         one = torch.ones_like(share)
-        return PosteriorMean(
+        return EndpointEstimate(
             x_0=points.x_0,
             x_1=x_1,
             weight=len(share) * share,

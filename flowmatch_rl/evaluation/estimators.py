@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowmatch_rl.estimators import EndPointEstimator, PathPoints, PosteriorMean, boltzmann_density
-from flowmatch_rl.paths import AffinePath, GaussianSource, Squash, TanhSquash
+from flowmatch_rl.estimators import EndpointEstimate, EndpointEstimator, boltzmann_density
+from flowmatch_rl.paths import AffinePath, GaussianSource, PathPoints, Squash, TanhSquash
 from flowmatch_rl.shapes import append_dims, check_same_shape
 from flowmatch_rl.testbeds.bandits.base import Bandit, ProductBandit
 from flowmatch_rl.testbeds.bandits.quadrature import panel_nodes
@@ -83,7 +83,7 @@ def exact_posterior_mean(
     return bandit.grid_mean(squash.action(u), log_weight, u, temperature)
 
 
-def check_estimator(name: str, estimator: EndPointEstimator, path: AffinePath = AffinePath()) -> None:
+def check_estimator(name: str, estimator: EndpointEstimator, path: AffinePath = AffinePath()) -> None:
     """Raise unless ``estimator_errors`` can measure an estimator.
 
     Args:
@@ -104,7 +104,7 @@ def check_estimator(name: str, estimator: EndPointEstimator, path: AffinePath = 
 
 def estimator_errors(
     bandit: Bandit,
-    estimators: Mapping[str, EndPointEstimator],
+    estimators: Mapping[str, EndpointEstimator],
     t: Tensor,
     path: AffinePath = AffinePath(),
     squash: Squash = TanhSquash(),
@@ -160,13 +160,13 @@ def estimator_errors(
 
 
 def _repeat(
-    estimator: EndPointEstimator,
+    estimator: EndpointEstimator,
     path: AffinePath,
     density: LogDensityAndScore,
     points: PathPoints,
     repeats: int,
     generator: torch.Generator,
-) -> PosteriorMean:
+) -> EndpointEstimate:
     """Estimates with other noise each, those of one point in a row."""
     ends = (x.repeat_interleave(repeats, 0) for x in (points.x_0, points.x_1, points.x_t, points.t))
     many, source = PathPoints(*ends), GaussianSource()

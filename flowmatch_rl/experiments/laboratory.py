@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import flowmatch_rl.modules
 from flowmatch_rl.checks import RunError
-from flowmatch_rl.estimators import EndPointEstimator
+from flowmatch_rl.estimators import EndpointEstimator
 from flowmatch_rl.evaluation.estimators import check_estimator
 from flowmatch_rl.experiments.definitions import Options, check_names, check_seeds, only_one, read_layer
 from flowmatch_rl.experiments.laboratory_cells import (
@@ -59,7 +59,7 @@ def run_laboratory(
     methods: dict[str, list[str]],
     bandits: dict[str, Bandit],
     seeds: list[int],
-    estimators: dict[str, EndPointEstimator] | None = None,
+    estimators: dict[str, EndpointEstimator] | None = None,
     temperature: float = 1.0,
     model: Options | None = None,
     training: Training = Training(),

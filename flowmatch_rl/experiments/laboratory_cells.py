@@ -20,7 +20,7 @@ from lightning.pytorch import Trainer, seed_everything
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.configuration import shorten
 from flowmatch_rl.data import BanditData
-from flowmatch_rl.estimators import EndPointEstimator
+from flowmatch_rl.estimators import EndpointEstimator
 from flowmatch_rl.evaluation import estimator_errors
 from flowmatch_rl.modules import BanditFlow
 from flowmatch_rl.testbeds import Bandit
@@ -142,7 +142,7 @@ class StudyCell:
     file: Path
     bandit_name: str
     bandit: Bandit
-    estimators: dict[str, EndPointEstimator]
+    estimators: dict[str, EndpointEstimator]
     temperature: float
     study: Study
 

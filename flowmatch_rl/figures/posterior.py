@@ -16,7 +16,7 @@ MAX_CURVES = 8
 """Stretches of training that are drawn at most."""
 _COLUMNS = 3
 _PANELS = {
-    "effective_sample_share": ("effective samples", "share of the samples", "share"),
+    "effective_sample_fraction": ("effective samples", "share of the samples", "share"),
     "eta": ("control variate", "coefficient eta", "number"),
     "target_rms": ("what the network regresses on", "root mean square", "scale"),
     "saturated": ("end points at a bound", "share of the entries", "share"),

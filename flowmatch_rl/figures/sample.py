@@ -11,10 +11,8 @@ class FlowActorCritic(Protocol):
     """What a module must offer to have its policy drawn."""
 
     policy: Any
-    critic: Any
-    squash: Any
+    critics: Any
     temperature: Any
-    value_reduction: Any
 
 
 @dataclass(frozen=True)
@@ -57,14 +55,14 @@ def sample_policy(
         num_particles: Particles N per state.
     """
     generator = torch.Generator().manual_seed(0)
-    shape = (len(observation), num_particles, module.policy.noise_dim(chosen.shape[1]))
+    shape = (len(observation), num_particles, module.policy.noise_dim)
     noise = torch.randn(shape, generator=generator).to(observation)
     t, latents = module.policy.trajectories(observation, noise)
     grid = torch.linspace(-1.0, 1.0, 2001 if chosen.shape[1] == 1 else 61, device=observation.device)
-    values = module.critic.action_values(observation, _around(chosen, grid), module.value_reduction)
+    values = module.critics.values(observation, _around(chosen, grid))
     return PolicySample(
         t.cpu().float(),
-        module.squash.action(latents).cpu().float(),
+        module.policy.squash.action(latents).cpu().float(),
         chosen.cpu().float(),
         grid.cpu(),
         values.cpu().float().unflatten(1, (len(grid),) * min(chosen.shape[1], 2)),

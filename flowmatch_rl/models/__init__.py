@@ -1,21 +1,23 @@
-from flowmatch_rl.models.flow import Flow
-from flowmatch_rl.models.gaussian_policy import GaussianArchitecture, GaussianPolicy
+from flowmatch_rl.models.actor import Acting, ActorModule, ParticleActor
+from flowmatch_rl.models.flow import Flow, Likelihood
+from flowmatch_rl.models.gaussian_policy import GaussianPolicy, GaussianPolicyArchitecture
 from flowmatch_rl.models.occupancy_flow import OccupancyFlow
 from flowmatch_rl.models.occupancy_inputs import OccupancyInputs
-from flowmatch_rl.models.policy import ActorModule, FlowPolicy, LatentPolicy, ParticleActor
-from flowmatch_rl.models.policy_density import LogDensityEstimate
+from flowmatch_rl.models.policy import FlowPolicy, FlowPolicyArchitecture, LatentPolicy
 from flowmatch_rl.models.selection import FirstSelection, GreedySelection, Selection, SoftmaxSelection
 
 __all__ = [
+    "Acting",
     "ActorModule",
     "FirstSelection",
     "Flow",
     "FlowPolicy",
-    "GaussianArchitecture",
+    "FlowPolicyArchitecture",
     "GaussianPolicy",
+    "GaussianPolicyArchitecture",
     "GreedySelection",
     "LatentPolicy",
-    "LogDensityEstimate",
+    "Likelihood",
     "OccupancyFlow",
     "OccupancyInputs",
     "ParticleActor",

@@ -1,182 +1,289 @@
-"""Sampling and likelihood of a flow, around whatever network it has."""
+"""A network on a probability path: what every flow and diffusion model of the package is made of."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from flowmatch_rl.nets import VelocityNetwork
+from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.nets import FlowNetwork
 from flowmatch_rl.nets.chunks import map_in_chunks
 from flowmatch_rl.objectives import FlowObjective
-from flowmatch_rl.paths import AffinePath, Field, Preconditioner, Source
+from flowmatch_rl.paths import AffinePath, Field, GaussianSource, PathPoints, Preconditioner, Source, guided
 from flowmatch_rl.samplers import Draw, Sampler
-from flowmatch_rl.solvers import Divergence, Solver, log_likelihood
+from flowmatch_rl.solvers import Divergence, ExactDivergence, Midpoint, Solver, log_likelihood
+from flowmatch_rl.types import Prediction
 
 
 @dataclass(frozen=True)
-class Flow:
-    """A network with the path it was trained on: from source noise to samples, and back for their likelihood.
+class Likelihood:
+    """How the log-density of a flow's samples is computed, by its probability-flow equation.
 
     Args:
-        network: The network.
-        path: The path.
-        source: Law of x_0.
-        objective: What the network predicts.
-        t_min: Flow times lie in [t_min, 1 - t_min].
-        normalise: Whether the network sees x_t at unit variance and answers in units of what it predicts.
-        marks_absence: Whether a last entry of the condition says that the condition is there.
+        solver: Solver; its error is that of the log-density.
+        divergence: How the divergence is computed: exact, or by random probes in many dimensions.
     """
 
-    network: VelocityNetwork
-    path: AffinePath
-    source: Source
-    objective: FlowObjective
-    t_min: float
-    normalise: bool
-    marks_absence: bool
+    solver: Solver = Midpoint(num_steps=50)
+    divergence: Divergence = ExactDivergence()
 
-    def evaluate(self, x: Tensor, t: Tensor, condition: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
-        """What the model predicts at x, shape of x."""
-        complete = Preconditioner(self.path, self.objective.predicts, scales=self.normalise).complete
-        return complete(self.network)(x, t, condition, duration)
 
-    def mark(self, condition: Tensor | None, present: Tensor | bool) -> Tensor | None:
+class Flow(nn.Module):
+    """A network that predicts velocity, data, noise or score along a path from a source to data.
+
+    It owns all that turns the network into a model: its field, samples, log-density and training loss. Samples are in
+    the units that it was trained in. The log-density is that of samples of the probability-flow equation.
+
+    Args:
+        network: Called as ``network(x, t, condition, duration)``.
+        path: Probability path from noise at t = 0 to data at t = 1.
+        source: Distribution of x_0.
+        prediction: What the network predicts.
+        t_min: Flow times lie in [t_min, 1 - t_min]; in [0, 0.5).
+        scales: Whether the network takes x_t at unit variance and returns units of the prediction.
+        guesses: Whether the network predicts the deviation from what is exact for standard normal data.
+        averages: Whether the network takes durations and predicts average velocities over them.
+        marks_absence: Whether the last entry of the network's condition says that there is a condition.
+
+    Raises:
+        UserError: If ``t_min`` is out of its range, the prediction is undefined at a limit of the path, or prediction
+            and source do not go together.
+    """
+
+    def __init__(
+        self,
+        network: FlowNetwork,
+        path: AffinePath,
+        source: Source = GaussianSource(),
+        prediction: Prediction = "velocity",
+        t_min: float = 0.0,
+        scales: bool = False,
+        guesses: bool = False,
+        averages: bool = False,
+        marks_absence: bool = False,
+    ) -> None:
+        super().__init__()
+        check_range("[0, 0.5)", t_min=t_min)
+        self.network = network
+        self.path, self.source, self.t_min = path, source, t_min
+        self.prediction: Prediction = prediction
+        self.averages, self.marks_absence = averages, marks_absence
+        self._preconditioner = Preconditioner(path, prediction, scales, guesses)
+        self._check()
+        self._start_scale = float(path.schedule.sigma(torch.tensor(t_min, dtype=torch.float64)))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """First and last flow time."""
+        return self.t_min, 1.0 - self.t_min
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
+        """Prediction at points of the path, with gradient.
+
+        Args:
+            x: Points, shape (*batch, D).
+            t: Flow time, its shape a prefix of the batch shape.
+            condition: Condition as the network takes it, shape (*batch, C), where a size of 1 is shared, or None.
+            duration: Length of the interval that the velocity is averaged over, or None.
+
+        Returns:
+            Prediction, shape (*batch, D).
+        """
+        return self._preconditioner.complete(self.network)(x, t, condition, duration)
+
+    def mark(self, condition: Tensor | None, present: Tensor | bool = True) -> Tensor | None:
         """The condition as the network takes it.
 
         Args:
-            condition: Condition, shape (B, C), or None.
+            condition: Condition, shape (*batch, C), or None.
             present: Whether it is there: for all, or per row, boolean, shape (B,).
 
         Returns:
-            Condition (B, C), or (B, C + 1) with zeros in the rows where it is absent.
+            Condition, shape (*batch, C), or (*batch, C + 1) with zeros in the rows where it is absent.
         """
         if condition is None or not self.marks_absence:
             return condition
-        rows = torch.as_tensor(present, device=condition.device).expand(len(condition))[:, None].to(condition)
-        return torch.cat([condition * rows, rows], dim=1)
+        rows = torch.as_tensor(present, device=condition.device).expand(len(condition))
+        rows = rows.reshape(-1, *[1] * (condition.dim() - 1)).expand(*condition.shape[:-1], 1).to(condition)
+        return torch.cat([condition * rows, rows], dim=-1)
 
     def field(self, guidance: float = 1.0) -> Field:
-        """The prediction, with classifier-free guidance, as a field on conditions of shape (B, C).
+        """The prediction as a field.
 
         Args:
-            guidance: Weight of the condition: 1 for the plain conditional law, 0 for the unconditional one, above 1 to
-                exaggerate.
+            guidance: Weight of the condition: 1 for the plain conditional distribution, 0 for the unconditional one,
+                above 1 to exaggerate.
+
+        Returns:
+            The field, on conditions of shape (*batch, C).
 
         Raises:
-            ValueError: If guidance other than 1 is wanted of a model that can't have it.
+            UserError: If this model supports no other guidance than 1.
 
         Reference:
             Ho and Salimans, arXiv:2207.12598.
         """
         if guidance != 1.0 and not self.marks_absence:
-            raise ValueError(f"guidance {guidance} needs a model trained with condition_dropout above 0")
-        if guidance != 1.0 and self.objective.uses_duration:
-            raise ValueError(f"guidance {guidance} needs a model of the velocity, this one has average velocities")
+            raise UserError(f"guidance {guidance} needs a model trained with condition_dropout above 0")
+        if guidance != 1.0 and self.averages:
+            raise UserError(f"guidance {guidance} needs a model of the velocity, this one has average velocities")
 
-        def predict(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        def free(condition: Tensor | None, present: bool) -> Callable[..., Tensor]:
+            return lambda x, t, _: self(x, t, self.mark(condition, present))
+
+        def bound(condition: Tensor | None, present: bool) -> Callable[..., Tensor]:
+            return self._preconditioner.complete(self.network.bind(self.mark(condition, present)))
+
+        def guide(make: Callable[..., Callable[..., Tensor]], condition: Tensor | None) -> Callable[..., Tensor]:
             if condition is None or guidance == 1.0:
-                return self.evaluate(x, t, self.mark(condition, True))
-            absent = self.evaluate(x, t, self.mark(condition, False))
+                return make(condition, True)
             if guidance == 0.0:
-                return absent
-            return torch.lerp(absent, self.evaluate(x, t, self.mark(condition, True)), guidance)
+                return make(condition, False)
+            return guided(make(condition, False), make(condition, True), guidance)
 
         def average_velocity(x: Tensor, t: Tensor, duration: Tensor, condition: Tensor | None) -> Tensor:
-            return self.evaluate(x, t, self.mark(condition, True), duration)
+            return self(x, t, self.mark(condition), duration)
 
-        known = average_velocity if self.objective.uses_duration else None
-        return Field(self.path, predict, self.objective.predicts, known)
+        return Field(
+            self.path,
+            lambda x, t, condition: guide(free, condition)(x, t, None),
+            self.prediction,
+            average_velocity if self.averages else None,
+            lambda condition: guide(bound, condition),
+        )
 
     def start(self, noise: Tensor) -> Tensor:
         """Points where sampling starts, shape (*batch, D), for standard normal noise (*batch, noise_dim)."""
-        return self._start_scale(noise) * self.source.transform(noise)
+        return self._start_scale * self.source.transform(noise)
 
     @torch.no_grad()
     def sample(
-        self, noise: Tensor, sampler: Sampler, condition: Tensor | None, guidance: float, draw: Draw = torch.randn_like
+        self,
+        noise: Tensor,
+        sampler: Sampler,
+        condition: Tensor | None = None,
+        guidance: float = 1.0,
+        draw: Draw = torch.randn_like,
     ) -> Tensor:
         """Samples, on a CPU some rows at a time.
 
         Args:
-            noise: Standard normal, shape (B, noise_dim).
+            noise: Standard normal, shape (B, *samples, noise_dim).
             sampler: Sampler.
-            condition: Conditions, shape (B, C), or None.
+            condition: Conditions, shape (B, *samples, C), where a size of 1 is shared, or None.
             guidance: As in ``field``.
             draw: Noise of stochastic samplers.
 
         Returns:
-            Standardised samples, shape (B, D).
+            Samples, shape (B, *samples, D).
         """
-        field, ends = self.field(guidance), (self.t_min, 1.0 - self.t_min)
 
         def run(rows: Tensor, *conditions: Tensor) -> tuple[Tensor]:
-            context = conditions[0] if conditions else None
-            return (sampler.sample(field, self.start(rows), *ends, context, draw),)
+            return (self._carry(rows, conditions[0] if conditions else None, sampler, guidance, draw),)
 
-        return map_in_chunks(run, 1, noise, *_given(condition))[0]
+        return map_in_chunks(run, math.prod(noise.shape[1:-1]), noise, *_given(_shared(condition, len(noise))))[0]
 
     @torch.no_grad()
     def trajectory(
-        self, noise: Tensor, sampler: Sampler, condition: Tensor | None, guidance: float, draw: Draw = torch.randn_like
+        self,
+        noise: Tensor,
+        sampler: Sampler,
+        condition: Tensor | None = None,
+        guidance: float = 1.0,
+        draw: Draw = torch.randn_like,
     ) -> tuple[Tensor, Tensor]:
-        """Samples on their way, for figures.
+        """Samples along the path, from noise to data.
 
         Args:
-            noise: Standard normal, shape (B, noise_dim).
+            noise: As in ``sample``.
             sampler: Sampler.
-            condition: Conditions, shape (B, C), or None.
+            condition: As in ``sample``.
             guidance: As in ``field``.
             draw: Noise of stochastic samplers.
 
         Returns:
-            Flow times, shape (P,), and standardised points, shape (P, B, D).
+            Flow times, shape (P,), and points, shape (P, B, *samples, D).
         """
-        return sampler.trajectory(
-            self.field(guidance), self.start(noise), self.t_min, 1.0 - self.t_min, condition, draw
-        )
+        field = self.field(guidance).at(condition)
+        return sampler.trajectory(field, self.start(noise), *self.interval, None, draw)
 
     @torch.no_grad()
     def log_prob(
-        self,
-        sample: Tensor,
-        solver: Solver,
-        divergence: Divergence,
-        condition: Tensor | None = None,
-        noise: Tensor | None = None,
+        self, sample: Tensor, likelihood: Likelihood, condition: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """Log-density of standardised samples, on a CPU some rows at a time.
+        """Log-density of samples, on a CPU some rows at a time.
 
         Args:
-            sample: Standardised samples, shape (B, D).
-            solver: Solver of the likelihood's equation.
-            divergence: How the divergence is computed.
-            condition: Conditions, shape (B, C), or None.
+            sample: Samples, shape (B, D).
+            likelihood: How it is computed.
+            condition: Conditions, shape (B, C) or (1, C), or None.
             noise: Standard normal noise of the probes, shape (B, needed_probes, D); None where there are none.
 
         Returns:
             Log-density in nats, shape (B,).
+
+        Reference:
+            Chen et al., arXiv:1806.07366 (instantaneous change of variables).
         """
-        velocity = self.field().velocity
+        solver, divergence = likelihood.solver, likelihood.divergence
 
         def run(rows: Tensor, *extras: Tensor) -> tuple[Tensor]:
             given = iter(extras)
-            context = None if condition is None else next(given)
+            velocity = self.field().at(None if condition is None else next(given)).velocity
             probes = None if noise is None else next(given).movedim(1, 0)
-            ends = (self.t_min, 1.0 - self.t_min)
-            value, _ = log_likelihood(velocity, rows, self._start_log_prob, solver, divergence, *ends, context, probes)
+            value, _ = log_likelihood(
+                velocity, rows, self._start_log_prob, solver, divergence, *self.interval, None, probes
+            )
             return (value,)
 
-        directions = divergence.needed_probes or sample.shape[1]
-        return map_in_chunks(run, 1 + directions, sample, *_given(condition), *_given(noise))[0]
+        directions = divergence.needed_probes or sample.shape[-1]
+        return map_in_chunks(run, 1 + directions, sample, *_given(_shared(condition, len(sample))), *_given(noise))[0]
 
-    def _start_scale(self, like: Tensor) -> Tensor:
-        return self.path.schedule.sigma(torch.tensor(self.t_min, dtype=like.dtype, device=like.device))
+    def loss(self, objective: FlowObjective, points: PathPoints, condition: Tensor | None = None) -> Tensor:
+        """Training loss at points of the path.
+
+        Args:
+            objective: The objective, of this model's prediction.
+            points: Points of the path, from ``objective.points``.
+            condition: Condition as the network takes it, shape (B, C), or None.
+
+        Returns:
+            Loss per sample, shape (B,).
+        """
+        return objective.loss(self, self.path, points, condition)
+
+    def compile_sampling(self) -> None:
+        """Compile the sampling with ``torch.compile``."""
+        self._carry = torch.compile(self._carry)
+
+    def _carry(self, noise: Tensor, condition: Tensor | None, sampler: Sampler, guidance: float, draw: Draw) -> Tensor:
+        field = self.field(guidance).at(condition)
+        return sampler.sample(field, self.start(noise), *self.interval, None, draw)
 
     def _start_log_prob(self, x: Tensor) -> Tensor:
-        scale = self._start_scale(x)
+        scale = torch.tensor(self._start_scale, dtype=x.dtype, device=x.device)
         return self.source.log_prob(x / scale) - x.shape[-1] * scale.log()
 
+    def _check(self) -> None:
+        if self.prediction == "score" and not self.source.is_standard_normal:
+            raise UserError(f"a model that predicts scores needs the source N(0, I), got {self.source}")
+        t = torch.tensor(self.interval)
+        needed = [*self.path.conversion(t, self.prediction, "velocity"), self.path.schedule.d_sigma(t)]
+        if not all(bool(torch.isfinite(values).all()) for values in needed):
+            raise UserError(
+                f"the prediction {self.prediction} leaves the velocity undefined at a limit of {self.path.schedule}; "
+                f"t_min must be above {self.t_min}, such as 0.001"
+            )
 
-def _given(*tensors: Any) -> list[Tensor]:
+
+def _shared(condition: Tensor | None, size: int) -> Tensor | None:
+    """A condition with one row for each of the samples, which are evaluated some rows at a time."""
+    if condition is None or len(condition) != 1:
+        return condition
+    return condition.expand(size, *condition.shape[1:])
+
+
+def _given(*tensors: Tensor | None) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]

@@ -10,18 +10,23 @@ if TYPE_CHECKING:
     from flowmatch_rl.modules.occupancy import OccupancyModule
     from flowmatch_rl.modules.reflow import Reflow
     from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
+    from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, TrainingPoints, WeightCritics
     from flowmatch_rl.modules.soft_actor_critic import SoftActorCritic
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "ActorCritic",
+    "ActorCriticOptimizer",
     "BanditFlow",
+    "Critics",
     "FlowMatchingModel",
     "OccupancyModule",
     "Reflow",
     "ReverseFlowActorCritic",
     "SoftActorCritic",
+    "TrainingPoints",
+    "WeightCritics",
 ]
 
 allow_dataclasses()

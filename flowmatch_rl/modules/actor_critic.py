@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,17 +11,21 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from flowmatch_rl.batches import REWARD, Transition, read_transition
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.metrics import episode_returns
-from flowmatch_rl.models import ActorModule, LatentPolicy, ParticleActor, Selection
+from flowmatch_rl.models import ActorModule, LatentPolicy, ParticleActor
+from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.critic_learner import CriticLearner
 from flowmatch_rl.modules.gradients import check_gradient_options, fuses_adam
 from flowmatch_rl.modules.running_means import RunningMeans
-from flowmatch_rl.nets import CriticArchitecture, ValueReduction, ema_copy, update_ema
+from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics
+from flowmatch_rl.nets import update_ema
 from flowmatch_rl.objectives import ConstantTemperature, PolicyState, Temperature, temperature_loss
+from flowmatch_rl.seeds import process_seed
 
 
 class ActorCritic(LightningModule, abc.ABC):
-    """Critics learned by temporal differences, and a policy that a subclass teaches.
+    """Critics trained by temporal differences, and a policy that a subclass trains.
 
     One loss per step, the sum of named terms, each of which reaches its own network only; one Adam with a group per
     network.
@@ -30,28 +34,24 @@ class ActorCritic(LightningModule, abc.ABC):
         observation_dim: Dimension S of the observation.
         action_dim: Dimension A of the action.
         build_policy: Makes the policy.
-        critic: Shape of the critics.
+        critics: The critics and how their targets are made.
         temperature: Rule for the temperature, or a constant one.
         discount: Discount per environment step, in [0, 1).
-        value_reduction: How the critics are reduced to one value, in targets and choices.
-        subset_size: Critics, drawn anew for every update, that a target is reduced over; all if None.
-        learning_rates: Of ``actor``, ``critic`` and ``temperature``, positive.
-        max_gradient_norm: Gradients of each network are clipped to this norm; positive.
-        ema_decay: Rate of the lagging critics, in [0, 1).
-        reset_interval: Gradient steps after which all networks start afresh; never if None.
+        optimizer: Learning rates and clipping.
+        reset_interval: Gradient steps after which all networks are initialised again; never if None.
 
     Raises:
-        ValueError: If a number is out of its range.
+        UserError: If a number is out of its range.
     """
 
-    monitor = ("val/return_mean", "max")
-    progress_metrics = (
+    monitor: ClassVar = ("val/return_mean", "max")
+    progress_metrics: ClassVar = (
         ("return", "val/return_mean"),
         ("critic", "train/loss/critic"),
         ("policy", "train/loss/policy"),
     )
 
-    NAME_KEY = "actor_critic"
+    NAME_KEY: ClassVar = "actor_critic"
     """Entry of a checkpoint that names the class of the module."""
 
     temperature: Tensor
@@ -61,39 +61,23 @@ class ActorCritic(LightningModule, abc.ABC):
         observation_dim: int,
         action_dim: int,
         build_policy: Callable[[], LatentPolicy],
-        critic: CriticArchitecture,
+        critics: Critics,
         temperature: Temperature | float,
         discount: float,
-        value_reduction: ValueReduction,
-        subset_size: int | None,
-        learning_rates: Mapping[str, float],
-        max_gradient_norm: float,
-        ema_decay: float,
+        optimizer: ActorCriticOptimizer,
         reset_interval: int | None,
     ) -> None:
         super().__init__()
-        if not 0.0 <= discount < 1.0:
-            raise ValueError(f"discount must lie in [0, 1), got {discount}")
-        if not 0.0 <= ema_decay < 1.0:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}")
-        rates = {f"{name}_learning_rate": rate for name, rate in learning_rates.items()}
-        for name, value in {**rates, "max_gradient_norm": max_gradient_norm}.items():
-            if not value > 0.0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if reset_interval is not None and reset_interval < 1:
-            raise ValueError(f"reset_interval must be at least 1, got {reset_interval}")
+        check_range("[1, inf)", reset_interval=reset_interval)
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.temperature_rule = (
             temperature if isinstance(temperature, Temperature) else ConstantTemperature(temperature)
         )
-        self.value_reduction: ValueReduction = value_reduction
-        self.learning_rates = dict(learning_rates)
-        self.max_gradient_norm, self.ema_decay, self.reset_interval = max_gradient_norm, ema_decay, reset_interval
-        self._build_policy, self._critic_architecture = build_policy, critic
+        self.optimizer, self.reset_interval = optimizer, reset_interval
+        self._build_policy = build_policy
+        self._build_critics = lambda: CriticLearner(critics, observation_dim, action_dim, discount)
         self.policy = build_policy()
-        self.critic = critic.build(observation_dim, action_dim)
-        self.critic_ema = ema_copy(self.critic)
-        self.critic_learner = CriticLearner(self.critic, self.critic_ema, discount, value_reduction, subset_size)
+        self.critics = self._build_critics()
         initial = float(self.temperature_rule.initial)
         self.register_buffer("temperature", torch.tensor(initial))
         self.log_temperature = None
@@ -103,11 +87,11 @@ class ActorCritic(LightningModule, abc.ABC):
         self._common_seed = 0
 
     @abc.abstractmethod
-    def actor(self, role: str) -> ParticleActor:
+    def actor(self, role: Role) -> ParticleActor:
         """The policy as it acts in a role.
 
         Args:
-            role: ``collect`` or ``eval``.
+            role: ``train``, ``collect`` or ``eval``.
         """
 
     @abc.abstractmethod
@@ -118,52 +102,32 @@ class ActorCritic(LightningModule, abc.ABC):
             transition: The batch.
 
         Returns:
-            Losses, ``critic`` and ``policy`` among them, and what the temperature's rule may want to know.
+            Losses, ``critic`` and ``policy`` among them, and what the temperature's rule may use.
         """
-
-    def make_actor(self, num_particles: int, selection: Selection, **options: float) -> ParticleActor:
-        """An actor of this policy and these critics at the present temperature.
-
-        Args:
-            num_particles: Particles per state.
-            selection: How one of them is chosen.
-            **options: Of ``ParticleActor``.
-        """
-        return ParticleActor(
-            self.policy,
-            self.critic,
-            self.action_dim,
-            num_particles,
-            selection,
-            self.value_reduction,
-            self.temperature,
-            **options,
-        )
 
     def collection_policy(self) -> ActorModule:
         """Policy that collects data; it shares the weights in training."""
         return ActorModule(self.actor("collect"))
 
     def evaluation_policy(self) -> ActorModule:
-        """Policy that is evaluated, its noise seeded afresh, so that evaluations leave the training's noise alone."""
+        """Policy that is evaluated, with seeded noise of its own, so that evaluations leave the training's noise."""
         return ActorModule(self.actor("eval"), torch.Generator().manual_seed(0))
 
     def on_fit_start(self) -> None:
-        """Refuse what a trainer would do unasked, and give each process noise of its own; weights share a seed."""
+        """Refuse trainer options that would have no effect, and give each process its own noise."""
         check_gradient_options(self.trainer)
         if self.trainer.accumulate_grad_batches != 1:
-            raise ValueError(
+            raise UserError(
                 "an actor-critic takes a gradient step for each batch: trainer.accumulate_grad_batches must be 1, got "
                 f"{self.trainer.accumulate_grad_batches}; raise data.batch_size instead"
             )
-        common = torch.initial_seed()
-        self._common_seed = self.trainer.strategy.broadcast(common)
-        torch.manual_seed((common + self.global_rank) % 2**63)
+        self._common_seed = self.trainer.strategy.broadcast(torch.initial_seed())
+        torch.manual_seed(process_seed(self._common_seed, self.global_rank))
 
     def on_train_start(self) -> None:
         """Give a resumed run other noise than that of its beginning."""
         if self.global_step:
-            torch.manual_seed((self._common_seed + self.global_rank + 1_000_003 * self.global_step) % 2**63)
+            torch.manual_seed(process_seed(self._common_seed, self.global_rank, self.global_step))
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
         """All losses of one batch, summed."""
@@ -178,15 +142,15 @@ class ActorCritic(LightningModule, abc.ABC):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Move the lagging critics and the temperature; start the networks afresh where it is time."""
-        update_ema(self.critic_ema, self.critic, self.ema_decay)
+        """Update the target networks and the temperature; initialise the networks again where it is time."""
+        update_ema(self.critics.target, self.critics.online, self.critics.critics.ema_decay)
         if self.log_temperature is None:
             scheduled = self.temperature_rule.scheduled(int(self._env_steps()))
             self.temperature.fill_(scheduled if scheduled is not None else self.temperature_rule.initial)
         else:
             self.temperature.copy_(self.log_temperature.detach().exp())
         if self.reset_interval and self.global_step and self.global_step % self.reset_interval == 0:
-            self._start_afresh()
+            self.reset_networks()
 
     def validation_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         """Log return and length of evaluation episodes."""
@@ -202,22 +166,20 @@ class ActorCritic(LightningModule, abc.ABC):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam with a group per network."""
-        networks: dict[str, list[nn.Parameter]] = {
-            "actor": list(self.policy.parameters()),
-            "critic": list(self.critic.parameters()),
-        }
-        if self.log_temperature is not None:
-            networks["temperature"] = [self.log_temperature]
+        rates = self.optimizer
         groups = [
-            {"name": name, "params": parameters, "lr": self.learning_rates[name]}
-            for name, parameters in networks.items()
+            {"name": "actor", "params": list(self.policy.parameters()), "lr": rates.actor_learning_rate},
+            {"name": "critic", "params": list(self.critics.online.parameters()), "lr": rates.critic_learning_rate},
         ]
+        if self.log_temperature is not None:
+            rate = rates.temperature_learning_rate
+            groups.append({"name": "temperature", "params": [self.log_temperature], "lr": rate})
         return torch.optim.Adam(groups, fused=fuses_adam(self._trainer))
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clip the gradient of each network by itself."""
         for group in optimizer.param_groups:
-            norm = torch.nn.utils.clip_grad_norm_(group["params"], self.max_gradient_norm)
+            norm = torch.nn.utils.clip_grad_norm_(group["params"], self.optimizer.max_gradient_norm)
             self.means.add({f"train/gradient_norm/{group['name']}": norm})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -229,14 +191,16 @@ class ActorCritic(LightningModule, abc.ABC):
         saved = checkpoint["hyper_parameters"]
         for name in ("observation_dim", "action_dim"):
             if saved[name] != getattr(self, name):
-                raise ValueError(f"the checkpoint has {name} {saved[name]}, this environment {getattr(self, name)}")
+                raise UserError(f"the checkpoint has {name} {saved[name]}, this environment {getattr(self, name)}")
 
     def result_lines(self, metrics: Mapping[str, float]) -> list[str]:
-        """What a test found, one line each.
+        """What a test measured, one line each.
 
         Args:
             metrics: Metrics by name.
         """
+        if "test/return_mean" not in metrics:
+            return []
         return [
             f"return       {metrics['test/return_mean']:.1f} +- {metrics['test/return_std']:.1f} (mean and standard "
             f"deviation of {metrics['test/episodes']:.0f} episodes, mean length {metrics['test/episode_length']:.0f})"
@@ -247,35 +211,34 @@ class ActorCritic(LightningModule, abc.ABC):
 
         Args:
             transition: The batch.
-            next_action: Action in the state arrived at, shape (B, A).
+            next_action: Action in the arrival state, shape (B, A).
             bonus: Added to that state's value, units of the return, shape (B,), or None.
 
         Returns:
             Loss, shape ().
         """
-        uniform = torch.rand(self.critic.num_members, device=next_action.device)
-        loss = self.critic_learner.loss(transition, next_action, bonus, self.critic_learner.choose_members(uniform))
-        self.means.add(self.critic_learner.metrics)
+        uniform = torch.rand(self.critics.online.num_members, device=next_action.device)
+        loss = self.critics.loss(transition, next_action, bonus, self.critics.choose_members(uniform))
+        self.means.add(self.critics.metrics)
         return loss.mean()
 
     @torch.no_grad()
-    def _start_afresh(self) -> None:
-        """New weights everywhere, lagging copies included, and an optimizer without memory; the temperature stays."""
+    def reset_networks(self) -> None:
+        """Initialise all networks again, and forget the optimizer's state of them; the temperature stays."""
         # The same new weights on every process, and none that other noise depends on. They are made on the CPU, whose
         # generator alone is seeded: `torch.manual_seed` would seed those of the GPUs too.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed((self._common_seed + self.global_step) % 2**63)
-            fresh = self._build_policy(), self._critic_architecture.build(self.observation_dim, self.action_dim)
-        self.policy.load_state_dict(fresh[0].state_dict())
-        self.critic.load_state_dict(fresh[1].state_dict())
-        self.critic_ema.load_state_dict(fresh[1].state_dict())
+            policy, critics = self._build_policy(), self._build_critics()
+        self.policy.load_state_dict(policy.state_dict())
+        self.critics.load_state_dict(critics.state_dict())
         optimizer = self.optimizers(use_pl_optimizer=False)
         state = optimizer.state  # pyright: ignore[reportAttributeAccessIssue]
-        for parameter in (*self.policy.parameters(), *self.critic.parameters()):
+        for parameter in (*self.policy.parameters(), *self.critics.online.parameters()):
             state.pop(parameter, None)
 
     def _log_means(self) -> None:
-        """Hand the means since the last time to the loggers, at the logging interval only: each costs half a ms."""
+        """Pass the means since the last time to the loggers, at the logging interval only: each costs half a ms."""
         interval: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         if (self.global_step + 1) % interval == 0:
             means = self.means.take()
@@ -286,7 +249,7 @@ class ActorCritic(LightningModule, abc.ABC):
     def _log_episodes(self, batch: TensorDictBase, stage: str) -> None:
         returns = episode_returns(batch[REWARD].squeeze(-1), batch["mask"])
         lengths = batch["mask"].sum(1).float()
-        # Each process ran its share of the episodes.
+        # Each process ran its part of the episodes.
         returns, lengths = torch.as_tensor(self.all_gather(torch.stack([returns, lengths]))).movedim(-2, 0).flatten(1)
         metrics = {
             f"{stage}/return_mean": returns.mean(),

@@ -18,7 +18,7 @@ from flowmatch_rl.metrics import (
     squared_wasserstein_distance,
     wasserstein_distance,
 )
-from flowmatch_rl.models.flow import Flow
+from flowmatch_rl.models import Flow, Likelihood
 from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.reflow import Reflow
 from flowmatch_rl.modules.running_means import RunningMeans
@@ -131,8 +131,9 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         )
         self.velocity = network
         self.velocity_ema = ema_copy(network)
-        self._learner = Flow(network, path, source, objective, t_min, normalise, marks_absence)
-        self.flow = Flow(self.velocity_ema, path, source, objective, t_min, normalise, marks_absence)
+        parts = (path, source, objective.prediction, t_min, normalise, False, objective.uses_duration, marks_absence)
+        self._learner = Flow(network, *parts)
+        self.flow = Flow(self.velocity_ema, *parts)
         self._means = RunningMeans()
         self._ema_step = 0  # of its last move
         self._check_parts()
@@ -173,7 +174,7 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         probes = self.divergence.needed_probes
         noise = self._normal((len(sample), probes, sample.shape[1]), generator) if probes else None
         with torch.autocast(self.device.type, enabled=False):
-            value = self.flow.log_prob(sample, self.likelihood_solver, self.divergence, condition, noise)
+            value = self.flow.log_prob(sample, Likelihood(self.likelihood_solver, self.divergence), condition, noise)
         return value - self.schema.log_volume
 
     def draw_noise(self, number: int, generator: torch.Generator | None = None) -> Tensor:
@@ -328,9 +329,8 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         if self.stratified_times:
             uniform = torch.stack([stratify(row) for row in uniform])
         present = torch.rand(len(x_1), device=x_1.device) >= self.condition_dropout if flow.marks_absence else True
-        return self.objective.loss(
-            flow.evaluate, flow.path, x_0, x_1, uniform, flow.t_min, flow.mark(condition, present)
-        )
+        points = self.objective.points(flow.path, x_0, x_1, uniform, flow.t_min)
+        return flow.loss(self.objective, points, flow.mark(condition, present))
 
     def _joint(self, generated: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:
         """Generated and held-out samples, of conditional models each beside its condition.
@@ -375,7 +375,7 @@ class FlowMatchingModel(QuickHooks, LightningModule):
         """Raise where parts do not go together."""
         self.source.noise_dim(self.schema.sample_dim)
         self.flow.field(self.guidance)
-        prediction, times = self.objective.predicts, torch.tensor([self.flow.t_min, 1.0 - self.flow.t_min])
+        prediction, times = self.objective.prediction, torch.tensor([self.flow.t_min, 1.0 - self.flow.t_min])
         path = self.flow.path
         if (prediction == "score" or self.sampler.needs_normal_source) and not self.source.is_standard_normal:
             raise ValueError(f"a score needs the source N(0, I), got {self.source}")

@@ -145,8 +145,8 @@ class OccupancyModule(QuickHooks, LightningModule):
         self.decays, self.ema_decay = learning_rate_decay == "cosine", ema_decay
         self.network = network.build(self.inputs.sample_dim, self.inputs.condition_dim)
         self.network_ema = ema_copy(self.network)
-        self._learner = OccupancyFlow(self.network, path, objective.predicts, t_min)
-        self.flow = OccupancyFlow(self.network_ema, path, objective.predicts, t_min)
+        self._learner = OccupancyFlow(self.network, path, objective.prediction, t_min)
+        self.flow = OccupancyFlow(self.network_ema, path, objective.prediction, t_min)
         self._backups = BackupMaker(
             self.inputs, policy, objective.bootstraps, first_state, self.flow, sampler, horizon_consistency
         )
@@ -360,7 +360,7 @@ class OccupancyModule(QuickHooks, LightningModule):
 
     def _check_parts(self) -> None:
         """Raise where parts do not go together."""
-        prediction, path = self.objective.predicts, self.flow.path
+        prediction, path = self.objective.prediction, self.flow.path
         times = torch.tensor(self.flow.ends)
         needed = [*path.conversion(times, prediction, "velocity"), path.schedule.d_sigma(times)]
         _check(

@@ -1,40 +1,44 @@
-"""How a flow policy learns toward a density that is known up to a constant."""
+"""How a flow policy is trained toward a density that is known up to a constant."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flowmatch_rl.estimators import EndPointEstimator, PathPoints, PosteriorMean
+from flowmatch_rl.estimators import EndpointEstimate, EndpointEstimator
 from flowmatch_rl.models import FlowPolicy
-from flowmatch_rl.objectives import FlowObjective, reverse_flow_target
+from flowmatch_rl.objectives import FlowObjective
+from flowmatch_rl.paths import PathPoints
 from flowmatch_rl.types import LogDensityAndScore
 
 
 @dataclass(frozen=True, eq=False)
 class PolicyLearner:
-    """Flow matching whose end points are posterior means, estimated from the values of a density.
+    """Flow matching on pairs of endpoints that are estimated from the values of a density: reverse flow matching.
 
     Actor-critics and bandits share it; the one takes the density from its critics, the other from a formula.
 
     Args:
         policy: The policy.
-        objective: What its network predicts, and the loss that teaches it.
-        estimator: Estimator of the end points given a point of the path.
+        objective: What its network predicts, and the loss that trains it.
+        estimator: Estimator of the endpoints given a point of the path.
 
     Raises:
-        ValueError: If the estimator can't work with the policy's path and source.
+        UserError: If the estimator cannot be used with the policy's path and source.
+
+    Reference:
+        Li et al., arXiv:2601.08136 (alpha, sigma here are alpha, beta there).
     """
 
     policy: FlowPolicy
     objective: FlowObjective
-    estimator: EndPointEstimator
+    estimator: EndpointEstimator
 
     def __post_init__(self) -> None:
-        self.estimator.check(self.policy.path, self.policy.source)
+        self.estimator.check(self.policy.flow.path, self.policy.flow.source)
 
     def loss(self, observation: Tensor, x_1: Tensor, density: LogDensityAndScore) -> tuple[Tensor, "Learned"]:
-        """Loss at points of the paths to given end points; draws flow times and noise.
+        """Loss at points of the paths to given endpoints; draws flow times and noise.
 
         Args:
             observation: States, shape (B, S).
@@ -44,25 +48,25 @@ class PolicyLearner:
         Returns:
             Loss per state, shape (B,), and what it was made of.
         """
-        policy, size, noise_dim = self.policy, len(x_1), self.policy.noise_dim(x_1.shape[1])
+        flow, size, noise_dim = self.policy.flow, len(x_1), self.policy.noise_dim
         uniform = torch.rand(self.objective.num_uniforms, size, device=x_1.device)
-        t = self.objective.times(uniform, policy.t_min)
-        x_0 = policy.source.transform(torch.randn(size, noise_dim, device=x_1.device))
-        points = PathPoints.between(policy.path, x_0, x_1, t)
+        x_0 = flow.source.transform(torch.randn(size, noise_dim, device=x_1.device))
+        points = self.objective.points(flow.path, x_0, x_1, uniform, flow.t_min)
         z = torch.randn(size, self.estimator.num_samples, noise_dim, device=x_1.device)
-        ends = reverse_flow_target(self.estimator, policy.path, policy.source, density, points, z)
-        loss = self.objective.loss(policy.predict, policy.path, ends.x_0, ends.x_1, uniform, policy.t_min, observation)
-        return ends.weight * loss, Learned(points, ends)
+        with torch.no_grad():
+            estimate = self.estimator.estimate(flow.path, flow.source, density, points, z)
+        loss = flow.loss(self.objective, points.with_pair(estimate.x_0, estimate.x_1), observation)
+        return estimate.weight * loss, Learned(points, estimate)
 
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What a policy has learned from, for diagnostics.
+    """What a policy was trained on, for diagnostics.
 
     Attributes:
         points: Points of the path.
-        ends: Estimated end points given them.
+        estimate: Estimated endpoints given them.
     """
 
     points: PathPoints
-    ends: PosteriorMean
+    estimate: EndpointEstimate

@@ -46,7 +46,7 @@ class PosteriorMeter:
 
     The quantities, each a mean over the states of a bin:
 
-    - ``effective_sample_share``: effective sample size as a share of the samples drawn, in (0, 1]; left out for
+    - ``effective_sample_fraction``: effective sample size as a share of the samples drawn, in (0, 1]; left out for
       estimators that draw none.
     - ``eta``: coefficient of the control variate, mean over dimensions.
     - ``target_rms``: root mean square of what the network regresses on, in units of its prediction.
@@ -87,7 +87,7 @@ class PosteriorMeter:
         if not due:
             return
         sums, counts = time_bin_sums(
-            self._quantities(learned), learned.points.t, self._num_bins, self._learner.policy.t_min
+            self._quantities(learned), learned.points.t, self._num_bins, self._learner.policy.flow.t_min
         )
         self._names = tuple(sums)
         rows = torch.stack([*sums.values(), counts])
@@ -108,7 +108,7 @@ class PosteriorMeter:
             return None
         sums = gather(self._sums).reshape(-1, *self._sums.shape).sum(0).double().cpu()
         means = dict(zip(self._names, sums[:-1] / sums[-1], strict=True))
-        t_min, self._sums, self._updates = self._learner.policy.t_min, None, 0
+        t_min, self._sums, self._updates = self._learner.policy.flow.t_min, None, 0
         width = (1.0 - 2.0 * t_min) / self._num_bins
         return PosteriorProfile(
             step,
@@ -118,14 +118,14 @@ class PosteriorMeter:
 
     def _quantities(self, learned: Learned) -> dict[str, Tensor]:
         """Values per state, shape (B,) each."""
-        learner, ends, t = self._learner, learned.ends, learned.points.t
+        learner, estimate, t = self._learner, learned.estimate, learned.points.t
         policy, num_samples = learner.policy, learner.estimator.num_samples
-        target = policy.path.target(learner.objective.predicts, ends.x_0, ends.x_1, t)
-        saturated = policy.squash.action(ends.x_1).abs() > self._limit
-        shares = {"effective_sample_share": ends.effective_sample_size / num_samples} if num_samples else {}
+        target = policy.flow.path.target(learner.objective.prediction, estimate.x_0, estimate.x_1, t)
+        saturated = policy.squash.action(estimate.x_1).abs() > self._limit
+        shares = {"effective_sample_fraction": estimate.effective_sample_size / num_samples} if num_samples else {}
         return shares | {
-            "eta": ends.eta.mean(-1),
+            "eta": estimate.eta.mean(-1),
             "target_rms": target.square().mean(-1),
             "saturated": saturated.to(t.dtype).mean(-1),
-            "log_density_spread": ends.log_density_spread,
+            "log_density_spread": estimate.log_density_spread,
         }

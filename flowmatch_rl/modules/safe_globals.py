@@ -18,6 +18,7 @@ from flowmatch_rl import (
     solvers,
     testbeds,
 )
+from flowmatch_rl.modules import settings
 from flowmatch_rl.modules.reflow import Reflow
 
 
@@ -32,6 +33,7 @@ def allow_dataclasses(*more: type) -> None:
         Reflow,
         *more,
         *vars(schema).values(),
+        *vars(settings).values(),
         *(getattr(room, name) for room in rooms for name in room.__all__),
     ]
     torch.serialization.add_safe_globals(

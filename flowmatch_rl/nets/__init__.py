@@ -3,6 +3,7 @@ from flowmatch_rl.nets.critic import CriticArchitecture, CriticEnsemble
 from flowmatch_rl.nets.ema import ema_copy, update_ema, warmed_up_decay
 from flowmatch_rl.nets.embeddings import SinusoidalEmbedding
 from flowmatch_rl.nets.film_unet import FilmUNet, FilmUNetArchitecture
+from flowmatch_rl.nets.gaussian import GaussianArchitecture, GaussianNetwork
 from flowmatch_rl.nets.value_heads import CategoricalHead, QuantileHead, ScalarHead, ValueHead
 from flowmatch_rl.nets.velocity import VelocityArchitecture, VelocityNetwork
 from flowmatch_rl.objectives import ValueReduction
@@ -15,6 +16,8 @@ __all__ = [
     "FilmUNet",
     "FilmUNetArchitecture",
     "FlowNetwork",
+    "GaussianArchitecture",
+    "GaussianNetwork",
     "NamedArchitecture",
     "QuantileHead",
     "ScalarHead",

@@ -2,12 +2,11 @@ from flowmatch_rl.objectives.backups import FirstState, backup_weights, choose_s
 from flowmatch_rl.objectives.bellman import (
     ValueReduction,
     bellman_map,
-    bellman_target,
     categorical_loss,
     critic_loss,
     projected_probabilities,
     quantile_loss,
-    reduced_law,
+    reduced_distribution,
 )
 from flowmatch_rl.objectives.flow_matching import (
     ConditionalFlowMatching,
@@ -27,7 +26,6 @@ from flowmatch_rl.objectives.occupancy import (
     MonteCarloCFM,
     OccupancyObjective,
 )
-from flowmatch_rl.objectives.reverse_flow import prediction_loss, reverse_flow_target
 from flowmatch_rl.objectives.soft_policy import soft_policy_loss
 from flowmatch_rl.objectives.temperature import (
     AnnealedTemperature,
@@ -68,18 +66,15 @@ __all__ = [
     "ValueReduction",
     "backup_weights",
     "bellman_map",
-    "bellman_target",
     "categorical_loss",
     "choose_state",
     "critic_loss",
     "flow_matching_loss",
     "horizon_weights",
     "mean_flow_target",
-    "prediction_loss",
     "projected_probabilities",
     "quantile_loss",
-    "reduced_law",
-    "reverse_flow_target",
+    "reduced_distribution",
     "soft_policy_loss",
     "temperature_loss",
 ]

@@ -1,7 +1,7 @@
-"""Temporal-difference learning of action values and of laws of the return.
+"""Temporal-difference learning of action values and of distributions of the return.
 
-The target of every learner is the law of the next return, pushed forward by ``shift + scale Z``. How a network stands
-for such a law is the matter of its head: by its mean, by probabilities of fixed atoms, or by quantiles.
+The target of every critic is the distribution of the next return, pushed forward by ``shift + scale Z``. A value head
+represents it by its mean, by probabilities of fixed atoms, or by quantiles.
 """
 
 from typing import Literal
@@ -15,37 +15,24 @@ ValueReduction = Literal["min", "mean"]
 """How the values of an ensemble become one."""
 
 
-def bellman_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: float) -> Tensor:
-    """One-step target ``reward + discount (1 - terminated) next_value``.
-
-    Args:
-        reward: Reward, shape (B,).
-        terminated: Whether the arrival state is terminal, boolean, shape (B,). A time limit is not: it bootstraps.
-        next_value: Value of the arrival state, shape (B,).
-        discount: Discount per environment step, in [0, 1).
-
-    Returns:
-        Target, shape (B,).
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
-    check_same_shape(reward=reward, terminated=terminated, next_value=next_value)
-    return reward + discount * next_value.masked_fill(terminated, 0.0)
-
-
-def bellman_map(rewards: Tensor, length: Tensor, terminated: Tensor, discount: float) -> tuple[Tensor, Tensor]:
+def bellman_map(
+    rewards: Tensor, length: Tensor, terminated: Tensor, discount: float, bonus: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The affine map from the return of the arrival state to the return of the first one.
+
+    For one step the target is ``reward + discount (1 - terminated) (next_return + bonus)``; with the entropy bonus
+    ``-temperature log_prob`` of the next action it is the soft Bellman target.
 
     Args:
         rewards: Rewards of the steps of a transition, shape (B, n); what lies beyond ``length`` is padding.
         length: Steps taken, in 1, ..., n, integer, shape (B,).
         terminated: Whether the arrival state is terminal, boolean, shape (B,). A time limit is not: it bootstraps.
         discount: Discount per environment step, in [0, 1).
+        bonus: Added to the return of the arrival state, units of the return, shape (B,); nothing if None.
 
     Returns:
-        Shift, the discounted sum of the rewards, shape (B,); scale, ``discount^length`` or 0 where the arrival state
-        is terminal, shape (B,).
+        Shift, the discounted sum of the rewards and of the bonus, shape (B,); scale, ``discount^length`` or 0 where the
+        arrival state is terminal, shape (B,).
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -58,30 +45,34 @@ def bellman_map(rewards: Tensor, length: Tensor, terminated: Tensor, discount: f
     steps = torch.arange(rewards.shape[1], device=rewards.device)
     taken = rewards.masked_fill(steps >= length[:, None], 0.0)
     shift = (taken * torch.pow(discount, steps.to(rewards.dtype))).sum(1)
-    return shift, torch.pow(discount, length.to(rewards.dtype)).masked_fill(terminated, 0.0)
+    scale = torch.pow(discount, length.to(rewards.dtype)).masked_fill(terminated, 0.0)
+    if bonus is not None:
+        check_same_shape(bonus=bonus, terminated=terminated)
+        shift = shift + scale * bonus.masked_fill(terminated, 0.0)
+    return shift, scale
 
 
-def reduced_law(values: Tensor, laws: Tensor, reduction: ValueReduction) -> Tensor:
-    """One law out of those of an ensemble.
+def reduced_distribution(values: Tensor, distributions: Tensor, reduction: ValueReduction) -> Tensor:
+    """One distribution of the return out of those of an ensemble.
 
     Args:
-        values: Means of the members' laws, units of the return, shape (M, B).
-        laws: Laws, by what their head describes them with, shape (M, B, O).
-        reduction: ``min`` for the law of the member of smallest value, ``mean`` for the mean of the descriptions,
-            whose value is the mean of the values.
+        values: Means of the members' distributions, units of the return, shape (M, B).
+        distributions: Distributions, by what their head describes them with, shape (M, B, O).
+        reduction: ``min`` for the distribution of the member of smallest value, ``mean`` for the mean of the
+            descriptions, whose value is the mean of the values.
 
     Returns:
-        Law, shape (B, O).
+        Distribution, shape (B, O).
 
     Raises:
         ValueError: If the shapes do not fit.
     """
-    if laws.dim() != 3 or laws.shape[:2] != values.shape:
-        raise ValueError(f"expected (M, B) and (M, B, O), got {tuple(values.shape)} and {tuple(laws.shape)}")
+    if distributions.dim() != 3 or distributions.shape[:2] != values.shape:
+        raise ValueError(f"expected (M, B) and (M, B, O), got {tuple(values.shape)} and {tuple(distributions.shape)}")
     if reduction == "mean":
-        return laws.mean(0)
-    lowest = values.argmin(0)[None, :, None].expand(1, *laws.shape[1:])
-    return laws.gather(0, lowest).squeeze(0)
+        return distributions.mean(0)
+    lowest = values.argmin(0)[None, :, None].expand(1, *distributions.shape[1:])
+    return distributions.gather(0, lowest).squeeze(0)
 
 
 def critic_loss(values: Tensor, target: Tensor, huber_delta: float | None = None) -> Tensor:
@@ -108,7 +99,7 @@ def critic_loss(values: Tensor, target: Tensor, huber_delta: float | None = None
 
 
 def projected_probabilities(probabilities: Tensor, shift: Tensor, scale: Tensor, v_min: float, v_max: float) -> Tensor:
-    """Law of ``shift + scale Z`` on the atoms of the law of Z.
+    """Distribution of ``shift + scale Z`` on the atoms of that of Z.
 
     The atoms are O evenly spaced numbers from ``v_min`` to ``v_max``. The mass of each moved atom is shared between
     its two neighbours such that the mean is kept; what leaves the support is put on its end.
@@ -132,7 +123,7 @@ def projected_probabilities(probabilities: Tensor, shift: Tensor, scale: Tensor,
     batch, num_atoms = probabilities.shape
     check_shape("shift", shift, (batch,))
     check_shape("scale", scale, (batch,))
-    # Positions in units of the spacing: fewer roundings, and a law that stays where it is keeps its digits.
+    # Positions in units of the spacing: fewer roundings, and a distribution that does not move keeps its digits.
     places = torch.arange(num_atoms, device=probabilities.device, dtype=probabilities.dtype)
     spacing = (v_max - v_min) / (num_atoms - 1)
     start = (shift + (scale - 1.0) * v_min) / spacing
@@ -142,7 +133,7 @@ def projected_probabilities(probabilities: Tensor, shift: Tensor, scale: Tensor,
 
 
 def categorical_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of every member of an ensemble against one law on the same atoms.
+    """Cross-entropy of every member of an ensemble against one distribution on the same atoms.
 
     Args:
         logits: Unnormalised log-probabilities of the members, shape (M, B, O).

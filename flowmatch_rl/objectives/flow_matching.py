@@ -1,43 +1,41 @@
-"""Objectives that teach a network to carry a source to data: conditional flow matching and mean flow."""
+"""Objectives that train a network to carry a source to data: conditional flow matching and mean flow."""
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from flowmatch_rl.checks import check_range
 from flowmatch_rl.objectives.weights import ErrorOf, TimeWeight
-from flowmatch_rl.paths import AffinePath, TimeDistribution, UniformTime, UShapedTime
+from flowmatch_rl.paths import AffinePath, PathPoints, TimeDistribution, UniformTime, UShapedTime
 from flowmatch_rl.shapes import append_dims, check_same_shape
 from flowmatch_rl.types import Prediction, Velocity
 
 Network: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
-"""A network called as ``network(x, t, condition, duration)``; one that knows no durations is given None."""
+"""A network called as ``network(x, t, condition, duration)``; one without durations receives None."""
 
 
 def flow_matching_loss(
     predict: Velocity,
     path: AffinePath,
-    x_0: Tensor,
-    x_1: Tensor,
-    t: Tensor,
+    points: PathPoints,
     condition: Tensor | None = None,
     prediction: Prediction = "velocity",
 ) -> Tensor:
-    """Squared error between what a network predicts at x_t and its value given both ends of the path.
+    """Squared error between a network's prediction at x_t and its value given the pair of endpoints.
 
     Averaged over noise, data and time, its gradient equals that of the error against the marginal velocity (data,
-    noise, score), which cannot be evaluated.
+    noise, score), which cannot be evaluated. The pair may also be the posterior means given x_t, whose path passes
+    through the same points: the network then regresses on the marginal prediction itself (reverse flow matching).
 
     Args:
         predict: Network, called as ``predict(x, t, condition)``.
         path: Probability path from noise at t = 0 to data at t = 1.
-        x_0: Noise, shape (B, *event).
-        x_1: Data, shape (B, *event).
-        t: Flow time in [0, 1], shape (B,).
+        points: Points of the path, x_t of shape (B, *event) and t of shape (B,).
         condition: Context, shape (B, C), or None.
         prediction: What the network predicts.
 
@@ -45,14 +43,14 @@ def flow_matching_loss(
         Loss per sample, mean over event dimensions, shape (B,).
 
     Raises:
-        ValueError: If x_0, x_1 and the prediction differ in shape, or the shape of t is not a prefix of it.
+        ValueError: If target and prediction differ in shape, or the shape of t is not a prefix of it.
 
     Reference:
-        Lipman et al., arXiv:2210.02747, Theorem 2.
+        Lipman et al., arXiv:2210.02747, Theorem 2; Li et al., arXiv:2601.08136, for posterior means.
     """
-    predicted = predict(path.sample(x_0, x_1, t), t, condition)
-    target = path.target(prediction, x_0, x_1, t)
-    check_same_shape(predicted=predicted, target=target)
+    predicted = predict(points.x_t, points.t, condition)
+    target = points.target(path, prediction)
+    check_same_shape(x_t=points.x_t, predicted=predicted, target=target)
     error = mse_loss(predicted, target, reduction="none")
     return (error.flatten(1) if error.dim() > 2 else error).mean(1)
 
@@ -88,58 +86,42 @@ def mean_flow_target(
 
 @dataclass(frozen=True)
 class FlowObjective(abc.ABC):
-    """What a flow's network predicts, and the loss that teaches it."""
+    """What a flow's network predicts, and the loss that trains it."""
 
-    @property
-    @abc.abstractmethod
-    def predicts(self) -> Prediction:
-        """What the network predicts for an interval of no length."""
+    uses_duration: ClassVar[bool]
+    """Whether the network takes an interval's duration and predicts the average velocity over it."""
 
-    @property
-    @abc.abstractmethod
-    def uses_duration(self) -> bool:
-        """Whether the network is told an interval's duration and predicts the average velocity over it."""
+    num_uniforms: ClassVar[int]
+    """Uniform numbers per sample that ``points`` takes."""
 
-    @property
-    @abc.abstractmethod
-    def num_uniforms(self) -> int:
-        """Uniform numbers per sample that ``loss`` takes."""
+    prediction: Prediction
+    """What the network predicts, for an interval of no length."""
 
     @abc.abstractmethod
-    def times(self, uniform: Tensor, t_min: float) -> Tensor:
-        """Flow times of the points that ``loss`` evaluates the network at.
+    def points(self, path: AffinePath, x_0: Tensor, x_1: Tensor, uniform: Tensor, t_min: float = 0.0) -> PathPoints:
+        """Points of the path at which the network is trained.
 
         Args:
-            uniform: As in ``loss``.
-            t_min: As in ``loss``.
-
-        Returns:
-            Flow times, shape (B,).
-        """
-
-    @abc.abstractmethod
-    def loss(
-        self,
-        network: Network,
-        path: AffinePath,
-        x_0: Tensor,
-        x_1: Tensor,
-        uniform: Tensor,
-        t_min: float,
-        condition: Tensor | None,
-    ) -> Tensor:
-        """Weighted loss.
-
-        The ends may be posterior means of those given a point x_t, since they too lie on a path through it; the
-        network then learns the marginal prediction at once.
-
-        Args:
-            network: Called as ``network(x, t, condition, duration)``.
             path: Path from x_0 to x_1.
             x_0: Noise, shape (B, D).
             x_1: Data, shape (B, D).
             uniform: Uniform noise in [0, 1) that the flow times are made of, shape (num_uniforms, B).
             t_min: Flow times lie in [t_min, 1 - t_min]; in [0, 0.5).
+
+        Returns:
+            The points.
+        """
+
+    @abc.abstractmethod
+    def loss(self, network: Network, path: AffinePath, points: PathPoints, condition: Tensor | None = None) -> Tensor:
+        """Weighted loss.
+
+        The pair of endpoints may be posterior means given x_t; the network then learns the marginal prediction at once.
+
+        Args:
+            network: Called as ``network(x, t, condition, duration)``.
+            path: Path from x_0 to x_1.
+            points: Points of the path, made by ``points``.
             condition: Context, shape (B, C), or None.
 
         Returns:
@@ -156,7 +138,7 @@ class ConditionalFlowMatching(FlowObjective):
 
     Args:
         prediction: What the network predicts.
-        time_distribution: Law of the flow times.
+        time_distribution: Distribution of the flow times.
         time_weight: Weight of the squared error by flow time; where None, the error of a score is measured as an
             error of the noise, which keeps it finite where the noise vanishes, and any other as it is.
 
@@ -165,64 +147,42 @@ class ConditionalFlowMatching(FlowObjective):
         the score and its weight.
     """
 
+    uses_duration = False
+    num_uniforms = 1
+
     prediction: Prediction = "velocity"
     time_distribution: TimeDistribution = UniformTime()
     time_weight: TimeWeight | None = None
 
-    @property
-    def predicts(self) -> Prediction:
-        """What the network predicts."""
-        return self.prediction
+    def points(self, path: AffinePath, x_0: Tensor, x_1: Tensor, uniform: Tensor, t_min: float = 0.0) -> PathPoints:
+        """Points at one flow time per sample."""
+        return PathPoints.between(path, x_0, x_1, _flow_times(self.time_distribution, uniform[0], t_min))
 
-    @property
-    def uses_duration(self) -> bool:
-        """The network knows no durations."""
-        return False
-
-    @property
-    def num_uniforms(self) -> int:
-        """One per flow time."""
-        return 1
-
-    def times(self, uniform: Tensor, t_min: float) -> Tensor:
-        """Flow times (B,) of the points."""
-        return _flow_times(self.time_distribution, uniform[0], t_min)
-
-    def loss(
-        self,
-        network: Network,
-        path: AffinePath,
-        x_0: Tensor,
-        x_1: Tensor,
-        uniform: Tensor,
-        t_min: float,
-        condition: Tensor | None,
-    ) -> Tensor:
+    def loss(self, network: Network, path: AffinePath, points: PathPoints, condition: Tensor | None = None) -> Tensor:
         """Weighted squared error per sample, mean over dimensions, shape (B,)."""
-        t = self.times(uniform, t_min)
 
         def predict(x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
             return network(x, time, context, None)
 
-        error = flow_matching_loss(predict, path, x_0, x_1, t, condition, self.prediction)
+        error = flow_matching_loss(predict, path, points, condition, self.prediction)
         weight = self.time_weight or (ErrorOf("noise") if self.prediction == "score" else None)
-        return error if weight is None else weight.weight(path, t, self.prediction) * error
+        return error if weight is None else weight.weight(path, points.t, self.prediction) * error
 
 
 @dataclass(frozen=True)
 class MeanFlow(FlowObjective):
     """Average velocities, so that one network evaluation carries noise to data.
 
-    Of each batch a share learns the average velocity over an interval, by the identity that ties it to its own
-    derivative, and the rest the velocity of the moment. At the default share an update costs about a third more than
+    A fraction of each batch learns the average velocity over an interval, by the identity that ties it to its own
+    derivative, and the rest the instantaneous velocity. At the default fraction an update costs about a third more than
     one of conditional flow matching; its targets contain the network's own derivative, so that training is noisier, and
     a single step is less accurate than many steps of a velocity. The derivative with respect to time grows with the
     network's highest time frequency: keep that low.
 
     Args:
-        interval_share: Share of each batch that learns intervals, in (0, 1].
-        time_distribution: Law of both ends of an interval, sorted. One that likes both ends of the path practises the
-            single step from noise to data.
+        interval_fraction: Fraction of each batch that learns intervals, in (0, 1].
+        time_distribution: Distribution of both limits of an interval, sorted. One that favours both limits of the path
+            trains the single step from noise to data.
         adaptive_power: Power p of the weight ``(error + 0.001) ** -p``, which keeps rare large errors from ruling the
             gradient; 0 for the plain squared error. The paper has 1, which did worse in trials in the plane.
 
@@ -233,52 +193,32 @@ class MeanFlow(FlowObjective):
         Geng et al., arXiv:2505.13447.
     """
 
-    interval_share: float = 0.5
+    uses_duration = True
+    num_uniforms = 2
+    prediction: Prediction = field(default="velocity", init=False, repr=False)
+
+    interval_fraction: float = 0.5
     time_distribution: TimeDistribution = UShapedTime(sharpness=4.0)
     adaptive_power: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.interval_share <= 1.0:
-            raise ValueError(f"interval_share must lie in (0, 1], got {self.interval_share}")
-        if not self.adaptive_power >= 0.0:
-            raise ValueError(f"adaptive_power must be at least 0, got {self.adaptive_power}")
+        check_range("(0, 1]", interval_fraction=self.interval_fraction)
+        check_range("[0, inf)", adaptive_power=self.adaptive_power)
 
-    @property
-    def predicts(self) -> Prediction:
-        """The velocity of the moment is the average over an interval of no length."""
-        return "velocity"
-
-    @property
-    def uses_duration(self) -> bool:
-        """The network is told the duration."""
-        return True
-
-    @property
-    def num_uniforms(self) -> int:
-        """One per end of the interval."""
-        return 2
-
-    def times(self, uniform: Tensor, t_min: float) -> Tensor:
-        """Flow times (B,) of the points: where an interval begins."""
-        ends, count = _flow_times(self.time_distribution, uniform, t_min), self._num_intervals(uniform)
-        return torch.cat([ends[:, :count].amin(0), ends[0, count:]])
-
-    def loss(
-        self,
-        network: Network,
-        path: AffinePath,
-        x_0: Tensor,
-        x_1: Tensor,
-        uniform: Tensor,
-        t_min: float,
-        condition: Tensor | None,
-    ) -> Tensor:
-        """Adaptively weighted squared error per sample, shape (B,)."""
-        t, count = self.times(uniform, t_min), self._num_intervals(uniform)
-        ends = _flow_times(self.time_distribution, uniform, t_min)
+    def points(self, path: AffinePath, x_0: Tensor, x_1: Tensor, uniform: Tensor, t_min: float = 0.0) -> PathPoints:
+        """Points where an interval begins, the first rows of the batch, or at a single flow time."""
+        pair, count = _flow_times(self.time_distribution, uniform, t_min), self._num_intervals(uniform.shape[1])
+        t = torch.cat([pair[:, :count].amin(0), pair[0, count:]])
         duration = torch.zeros_like(t)
-        duration[:count] = (ends[0, :count] - ends[1, :count]).abs()
-        x_t, target = path.sample(x_0, x_1, t), path.conditional_velocity(x_0, x_1, t)
+        duration[:count] = (pair[0, :count] - pair[1, :count]).abs()
+        return PathPoints.between(path, x_0, x_1, t, duration)
+
+    def loss(self, network: Network, path: AffinePath, points: PathPoints, condition: Tensor | None = None) -> Tensor:
+        """Adaptively weighted squared error per sample, shape (B,)."""
+        x_t, t, duration, count = points.x_t, points.t, points.duration, self._num_intervals(len(points.t))
+        if duration is None:
+            raise ValueError("mean flow needs points with durations, got None")
+        target = points.target(path, "velocity")
         context = None if condition is None else condition[:count]
 
         def average_velocity(x: Tensor, time: Tensor, length: Tensor) -> Tensor:
@@ -289,9 +229,9 @@ class MeanFlow(FlowObjective):
         error = (network(x_t, t, condition, duration) - target).square().mean(-1)
         return error if self.adaptive_power == 0.0 else error * (error.detach() + 1e-3) ** -self.adaptive_power
 
-    def _num_intervals(self, uniform: Tensor) -> int:
+    def _num_intervals(self, batch: int) -> int:
         """How many of the first rows learn intervals: the order of a batch carries no meaning."""
-        return max(1, round(self.interval_share * uniform.shape[1]))
+        return max(1, round(self.interval_fraction * batch))
 
 
 def _flow_times(distribution: TimeDistribution, uniform: Tensor, t_min: float) -> Tensor:

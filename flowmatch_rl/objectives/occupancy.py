@@ -71,7 +71,7 @@ class OccupancyObjective(abc.ABC):
         Farebrother et al., Temporal Difference Flows, arXiv:2503.09817.
     """
 
-    predicts: ClassVar[Prediction]
+    prediction: ClassVar[Prediction]
     """What the network predicts."""
 
     bootstraps: ClassVar[bool]
@@ -120,7 +120,7 @@ class OccupancyObjective(abc.ABC):
         for name in ("t_direct", "t_bootstrap", "branch"):
             check_shape(name, getattr(noise, name), tuple(x_1.shape[:1]))
         points = [path.sample(noise.direct, x_1, noise.t_direct)]
-        targets = [path.target(self.predicts, noise.direct, x_1, noise.t_direct)]
+        targets = [path.target(self.prediction, noise.direct, x_1, noise.t_direct)]
         times, weights = [noise.t_direct], [backup.state_weight]
         with torch.no_grad():
             future = self.bootstrap(field_ema.at(backup.next_condition), noise, ends)
@@ -149,7 +149,7 @@ class MonteCarloCFM(OccupancyObjective):
     Needs trajectories of the policy. It is what the others aim at, and their upper bound.
     """
 
-    predicts = "velocity"
+    prediction = "velocity"
     bootstraps = False
 
     def bootstrap(self, field: Field, noise: BackupNoise, ends: tuple[float, float]) -> None:
@@ -169,7 +169,7 @@ class TDCFM(OccupancyObjective):
         Farebrother et al., arXiv:2503.09817, equation 7.
     """
 
-    predicts = "velocity"
+    prediction = "velocity"
     bootstraps = True
 
     solver: Solver = Midpoint(num_steps=10)
@@ -195,7 +195,7 @@ class CoupledTDCFM(OccupancyObjective):
         Farebrother et al., arXiv:2503.09817, equation 8.
     """
 
-    predicts = "velocity"
+    prediction = "velocity"
     bootstraps = True
 
     solver: Solver = Midpoint(num_steps=10)
@@ -221,7 +221,7 @@ class TD2CFM(OccupancyObjective):
         Farebrother et al., arXiv:2503.09817, equation 9.
     """
 
-    predicts = "velocity"
+    prediction = "velocity"
     bootstraps = True
 
     solver: Solver = Midpoint(num_steps=10)
@@ -247,7 +247,7 @@ class TDDD(OccupancyObjective):
         Farebrother et al., arXiv:2503.09817, equation 25.
     """
 
-    predicts = "noise"
+    prediction = "noise"
     bootstraps = True
 
     sampler: DdimSampler = DdimSampler(num_steps=20)
@@ -276,7 +276,7 @@ class TD2DD(OccupancyObjective):
         Farebrother et al., arXiv:2503.09817, equation 26.
     """
 
-    predicts = "noise"
+    prediction = "noise"
     bootstraps = True
 
     sampler: DdimSampler = DdimSampler(num_steps=20)

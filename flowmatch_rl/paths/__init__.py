@@ -1,7 +1,8 @@
 from flowmatch_rl.paths.affine import AffinePath
-from flowmatch_rl.paths.field import Field
+from flowmatch_rl.paths.field import Field, guided
 from flowmatch_rl.paths.gaussian import GaussianPath, gaussian_velocity
 from flowmatch_rl.paths.mixture import GaussianMixture
+from flowmatch_rl.paths.points import PathPoints
 from flowmatch_rl.paths.preconditioner import Preconditioner
 from flowmatch_rl.paths.schedules import (
     CosineSchedule,
@@ -36,6 +37,7 @@ __all__ = [
     "LogitNormalTime",
     "MixtureSource",
     "NoSquash",
+    "PathPoints",
     "Preconditioner",
     "Schedule",
     "Source",
@@ -48,5 +50,6 @@ __all__ = [
     "VarianceExplodingSchedule",
     "VariancePreservingSchedule",
     "gaussian_velocity",
+    "guided",
     "stratify",
 ]

@@ -1,6 +1,7 @@
 """Interface of the samplers."""
 
 import abc
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,19 @@ class Sampler(abc.ABC):
     @abc.abstractmethod
     def needs_normal_source(self) -> bool:
         """Whether the sampler uses the score, which follows from the velocity only for a standard normal source."""
+
+    @property
+    @abc.abstractmethod
+    def steps(self) -> int | None:
+        """Number of steps, or None for a sampler that chooses its steps by the error."""
+
+    @abc.abstractmethod
+    def with_steps(self, num_steps: int) -> "Sampler | None":
+        """The same sampler with another number of steps, or None for one that chooses them by the error.
+
+        Args:
+            num_steps: Number of steps, at least 1.
+        """
 
     @abc.abstractmethod
     def sample(
@@ -93,6 +107,15 @@ class SteppingSampler(Sampler, abc.ABC):
 
     def __post_init__(self) -> None:
         check_range("[1, inf)", num_steps=self.num_steps)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return self.num_steps
+
+    def with_steps(self, num_steps: int) -> "SteppingSampler":
+        """The same sampler with another number of steps."""
+        return dataclasses.replace(self, num_steps=num_steps)
 
     @abc.abstractmethod
     def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None, draw: Draw) -> Tensor:

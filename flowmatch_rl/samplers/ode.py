@@ -30,6 +30,16 @@ class OdeSampler(Sampler):
         """False."""
         return False
 
+    @property
+    def steps(self) -> int | None:
+        """Number of steps of the solver, or None."""
+        return self.solver.steps
+
+    def with_steps(self, num_steps: int) -> "OdeSampler | None":
+        """The same sampler with another number of steps, or None for an adaptive solver."""
+        solver = self.solver.with_steps(num_steps)
+        return None if solver is None else OdeSampler(solver)
+
     def sample(
         self,
         field: Field,

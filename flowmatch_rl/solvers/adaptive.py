@@ -38,6 +38,13 @@ class AdaptiveSolver(Solver):
         check_range("(0, inf)", rtol=self.rtol, atol=self.atol)
         check_range("[2, inf)", num_points=self.num_points)
 
+    @property
+    def steps(self) -> None:
+        """None: steps follow from the tolerances."""
+
+    def with_steps(self, num_steps: int) -> None:
+        """None: steps follow from the tolerances."""
+
     def integrate(
         self,
         velocity: Velocity,

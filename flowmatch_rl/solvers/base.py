@@ -14,6 +14,19 @@ from flowmatch_rl.types import Velocity
 class Solver(abc.ABC):
     """Integrates ``dx/dt = velocity(x, t, condition)``; each sample may have its own start and end time."""
 
+    @property
+    @abc.abstractmethod
+    def steps(self) -> int | None:
+        """Number of steps, or None for a solver that chooses its steps by the error."""
+
+    @abc.abstractmethod
+    def with_steps(self, num_steps: int) -> "Solver | None":
+        """The same solver with another number of steps, or None for one that chooses them by the error.
+
+        Args:
+            num_steps: Number of steps, at least 1.
+        """
+
     @abc.abstractmethod
     def integrate(
         self,

@@ -1,6 +1,7 @@
 """Explicit solvers with a fixed number of steps for the flow's ordinary differential equation."""
 
 import abc
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,6 +29,15 @@ class FixedStepSolver(Solver, abc.ABC):
 
     def __post_init__(self) -> None:
         check_range("[1, inf)", num_steps=self.num_steps)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return self.num_steps
+
+    def with_steps(self, num_steps: int) -> "FixedStepSolver":
+        """The same solver with another number of steps."""
+        return dataclasses.replace(self, num_steps=num_steps)
 
     @abc.abstractmethod
     def step(self, velocity: Velocity, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ from flowmatch_rl.modules import ReverseFlowActorCritic
 from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Euler
+from tests.modules.options import grouped
 
 
 def stand_in_trainer(folder: Path, **changes: Any) -> Any:
@@ -49,13 +50,15 @@ def tiny_module(observation_dim: int = 3, action_dim: int = 1) -> ReverseFlowAct
         observation_dim,
         action_dim,
         temperature=1.0,
-        sampler=OdeSampler(Euler(2)),
-        velocity=VelocityArchitecture(hidden_dim=8, num_blocks=1, time_features=4),
-        critic=CriticArchitecture(hidden_dim=8),
-        estimator=PosteriorMeanEstimator(num_samples=4),
-        train_particles=2,
-        collect_particles=2,
-        eval_particles=3,
+        **grouped(
+            sampler=OdeSampler(Euler(2)),
+            velocity=VelocityArchitecture(hidden_dim=8, num_blocks=1, time_features=4),
+            critic=CriticArchitecture(hidden_dim=8),
+            estimator=PosteriorMeanEstimator(num_samples=4),
+            train_particles=2,
+            collect_particles=2,
+            eval_particles=3,
+        ),
     )
 
 

@@ -51,7 +51,7 @@ class RankReport(Callback):
             "world_size": trainer.world_size,
             "start": self.start,
             "weights": digest(pl_module.parameters()),
-            "lagging": digest(pl_module.critic_ema.parameters()),  # pyright: ignore
+            "lagging": digest(pl_module.critics.target.parameters()),  # pyright: ignore
             "observations": digest([held["observation"]]),
             "starts": held["observation"][:1].tolist(),
             "actions": held["action"].flatten().tolist(),

@@ -18,7 +18,7 @@ PRESETS = sorted((CONF / "actor_critic" / "presets").glob("*.yaml"))
 METHODS = sorted((CONF / "actor_critic" / "methods").glob("*.yaml"))
 WALKER = CONF / "actor_critic" / "walker_run.yaml"
 WALKER_WALK = CONF / "actor_critic" / "walker_walk.yaml"
-METHOD_SIZES = {"model.sampler.init_args.num_steps": 2, "model.policy.hidden_dim": 16}
+METHOD_SIZES = {"model.policy.sampler.init_args.num_steps": 2, "model.policy.network.hidden_dim": 16}
 """Tiny sizes of parts that the default method doesn't have."""
 
 

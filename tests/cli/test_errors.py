@@ -23,8 +23,8 @@ STEPS = ["sampler__init_args__solver__init_args__num_steps"]
         (["--data.batch_size=many"], ["batch_size", "many"], None),
         (["--data.batch_size=64"], ["batch_size", "64", "32"], None),
         (["--model.discount=1.5"], ["discount", "1.5"], None),
-        (["--model.sampler.solver=Eular"], ["Eular"], "Euler"),
-        (["--model.x_1_source=buffer"], ["x_1_source", "buffer"], None),
+        (["--model.policy.sampler.solver=Eular"], ["Eular"], "Euler"),
+        (["--model.points.x_1_source=buffer"], ["x_1_source", "buffer"], None),
         (["--model=ReverseFlowActorCritik"], ["ReverseFlowActorCritik"], "ReverseFlowActorCritic"),
         (["--data.environment.init_args.name=Pendulun-v1"], ["Pendulun-v1"], "Pendulum-v1"),
         (
@@ -135,7 +135,7 @@ def test_console_script_finds_a_users_class_in_the_folder_of_the_command(tmp_pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
     monkeypatch.setattr(
-        sys, "argv", ["flowmatch-rl", "fit", f"-c={PENDULUM}", "--model.squash=mine.Mine", "--print_config"]
+        sys, "argv", ["flowmatch-rl", "fit", f"-c={PENDULUM}", "--model.policy.squash=mine.Mine", "--print_config"]
     )
     (script,) = metadata.entry_points(group="console_scripts", name="flowmatch-rl")
     with pytest.raises(SystemExit) as ended:

@@ -31,7 +31,11 @@ SETTINGS = {
         "point": {"class_path": "PointScoreEstimator"},
     },
     "seeds": [0, 1],
-    "model": {"train_particles": 2, "velocity": {"hidden_dim": 16, "num_blocks": 1}, "eval_steps": [3]},
+    "model": {
+        "acting": {"train_particles": 2},
+        "policy": {"network": {"hidden_dim": 16, "num_blocks": 1}},
+        "eval_steps": [3],
+    },
     "training": {"num_updates": 2, "batch_size": 8, "eval_samples": 40},
     "study": {"times": [0.2, 0.7], "num_points": 2, "num_repeats": 3},
     "workers": 1,
@@ -181,7 +185,7 @@ def test_a_broken_file_is_named(text, tmp_path) -> None:
         ({"training": {"num_updates": 0}}, "num_updates"),
         ({"training": {"accelerator": "abacus"}}, "training.accelerator: "),
         ({"study": {"times": [0.0]}}, "times must lie in (0, 1)"),
-        ({"estimators": {"md": {"class_path": "ReweightedEndPoints"}}}, "estimators.md: ReweightedEndPoints weights"),
+        ({"estimators": {"md": {"class_path": "ReweightedEndpoints"}}}, "estimators.md: ReweightedEndpoints weights"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_any_work(changes, message, tmp_path) -> None:
@@ -314,7 +318,7 @@ def test_every_bandit_trains(path, tmp_path) -> None:
         "data.epoch_updates": 2,
         "data.batch_size": 8,
         "data.eval_samples": 20,
-        "model.velocity.hidden_dim": 16,
+        "model.policy.network.hidden_dim": 16,
         "trainer.logger": "false",
         "trainer.enable_progress_bar": "false",
         "trainer.accelerator": "cpu",
@@ -334,7 +338,12 @@ def test_every_bandit_trains(path, tmp_path) -> None:
 @pytest.mark.usefixtures("without_figures")
 def test_a_checkpoint_is_tested_on_its_bandit_only(tmp_path) -> None:
     quiet = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
-    small = ["--data.num_updates=2", "--data.batch_size=8", "--data.eval_samples=20", "--model.velocity.hidden_dim=16"]
+    small = [
+        "--data.num_updates=2",
+        "--data.batch_size=8",
+        "--data.eval_samples=20",
+        "--model.policy.network.hidden_dim=16",
+    ]
     flat = CONF / "bandit" / "flat.yaml"
     outcome = call(["fit", f"-c={flat}", *quiet, *small, f"--trainer.default_root_dir={tmp_path}"])
     assert outcome.code == 0, outcome.err

@@ -143,7 +143,7 @@ def test_record_holds_parameters_and_tags(tracked) -> None:
     for name, value in {
         "model.temperature": "1.0",
         "data.total_env_steps": "40",
-        "model.max_gradient_norm": "10.0",
+        "model.optimizer.max_gradient_norm": "10.0",
     }.items():
         assert data.params[name] == value
     assert any("CosineSchedule" in value for value in data.params.values())

@@ -10,20 +10,20 @@ from flowmatch_rl.estimators import (
     GradientControlVariate,
     LikelihoodProposal,
     NoControlVariate,
-    PathPoints,
     PointScoreEstimator,
     PosteriorMeanEstimator,
     Proposal,
     RegressControlVariate,
-    ReweightedEndPoints,
+    ReweightedEndpoints,
     TruncatedProposal,
     boltzmann_density,
 )
-from flowmatch_rl.objectives import prediction_loss, reverse_flow_target
+from flowmatch_rl.objectives import flow_matching_loss
 from flowmatch_rl.paths import (
     AffinePath,
     ClipSquash,
     NoSquash,
+    PathPoints,
     Schedule,
     Squash,
     TanhSquash,
@@ -143,10 +143,11 @@ def test_reweighted_end_points_give_the_loss_of_diffusion_policy_mirror_descent(
     path, temperature, batch = AffinePath(VariancePreservingSchedule()), 0.3, 9
     t = torch.linspace(0.1, 0.9, batch, dtype=F64)
     points = PathPoints.between(path, normal(batch, D, seed=1), normal(batch, D, seed=2), t)
-    estimator = ReweightedEndPoints(limit=limit)
+    estimator = ReweightedEndpoints(limit=limit)
     density = boltzmann_density(q_and_gradient, temperature, squash, jacobian=estimator.needs_jacobian)
     found = estimator.estimate(path, NORMAL, density, points, normal(batch, 0, D, seed=3))
-    loss = prediction_loss(lambda x, t, _: 0.3 * x, points.x_t, t, path.target("noise", found.x_0, found.x_1, t))
+    pair = points.with_pair(found.x_0, found.x_1)
+    loss = flow_matching_loss(lambda x, t, _: 0.3 * x, path, pair, prediction="noise")
     value = q(squash.action(points.x_1)) / temperature
     if limit is not None:
         value = (value - value.mean()).clamp(-limit, limit)
@@ -205,15 +206,16 @@ def test_the_weighted_loss_of_sdac_has_the_gradient_of_the_loss_against_the_mean
     path, x_t, z = AffinePath(schedule), normal(B, D, seed=1), normal(B, K, D, seed=2)
     recorder = RecordingControlVariate()
     estimator = PosteriorMeanEstimator(K, proposal, recorder)
-    found = reverse_flow_target(estimator, path, NORMAL, TWO_D.density, at(x_t, T), z)
-    target = path.target(prediction, found.x_0, found.x_1, T)
+    points = at(x_t, T)
+    found = estimator.estimate(path, NORMAL, TWO_D.density, points, z)
     ((weights, x_0, _, _),) = recorder.calls
     network = torch.nn.Sequential(torch.nn.Linear(D + 1, 7), torch.nn.Tanh(), torch.nn.Linear(7, D)).to(F64)
 
     def predict(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         return network(torch.cat([x, t[:, None]], dim=-1))
 
-    to_mean = prediction_loss(predict, x_t, T, target).mean()
+    pair = points.with_pair(found.x_0, found.x_1)
+    to_mean = flow_matching_loss(predict, path, pair, prediction=prediction).mean()
     alpha, sigma = coefficients(schedule)
     x_1 = (x_t[:, None] - sigma * x_0) / alpha
     d_alpha, d_sigma = schedule.d_alpha(T)[:, None, None], schedule.d_sigma(T)[:, None, None]

@@ -2,8 +2,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.estimators import ControlVariate, PosteriorMean, PosteriorMeanEstimator, Proposal, boltzmann_density
-from flowmatch_rl.objectives import reverse_flow_target
+from flowmatch_rl.estimators import (
+    ControlVariate,
+    EndpointEstimate,
+    PosteriorMeanEstimator,
+    Proposal,
+    boltzmann_density,
+)
 from flowmatch_rl.paths import AffinePath, Schedule, Squash, TanhSquash
 from tests.combinations import each_pair, each_value
 from tests.families import CONTROL_VARIATES, SCHEDULES, SQUASHES, WIDE_PROPOSALS
@@ -33,12 +38,12 @@ def scaled(factor: float, shift: float = 0.0) -> object:
 
 def estimate(
     rule: ControlVariate, proposal: Proposal, value: object, temperature: float, x_t: Tensor, t: Tensor, z: Tensor
-) -> PosteriorMean:
+) -> EndpointEstimate:
     density = boltzmann_density(value, temperature, TanhSquash())
     return PosteriorMeanEstimator(z.shape[1], proposal, rule).estimate(PATH, NORMAL, density, at(x_t, t), z)
 
 
-def assert_equal_estimates(one: PosteriorMean, other: PosteriorMean) -> None:
+def assert_equal_estimates(one: EndpointEstimate, other: EndpointEstimate) -> None:
     for name in ("x_0", "x_1", "eta", "effective_sample_size", "log_density_spread"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-8, atol=1e-8)
 
@@ -82,7 +87,7 @@ def test_states_permuted_give_the_estimates_permuted(rule: ControlVariate, propo
     x_t, z, order = normal(B, D, seed=1), normal(B, K, D, seed=2), torch.tensor([2, 0, 3, 1])
     one = estimate(rule, proposal, q_and_gradient, 0.3, x_t, T, z)
     other = estimate(rule, proposal, q_and_gradient, 0.3, x_t[order], T[order], z[order])
-    expected = PosteriorMean(*(getattr(one, name)[order] for name in PosteriorMean.__dataclass_fields__))
+    expected = EndpointEstimate(*(getattr(one, name)[order] for name in EndpointEstimate.__dataclass_fields__))
     assert_equal_estimates(other, expected)
 
 
@@ -93,7 +98,7 @@ def test_dimensions_permuted_give_the_estimates_permuted(rule: ControlVariate, p
     x_t, z, order = normal(B, D, seed=1), normal(B, K, D, seed=2), torch.tensor([2, 0, 1])
     one = estimate(rule, proposal, q_and_gradient, 0.3, x_t, T, z)
     other = estimate(rule, proposal, q_and_gradient, 0.3, x_t[:, order], T, z[:, :, order])
-    expected = PosteriorMean(
+    expected = EndpointEstimate(
         one.x_0[:, order],
         one.x_1[:, order],
         one.weight,
@@ -116,7 +121,7 @@ def test_each_state_is_estimated_by_itself_when_all_sizes_are_equal(
     for b in range(size):
         one = slice(b, b + 1)
         alone = estimate(rule, proposal, q_and_gradient, 0.3, x_t[one], t[one], z[one])
-        expected = PosteriorMean(*(getattr(together, name)[one] for name in PosteriorMean.__dataclass_fields__))
+        expected = EndpointEstimate(*(getattr(together, name)[one] for name in EndpointEstimate.__dataclass_fields__))
         assert_equal_estimates(alone, expected)
 
 
@@ -138,8 +143,9 @@ def test_steep_values_far_points_and_the_ends_of_time_give_no_nan(
     z = normal(8, 20, 2, seed=3, dtype=dtype)
     density = boltzmann_density(steep, 1.0, squash)
     path = AffinePath(schedule)
-    found = reverse_flow_target(PosteriorMeanEstimator(20, proposal, rule), path, NORMAL, density, at(x_t, t), z)
-    target = path.target("velocity", found.x_0, found.x_1, t)
+    points = at(x_t, t)
+    found = PosteriorMeanEstimator(20, proposal, rule).estimate(path, NORMAL, density, points, z)
+    target = points.with_pair(found.x_0, found.x_1).target(path, "velocity")
     for values in (target, found.x_0, found.x_1, found.eta, found.effective_sample_size, found.log_density_spread):
         assert values.dtype == dtype
         assert values.isfinite().all()

@@ -6,8 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.estimators import EndPointEstimator, PathPoints, PointScoreEstimator, ReweightedEndPoints
-from flowmatch_rl.paths import AffinePath, GaussianSource, LinearSchedule, MixtureSource, Schedule, UniformSource
+from flowmatch_rl.estimators import EndpointEstimator, PointScoreEstimator, ReweightedEndpoints
+from flowmatch_rl.paths import (
+    AffinePath,
+    GaussianSource,
+    LinearSchedule,
+    MixtureSource,
+    PathPoints,
+    Schedule,
+    UniformSource,
+)
 from flowmatch_rl.types import LogDensityAndScore
 from tests.combinations import each_value, one_test
 from tests.families import ESTIMATORS, SCHEDULES
@@ -28,7 +36,7 @@ def path_points(path: AffinePath, batch: int = B, dtype: torch.dtype = F64) -> P
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 def test_the_means_lie_on_a_path_through_the_point_and_the_weights_have_mean_one(
-    estimator: EndPointEstimator, schedule: Schedule, batch: int
+    estimator: EndpointEstimator, schedule: Schedule, batch: int
 ) -> None:
     path = AffinePath(schedule)
     estimator.check(path, NORMAL)
@@ -47,7 +55,7 @@ def test_the_means_lie_on_a_path_through_the_point_and_the_weights_have_mean_one
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
-def test_an_estimator_that_needs_no_score_gives_the_same_without_it(estimator: EndPointEstimator) -> None:
+def test_an_estimator_that_needs_no_score_gives_the_same_without_it(estimator: EndpointEstimator) -> None:
     def without_score(x: Tensor) -> tuple[Tensor, Tensor]:
         return TWO_D.density(x)[0], torch.zeros_like(x)
 
@@ -58,7 +66,7 @@ def test_an_estimator_that_needs_no_score_gives_the_same_without_it(estimator: E
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
-def test_values_in_half_precision_are_weighed_in_the_precision_of_the_points(estimator: EndPointEstimator) -> None:
+def test_values_in_half_precision_are_weighed_in_the_precision_of_the_points(estimator: EndpointEstimator) -> None:
     def half(x: Tensor) -> tuple[Tensor, Tensor]:
         log_density, score = TWO_D.density(x.to(F64))
         return log_density.to(torch.bfloat16), score.to(torch.bfloat16)
@@ -72,7 +80,7 @@ def test_values_in_half_precision_are_weighed_in_the_precision_of_the_points(est
 
 @one_test
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
-def test_noise_of_a_wrong_shape_is_refused(estimator: EndPointEstimator) -> None:
+def test_noise_of_a_wrong_shape_is_refused(estimator: EndpointEstimator) -> None:
     points = path_points(PATH)
     for wrong in ((B, estimator.num_samples + 1, D), (B, estimator.num_samples, D + 1), (B + 1, 0, D)):
         with pytest.raises(ValueError, match="expected z of shape"):
@@ -95,7 +103,7 @@ def test_the_point_score_is_exact_at_the_end_of_the_path_and_wrong_before() -> N
 def test_the_point_score_refuses_noise_that_is_not_standard_normal(source: GaussianSource) -> None:
     with pytest.raises(ValueError, match=r"standard normal source, got"):
         PointScoreEstimator().check(PATH, source)
-    ReweightedEndPoints().check(AffinePath(LinearSchedule()), source)
+    ReweightedEndpoints().check(AffinePath(LinearSchedule()), source)
 
 
 def test_reweighting_changes_nothing_when_a_constant_is_added_and_is_safe_for_steep_densities() -> None:
@@ -105,7 +113,7 @@ def test_reweighting_changes_nothing_when_a_constant_is_added_and_is_safe_for_st
         return lambda x: (factor * TWO_D.density(x)[0] + shift, torch.zeros_like(x))
 
     plain, shifted, steep, flat = (
-        ReweightedEndPoints().estimate(PATH, NORMAL, scaled(*numbers), points, z)
+        ReweightedEndpoints().estimate(PATH, NORMAL, scaled(*numbers), points, z)
         for numbers in ((1.0, 0.0), (1.0, 1e3), (1e6, 0.0), (0.0, 5.0))
     )
     torch.testing.assert_close(plain.weight, shifted.weight)
@@ -113,11 +121,11 @@ def test_reweighting_changes_nothing_when_a_constant_is_added_and_is_safe_for_st
     torch.testing.assert_close(steep.effective_sample_size, torch.ones(B, dtype=F64))
     torch.testing.assert_close(flat.weight, torch.ones(B, dtype=F64))
     torch.testing.assert_close(flat.effective_sample_size, torch.full((B,), float(B), dtype=F64))
-    limited = ReweightedEndPoints(limit=0.5).estimate(PATH, NORMAL, scaled(1e6, 0.0), points, z)
+    limited = ReweightedEndpoints(limit=0.5).estimate(PATH, NORMAL, scaled(1e6, 0.0), points, z)
     assert limited.weight.max() / limited.weight.min() == pytest.approx(math.e, rel=1e-9)
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
 def test_a_limit_that_is_not_positive_is_named(limit: float) -> None:
     with pytest.raises(ValueError, match=f"got {limit}"):
-        ReweightedEndPoints(limit=limit)
+        ReweightedEndpoints(limit=limit)

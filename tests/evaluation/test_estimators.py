@@ -9,18 +9,25 @@ from scipy import integrate
 from torch import Tensor
 
 from flowmatch_rl.estimators import (
-    EndPointEstimator,
+    EndpointEstimate,
+    EndpointEstimator,
     LikelihoodProposal,
     NoControlVariate,
-    PathPoints,
     PointScoreEstimator,
-    PosteriorMean,
     PosteriorMeanEstimator,
     ProductProposal,
-    ReweightedEndPoints,
+    ReweightedEndpoints,
 )
 from flowmatch_rl.evaluation import estimator_errors, exact_posterior_mean
-from flowmatch_rl.paths import AffinePath, CosineSchedule, NoSquash, Source, TanhSquash, VarianceExplodingSchedule
+from flowmatch_rl.paths import (
+    AffinePath,
+    CosineSchedule,
+    NoSquash,
+    PathPoints,
+    Source,
+    TanhSquash,
+    VarianceExplodingSchedule,
+)
 from flowmatch_rl.testbeds import Bimodal, Flat, FourModes, Quadratic, TwoMoonsEnergy
 from flowmatch_rl.types import LogDensityAndScore
 from tests.combinations import each_value, one_test
@@ -83,7 +90,7 @@ def test_sums_over_a_plane_agree_with_those_over_its_coordinates() -> None:
 
 
 @dataclass(frozen=True)
-class Scripted(EndPointEstimator):
+class Scripted(EndpointEstimator):
     """The exact mean, with an offset and noise of known size."""
 
     num_samples: int = 1
@@ -104,12 +111,12 @@ class Scripted(EndPointEstimator):
 
     def estimate(
         self, path: AffinePath, source: Source, log_density_and_score: LogDensityAndScore, points: PathPoints, z: Tensor
-    ) -> PosteriorMean:
+    ) -> EndpointEstimate:
         once = slice(None, None, REPEATS)
         exact = exact_posterior_mean(self.bandit, points.x_t[once], points.t[once], path).repeat_interleave(REPEATS, 0)
         x_1 = exact + self.offset + self.noise * z[:, 0]
         one = torch.ones_like(points.t)
-        return PosteriorMean(points.x_0, x_1, one, torch.zeros_like(x_1), one, one)
+        return EndpointEstimate(points.x_0, x_1, one, torch.zeros_like(x_1), one, one)
 
 
 def test_errors_put_in_by_hand_are_found() -> None:
@@ -167,7 +174,7 @@ def test_the_score_at_the_point_is_all_bias() -> None:
         ({"num_points": 0}, "num_points >= 1"),
         ({"t": torch.tensor([0.0, 0.5])}, r"in \(0, 1\)"),
         ({"t": torch.tensor(0.5)}, r"shape \(T,\)"),
-        ({"estimators": {"mirror": ReweightedEndPoints()}}, "mirror: ReweightedEndPoints"),
+        ({"estimators": {"mirror": ReweightedEndpoints()}}, "mirror: ReweightedEndpoints"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(change, message) -> None:

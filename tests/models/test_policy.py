@@ -1,58 +1,47 @@
-"""The flow policy and the actor that chooses among its particles."""
+"""The flow policy: its latent points, and the log-density of its actions."""
 
+import math
 from typing import get_args
 
 import pytest
 import torch
-from tensordict import TensorDict
-from torch import Tensor
 
-from flowmatch_rl.models import (
-    ActorModule,
-    FirstSelection,
-    FlowPolicy,
-    GreedySelection,
-    ParticleActor,
-    Selection,
-    SoftmaxSelection,
-)
-from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.models import Flow, FlowPolicy, FlowPolicyArchitecture, Likelihood
+from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.paths import (
     AffinePath,
+    ClipSquash,
     GaussianSource,
     LinearSchedule,
+    NoSquash,
     TanhSquash,
     UniformSource,
 )
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler, SdeSampler
-from flowmatch_rl.solvers import RK4, Euler, Heun, Midpoint, Solver
+from flowmatch_rl.solvers import RK4, Euler, Heun, HutchinsonDivergence, Midpoint, Solver
 from flowmatch_rl.types import Prediction
 from tests.combinations import each_pair, each_value, one_test
-from tests.families import SCHEDULES, SELECTIONS
-from tests.models.exact_policy import SCALES, Law, exact_policy
+from tests.families import OBJECTIVES, SCHEDULES
+from tests.models.exact_policy import SCALES, Law, density_case, exact_policy
 from tests.oracles import F64, normal
 from tests.samplers.exact import seeded
 
 B, N, S, A = 3, 5, 4, 2
+T_MIN, ODE, SMALL = 0.05, OdeSampler(Euler(1)), VelocityArchitecture(hidden_dim=8, time_features=2)
 
 
 def build_policy(solver: Solver = Euler(3), dtype: torch.dtype = torch.float64) -> FlowPolicy:
     torch.manual_seed(0)
     network = VelocityArchitecture(hidden_dim=16, time_features=8).build(A, S).to(dtype)
-    return FlowPolicy(network, AffinePath(), OdeSampler(solver), TanhSquash(), 0.05)
-
-
-def build_actor(selection: Selection, num_particles: int = N, dtype: torch.dtype = torch.float64) -> ParticleActor:
-    policy = build_policy(dtype=dtype)
-    critic = CriticArchitecture(hidden_dim=16).build(S, A).to(dtype)
-    return ParticleActor(policy, critic, A, num_particles, selection, "min", 0.1)
+    return FlowPolicy(Flow(network, AffinePath(), t_min=0.05), A, OdeSampler(solver), TanhSquash())
 
 
 @pytest.mark.parametrize("solver", [Euler(1), Euler(4), RK4(2)], ids=repr)
 def test_latents_are_the_solution_of_the_flow_from_t_min_to_its_mirror(solver) -> None:
     policy = build_policy(solver)
     observation, noise = torch.randn(B, S).double(), torch.randn(B, N, A).double()
-    wanted = solver.integrate(policy.network, 0.95 * noise, 0.05, 0.95, observation[:, None])
+    wanted = solver.integrate(policy.flow, 0.95 * noise, 0.05, 0.95, observation[:, None])
     latents = policy.sample_latents(observation, noise)
     torch.testing.assert_close(latents, wanted)
     assert not latents.requires_grad
@@ -77,94 +66,9 @@ def test_latents_of_other_shapes_raise(observation, noise) -> None:
 @one_test
 @pytest.mark.parametrize("t_min", [0.0, 0.5, -0.1, 1.0])
 def test_t_min_outside_its_interval_raises(t_min) -> None:
-    network = VelocityArchitecture(hidden_dim=8, time_features=2).build(A, S)
-    with pytest.raises(ValueError, match=str(t_min)):
-        FlowPolicy(network, AffinePath(), OdeSampler(Euler(1)), TanhSquash(), t_min)
-
-
-@pytest.mark.parametrize("selection", SELECTIONS, ids=repr)
-def test_generator_makes_actions_reproducible_and_leaves_the_global_noise_alone(selection) -> None:
-    actor = build_actor(selection)
-    observation = torch.randn(B, S).double()
-    state = torch.get_rng_state()
-    first = actor(observation, torch.Generator().manual_seed(7))
-    again = actor(observation, torch.Generator().manual_seed(7))
-    other = actor(observation, torch.Generator().manual_seed(8))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first, again)
-    assert not torch.allclose(first, other)
-    actor(observation)
-    assert not torch.equal(torch.get_rng_state(), state)
-
-
-def test_greedy_choice_is_the_particle_of_highest_value() -> None:
-    actor = build_actor(GreedySelection())
-    observation = torch.randn(B, S).double()
-    latents = actor.particles(observation, torch.Generator().manual_seed(1))
-    actions = latents.tanh()
-    values = torch.stack([actor.critic(observation, actions[:, n]).amin(0) for n in range(N)], 1)
-    best = actions[torch.arange(B), values.argmax(1)]
-    assert len(values.argmax(1).unique()) > 1 or bool((values.argmax(1) != 0).all())
-    torch.testing.assert_close(actor(observation, torch.Generator().manual_seed(1)), best)
-
-
-def test_softmax_choice_at_vanishing_temperature_is_greedy() -> None:
-    soft, greedy = build_actor(SoftmaxSelection()), build_actor(GreedySelection())
-    cold = ParticleActor(soft.policy, soft.critic, A, N, soft.selection, "min", 1e-9)
-    same = ParticleActor(soft.policy, soft.critic, A, N, greedy.selection, "min", 1.0)
-    observation = torch.randn(20, S).double()
-    torch.testing.assert_close(
-        cold(observation, torch.Generator().manual_seed(1)), same(observation, torch.Generator().manual_seed(1))
-    )
-
-
-@pytest.mark.parametrize(("selection", "evaluations"), [(FirstSelection(), 0), (GreedySelection(), 1)], ids=repr)
-def test_only_choices_that_need_values_evaluate_the_critic(monkeypatch, selection, evaluations) -> None:
-    actor, calls = build_actor(selection), []
-    original = actor.critic.action_values
-    monkeypatch.setattr(actor.critic, "action_values", lambda *a: calls.append(1) or original(*a))
-    actor(torch.randn(B, S).double())
-    assert len(calls) == evaluations
-
-
-def test_first_choice_is_the_first_particle_and_one_particle_needs_no_critic(monkeypatch) -> None:
-    first = build_actor(FirstSelection())
-    observation = torch.randn(B, S).double()
-    wanted = first.particles(observation, torch.Generator().manual_seed(3))[:, 0]
-    torch.testing.assert_close(first.latent(observation, torch.Generator().manual_seed(3)), wanted)
-    single = build_actor(GreedySelection(), num_particles=1)
-    monkeypatch.setattr(single.critic, "action_values", lambda *_: pytest.fail("evaluated the critic"))
-    assert single(observation).shape == (B, A)
-
-
-@each_value
-@pytest.mark.parametrize("selection", SELECTIONS, ids=repr)
-@pytest.mark.parametrize("batch", [(), (1,), (B,), (2, 3)], ids=str)
-def test_actions_lie_inside_the_box_whatever_the_batch(selection, batch) -> None:
-    actor = build_actor(selection)
-    action = actor(torch.randn(*batch, S).double())
-    assert action.shape == (*batch, A)
-    assert (action.abs() < 1.0).all()
-    assert actor(100.0 * torch.randn(*batch, S).double()).abs().max() <= 1.0  # rounds to the bound, never beyond
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_actions_have_the_type_of_the_observation(dtype) -> None:
-    assert build_actor(SoftmaxSelection(), dtype=dtype)(torch.randn(B, S, dtype=dtype)).dtype == dtype
-
-
-def test_actor_module_reads_observation_and_writes_action() -> None:
-    actor = build_actor(GreedySelection())
-    observation: Tensor = torch.randn(B, S).double()
-    module = ActorModule(actor, torch.Generator().manual_seed(5))
-    state = module(TensorDict({"observation": observation}, batch_size=[B]))
-    torch.testing.assert_close(state["action"], actor(observation, torch.Generator().manual_seed(5)))
-    assert not torch.equal(module(state.clone())["action"], state["action"])
-
-
-def test_no_particles_raise() -> None:
-    with pytest.raises(ValueError, match="got 0"):
-        build_actor(GreedySelection(), num_particles=0)
+    network = SMALL.build(A, S)
+    with pytest.raises(UserError, match=rf"t_min must lie in .*, got {t_min}"):
+        FlowPolicy(Flow(network, AffinePath(), t_min=t_min), A, OdeSampler(Euler(1)), TanhSquash())
 
 
 EVERY_SAMPLER = [
@@ -232,36 +136,87 @@ def test_average_velocities_land_where_the_flow_does_however_long_the_step(sched
     torch.testing.assert_close(policy.sample_latents(observation, noise), wanted)
 
 
-@pytest.mark.parametrize("sampler", [SdeSampler(4), DdimSampler(4, eta=1.0)], ids=repr)
-def test_noise_on_the_way_comes_from_the_generator_alone(sampler) -> None:
-    policy = exact_policy(LinearSchedule(), sampler)
-    critic = CriticArchitecture(hidden_dim=8).build(A, A).double()
-    actor = ParticleActor(policy, critic, A, 1, FirstSelection(), "min", 1.0, noise_scale=0.0)
-    observation, state = normal(B, A, seed=1), torch.get_rng_state()
-    first, again, other = (actor(observation, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)  # they start from the same point
-
-
 @pytest.mark.parametrize(
     ("sampler", "prediction", "source"),
-    [
-        (SdeSampler(), "velocity", GaussianSource(2.0)),
-        (DdimSampler(eta=0.5), "noise", UniformSource()),
-        (OdeSampler(Euler(1)), "score", UniformSource()),
-    ],
+    [(SdeSampler(), "velocity", GaussianSource(2.0)), (DdimSampler(eta=0.5), "noise", UniformSource())],
     ids=str,
 )
 def test_source_that_is_not_standard_normal_is_refused_where_scores_are_used(sampler, prediction, source) -> None:
-    network = VelocityArchitecture(hidden_dim=8, time_features=2).build(A, S)
-    with pytest.raises(ValueError, match="needs a standard normal source, got") as caught:
-        FlowPolicy(network, AffinePath(), sampler, TanhSquash(), 0.1, prediction, source)
+    network = SMALL.build(A, S)
+    flow = Flow(network, AffinePath(), source, prediction, t_min=0.1)
+    with pytest.raises(UserError, match="needs a standard normal source, got") as caught:
+        FlowPolicy(flow, A, sampler, TanhSquash())
     assert repr(source) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_average_velocities_are_refused_where_none_are_learned() -> None:
-    network = VelocityArchitecture(hidden_dim=8, time_features=2).build(A, S)
-    with pytest.raises(ValueError, match=r"AverageVelocitySampler.*MeanFlow"):
-        FlowPolicy(network, AffinePath(), AverageVelocitySampler(), TanhSquash(), 0.1)
+    network = SMALL.build(A, S)
+    with pytest.raises(UserError, match=r"AverageVelocitySampler.*MeanFlow"):
+        FlowPolicy(Flow(network, AffinePath(), t_min=0.1), A, AverageVelocitySampler(), TanhSquash())
+
+
+@pytest.mark.parametrize("squash", [TanhSquash(), NoSquash(), ClipSquash(limit=9.0)], ids=repr)
+def test_density_of_actions_is_that_of_their_latent_points_over_the_volume(squash) -> None:
+    observation, latent, wanted = density_case(LinearSchedule(), T_MIN)
+    policy = exact_policy(LinearSchedule(), ODE, squash=squash, t_min=T_MIN)
+    found = policy.log_prob(observation, latent, Likelihood(RK4(30)))
+    point = latent.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(squash.action(point).sum(), point)
+    torch.testing.assert_close(found, wanted - slope.log().sum(-1), rtol=0, atol=1e-3)
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize("source", [GaussianSource(), GaussianSource(2.0)], ids=repr)
+def test_density_of_any_network_integrates_to_one_over_the_box(source) -> None:
+    torch.manual_seed(3)
+    network = VelocityArchitecture(hidden_dim=16, time_features=8, max_frequency=5.0).build(1, 2).double()
+    with torch.no_grad():
+        network.to_velocity.weight.mul_(0.5)
+    policy = FlowPolicy(Flow(network, AffinePath(), source, t_min=T_MIN), 1, ODE, TanhSquash())
+    # Cells of the box that are narrow at its edges, where the density may be high.
+    edges = torch.linspace(-10.0, 10.0, 1501, dtype=F64)
+    width, latent = edges.tanh().diff(), (0.5 * (edges[1:] + edges[:-1]))[:, None]
+    for observation in (torch.zeros(2, dtype=F64), torch.tensor([1.5, -0.5], dtype=F64)):
+        log_density = policy.log_prob(observation.expand(len(latent), 2), latent, Likelihood(RK4(20)))
+        assert float((log_density.exp() * width).sum()) == pytest.approx(1.0, abs=2e-3)
+
+
+def test_entropy_of_samples_is_that_of_the_gaussian() -> None:
+    count = 1500
+    policy = exact_policy(LinearSchedule(), OdeSampler(RK4(30)), squash=NoSquash(), t_min=0.005)
+    observation = torch.tensor([[0.8, -1.2]], dtype=F64)
+    latent = policy.sample_latents(observation, normal(1, count, A, seed=5))[0]
+    value = policy.log_prob(observation.expand(count, -1), latent, Likelihood(RK4(30)))
+    entropy = float((0.5 * torch.log(2.0 * math.pi * math.e * SCALES**2)).sum())
+    assert float(-value.mean()) == pytest.approx(entropy, abs=0.1)
+
+
+def test_probes_must_be_given_where_they_are_needed() -> None:
+    policy = exact_policy(LinearSchedule(), ODE)
+    likelihood = Likelihood(divergence=HutchinsonDivergence(num_probes=3))
+    with pytest.raises(ValueError, match=r"\(3, 3, 2\), got None"):
+        policy.log_prob(normal(B, A, seed=1), normal(B, A, seed=2), likelihood)
+
+
+def test_probes_give_the_density_of_every_action_by_its_own_noise() -> None:
+    """The Jacobian of this field is diagonal, so that one Rademacher probe is exact."""
+    observation, latent, wanted = density_case(LinearSchedule(), T_MIN)
+    policy = exact_policy(LinearSchedule(), ODE, t_min=T_MIN)
+    likelihood = Likelihood(RK4(20), HutchinsonDivergence(num_probes=2))
+    found = policy.log_prob(observation, latent, likelihood, normal(len(latent), 2, A, seed=4))
+    torch.testing.assert_close(found, wanted - policy.squash.log_jacobian(latent), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+def test_an_architecture_builds_the_policy_of_an_objective(objective) -> None:
+    sampler = AverageVelocitySampler() if objective.uses_duration else OdeSampler(Euler(2))
+    parts = FlowPolicyArchitecture(sampler=sampler, t_min=0.1, network=SMALL, normalise=True)
+    policy = parts.build(S, A, objective)
+    assert policy.action_dim == policy.noise_dim == A
+    assert policy.flow.prediction == objective.prediction
+    assert policy.flow.averages == objective.uses_duration
+    assert policy.flow.interval == (0.1, 0.9)
+    latents = policy.sample_latents(torch.randn(B, S), torch.randn(B, N, A))
+    assert latents.shape == (B, N, A)
+    assert latents.isfinite().all()

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from flowmatch_rl.batches import read_transition
-from flowmatch_rl.estimators import PointScoreEstimator, ReweightedEndPoints
-from flowmatch_rl.models import FirstSelection, LogDensityEstimate, SoftmaxSelection
+from flowmatch_rl.estimators import PointScoreEstimator, ReweightedEndpoints
+from flowmatch_rl.models import FirstSelection, Likelihood, SoftmaxSelection
 from flowmatch_rl.modules import ReverseFlowActorCritic, SoftActorCritic
 from flowmatch_rl.modules.actor_critic import ActorCritic
 from flowmatch_rl.nets import CategoricalHead, CriticArchitecture, QuantileHead
@@ -29,6 +29,7 @@ from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSample
 from flowmatch_rl.solvers import RK4, Euler
 from tests.models.exact_policy import SCALES, Law, exact_policy
 from tests.modules import test_soft_actor_critic as soft
+from tests.modules.options import grouped, quiet_trainer
 from tests.modules.test_reverse_flow_actor_critic import TINY, A, B, S, transitions
 from tests.oracles import F64
 
@@ -37,7 +38,7 @@ KINDS = [(ReverseFlowActorCritic, TINY), (SoftActorCritic, soft.TINY)]
 
 def build(kind: type[ActorCritic] = ReverseFlowActorCritic, seed: int = 0, **options) -> ActorCritic:
     torch.manual_seed(seed)
-    return kind(S, A, **dict(KINDS)[kind] | options)
+    return kind(S, A, **grouped(kind is SoftActorCritic, **dict(KINDS)[kind] | options))
 
 
 class Batches(IterableDataset):
@@ -125,7 +126,7 @@ def test_choices_and_density_use_the_present_temperature(monkeypatch) -> None:
         module.temperature.fill_(temperature)
         torch.manual_seed(1)
         module.means.take()
-        module._policy_loss(observation, x_1)
+        module.policy_loss(observation, x_1)
         return float(module.means.take()["train/effective_sample_size"])
 
     assert spread(1e-4) < 1.5
@@ -139,18 +140,20 @@ def test_target_includes_the_entropy_of_the_flows_own_samples(solver, monkeypatc
         module = ReverseFlowActorCritic(
             A,
             A,
-            **TINY
-            | {
-                "temperature": 0.5,
-                "discount": 0.9,
-                "entropy_backup": True,
-                "train_selection": FirstSelection(),
-                "train_particles": 1,
-                "t_min": 0.05,
-                "log_density": LogDensityEstimate(solver),
-            },
+            **grouped(
+                **TINY
+                | {
+                    "temperature": 0.5,
+                    "discount": 0.9,
+                    "entropy_backup": True,
+                    "train_selection": FirstSelection(),
+                    "train_particles": 1,
+                    "t_min": 0.05,
+                    "likelihood": Likelihood(solver),
+                }
+            ),
         )
-        module.policy.network = exact_policy(LinearSchedule(), OdeSampler(Euler(2))).network
+        module.policy.flow.network = exact_policy(LinearSchedule(), OdeSampler(Euler(2))).flow.network
         generator = torch.Generator().manual_seed(1)
         arrival = {
             "reward": torch.randn(B, 1, generator=generator),
@@ -160,8 +163,8 @@ def test_target_includes_the_entropy_of_the_flows_own_samples(solver, monkeypatc
         state = {"observation": torch.randn(B, A, generator=generator), "action": torch.rand(B, A) - 0.5}
         transition = read_transition(TensorDict({**state, "next": TensorDict(arrival, [B])}, [B]))
         kept: list[Tensor] = []
-        sample = module._sample
-        monkeypatch.setattr(module, "_sample", lambda t: kept.append(sample(t)) or kept[0])
+        sample = module.endpoints
+        monkeypatch.setattr(module, "endpoints", lambda t: kept.append(sample(t)) or kept[0])
         losses, state = module.losses(transition)
     finally:
         torch.set_default_dtype(torch.float32)
@@ -172,18 +175,18 @@ def test_target_includes_the_entropy_of_the_flows_own_samples(solver, monkeypatc
     log_prob = torch.distributions.Normal(mean, std).log_prob(latent).sum(-1)
     log_prob = log_prob - torch.log1p(-latent.tanh().square()).sum(-1)
     torch.testing.assert_close(state.entropy, -log_prob.mean(), rtol=1e-4, atol=1e-4)
-    value = module.critic_ema(transition.next_observation, latent.tanh()).amin(0) - 0.5 * log_prob
+    value = module.critics.target(transition.next_observation, latent.tanh()).amin(0) - 0.5 * log_prob
     target = transition.reward + 0.9 * value.masked_fill(transition.terminated, 0.0)
-    wanted = (module.critic(transition.observation, transition.action) - target).square().mean()
+    wanted = (module.critics.online(transition.observation, transition.action) - target).square().mean()
     torch.testing.assert_close(losses["critic"], wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_entropy_is_estimated_only_where_it_is_wanted(monkeypatch) -> None:
     for options, calls in (({}, 0), ({"entropy_backup": True}, 1), ({"temperature": EntropyTemperature()}, 1)):
         module, count = build(**options), []
-        module._log_means = lambda: None
-        original = module._log_prob
-        monkeypatch.setattr(module, "_log_prob", lambda *a, count=count, f=original: count.append(1) or f(*a))
+        module.trainer = quiet_trainer()
+        original = module.policy.log_prob
+        monkeypatch.setattr(module.policy, "log_prob", lambda *a, count=count, f=original: count.append(1) or f(*a))
         module.training_step(transitions(), 0)
         assert len(count) == calls, options
 
@@ -212,7 +215,7 @@ METHODS = {
     },
     "data": {"objective": ConditionalFlowMatching("data")},
     "point score": {"estimator": PointScoreEstimator()},
-    "reweighted": {"estimator": ReweightedEndPoints(), "share_samples": True},
+    "reweighted": {"estimator": ReweightedEndpoints(), "share_samples": True},
     "categorical": {"critic": CriticArchitecture(2, 16, 2, True, CategoricalHead(11, -5.0, 5.0))},
     "quantile": {"critic": CriticArchitecture(2, 16, 2, True, QuantileHead(5)), "value_reduction": "mean"},
     "subset": {"critic": CriticArchitecture(5, 16), "subset_size": 2, "weight_reduction": "mean"},
@@ -226,13 +229,13 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_every_composition_reaches_each_trained_parameter_and_no_lagging_one(name) -> None:
     module = build(**{"temperature": 1.0} | METHODS[name])
-    module._log_means = lambda: None
+    module.trainer = quiet_trainer()
     torch.manual_seed(1)
     loss = module.training_step(transitions(), 0)
     assert torch.isfinite(loss)
     loss.backward()
     for key, parameter in module.named_parameters():
-        if key.startswith("critic_ema"):
+        if key.startswith("critics.target"):
             assert parameter.grad is None, key
         else:
             assert parameter.grad is not None, key
@@ -242,7 +245,7 @@ def test_every_composition_reaches_each_trained_parameter_and_no_lagging_one(nam
 @pytest.mark.parametrize("name", METHODS)
 def test_critics_of_every_composition_learn_a_fixed_batch(name) -> None:
     module = build(**{"temperature": 1.0, "discount": 0.0, "critic_learning_rate": 5e-3} | METHODS[name])
-    module._log_means = lambda: None
+    module.trainer = quiet_trainer()
     optimizer, batch, losses = module.configure_optimizers(), transitions(), []
     for step in range(40):
         torch.manual_seed(step % 5)
@@ -261,7 +264,7 @@ def test_critics_of_every_composition_learn_a_fixed_batch(name) -> None:
 def test_policy_learns_at_as_many_states_as_stated_and_the_critics_at_all(size, share) -> None:
     module = build(policy_batch_size=size, share_samples=share)
     transition = read_transition(transitions())
-    latent, observation, x_1 = module._sample(transition)
+    latent, observation, x_1 = module.endpoints(transition)
     kept = min(size, B)
     assert latent.shape == (B, A)
     assert x_1.shape == (kept, A)
@@ -274,18 +277,20 @@ def test_policy_learns_at_as_many_states_as_stated_and_the_critics_at_all(size, 
 def test_values_in_the_weights_are_reduced_as_stated(monkeypatch) -> None:
     for reduction in ("min", "mean"):
         module, seen = build(weight_reduction=reduction, value_reduction="min"), []
-        original = module.critic.action_values_and_gradients
+        original = module.critics.online.action_values_and_gradients
         monkeypatch.setattr(
-            module.critic, "action_values_and_gradients", lambda o, a, r, s=seen, f=original: s.append(r) or f(o, a, r)
+            module.critics.online,
+            "action_values_and_gradients",
+            lambda o, a, r, s=seen, f=original: s.append(r) or f(o, a, r),
         )
-        module._policy_loss(torch.randn(B, S), torch.randn(B, A))
+        module.policy_loss(torch.randn(B, S), torch.randn(B, A))
         assert seen == [reduction]
 
 
 def test_target_is_made_of_a_random_subset_that_changes() -> None:
     module = build(critic=CriticArchitecture(6, 16), subset_size=2)
     transition, action = read_transition(transitions()), torch.rand(B, A)
-    members = module.critic_ema(transition.next_observation, action)
+    members = module.critics.target(transition.next_observation, action)
     targets = set()
     for seed in range(12):
         torch.manual_seed(seed)
@@ -293,7 +298,7 @@ def test_target_is_made_of_a_random_subset_that_changes() -> None:
         torch.manual_seed(seed)
         chosen = torch.rand(6).argsort()[:2]
         target = transition.reward + 0.99 * members[chosen].amin(0)
-        wanted = (module.critic(transition.observation, transition.action) - target).square().mean()
+        wanted = (module.critics.online(transition.observation, transition.action) - target).square().mean()
         torch.testing.assert_close(loss, wanted)
         targets.add(round(float(loss.detach()), 6))
     assert len(targets) > 3
@@ -307,16 +312,16 @@ def test_transitions_of_several_steps_train(kind, options) -> None:
     batch["length"] = length = torch.tensor([3, 2, 1, 3, 3, 2, 1, 3])[:, None]
     transition = read_transition(batch)
     action = torch.rand(B, A)
-    value = module.critic_ema(transition.next_observation, action).amin(0)
+    value = module.critics.target(transition.next_observation, action).amin(0)
     steps = torch.arange(3)
     taken = batch["next", "reward"] * (steps < length)
     target = (taken * 0.9**steps).sum(1) + 0.9 ** length[:, 0] * value
-    wanted = (module.critic(transition.observation, transition.action) - target).square().mean()
+    wanted = (module.critics.online(transition.observation, transition.action) - target).square().mean()
     torch.testing.assert_close(module.critic_loss(transition, action), wanted)
 
 
 def first_weights(module: ActorCritic) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in (*module.policy.parameters(), *module.critic.parameters())])
+    return torch.cat([p.detach().flatten() for p in (*module.policy.parameters(), *module.critics.online.parameters())])
 
 
 @pytest.mark.parametrize("kind", [ReverseFlowActorCritic, SoftActorCritic])
@@ -329,7 +334,7 @@ def test_networks_start_afresh_on_schedule_and_only_then(kind, tmp_path) -> None
             weights.append(first_weights(module))
             remembered.append(len(trainer.optimizers[0].state))
             temperatures.append(float(module.temperature))
-            pairs = zip(module.critic.parameters(), module.critic_ema.parameters(), strict=True)
+            pairs = zip(module.critics.online.parameters(), module.critics.target.parameters(), strict=True)
             equal.append(all(torch.equal(a, b) for a, b in pairs))
 
     fit(module, tmp_path, 8, watch=[Record()])
@@ -349,7 +354,7 @@ def test_fresh_start_replaces_every_weight_but_keeps_the_temperature(kind, tmp_p
     trainer = fit(module, tmp_path, 3)
     before, temperature = copy.deepcopy(module.state_dict()), float(module.temperature)
     noise = torch.get_rng_state()
-    module._start_afresh()
+    module.reset_networks()
     assert torch.equal(torch.get_rng_state(), noise)
     for name, value in module.state_dict().items():
         if "temperature" in name:
@@ -357,8 +362,8 @@ def test_fresh_start_replaces_every_weight_but_keeps_the_temperature(kind, tmp_p
         elif "bias" not in name and "embed_time" not in name:
             assert not torch.equal(value, before[name]), name
     assert float(module.temperature) == temperature
-    for name, value in module.critic.state_dict().items():
-        assert torch.equal(module.critic_ema.state_dict()[name], value)
+    for name, value in module.critics.online.state_dict().items():
+        assert torch.equal(module.critics.target.state_dict()[name], value)
     # The optimizer still holds the same parameters, and remembers the temperature's alone.
     optimizer = trainer.optimizers[0]
     assert {id(p) for p in optimizer.state} == {id(module.log_temperature)}
@@ -380,7 +385,7 @@ def test_fresh_weights_follow_the_seed_and_the_step_not_the_process(tmp_path) ->
 
 def test_networks_never_start_afresh_unless_told(tmp_path, monkeypatch) -> None:
     module = build()
-    monkeypatch.setattr(module, "_start_afresh", lambda: pytest.fail("started afresh"))
+    monkeypatch.setattr(module, "reset_networks", lambda: pytest.fail("started afresh"))
     fit(module, tmp_path, 4)
 
 

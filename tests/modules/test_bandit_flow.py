@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from flowmatch_rl.estimators import LikelihoodProposal, PointScoreEstimator, PosteriorMeanEstimator, ReweightedEndPoints
+from flowmatch_rl.estimators import LikelihoodProposal, PointScoreEstimator, PosteriorMeanEstimator, ReweightedEndpoints
 from flowmatch_rl.models import FirstSelection, GreedySelection
 from flowmatch_rl.modules import BanditFlow
 from flowmatch_rl.nets import VelocityArchitecture
@@ -14,6 +14,7 @@ from flowmatch_rl.paths import AffinePath, ClipSquash, VariancePreservingSchedul
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler
 from flowmatch_rl.solvers import AdaptiveSolver, Heun
 from flowmatch_rl.testbeds import Bimodal, Flat, FourModes, Quadratic
+from tests.modules.options import grouped
 
 SMALL = VelocityArchitecture(hidden_dim=16, num_blocks=1, time_features=8)
 BATCH = {"observation": torch.zeros(32, 1)}
@@ -31,14 +32,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "estimator": PosteriorMeanEstimator(8, LikelihoodProposal()),
     },
     "average velocity": {"objective": MeanFlow(), "sampler": AverageVelocitySampler()},
-    "mirror descent": {"estimator": ReweightedEndPoints()},
+    "mirror descent": {"estimator": ReweightedEndpoints()},
     "point score": {"estimator": PointScoreEstimator(), "normalise": True},
 }
 
 
 def build(bandit=FourModes(), **changes: Any) -> BanditFlow:
     torch.manual_seed(0)
-    return BanditFlow(bandit, **{"velocity": SMALL, "estimator": PosteriorMeanEstimator(16)} | changes)
+    defaults = {"velocity": SMALL, "estimator": PosteriorMeanEstimator(16), "train_particles": 1}
+    return BanditFlow(bandit, **grouped(**defaults | changes))
 
 
 def evaluate(model: BanditFlow, stage: str, number: int = 100) -> dict[str, float]:
@@ -76,7 +78,7 @@ def train(model: BanditFlow, updates: int) -> None:
         optimizer.step()
 
 
-def test_training_moves_the_policy_to_the_law() -> None:
+def test_training_moves_the_policy_to_the_distribution() -> None:
     model = build(Quadratic(2, centre=0.6, scale=0.2), eval_steps=[20])
     before = evaluate(model, "test")
     train(model, 150)
@@ -90,7 +92,7 @@ def test_training_moves_the_policy_to_the_law() -> None:
     assert after["test/saturated"] == 0.0
 
 
-def test_the_temperature_widens_the_law() -> None:
+def test_the_temperature_widens_the_distribution() -> None:
     spread = []
     for temperature in (0.25, 4.0):
         model = build(Quadratic(2, centre=0.0, scale=0.2), temperature=temperature)
@@ -145,7 +147,7 @@ def test_the_best_of_many_particles_has_a_higher_value_than_the_first() -> None:
     values = []
     for changes in ({"train_selection": FirstSelection()}, {"train_particles": 16}):
         model = build(**changes)
-        actions = model.policy.squash.action(model._end_points(torch.zeros(300, 1)))
+        actions = model.policy.squash.action(model.endpoints(torch.zeros(300, 1)))
         values.append(model.bandit.value_and_gradient(actions)[0].mean().item())
     assert values[1] > values[0] + 0.5
 
@@ -165,8 +167,8 @@ def test_a_checkpoint_of_another_bandit_is_refused() -> None:
         ({"max_gradient_norm": 0.0}, "max_gradient_norm must be positive"),
         ({"replay_capacity": 0}, "replay_capacity must be at least 1, got 0"),
         ({"replay_actions": 0}, "replay_actions must be at least 1, got 0"),
-        ({"eval_steps": [10, 0]}, r"eval_steps must be at least 1 each, got \[10, 0\]"),
-        ({"train_particles": 0}, "num_particles must be at least 1"),
+        ({"eval_steps": [10, 0]}, "eval_steps must be at least 1, got 0"),
+        ({"train_particles": 0}, "train_particles must be at least 1"),
     ],
 )
 def test_bad_numbers_are_refused(changes, message) -> None:

@@ -64,7 +64,7 @@ def test_a_fresh_start_leaves_the_noise_of_gpus_alone(monkeypatch) -> None:
     module.trainer.strategy.setup_optimizers(module.trainer)
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded the GPUs"))
     before, weight = torch.get_rng_state(), next(module.policy.parameters()).clone()
-    module._start_afresh()
+    module.reset_networks()
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(next(module.policy.parameters()), weight)
 

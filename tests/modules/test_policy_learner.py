@@ -12,9 +12,9 @@ from flowmatch_rl.estimators import (
     PosteriorMeanEstimator,
     ProductProposal,
     RegressControlVariate,
-    ReweightedEndPoints,
+    ReweightedEndpoints,
 )
-from flowmatch_rl.models import FlowPolicy
+from flowmatch_rl.models import Flow, FlowPolicy
 from flowmatch_rl.modules.policy_learner import PolicyLearner
 from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.objectives import ConditionalFlowMatching, MeanFlow
@@ -64,10 +64,10 @@ def test_loss_and_gradient_vanish_at_the_exact_field(schedule, prediction) -> No
     assert loss.shape == (B,)
     assert float(loss.detach().max()) < 1e-8
     loss.mean().backward()
-    assert abs(float(policy.network.error.grad)) < 1e-3
+    assert abs(float(policy.flow.network.error.grad)) < 1e-3
     assert learned.points.x_1 is x_1
     with torch.no_grad():
-        policy.network.error.fill_(0.3)
+        policy.flow.network.error.fill_(0.3)
     assert float(learner.loss(observation, x_1, gaussian(observation))[0].min()) > 1e-6
 
 
@@ -77,10 +77,10 @@ def test_loss_of_mean_flow_vanishes_at_the_exact_average_velocity(schedule) -> N
     learner = PolicyLearner(policy, MeanFlow(), PosteriorMeanEstimator(5, ProductProposal(), EXACT))
     observation, x_1 = normal(B, A, seed=1), normal(B, A, seed=2)
     loss, _ = learner.loss(observation, x_1, gaussian(observation))
-    scale = 1.0 + float(policy.path.output_scale(torch.tensor(0.05), "velocity")) ** 2
+    scale = 1.0 + float(policy.flow.path.output_scale(torch.tensor(0.05), "velocity")) ** 2
     assert float(loss.detach().max()) < 1e-9 * scale
     with torch.no_grad():
-        policy.network.error.fill_(0.3)
+        policy.flow.network.error.fill_(0.3)
     assert float(learner.loss(observation, x_1, gaussian(observation))[0].min()) > 1e-3
 
 
@@ -101,10 +101,9 @@ def test_many_samples_without_control_variate_come_near() -> None:
     assert few == pytest.approx(100.0 * many, rel=0.7)  # the variance falls as one over the samples
 
 
-def test_points_lie_between_the_source_and_the_end_points_at_the_objectives_times() -> None:
-    policy = FlowPolicy(
-        exact_policy(LinearSchedule(), ODE).network, AffinePath(), ODE, TanhSquash(), 0.2, source=GaussianSource(2.0)
-    )
+def test_points_lie_between_the_source_and_the_endpoints_at_the_objectives_times() -> None:
+    network = exact_policy(LinearSchedule(), ODE).flow.network
+    policy = FlowPolicy(Flow(network, AffinePath(), GaussianSource(2.0), t_min=0.2), A, ODE, TanhSquash())
     learner = PolicyLearner(policy, ConditionalFlowMatching(), PosteriorMeanEstimator(3, LikelihoodProposal(), EXACT))
     observation, x_1 = normal(4000, A, seed=1), normal(4000, A, seed=2)
     points = learner.loss(observation, x_1, gaussian(observation))[1].points
@@ -114,20 +113,20 @@ def test_points_lie_between_the_source_and_the_end_points_at_the_objectives_time
     torch.testing.assert_close(points.x_t, points.t[:, None] * x_1 + (1.0 - points.t[:, None]) * points.x_0)
 
 
-def test_weights_of_the_end_points_weigh_the_losses() -> None:
+def test_weights_of_the_endpoints_weigh_the_losses() -> None:
     policy = exact_policy(LinearSchedule(), ODE)
     with torch.no_grad():
-        policy.network.error.fill_(2.0)
-    learner = PolicyLearner(policy, ConditionalFlowMatching(), ReweightedEndPoints())
+        policy.flow.network.error.fill_(2.0)
+    learner = PolicyLearner(policy, ConditionalFlowMatching(), ReweightedEndpoints())
     observation, x_1 = normal(B, A, seed=1), normal(B, A, seed=2)
     torch.manual_seed(1)
     loss, learned = learner.loss(observation, x_1, gaussian(observation))
-    torch.testing.assert_close(learned.ends.weight.mean(), torch.tensor(1.0))
+    torch.testing.assert_close(learned.estimate.weight.mean(), torch.tensor(1.0))
     values = gaussian(observation)(x_1[:, None])[0][:, 0]
-    torch.testing.assert_close(learned.ends.weight, B * torch.softmax(values, 0))
+    torch.testing.assert_close(learned.estimate.weight, B * torch.softmax(values, 0))
     torch.manual_seed(1)
     plain, _ = learner.loss(observation, x_1, lambda x: (torch.zeros(B, 1), torch.zeros_like(x)))
-    torch.testing.assert_close(loss, learned.ends.weight * plain)
+    torch.testing.assert_close(loss, learned.estimate.weight * plain)
 
 
 def test_point_scores_teach_the_score_of_the_density_at_the_point() -> None:
@@ -137,7 +136,7 @@ def test_point_scores_teach_the_score_of_the_density_at_the_point() -> None:
     loss, learned = learner.loss(observation, x_1, gaussian(observation))
     score = gaussian(observation)(learned.points.x_t[:, None])[1][:, 0]
     t = learned.points.t
-    predicted = policy.predict(learned.points.x_t, t, observation)
+    predicted = policy.flow(learned.points.x_t, t, observation)
     # Errors of scores are measured as errors of the noise.
     torch.testing.assert_close(loss, ((1.0 - t[:, None]) * (predicted - score)).square().mean(1))
 
@@ -146,7 +145,8 @@ def test_one_step_of_a_policy_that_learned_average_velocities_samples_the_gaussi
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
     network = VelocityArchitecture(hidden_dim=48, time_features=8, balanced_inputs=True).build(1, 1, True)
-    policy = FlowPolicy(network, AffinePath(), AverageVelocitySampler(), NoSquash(), 0.01, averages=True)
+    flow = Flow(network, AffinePath(), t_min=0.01, averages=True)
+    policy = FlowPolicy(flow, 1, AverageVelocitySampler(), NoSquash())
     learner = PolicyLearner(policy, MeanFlow(), PosteriorMeanEstimator(4, ProductProposal(), FisherControlVariate()))
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     scale = torch.tensor([0.4])
@@ -165,6 +165,6 @@ def test_one_step_of_a_policy_that_learned_average_velocities_samples_the_gaussi
 
 def test_estimator_that_cannot_work_with_the_source_is_refused() -> None:
     network = VelocityArchitecture(hidden_dim=8, time_features=2).build(A, A)
-    policy = FlowPolicy(network, AffinePath(), ODE, TanhSquash(), 0.1, source=UniformSource())
+    policy = FlowPolicy(Flow(network, AffinePath(), UniformSource(), t_min=0.1), A, ODE, TanhSquash())
     with pytest.raises(ValueError, match="UniformSource"):
         PolicyLearner(policy, ConditionalFlowMatching(), PosteriorMeanEstimator())

@@ -12,22 +12,23 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from flowmatch_rl.batches import read_transition
-from flowmatch_rl.estimators import EndPointEstimator, PathPoints, PosteriorMean, PosteriorMeanEstimator
-from flowmatch_rl.modules import ReverseFlowActorCritic, SoftActorCritic
+from flowmatch_rl.estimators import EndpointEstimate, EndpointEstimator, PosteriorMeanEstimator
+from flowmatch_rl.modules import ReverseFlowActorCritic
 from flowmatch_rl.modules.policy_learner import Learned, PolicyLearner
 from flowmatch_rl.modules.posterior_profile import PosteriorMeter, PosteriorProfile
 from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture
 from flowmatch_rl.objectives import ConditionalFlowMatching
-from flowmatch_rl.paths import AffinePath, CosineSchedule, LinearSchedule, Schedule
+from flowmatch_rl.paths import AffinePath, CosineSchedule, LinearSchedule, PathPoints, Schedule
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Euler
 from flowmatch_rl.types import Prediction
 from tests.callbacks.stand_ins import tiny_data, tiny_module
 from tests.families import ESTIMATORS
+from tests.modules.options import grouped
 from tests.oracles import normal, uniform
 
 D, B, BINS, T_MIN = 3, 40, 4, 0.05
-NAMES = ("effective_sample_share", "eta", "target_rms", "saturated", "log_density_spread")
+NAMES = ("effective_sample_fraction", "eta", "target_rms", "saturated", "log_density_spread")
 
 
 def module_with(**options: Any) -> ReverseFlowActorCritic:
@@ -39,7 +40,7 @@ def module_with(**options: Any) -> ReverseFlowActorCritic:
         "train_particles": 2,
     }
     torch.manual_seed(0)
-    return ReverseFlowActorCritic(2, D, temperature=1.0, t_min=T_MIN, **parts | options)
+    return ReverseFlowActorCritic(2, D, temperature=1.0, **grouped(t_min=T_MIN, **parts | options))
 
 
 def learner(prediction: Prediction = "velocity", schedule: Schedule = LinearSchedule()) -> PolicyLearner:
@@ -50,7 +51,7 @@ def learned(seed: int, size: int = B, low: float = 0.0, high: float = 1.0) -> Le
     """Numbers of any origin in the places of what a policy learned from."""
     t = T_MIN + (1.0 - 2.0 * T_MIN) * (low + (high - low) * uniform(size, seed=seed))
     unused = torch.full((size, D), math.nan, dtype=t.dtype)
-    ends = PosteriorMean(
+    ends = EndpointEstimate(
         x_0=normal(size, D, seed=seed + 100),
         x_1=3.0 * normal(size, D, seed=seed + 200),
         weight=torch.ones_like(t),
@@ -110,9 +111,9 @@ def test_the_means_of_a_bin_are_those_over_its_states_of_all_updates(prediction:
         assert len(members) > 3
         wanted = dict.fromkeys(NAMES, 0.0)
         for update, i in members:
-            ends = update.ends
+            ends = update.estimate
             target = TARGETS[prediction](ends.x_0[i], ends.x_1[i], update.points.t[i].item())
-            wanted["effective_sample_share"] += ends.effective_sample_size[i].item() / 8
+            wanted["effective_sample_fraction"] += ends.effective_sample_size[i].item() / 8
             wanted["eta"] += sum(ends.eta[i].tolist()) / D
             wanted["target_rms"] += sum(value**2 for value in target.tolist()) / D
             wanted["saturated"] += sum(abs(math.tanh(value)) > 0.99 for value in ends.x_1[i].tolist()) / D
@@ -167,7 +168,7 @@ def test_bins_without_states_are_unknown_and_no_metrics() -> None:
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
-def test_every_estimator_has_a_profile(estimator: EndPointEstimator, half: bool) -> None:
+def test_every_estimator_has_a_profile(estimator: EndpointEstimator, half: bool) -> None:
     module = module_with(estimator=estimator)
     observation, action = normal(B, 2, seed=1, dtype=torch.float32), uniform(B, D, seed=2, dtype=torch.float32)
     arrival = {"reward": torch.zeros(B, 1), "observation": observation, "terminated": torch.zeros(B, 1).bool()}
@@ -181,7 +182,7 @@ def test_every_estimator_has_a_profile(estimator: EndPointEstimator, half: bool)
         known = [value for value in mean if not math.isnan(value)]
         assert len(known) > 5
         assert all(math.isfinite(value) for value in known)
-        if name in ("effective_sample_share", "saturated"):
+        if name in ("effective_sample_fraction", "saturated"):
             assert all(0.0 <= value <= 1.0 + 1e-5 for value in known)
 
 
@@ -206,10 +207,6 @@ def test_a_training_logs_its_profile_once_per_epoch(tmp_path: Path, validates: b
     assert module.posterior_profile.step == 40
     for name, value in module.posterior_profile.metrics("train/by_time").items():
         assert found[-1][name] == pytest.approx(value, rel=1e-6)
-
-
-def test_a_policy_without_posterior_offers_no_profile() -> None:
-    assert not hasattr(SoftActorCritic(2, D, critic=CriticArchitecture(hidden_dim=8)), "posterior_profile")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from flowmatch_rl.objectives import CappedSignalWeight, ConditionalFlowMatching
 from flowmatch_rl.paths import AffinePath, CosineSchedule, LogitNormalTime, NoSquash, TanhSquash
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Euler, Heun
+from tests.modules.options import grouped, quiet_trainer
 
 S, A, B = 3, 2, 8
 TINY = {
@@ -33,9 +34,8 @@ TINY = {
 
 def build(**options) -> ReverseFlowActorCritic:
     torch.manual_seed(0)
-    module = ReverseFlowActorCritic(S, A, **TINY | options)
-    module.log_dict = lambda *_, **__: None
-    module._log_means = lambda: None
+    module = ReverseFlowActorCritic(S, A, **grouped(**TINY | options))
+    module.trainer = quiet_trainer()
     return module
 
 
@@ -107,7 +107,7 @@ def test_loss_reaches_each_trained_parameter_and_no_lagging_one(options) -> None
     loss.backward()
     trained = {id(p) for group in module.configure_optimizers().param_groups for p in group["params"]}
     for name, parameter in module.named_parameters():
-        if name.startswith("critic_ema"):
+        if name.startswith("critics.target"):
             assert parameter.grad is None, name
             assert not parameter.requires_grad
             assert id(parameter) not in trained
@@ -126,15 +126,15 @@ def test_single_transition_trains() -> None:
 def test_policy_loss_sends_no_gradient_to_the_critics_and_the_critic_loss_none_to_the_velocity() -> None:
     module = build()
     observation, x_1 = torch.randn(B, S), torch.randn(B, A)
-    module._policy_loss(observation, x_1)[0].backward()
-    assert all(p.grad is None for p in (*module.critic.parameters(), *module.critic_ema.parameters()))
-    assert all(p.grad is not None for p in module.policy.network.parameters())
+    module.policy_loss(observation, x_1)[0].backward()
+    assert all(p.grad is None for p in (*module.critics.online.parameters(), *module.critics.target.parameters()))
+    assert all(p.grad is not None for p in module.policy.flow.network.parameters())
     module.zero_grad()
     transition = transitions()
-    next_latent, _, _ = module._sample(read(transition))
+    next_latent, _, _ = module.endpoints(read(transition))
     module.critic_loss(read(transition), next_latent.tanh()).backward()
-    assert all(p.grad is None for p in module.policy.network.parameters())
-    assert all(p.grad is not None for p in module.critic.parameters())
+    assert all(p.grad is None for p in module.policy.flow.network.parameters())
+    assert all(p.grad is not None for p in module.critics.online.parameters())
 
 
 def read(batch: TensorDict):
@@ -145,8 +145,8 @@ def read(batch: TensorDict):
 
 def critic_loss_of(module: ReverseFlowActorCritic, batch: TensorDict, monkeypatch) -> float:
     """Critic loss with online critics of value 0 and lagging ones of value 100."""
-    monkeypatch.setattr(module.critic, "outputs", lambda o, a: torch.zeros(2, len(o), 1))
-    monkeypatch.setattr(module.critic_ema, "outputs", lambda o, a, m: torch.full((2, len(o), 1), 100.0))
+    monkeypatch.setattr(module.critics.online, "outputs", lambda o, a: torch.zeros(2, len(o), 1))
+    monkeypatch.setattr(module.critics.target, "outputs", lambda o, a, m: torch.full((2, len(o), 1), 100.0))
     transition = read(batch)
     return float(module.critic_loss(transition, torch.zeros(B, A)))
 
@@ -167,29 +167,29 @@ def test_target_takes_the_reduced_lagging_value_of_the_next_observation() -> Non
     for reduction in ("min", "mean"):
         module = build(discount=0.5, value_reduction=reduction)
         with torch.no_grad():
-            for parameter in module.critic_ema.parameters():
+            for parameter in module.critics.target.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
         transition, next_action = read(transitions()), torch.rand(B, A)
-        members = module.critic_ema(transition.next_observation, next_action)
+        members = module.critics.target(transition.next_observation, next_action)
         value = members.amin(0) if reduction == "min" else members.mean(0)
         target = transition.reward + 0.5 * value
-        wanted = (module.critic(transition.observation, transition.action) - target).square().mean()
+        wanted = (module.critics.online(transition.observation, transition.action) - target).square().mean()
         torch.testing.assert_close(module.critic_loss(transition, next_action), wanted)
 
 
 def test_next_action_and_end_point_come_from_the_right_states() -> None:
     transition = read(transitions())
     module = build()
-    latent, observation, x_1 = module._sample(transition)
+    latent, observation, x_1 = module.endpoints(transition)
     assert latent.shape == x_1.shape == (B, A)
     assert torch.equal(observation, transition.observation)
-    latent, observation, x_1 = build(share_samples=True)._sample(transition)
+    latent, observation, x_1 = build(share_samples=True).endpoints(transition)
     assert torch.equal(observation, transition.next_observation)
     torch.testing.assert_close(latent, x_1)
-    _, observation, x_1 = build(x_1_source="replay")._sample(transition)
+    _, observation, x_1 = build(x_1_source="replay").endpoints(transition)
     assert torch.equal(observation, transition.observation)
     torch.testing.assert_close(x_1.tanh(), transition.action, atol=2e-4, rtol=0)
-    _, _, x_1 = build(x_1_source="uniform")._sample(transition)
+    _, _, x_1 = build(x_1_source="uniform").endpoints(transition)
     assert not torch.allclose(x_1.tanh(), transition.action, atol=1e-2)
     assert x_1.tanh().abs().max() <= 1.0
 
@@ -215,11 +215,11 @@ def test_networks_have_their_own_learning_rates() -> None:
 def test_lagging_critics_follow_after_a_step() -> None:
     module = build(ema_decay=0.9)
     with torch.no_grad():
-        for parameter in module.critic.parameters():
+        for parameter in module.critics.online.parameters():
             parameter.add_(1.0)
-    before = [p.clone() for p in module.critic_ema.parameters()]
+    before = [p.clone() for p in module.critics.target.parameters()]
     module.on_train_batch_end(None, None, 0)
-    for old, new in zip(before, module.critic_ema.parameters(), strict=True):
+    for old, new in zip(before, module.critics.target.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.1)
 
 
@@ -242,7 +242,7 @@ def test_roles_have_their_own_particles_and_choice() -> None:
 
 def test_collection_shares_the_weights_in_training() -> None:
     module = build()
-    assert module.collection_policy().actor.policy.network is module.policy.network
+    assert module.collection_policy().actor.policy.flow.network is module.policy.flow.network
 
 
 @pytest.mark.parametrize(
@@ -311,15 +311,16 @@ def saved(module: pl.LightningModule, folder, monkeypatch=None) -> str:
 @pytest.mark.parametrize("options", [{}, NON_DEFAULT], ids=["default", "non-default"])
 def test_checkpoint_rebuilds_the_same_module_without_running_code(tmp_path, options) -> None:
     torch.manual_seed(0)
-    module = ReverseFlowActorCritic(S, A, **TINY | options)
+    module = ReverseFlowActorCritic(S, A, **grouped(**TINY | options))
     path = saved(module, tmp_path)
     content = torch.load(path, weights_only=True)
     loaded = ReverseFlowActorCritic.load_from_checkpoint(path, weights_only=True)
-    for name in ("path", "squash", "t_min", "sampler", "source", "prediction"):
-        assert getattr(loaded.policy, name) == getattr(module.policy, name), name
+    for name in ("path", "t_min", "source", "prediction"):
+        assert getattr(loaded.policy.flow, name) == getattr(module.policy.flow, name), name
+    assert (loaded.policy.squash, loaded.policy.sampler) == (module.policy.squash, module.policy.sampler)
     assert loaded.learner.objective == module.learner.objective
     assert loaded.learner.estimator == module.learner.estimator
-    assert loaded._roles == module._roles
+    assert loaded.acting == module.acting
     assert dict(loaded.hparams) == dict(module.hparams)
     assert content["state_dict"].keys() == module.state_dict().keys()
     state = TensorDict({"observation": torch.randn(5, S)}, [5])
@@ -327,15 +328,15 @@ def test_checkpoint_rebuilds_the_same_module_without_running_code(tmp_path, opti
     assert torch.equal(loaded.evaluation_policy()(state.clone())["action"], wanted)
     x, t = torch.randn(5, A), torch.rand(5)
     assert torch.equal(
-        loaded.policy.network(x, t, state["observation"]), module.policy.network(x, t, state["observation"])
+        loaded.policy.flow.network(x, t, state["observation"]), module.policy.flow.network(x, t, state["observation"])
     )
-    assert torch.equal(loaded.critic_ema(state["observation"], x), module.critic_ema(state["observation"], x))
+    assert torch.equal(loaded.critics.target(state["observation"], x), module.critics.target(state["observation"], x))
 
 
 @pytest.mark.parametrize(("dims", "name"), [((S + 1, A), "observation_dim"), ((S, A + 1), "action_dim")])
 def test_checkpoint_of_other_dimensions_is_refused_in_one_line(tmp_path, dims, name) -> None:
-    path = saved(ReverseFlowActorCritic(S, A, **TINY), tmp_path)
-    other = ReverseFlowActorCritic(*dims, **TINY)
+    path = saved(ReverseFlowActorCritic(S, A, **grouped(**TINY)), tmp_path)
+    other = ReverseFlowActorCritic(*dims, **grouped(**TINY))
     with pytest.raises(ValueError, match=name) as caught:
         other.on_load_checkpoint(torch.load(path, weights_only=True))
     assert "\n" not in str(caught.value)

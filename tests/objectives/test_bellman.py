@@ -6,28 +6,35 @@ from torch import Tensor
 
 from flowmatch_rl.objectives import (
     bellman_map,
-    bellman_target,
     categorical_loss,
     critic_loss,
     projected_probabilities,
     quantile_loss,
-    reduced_law,
+    reduced_distribution,
 )
 from tests.combinations import each_value, one_test
 from tests.oracles import F64, normal, stratified_normal, uniform
 
 
+def one_step_target(reward: Tensor, terminated: Tensor, value: Tensor, discount: float) -> Tensor:
+    """The map of one step, applied to the value of the arrival state."""
+    shift, scale = bellman_map(reward[:, None], torch.ones_like(terminated, dtype=torch.long), terminated, discount)
+    return shift + scale * value
+
+
 def test_the_target_is_the_reward_and_the_discounted_value_of_the_arrival_state() -> None:
-    target = bellman_target(
+    target = one_step_target(
         torch.tensor([1.0, -2.0, 0.5]), torch.tensor([False, True, False]), torch.tensor([10.0, 10.0, -4.0]), 0.9
     )
     torch.testing.assert_close(target, torch.tensor([10.0, -2.0, -3.1]))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_the_value_of_a_terminal_state_never_counts(value: float) -> None:
-    target = bellman_target(torch.tensor([0.25]), torch.tensor([True]), torch.tensor([value]), 0.99)
-    assert torch.equal(target, torch.tensor([0.25]))
+@pytest.mark.parametrize("bonus", [math.nan, math.inf, -math.inf])
+def test_the_bonus_of_a_terminal_state_never_counts(bonus: float) -> None:
+    length, terminated = torch.ones(1, dtype=torch.long), torch.tensor([True])
+    shift, scale = bellman_map(torch.tensor([[0.25]]), length, terminated, 0.99, torch.tensor([bonus]))
+    assert torch.equal(shift, torch.tensor([0.25]))
+    assert torch.equal(scale, torch.tensor([0.0]))
 
 
 def test_targets_repeated_on_a_finite_chain_reach_the_values_of_the_linear_system() -> None:
@@ -35,21 +42,19 @@ def test_targets_repeated_on_a_finite_chain_reach_the_values_of_the_linear_syste
     reward, discount = torch.tensor([1.0, 2.0, 3.0], dtype=F64), 0.8
     value, arrival, terminated = torch.zeros(3, dtype=F64), torch.tensor([1, 2, 0]), torch.tensor([False, False, True])
     for _ in range(5):
-        value = bellman_target(reward, terminated, value[arrival], discount)
+        value = one_step_target(reward, terminated, value[arrival], discount)
     torch.testing.assert_close(value, torch.tensor([1 + 0.8 * (2 + 0.8 * 3), 2 + 0.8 * 3, 3.0], dtype=F64))
     for _ in range(200):
-        value = bellman_target(reward, torch.zeros(3, dtype=torch.bool), value[arrival], discount)
+        value = one_step_target(reward, torch.zeros(3, dtype=torch.bool), value[arrival], discount)
     ring = torch.tensor([[0, 1, 0], [0, 0, 1], [1, 0, 0]], dtype=F64)
     torch.testing.assert_close(value, torch.linalg.solve(torch.eye(3, dtype=F64) - discount * ring, reward))
 
 
-@pytest.mark.parametrize(
-    "shapes", [((4, 1), (4,), (4,)), ((4,), (4, 1), (4,)), ((4,), (4,), (4, 1)), ((4,), (4,), (1,)), ((), (4,), (4,))]
-)
-def test_rewards_flags_and_values_must_share_one_shape(shapes: tuple[tuple[int, ...], ...]) -> None:
-    reward, terminated, value = shapes
+@pytest.mark.parametrize(("terminated", "bonus"), [((4, 1), (4,)), ((1,), (4,)), ((4,), (4, 1)), ((4,), (1,))])
+def test_lengths_flags_and_bonuses_must_share_one_shape(terminated: tuple[int, ...], bonus: tuple[int, ...]) -> None:
+    length = torch.ones(4, dtype=torch.long)
     with pytest.raises(ValueError, match="equal shapes"):
-        bellman_target(torch.zeros(reward), torch.zeros(terminated, dtype=torch.bool), torch.zeros(value), 0.9)
+        bellman_map(torch.zeros(4, 2), length, torch.zeros(terminated).bool(), 0.9, torch.zeros(bonus))
 
 
 @pytest.mark.parametrize(("members", "batch"), [(1, 1), (2, 5), (3, 3), (5, 1)])
@@ -92,11 +97,21 @@ def test_the_map_sums_the_discounted_rewards_that_were_taken_and_scales_by_what_
     torch.testing.assert_close(bellman_map(padded, length, terminated, discount), (shift, scale))
 
 
+@pytest.mark.parametrize(("batch", "n"), [(1, 1), (3, 3), (6, 4)])
+def test_a_bonus_is_added_to_the_return_of_the_arrival_state(batch: int, n: int) -> None:
+    rewards, length, value = normal(batch, n, seed=1), torch.arange(batch) % n + 1, normal(batch, seed=2)
+    terminated, bonus = torch.arange(batch) % 3 == 1, normal(batch, seed=3)
+    shift, scale = bellman_map(rewards, length, terminated, 0.9)
+    soft_shift, soft_scale = bellman_map(rewards, length, terminated, 0.9, bonus)
+    torch.testing.assert_close(soft_scale, scale)
+    torch.testing.assert_close(soft_shift + soft_scale * value, shift + scale * (value + bonus))
+
+
 def test_the_map_of_one_step_is_the_one_step_target_to_the_last_bit() -> None:
     reward, value = normal(50, seed=1, dtype=torch.float32), normal(50, seed=2, dtype=torch.float32)
     terminated = torch.arange(50) % 4 == 0
-    shift, scale = bellman_map(reward[:, None], torch.ones(50, dtype=torch.long), terminated, 0.99)
-    assert torch.equal(shift + scale * value, bellman_target(reward, terminated, value, 0.99))
+    wanted = torch.where(terminated, reward, reward + 0.99 * value)
+    assert torch.equal(one_step_target(reward, terminated, value, 0.99), wanted)
 
 
 @one_test
@@ -109,9 +124,9 @@ def test_rewards_and_lengths_that_do_not_fit_are_refused(shapes: tuple[tuple[int
         bellman_map(torch.zeros(rewards), torch.ones(length).long(), torch.zeros(terminated).bool(), 0.9)
 
 
-def test_the_reduced_law_is_the_lowest_members_or_the_mean() -> None:
+def test_the_reduced_distribution_is_the_lowest_members_or_the_mean() -> None:
     values, laws = normal(3, 20, seed=1), normal(3, 20, 5, seed=2)
-    lowest, mean = reduced_law(values, laws, "min"), reduced_law(values, laws, "mean")
+    lowest, mean = reduced_distribution(values, laws, "min"), reduced_distribution(values, laws, "mean")
     members = set()
     for b in range(20):
         member = min(range(3), key=lambda m, b=b: float(values[m, b]))
@@ -119,13 +134,13 @@ def test_the_reduced_law_is_the_lowest_members_or_the_mean() -> None:
         assert torch.equal(lowest[b], laws[member, b])
         torch.testing.assert_close(mean[b], (laws[0, b] + laws[1, b] + laws[2, b]) / 3.0)
     assert members == {0, 1, 2}
-    torch.testing.assert_close(reduced_law(values, values[..., None], "min").squeeze(-1), values.amin(0))
+    torch.testing.assert_close(reduced_distribution(values, values[..., None], "min").squeeze(-1), values.amin(0))
 
 
 @pytest.mark.parametrize(("values", "laws"), [((2, 5), (2, 5)), ((2, 5), (5, 5, 3)), ((2, 5), (2, 1, 3))])
 def test_laws_that_do_not_fit_the_values_are_refused(values, laws) -> None:
     with pytest.raises(ValueError, match="expected"):
-        reduced_law(torch.zeros(values), torch.zeros(laws), "min")
+        reduced_distribution(torch.zeros(values), torch.zeros(laws), "min")
 
 
 @pytest.mark.parametrize("delta", [0.1, 1.0, 100.0])

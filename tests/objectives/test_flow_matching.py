@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_rl.objectives import ConditionalFlowMatching, ErrorOf, FlowObjective, UniformWeight, flow_matching_loss
-from flowmatch_rl.paths import AffinePath, KumaraswamyTime, LinearSchedule, Schedule
+from flowmatch_rl.paths import AffinePath, KumaraswamyTime, LinearSchedule, PathPoints, Schedule
 from flowmatch_rl.types import Prediction
 from tests.combinations import each_pair, each_value
 from tests.families import OBJECTIVES, SCHEDULES
@@ -82,7 +82,8 @@ def conditional_loss(path: AffinePath, network, prediction: Prediction) -> Tenso
     total = torch.zeros((), dtype=F64)
     for time in TIMES:
         t = torch.full_like(QUADRATURE.mass, time)
-        loss = flow_matching_loss(network, path, QUADRATURE.x_0, QUADRATURE.x_1, t, None, prediction)
+        points = PathPoints.between(path, QUADRATURE.x_0, QUADRATURE.x_1, t)
+        loss = flow_matching_loss(network, path, points, prediction=prediction)
         total = total + (QUADRATURE.mass * loss).sum() / len(TIMES)
     return total
 
@@ -176,12 +177,12 @@ def test_the_loss_is_the_mean_square_over_the_event_per_sample(
         asked.append((x, time, context))
         return torch.sin(x)
 
-    loss = flow_matching_loss(predict, path, x_0, x_1, t, condition, prediction)
+    points = PathPoints.between(path, x_0, x_1, t)
+    loss = flow_matching_loss(predict, path, points, condition, prediction)
     assert loss.shape == (batch,)
     x_t, target = path.sample(x_0, x_1, t), path.target(prediction, x_0, x_1, t)
-    assert torch.equal(asked[0][0], x_t)
-    assert asked[0][1] is t
-    assert asked[0][2] is condition
+    assert torch.equal(points.x_t, x_t)
+    assert all(a is b for a, b in zip(asked[0], (points.x_t, t, condition), strict=True))
     for b in range(batch):
         torch.testing.assert_close(loss[b], (torch.sin(x_t[b]) - target[b]).square().mean())
 
@@ -192,19 +193,19 @@ def test_wrong_shapes_are_refused() -> None:
     def predict(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         return x
 
+    points = PathPoints.between(path, x, x, t)
     for other in (torch.zeros(4, 1), torch.zeros(3), torch.zeros(1, 3), torch.zeros(3, 4)):
-        with pytest.raises(ValueError, match="equal shapes"):
-            flow_matching_loss(predict, path, other, x, t)
-        with pytest.raises(ValueError, match="equal shapes"):
-            flow_matching_loss(predict, path, x, other, t)
+        for pair in ((other, x), (x, other)):
+            with pytest.raises(ValueError, match="equal shapes"):
+                flow_matching_loss(predict, path, points.with_pair(*pair))
         for prediction in PREDICTIONS:
             with pytest.raises(ValueError, match="equal shapes"):
-                flow_matching_loss(lambda x, t, c: other, path, x, x, t, None, prediction)  # noqa: B023
+                flow_matching_loss(lambda x, t, c: other, path, points, None, prediction)  # noqa: B023
     for time in (torch.zeros(3), torch.zeros(5), torch.zeros(4, 3, 1)):
         with pytest.raises(ValueError, match="prefix"):
-            flow_matching_loss(predict, path, x, x, time)
+            flow_matching_loss(predict, path, PathPoints(x, x, x, time))
     with pytest.raises(ValueError, match="'epsilon'"):
-        flow_matching_loss(predict, path, x, x, t, None, "epsilon")
+        flow_matching_loss(predict, path, points, None, "epsilon")
 
 
 @each_pair
@@ -222,9 +223,9 @@ def test_an_error_measured_as_another_ones_is_the_loss_of_what_the_network_impli
 
     measured = ConditionalFlowMatching(source, time_weight=ErrorOf(quantity))
     direct = ConditionalFlowMatching(quantity, time_weight=UniformWeight())
-    arguments = path, x_0, x_1, numbers, 0.05, None
+    points = measured.points(path, x_0, x_1, numbers, 0.05)
     torch.testing.assert_close(
-        measured.loss(network, *arguments), direct.loss(implied, *arguments), rtol=1e-9, atol=1e-9
+        measured.loss(network, path, points), direct.loss(implied, path, points), rtol=1e-9, atol=1e-9
     )
 
 
@@ -236,20 +237,20 @@ def test_the_error_of_a_score_counts_as_the_error_of_its_noise(schedule: Schedul
     def noise(x: Tensor, t: Tensor, condition: Tensor | None, duration: Tensor | None) -> Tensor:
         return -schedule.sigma(t)[:, None] * network(x, t)
 
-    arguments = path, x_0, x_1, numbers, 0.001, None
-    loss = ConditionalFlowMatching("score").loss(network, *arguments)
-    torch.testing.assert_close(loss, ConditionalFlowMatching("noise").loss(noise, *arguments))
-    assert not torch.allclose(
-        loss, ConditionalFlowMatching("score", time_weight=UniformWeight()).loss(network, *arguments)
-    )
+    points = ConditionalFlowMatching("score").points(path, x_0, x_1, numbers, 0.001)
+    loss = ConditionalFlowMatching("score").loss(network, path, points)
+    torch.testing.assert_close(loss, ConditionalFlowMatching("noise").loss(noise, path, points))
+    unweighted = ConditionalFlowMatching("score", time_weight=UniformWeight())
+    assert not torch.allclose(loss, unweighted.loss(network, path, points))
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "data", "noise"])
 def test_any_other_error_counts_as_it_is(prediction: Prediction) -> None:
     path, network = AffinePath(), Network(AffinePath())
-    arguments = network, path, normal(5, 1, seed=1), normal(5, 1, seed=2), uniform(1, 5, seed=3), 0.01, None
-    plain = ConditionalFlowMatching(prediction).loss(*arguments)
-    assert torch.equal(plain, ConditionalFlowMatching(prediction, time_weight=UniformWeight()).loss(*arguments))
+    objective = ConditionalFlowMatching(prediction)
+    points = objective.points(path, normal(5, 1, seed=1), normal(5, 1, seed=2), uniform(1, 5, seed=3), 0.01)
+    weighted = ConditionalFlowMatching(prediction, time_weight=UniformWeight())
+    assert torch.equal(objective.loss(network, path, points), weighted.loss(network, path, points))
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -263,7 +264,8 @@ def test_flow_times_are_quantiles_of_the_noise_within_the_margins(prediction: Pr
 
     x, condition = normal(4, 2, seed=1), normal(4, 3, seed=2)
     for t_min in (0.0, 0.02):
-        ConditionalFlowMatching(prediction, law).loss(network, AffinePath(), x, x, numbers, t_min, condition)
+        objective = ConditionalFlowMatching(prediction, law)
+        objective.loss(network, AffinePath(), objective.points(AffinePath(), x, x, numbers, t_min), condition)
     (wide, seen, duration), (narrow, _, _) = asked
     torch.testing.assert_close(wide, law.quantile(numbers[0]))
     torch.testing.assert_close(narrow, 0.02 + 0.96 * law.quantile(numbers[0]))
@@ -281,7 +283,7 @@ def test_every_objective_gives_each_sample_a_loss_and_each_weight_a_gradient(
     for batch in (1, 2, 7):
         x_0, x_1 = normal(batch, 1, seed=1), normal(batch, 1, seed=2)
         numbers = uniform(objective.num_uniforms, batch, seed=3)
-        loss = objective.loss(network, path, x_0, x_1, numbers, 0.01, None)
+        loss = objective.loss(network, path, objective.points(path, x_0, x_1, numbers, 0.01))
         assert loss.shape == (batch,)
         assert loss.isfinite().all()
         assert (loss >= 0.0).all()
@@ -294,10 +296,10 @@ def test_samples_do_not_influence_each_others_loss(objective: FlowObjective) -> 
     """Rows keep their loss when the others change, as long as they keep their place."""
     path, network = AffinePath(), Network(AffinePath())
     x_0, x_1, numbers = normal(8, 1, seed=1), normal(8, 1, seed=2), uniform(objective.num_uniforms, 8, seed=3)
-    loss = objective.loss(network, path, x_0, x_1, numbers, 0.01, None)
+    loss = objective.loss(network, path, objective.points(path, x_0, x_1, numbers, 0.01))
     other = x_1.clone()
     other[::2] += 1.0
-    changed = objective.loss(network, path, x_0, other, numbers, 0.01, None)
+    changed = objective.loss(network, path, objective.points(path, x_0, other, numbers, 0.01))
     torch.testing.assert_close(changed[1::2], loss[1::2])
     assert ((changed - loss)[::2].abs() > 1e-6).all()
 
@@ -305,19 +307,37 @@ def test_samples_do_not_influence_each_others_loss(objective: FlowObjective) -> 
 @each_value
 @pytest.mark.parametrize("t_min", [0.0, 0.1])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
-def test_times_are_those_that_the_loss_evaluates_the_network_at(objective: FlowObjective, t_min: float) -> None:
-    size, seen, lengths = 40, [], []
-    noise = uniform(objective.num_uniforms, size, seed=1)
+def test_points_are_those_that_the_loss_evaluates_the_network_at(objective: FlowObjective, t_min: float) -> None:
+    size, path, asked = 40, AffinePath(), []
+    x_0, x_1, noise = normal(size, 2, seed=2), normal(size, 2, seed=3), uniform(objective.num_uniforms, size, seed=1)
 
     def network(x: Tensor, t: Tensor, condition: Tensor | None, duration: Tensor | None) -> Tensor:
-        seen.append(t)
-        lengths.append(torch.zeros_like(t) if duration is None else duration)
+        asked.append((x, t, duration))
         return 0.5 * x
 
-    objective.loss(network, AffinePath(), normal(size, 2, seed=2), normal(size, 2, seed=3), noise, t_min, None)
-    times = objective.times(noise, t_min)
-    torch.testing.assert_close(times, seen[-1])
-    assert times.shape == (size,)
-    assert t_min <= float(times.min()) < float(times.max()) <= 1.0 - t_min
-    assert float(lengths[-1].min()) >= 0.0
-    assert float((times + lengths[-1]).max()) <= 1.0 - t_min + 1e-12  # where an interval ends
+    points = objective.points(path, x_0, x_1, noise, t_min)
+    objective.loss(network, path, points)
+    assert all(a is b for a, b in zip(asked[-1], (points.x_t, points.t, points.duration), strict=True))
+    assert points.x_0 is x_0
+    assert points.x_1 is x_1
+    torch.testing.assert_close(points.x_t, path.sample(x_0, x_1, points.t))
+    assert points.t.shape == (size,)
+    assert t_min <= float(points.t.min()) < float(points.t.max()) <= 1.0 - t_min
+    assert (points.duration is not None) == objective.uses_duration
+    lengths = torch.zeros(size) if points.duration is None else points.duration
+    assert float(lengths.min()) >= 0.0
+    assert float((points.t + lengths).max()) <= 1.0 - t_min + 1e-12  # where an interval ends
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_at_posterior_means_the_loss_of_the_exact_field_vanishes(prediction: Prediction) -> None:
+    path, objective = AffinePath(LinearSchedule(0.1)), ConditionalFlowMatching(prediction)
+    points = objective.points(path, normal(9, 1, seed=1), normal(9, 1, seed=2), uniform(1, 9, seed=3), 0.05)
+    means = ONE_D.posterior_means(points.x_t, path.schedule.alpha(points.t), path.schedule.sigma(points.t))
+
+    def network(x: Tensor, t: Tensor, condition: Tensor | None, duration: Tensor | None) -> Tensor:
+        return exact(path, prediction, x, t)
+
+    loss = objective.loss(network, path, points.with_pair(*means))
+    torch.testing.assert_close(loss, torch.zeros_like(loss))
+    assert (objective.loss(network, path, points) > 1e-6).all()

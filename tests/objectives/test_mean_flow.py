@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_rl.objectives import MeanFlow, flow_matching_loss, mean_flow_target
-from flowmatch_rl.paths import AffinePath, LinearSchedule, Schedule, UniformTime
+from flowmatch_rl.paths import AffinePath, LinearSchedule, PathPoints, Schedule, UniformTime
 from tests.combinations import each_value, one_test
 from tests.families import SCHEDULES
 from tests.oracles import F64, normal, uniform
@@ -34,12 +34,16 @@ def normal_average(schedule: Schedule, x: Tensor, t: Tensor, duration: Tensor) -
     return (mean_after + std_after / std * (x - mean) - x) / duration[:, None]
 
 
-def normal_velocity(schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
-    """Velocity of that flow, by the posterior means of the two normals."""
+def normal_means(schedule: Schedule, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Posterior means of the two normals."""
     mean, std = normal_law(schedule, t)
     alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
-    x_0, x_1 = sigma / std**2 * (x - mean), MEAN + alpha * SCALE**2 / std**2 * (x - mean)
-    return AffinePath(schedule).conditional_velocity(x_0, x_1, t)
+    return sigma / std**2 * (x - mean), MEAN + alpha * SCALE**2 / std**2 * (x - mean)
+
+
+def normal_velocity(schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
+    """Velocity of that flow."""
+    return AffinePath(schedule).conditional_velocity(*normal_means(schedule, x, t), t)
 
 
 class Network(nn.Module):
@@ -84,7 +88,7 @@ def test_velocities_of_single_pairs_leave_the_average_velocity_the_minimum(sched
     mass = torch.softmax(-0.5 * nodes.square(), 0)
     x_0, z = (side.reshape(-1, 1) for side in torch.meshgrid(nodes, nodes, indexing="ij"))
     pairs, strength = (mass[:, None] * mass).flatten(), torch.zeros(2, dtype=F64, requires_grad=True)
-    objective = MeanFlow(interval_share=1.0, time_distribution=UniformTime(), adaptive_power=0.0)
+    objective = MeanFlow(interval_fraction=1.0, time_distribution=UniformTime(), adaptive_power=0.0)
 
     def network(x: Tensor, t: Tensor, condition: Tensor | None, duration: Tensor | None) -> Tensor:
         assert duration is not None
@@ -92,9 +96,30 @@ def test_velocities_of_single_pairs_leave_the_average_velocity_the_minimum(sched
 
     for ends in ([0.2, 0.7], [0.95, 0.1]):
         numbers = torch.tensor(ends, dtype=F64)[:, None].expand(2, len(pairs))
-        loss = objective.loss(network, AffinePath(schedule), x_0, MEAN + SCALE * z, numbers, 0.0, None)
+        points = objective.points(AffinePath(schedule), x_0, MEAN + SCALE * z, numbers)
+        loss = objective.loss(network, AffinePath(schedule), points)
         (slope,) = torch.autograd.grad((pairs * loss).sum(), strength)
         torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_at_posterior_means_the_loss_of_the_average_velocity_vanishes(schedule: Schedule) -> None:
+    path, objective = AffinePath(schedule), MeanFlow(interval_fraction=1.0, time_distribution=UniformTime())
+    points = objective.points(path, normal(6, 1, seed=1), normal(6, 1, seed=2), uniform(2, 6, seed=3), 0.05)
+
+    def network(x: Tensor, t: Tensor, condition: Tensor | None, duration: Tensor | None) -> Tensor:
+        assert duration is not None
+        return normal_average(schedule, x, t, duration)
+
+    loss = objective.loss(network, path, points.with_pair(*normal_means(schedule, points.x_t, points.t)))
+    torch.testing.assert_close(loss, torch.zeros_like(loss), rtol=0, atol=1e-9)
+    assert (objective.loss(network, path, points) > 1e-6).all()
+
+
+def test_points_without_durations_are_refused() -> None:
+    x, network = normal(4, 2, seed=1), Network(2)
+    with pytest.raises(ValueError, match="durations, got None"):
+        MeanFlow().loss(network, AffinePath(), PathPoints.between(AffinePath(), x, x, uniform(4, seed=2)))
 
 
 def test_an_interval_of_no_length_has_the_velocity_for_its_target() -> None:
@@ -149,7 +174,7 @@ def test_the_loss_is_that_of_the_intervals_and_of_the_velocity_of_the_rest(
     path, network, objective = AffinePath(LinearSchedule(0.1)), Network(3, 2), MeanFlow(share, UniformTime(), power)
     x_0, x_1, condition = normal(batch, 3, seed=1), normal(batch, 3, seed=2), normal(batch, 2, seed=3)
     numbers = uniform(2, batch, seed=4)
-    loss = objective.loss(network, path, x_0, x_1, numbers, 0.0, condition)
+    loss = objective.loss(network, path, objective.points(path, x_0, x_1, numbers), condition)
     assert loss.shape == (batch,)
     for b in range(batch):
         row = slice(b, b + 1)
@@ -168,9 +193,10 @@ def test_the_loss_is_that_of_the_intervals_and_of_the_velocity_of_the_rest(
 def test_where_no_interval_is_learned_the_loss_is_that_of_the_velocity() -> None:
     path, network, numbers = AffinePath(), Network(3), uniform(2, 9, seed=1)
     x_0, x_1 = normal(9, 3, seed=2), normal(9, 3, seed=3)
-    loss = MeanFlow(1e-3, UniformTime(), 0.0).loss(network, path, x_0, x_1, numbers, 0.02, None)
-    t = 0.02 + 0.96 * numbers[0]
-    expected = flow_matching_loss(lambda x, t, c: network(x, t, c, torch.zeros_like(t)), path, x_0, x_1, t)
+    objective = MeanFlow(1e-3, UniformTime(), 0.0)
+    loss = objective.loss(network, path, objective.points(path, x_0, x_1, numbers, 0.02))
+    points = PathPoints.between(path, x_0, x_1, 0.02 + 0.96 * numbers[0])
+    expected = flow_matching_loss(lambda x, t, c: network(x, t, c, torch.zeros_like(t)), path, points)
     torch.testing.assert_close(loss[1:], expected[1:])
     assert not torch.allclose(loss[0], expected[0])
 
@@ -180,7 +206,8 @@ def test_gradient_reaches_neither_the_targets_nor_the_adaptive_weights(power: fl
     path, network, numbers = AffinePath(), Network(2), uniform(2, 6, seed=1)
     x_0, x_1 = normal(6, 2, seed=2), normal(6, 2, seed=3)
     parameters = tuple(network.parameters())
-    loss = MeanFlow(1.0, UniformTime(), power).loss(network, path, x_0, x_1, numbers, 0.0, None)
+    objective = MeanFlow(1.0, UniformTime(), power)
+    loss = objective.loss(network, path, objective.points(path, x_0, x_1, numbers))
     found = torch.autograd.grad(loss.sum(), parameters)
     t, duration = numbers.amin(0), (numbers[0] - numbers[1]).abs()
     x_t, v = path.sample(x_0, x_1, t), path.conditional_velocity(x_0, x_1, t)
@@ -203,7 +230,8 @@ def test_both_ends_of_every_interval_lie_within_the_margins(t_min: float) -> Non
         return network(x, t, condition, duration)
 
     x = normal(5, 2, seed=1)
-    MeanFlow(0.6, UniformTime()).loss(recording, AffinePath(), x, x, numbers, t_min, None)
+    objective = MeanFlow(0.6, UniformTime())
+    objective.loss(recording, AffinePath(), objective.points(AffinePath(), x, x, numbers, t_min))
     t, duration = asked[-1]
     width = 1.0 - 2.0 * t_min
     torch.testing.assert_close(t, t_min + width * torch.tensor([0.0, 0.0, 0.3, 0.0, 1.0], dtype=F64))
@@ -214,9 +242,9 @@ def test_both_ends_of_every_interval_lie_within_the_margins(t_min: float) -> Non
 @pytest.mark.parametrize(
     ("build", "value"),
     [
-        (lambda: MeanFlow(interval_share=0.0), "0.0"),
-        (lambda: MeanFlow(interval_share=1.5), "1.5"),
-        (lambda: MeanFlow(interval_share=math.nan), "nan"),
+        (lambda: MeanFlow(interval_fraction=0.0), "0.0"),
+        (lambda: MeanFlow(interval_fraction=1.5), "1.5"),
+        (lambda: MeanFlow(interval_fraction=math.nan), "nan"),
         (lambda: MeanFlow(adaptive_power=-0.5), "-0.5"),
         (lambda: MeanFlow(adaptive_power=math.nan), "nan"),
     ],

@@ -20,7 +20,7 @@ from flowmatch_rl.objectives import (
     OccupancyObjective,
     flow_matching_loss,
 )
-from flowmatch_rl.paths import AffinePath, CosineSchedule, Field, VariancePreservingSchedule
+from flowmatch_rl.paths import AffinePath, CosineSchedule, Field, PathPoints, VariancePreservingSchedule
 from flowmatch_rl.samplers import DdimSampler
 from flowmatch_rl.solvers import Midpoint
 from flowmatch_rl.testbeds import LinearGaussianProcess, LinearPolicy
@@ -90,7 +90,7 @@ def exact_velocity(path: AffinePath) -> Velocity:
 
 def exact_field(objective: OccupancyObjective, path: AffinePath) -> Field:
     velocity = Field(path, exact_velocity(path))
-    return Field(path, functools.partial(velocity.read_as, objective.predicts), objective.predicts)
+    return Field(path, functools.partial(velocity.read_as, objective.prediction), objective.prediction)
 
 
 def gradients(objective: OccupancyObjective, path: AffinePath, backup: Backup, noise: BackupNoise) -> Tensor:
@@ -236,7 +236,7 @@ def test_stratified_terms_have_less_variance_than_a_coin_and_the_same_mean(objec
 
 @pytest.mark.parametrize("objective", OCCUPANCY_OBJECTIVES, ids=str)
 def test_without_a_discount_the_loss_is_flow_matching_on_one_step(objective: OccupancyObjective) -> None:
-    batch, path = batch_of(64, seed=50), DIFFUSION if objective.predicts == "noise" else LINEAR
+    batch, path = batch_of(64, seed=50), DIFFUSION if objective.prediction == "noise" else LINEAR
     one = torch.ones(64, dtype=F64)
     backup = dataclasses.replace(batch.backup(), state_weight=one, next_weight=torch.zeros_like(one))
 
@@ -244,11 +244,10 @@ def test_without_a_discount_the_loss_is_flow_matching_on_one_step(objective: Occ
         assert condition is not None
         return 0.3 * x + condition[..., :1] * t[..., None]
 
-    field = Field(path, predict, objective.predicts)
+    field = Field(path, predict, objective.prediction)
     direct, bootstrap = objective.loss(field, field, backup, batch.noise, (T_MIN, 1.0 - T_MIN))
-    wanted = flow_matching_loss(
-        predict, path, batch.noise.direct, batch.arrival, batch.noise.t_direct, backup.condition, objective.predicts
-    )
+    points = PathPoints.between(path, batch.noise.direct, batch.arrival, batch.noise.t_direct)
+    wanted = flow_matching_loss(predict, path, points, backup.condition, objective.prediction)
     torch.testing.assert_close(direct, wanted)
     assert bootstrap.eq(0.0).all()
 
@@ -256,13 +255,13 @@ def test_without_a_discount_the_loss_is_flow_matching_on_one_step(objective: Occ
 @pytest.mark.parametrize("objective", OCCUPANCY_OBJECTIVES, ids=str)
 def test_no_gradient_reaches_the_lagging_copy(objective: OccupancyObjective) -> None:
     batch, scale = batch_of(16, seed=60), torch.tensor(0.5, dtype=F64, requires_grad=True)
-    path = DIFFUSION if objective.predicts == "noise" else LINEAR
+    path = DIFFUSION if objective.prediction == "noise" else LINEAR
 
     def predict(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         return scale * x
 
-    frozen, own = Field(path, predict, objective.predicts), torch.tensor(0.2, dtype=F64, requires_grad=True)
-    learner = Field(path, lambda x, t, condition: own * x, objective.predicts)
+    frozen, own = Field(path, predict, objective.prediction), torch.tensor(0.2, dtype=F64, requires_grad=True)
+    learner = Field(path, lambda x, t, condition: own * x, objective.prediction)
     direct, bootstrap = objective.loss(learner, frozen, batch.backup(), batch.noise, (T_MIN, 1.0 - T_MIN))
     (direct + bootstrap).sum().backward()
     assert own.grad is not None
@@ -272,12 +271,12 @@ def test_no_gradient_reaches_the_lagging_copy(objective: OccupancyObjective) -> 
 
 @pytest.mark.parametrize("objective", OCCUPANCY_OBJECTIVES, ids=str)
 def test_the_reductions_differ_by_the_dimension(objective: OccupancyObjective) -> None:
-    path = DIFFUSION if objective.predicts == "noise" else LINEAR
+    path = DIFFUSION if objective.prediction == "noise" else LINEAR
     noise = BackupNoise(*normal(3, 8, 3, seed=1), *(T_MIN + 0.9 * uniform(2, 8, seed=2)), uniform(8, seed=3))
     one = torch.ones(8, dtype=F64)
     condition = normal(8, 2, seed=4)
     backup = Backup(condition, normal(8, 3, seed=5), 0.1 * one, condition, 0.9 * one)
-    field = Field(path, lambda x, t, c: torch.tanh(x), objective.predicts)
+    field = Field(path, lambda x, t, c: torch.tanh(x), objective.prediction)
     summed, averaged = (
         dataclasses.replace(objective, reduction=how).loss(field, field, backup, noise, (T_MIN, 1.0 - T_MIN))
         for how in ("sum", "mean")

@@ -3,14 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_rl.estimators import PosteriorMeanEstimator, boltzmann_density
-from flowmatch_rl.objectives import (
-    CappedSignalWeight,
-    PowerWeight,
-    TimeWeight,
-    UniformWeight,
-    prediction_loss,
-    reverse_flow_target,
-)
+from flowmatch_rl.objectives import CappedSignalWeight, PowerWeight, TimeWeight, UniformWeight, flow_matching_loss
 from flowmatch_rl.paths import AffinePath, LinearSchedule, Schedule, TanhSquash
 from flowmatch_rl.solvers import Midpoint
 from tests.combinations import each_value, one_test
@@ -59,8 +52,9 @@ def test_the_target_is_the_marginal_velocity_of_the_density(schedule: Schedule) 
     path, t = AffinePath(schedule), torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=F64)
     x_t, nodes = normal(5, 1, seed=1), quadrature_nodes(5)
     density = on_quadrature(ONE_D.density, nodes)
-    found = reverse_flow_target(PosteriorMeanEstimator(nodes.shape[1]), path, NORMAL, density, at(x_t, t), nodes)
-    target = path.target("velocity", found.x_0, found.x_1, t)
+    points = at(x_t, t)
+    found = PosteriorMeanEstimator(nodes.shape[1]).estimate(path, NORMAL, density, points, nodes)
+    target = points.with_pair(found.x_0, found.x_1).target(path, "velocity")
     x_0, x_1 = ONE_D.posterior_means(x_t, schedule.alpha(t), schedule.sigma(t))
     velocity = path.conditional_velocity(x_0, x_1, t)
     torch.testing.assert_close(target, velocity, rtol=1e-8, atol=1e-8)
@@ -74,8 +68,8 @@ def test_following_the_estimated_targets_carries_noise_to_the_density() -> None:
     def velocity(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         z = normal(len(x), 400, 1, seed=next(calls))
         points = at(x, t.expand(len(x)))
-        found = reverse_flow_target(estimator, PATH, NORMAL, EVEN.density, points, z)
-        return PATH.target("velocity", found.x_0, found.x_1, points.t)
+        found = estimator.estimate(PATH, NORMAL, EVEN.density, points, z)
+        return points.with_pair(found.x_0, found.x_1).target(PATH, "velocity")
 
     end = Midpoint(20).integrate(velocity, stratified_normal(500)[:, None], 0.005, 0.995)
     assert (end[:, 0].sort().values - EVEN.quantiles(500)).abs().mean() < 0.05
@@ -94,15 +88,24 @@ def test_the_target_carries_no_gradient_and_leaves_the_critic_alone() -> None:
 
     t, x_t, z = torch.tensor([0.2, 0.5, 0.8], dtype=F64), normal(3, 2, seed=1).requires_grad_(), normal(3, 6, 2, seed=2)
     density = boltzmann_density(value_and_gradient, 0.1, TanhSquash())
-    found = reverse_flow_target(PosteriorMeanEstimator(6), PATH, NORMAL, density, at(x_t, t), z)
-    target = PATH.target("velocity", found.x_0, found.x_1, t)
-    for values in (target, found.x_0, found.x_1, found.eta, found.effective_sample_size, found.log_density_spread):
+    points = at(x_t, t)
+    with torch.no_grad():
+        found = PosteriorMeanEstimator(6).estimate(PATH, NORMAL, density, points, z)
+    pair = points.with_pair(found.x_0, found.x_1)
+    for values in (
+        pair.target(PATH, "velocity"),
+        found.x_0,
+        found.x_1,
+        found.eta,
+        found.effective_sample_size,
+        found.log_density_spread,
+    ):
         assert not values.requires_grad
 
     def velocity(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         return actor(torch.cat([x, t[:, None]], dim=-1))
 
-    prediction_loss(velocity, x_t.detach(), t, target).mean().backward()
+    flow_matching_loss(velocity, PATH, pair).mean().backward()
     assert all(p.grad is None for p in critic.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in actor.parameters())
 
@@ -115,7 +118,7 @@ def test_the_target_depends_on_the_gradient_of_the_value() -> None:
         return log_density, torch.zeros_like(score)
 
     one, other = (
-        reverse_flow_target(PosteriorMeanEstimator(6), PATH, NORMAL, density, at(x_t, t), z).x_1
+        PosteriorMeanEstimator(6).estimate(PATH, NORMAL, density, at(x_t, t), z).x_1
         for density in (TWO_D.density, without_score)
     )
     assert (one - other).abs().amax() > 1e-2
@@ -123,25 +126,26 @@ def test_the_target_depends_on_the_gradient_of_the_value() -> None:
 
 @pytest.mark.parametrize(("batch", "dims"), [(1, 1), (3, 3), (5, 2)])
 def test_the_regression_loss_is_the_mean_square_over_dimensions_per_sample(batch: int, dims: int) -> None:
-    x_t, t, target = (
+    x_t, t, condition = (
         normal(batch, dims, seed=1),
         torch.linspace(0.1, 0.9, batch, dtype=F64),
-        normal(batch, dims, seed=2),
+        normal(batch, 4, seed=3),
     )
-    condition = normal(batch, 4, seed=3)
+    points = at(x_t, t).with_pair(normal(batch, dims, seed=2), normal(batch, dims, seed=4))
+    target = points.target(PATH, "velocity")
     asked = []
 
     def velocity(x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
         asked.append((x, time, context))
         return 2.0 * x
 
-    loss = prediction_loss(velocity, x_t, t, target, condition)
+    loss = flow_matching_loss(velocity, PATH, points, condition)
     assert loss.shape == (batch,)
     assert all(a is b for a, b in zip(asked[0], (x_t, t, condition), strict=True))
     for b in range(batch):
         expected = sum((2.0 * x_t[b, d] - target[b, d]) ** 2 for d in range(dims)) / dims
         torch.testing.assert_close(loss[b], expected)
-    assert torch.equal(prediction_loss(lambda x, t, c: target, x_t, t, target), torch.zeros(batch, dtype=F64))
+    assert torch.equal(flow_matching_loss(lambda x, t, c: target, PATH, points), torch.zeros(batch, dtype=F64))
 
 
 def test_wrong_shapes_are_refused() -> None:
@@ -150,16 +154,15 @@ def test_wrong_shapes_are_refused() -> None:
     def velocity(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         return x
 
-    for target in (torch.zeros(4, 1), torch.zeros(3), torch.zeros(1, 3), torch.zeros(3, 4)):
-        with pytest.raises(ValueError, match="equal shapes"):
-            prediction_loss(velocity, x_t, t, target)
+    for wrong in (torch.zeros(4, 1), torch.zeros(3), torch.zeros(1, 3), torch.zeros(3, 4)):
+        for pair in ((wrong, x_t), (x_t, wrong), (wrong, wrong)):
+            with pytest.raises(ValueError, match=r"equal shapes|prefix"):
+                flow_matching_loss(velocity, PATH, at(x_t, t).with_pair(*pair))
     for time in (torch.zeros(3), torch.zeros(5), torch.zeros(4, 3, 1)):
         with pytest.raises(ValueError, match="prefix"):
-            prediction_loss(velocity, x_t, time, x_t)
+            flow_matching_loss(velocity, PATH, at(x_t, time).with_pair(x_t, x_t))
     with pytest.raises(ValueError):
-        reverse_flow_target(
-            PosteriorMeanEstimator(5), PATH, NORMAL, TWO_D.density, at(torch.zeros(4, 2), t), torch.zeros(4, 6, 2)
-        )
+        PosteriorMeanEstimator(5).estimate(PATH, NORMAL, TWO_D.density, at(torch.zeros(4, 2), t), torch.zeros(4, 6, 2))
 
 
 @one_test
@@ -167,7 +170,7 @@ def test_wrong_shapes_are_refused() -> None:
 def test_a_field_of_the_wrong_shape_is_refused(wrong: tuple[int, ...]) -> None:
     x, t = torch.zeros(3, 3), torch.full((3,), 0.5)
     with pytest.raises(ValueError, match="equal shapes"):
-        prediction_loss(lambda x, t, c: torch.ones(wrong), x, t, x)
+        flow_matching_loss(lambda x, t, c: torch.ones(wrong), PATH, at(x, t).with_pair(x, x))
 
 
 def test_a_path_that_keeps_some_noise_reaches_the_density_with_that_noise() -> None:
@@ -175,7 +178,8 @@ def test_a_path_that_keeps_some_noise_reaches_the_density_with_that_noise() -> N
     path, t = AffinePath(LinearSchedule(sigma_min=0.1)), torch.ones(3, dtype=F64)
     x_t, nodes = normal(3, 1, seed=1), quadrature_nodes(3)
     density = on_quadrature(ONE_D.density, nodes)
-    found = reverse_flow_target(PosteriorMeanEstimator(nodes.shape[1]), path, NORMAL, density, at(x_t, t), nodes)
-    target = path.target("velocity", found.x_0, found.x_1, t)
+    points = at(x_t, t)
+    found = PosteriorMeanEstimator(nodes.shape[1]).estimate(path, NORMAL, density, points, nodes)
+    target = points.with_pair(found.x_0, found.x_1).target(path, "velocity")
     x_0, x_1 = ONE_D.posterior_means(x_t, torch.ones_like(t), torch.full_like(t, 0.1))
     torch.testing.assert_close(target, x_1 - 0.9 * x_0, rtol=1e-8, atol=1e-8)

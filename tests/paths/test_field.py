@@ -1,11 +1,12 @@
 import itertools
+from collections.abc import Callable
 from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.paths import AffinePath, Field, Schedule
+from flowmatch_rl.paths import AffinePath, Field, Schedule, guided
 from flowmatch_rl.types import Prediction, Velocity
 from tests.combinations import each_value
 from tests.families import SCHEDULES
@@ -83,6 +84,36 @@ def test_a_network_that_binds_sees_its_condition_once() -> None:
     assert bound[0] is condition
 
 
-def test_at_one_condition_a_field_has_no_average_velocity() -> None:
-    model = Field(AffinePath(), lambda x, t, c: x, "velocity", lambda x, t, duration, c: x)
-    assert model.at(None).average_velocity is None
+@pytest.mark.parametrize("binds", [False, True])
+def test_at_one_condition_a_field_keeps_its_average_velocity(binds: bool) -> None:
+    def predict(x: Tensor, t: Tensor, condition: Tensor | None, duration: Tensor | None = None) -> Tensor:
+        assert condition is not None
+        return torch.sin(x) + condition * (0.0 if duration is None else 1.0 + duration[:, None])
+
+    def average_velocity(x: Tensor, t: Tensor, duration: Tensor, condition: Tensor | None) -> Tensor:
+        return predict(x, t, condition, duration)
+
+    def bind(condition: Tensor | None) -> Callable[..., Tensor]:
+        return lambda x, t, _, duration=None: predict(x, t, condition, duration)
+
+    x, t, duration, condition = normal(3, 2, seed=1), uniform(3, seed=2), uniform(3, seed=3), normal(3, 2, seed=4)
+    model = Field(AffinePath(), predict, "velocity", average_velocity, bind if binds else None)
+    bound = model.at(condition).average_velocity
+    assert bound is not None
+    for other in (None, condition + 1.0):  # ignored: the field is bound to its own condition
+        assert torch.equal(bound(x, t, duration, other), average_velocity(x, t, duration, condition))
+    assert torch.equal(model.at(condition).velocity(x, t), predict(x, t, condition))
+
+
+def test_a_field_without_average_velocities_has_none_at_one_condition() -> None:
+    plain = Field(AffinePath(), lambda x, t, c: x)
+    binding = Field(AffinePath(), lambda x, t, c: x, bind=lambda condition: lambda x, t, _: x)
+    assert plain.at(None).average_velocity is None
+    assert binding.at(None).average_velocity is None
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.3, 1.0, 2.0])
+def test_guidance_extrapolates_from_the_absent_to_the_present_condition(guidance: float) -> None:
+    x, t, condition = normal(3, 2, seed=1), uniform(3, seed=2), normal(3, 2, seed=3)
+    predict = guided(lambda x, t, c: torch.sin(x), lambda x, t, c: torch.sin(x) + c, guidance)
+    torch.testing.assert_close(predict(x, t, condition), torch.sin(x) + guidance * condition)

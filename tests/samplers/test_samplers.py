@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowmatch_rl.paths import AffinePath, Field, LinearSchedule, Schedule, VarianceExplodingSchedule
 from flowmatch_rl.samplers import DdimSampler, OdeSampler, Sampler, SdeSampler
-from flowmatch_rl.solvers import RK4, Euler
+from flowmatch_rl.solvers import RK4, AdaptiveSolver, Euler
 from flowmatch_rl.types import Prediction
 from tests.combinations import each_value
 from tests.families import SAMPLERS, SCHEDULES
@@ -112,3 +112,22 @@ def test_the_model_is_asked_with_the_condition_within_the_interval(sampler: Samp
     assert samples.shape == (3, 2)
     assert asked
     assert all(context is condition and 0.05 - 1e-6 <= t <= 0.95 + 1e-6 for t, context in asked)
+
+
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s.steps is not None], ids=repr)
+def test_the_same_sampler_takes_another_number_of_steps(sampler: Sampler) -> None:
+    other = sampler.with_steps(3)
+    assert other is not None
+    assert other.steps == 3
+    times, _ = other.trajectory(exact_model(LinearSchedule()), normal(2, 1, seed=1), 0.1, 0.9, None, seeded(2))
+    assert len(times) == 4
+    assert sampler.steps is not None
+    assert other.with_steps(sampler.steps) == sampler  # nothing else has changed
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+        sampler.with_steps(0)
+
+
+def test_a_sampler_that_follows_its_error_has_no_number_of_steps() -> None:
+    sampler = OdeSampler(AdaptiveSolver())
+    assert sampler.steps is None
+    assert sampler.with_steps(3) is None

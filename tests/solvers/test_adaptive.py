@@ -177,3 +177,9 @@ def test_times_that_are_no_prefix_are_refused(bad: tuple[int, ...]) -> None:
 def test_a_bad_constructor_argument_is_named(build: object, value: str) -> None:
     with pytest.raises(UserError, match=value):
         build()
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE_SOLVERS, ids=repr)
+def test_its_steps_follow_from_the_error_alone(solver: AdaptiveSolver) -> None:
+    assert solver.steps is None
+    assert solver.with_steps(7) is None

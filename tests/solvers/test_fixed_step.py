@@ -211,3 +211,12 @@ def test_a_number_of_steps_below_one_is_named(solver: type[Solver], num_steps: i
 def test_euler_takes_the_slope_at_the_start_of_each_step() -> None:
     x = torch.zeros(1, 1, dtype=F64)
     assert Euler(2).integrate(lambda x, t, c: t.expand_as(x), x, 0.0, 1.0).item() == 0.25
+
+
+@pytest.mark.parametrize("solver", SOLVER_TYPES)
+def test_the_same_solver_takes_another_number_of_steps(solver: type[Solver]) -> None:
+    other = solver(4).with_steps(7)
+    assert other == solver(7)
+    assert (solver(4).steps, other.steps) == (4, 7)
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+        other.with_steps(0)

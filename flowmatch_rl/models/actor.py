@@ -1,0 +1,194 @@
+"""The actor: draws several particles of a policy and acts by one of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+
+from flowmatch_rl.checks import check_range
+from flowmatch_rl.models.policy import LatentPolicy
+from flowmatch_rl.models.selection import GreedySelection, Selection, SoftmaxSelection
+
+ActionValues: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Values (B, N), units of the return, called as ``values(observation, actions)`` for actions (B, N, A)."""
+
+Role: TypeAlias = Literal["train", "collect", "eval"]
+"""What an actor acts for."""
+
+
+@dataclass(frozen=True)
+class Acting:
+    """How many particles of a policy an action is chosen from, and how, in each role.
+
+    Args:
+        train_particles: Particles per state for the Bellman target and for x_1.
+        collect_particles: Particles per state while collecting.
+        eval_particles: Particles per state in evaluation.
+        train_selection: How one of the training particles is chosen.
+        collect_selection: How one is chosen while collecting.
+        eval_selection: How one is chosen in evaluation.
+        exploration: Standard deviation of normal noise added to collected actions, in units of the action's range
+            [-1, 1].
+
+    Raises:
+        UserError: If a number is out of its range.
+    """
+
+    train_particles: int = 16
+    collect_particles: int = 16
+    eval_particles: int = 32
+    train_selection: Selection = SoftmaxSelection()
+    collect_selection: Selection = SoftmaxSelection()
+    eval_selection: Selection = GreedySelection()
+    exploration: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range(
+            "[1, inf)",
+            train_particles=self.train_particles,
+            collect_particles=self.collect_particles,
+            eval_particles=self.eval_particles,
+        )
+        check_range("[0, inf)", exploration=self.exploration)
+
+    def actor(
+        self, role: Role, policy: LatentPolicy, values: ActionValues, temperature: Tensor | float
+    ) -> "ParticleActor":
+        """The actor of a role.
+
+        Args:
+            role: What it acts for.
+            policy: The policy.
+            values: Values that the choice depends on.
+            temperature: Temperature of the choice, units of the return.
+        """
+        num_particles, selection = {
+            "train": (self.train_particles, self.train_selection),
+            "collect": (self.collect_particles, self.collect_selection),
+            "eval": (self.eval_particles, self.eval_selection),
+        }[role]
+        exploration = self.exploration if role == "collect" else 0.0
+        return ParticleActor(policy, values, num_particles, selection, temperature, exploration=exploration)
+
+
+@dataclass(frozen=True)
+class ParticleActor:
+    """Draws several particles of a policy and acts by one of them, chosen by its value.
+
+    Args:
+        policy: The policy.
+        values: Values that the choice depends on.
+        num_particles: Particles N per state, at least 1.
+        selection: Rule of choice.
+        temperature: Temperature of the choice, units of the return, positive; a tensor of shape () may change.
+        noise_scale: Scale of the noise that particles start from, at least 0; 0 for a policy without noise.
+        exploration: Standard deviation of the normal noise added to actions, which are clipped to [-1, 1] then.
+
+    Raises:
+        UserError: If a number is out of its range.
+    """
+
+    policy: LatentPolicy
+    values: ActionValues
+    num_particles: int
+    selection: Selection
+    temperature: Tensor | float
+    noise_scale: float = 1.0
+    exploration: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("[1, inf)", num_particles=self.num_particles)
+        check_range("[0, inf)", noise_scale=self.noise_scale, exploration=self.exploration)
+
+    @torch.no_grad()
+    def particles(self, observation: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Latent points of N particles per state.
+
+        Args:
+            observation: Shape (B, S).
+            generator: Source of the noise; the global one if None.
+
+        Returns:
+            Latent points, shape (B, N, A).
+        """
+        shape = (len(observation), self.num_particles, self.policy.noise_dim)
+        noise = _draw(torch.randn, shape, observation, generator)
+        if self.noise_scale != 1.0:
+            noise = self.noise_scale * noise
+
+        def draw(like: Tensor) -> Tensor:
+            return _draw(torch.randn, tuple(like.shape), like, generator)
+
+        return self.policy.sample_latents(observation, noise, draw)
+
+    @torch.no_grad()
+    def latent(self, observation: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Latent point of the chosen particle.
+
+        Args:
+            observation: Shape (B, S).
+            generator: Source of the noise; the global one if None.
+
+        Returns:
+            Latent points, shape (B, A).
+        """
+        latents = self.particles(observation, generator)
+        if self.num_particles == 1:
+            return latents[:, 0]
+        values = latents.new_zeros(latents.shape[:2])
+        if self.selection.needs_values:
+            values = self.values(observation, self.policy.squash.action(latents))
+        uniform = _draw(torch.rand, values.shape, observation, generator)
+        index = self.selection.choose(values.float(), self.temperature, uniform)
+        return latents[torch.arange(len(latents), device=latents.device), index]
+
+    @torch.no_grad()
+    def __call__(self, observation: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Act.
+
+        Args:
+            observation: Shape (*batch, S).
+            generator: Source of the noise; the global one if None.
+
+        Returns:
+            Actions, shape (*batch, A).
+        """
+        latents = self.latent(observation.reshape(-1, observation.shape[-1]), generator)
+        action = self.policy.squash.action(latents).reshape(*observation.shape[:-1], latents.shape[-1])
+        if self.exploration == 0.0:
+            return action
+        noise = _draw(torch.randn, tuple(action.shape), action, generator)
+        return (action + self.exploration * noise).clamp(-1.0, 1.0)
+
+
+class ActorModule(TensorDictModuleBase):
+    """An actor as TorchRL's collectors call it: reads ``observation``, writes ``action``.
+
+    Args:
+        actor: The actor.
+        generator: Source of its noise; the global one if None.
+    """
+
+    def __init__(self, actor: ParticleActor, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.in_keys = ["observation"]
+        self.out_keys = ["action"]
+        self.actor = actor
+        self.generator = generator
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write ``action`` for ``observation``, wherever either lies."""
+        observation = tensordict.get("observation")
+        device = next(self.actor.policy.parameters()).device
+        return tensordict.set("action", self.actor(observation.to(device), self.generator).to(observation.device))
+
+
+def _draw(
+    distribution: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    device = like.device if generator is None else generator.device
+    return distribution(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

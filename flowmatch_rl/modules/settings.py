@@ -1,0 +1,111 @@
+"""Arguments of the modules that belong together, as configuration files state them."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from flowmatch_rl.checks import check_range, check_word
+from flowmatch_rl.nets import CriticArchitecture
+from flowmatch_rl.objectives import ValueReduction
+
+EndpointSource: TypeAlias = Literal["policy", "replay", "uniform"]
+"""Where the endpoints x_1 of the paths come from that a policy is trained on."""
+
+
+@dataclass(frozen=True)
+class TrainingPoints:
+    """Where along which paths a policy is trained.
+
+    Args:
+        x_1_source: Where the path ends: at a sample of the policy, at the action in the replay buffer, or at a uniform
+            action.
+        share_samples: Whether the policy is trained at the next observation, so that one sampling pass serves the
+            Bellman target and x_1; halves the sampling. The first state of an episode is then seen only where another
+            ends in it. Needs ``x_1_source: policy``.
+        batch_size: States of each batch that the policy is trained at; all if None.
+
+    Raises:
+        UserError: If a value is out of its range.
+    """
+
+    x_1_source: EndpointSource = "policy"
+    share_samples: bool = False
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        check_word(("policy", "replay", "uniform"), x_1_source=self.x_1_source)
+        if self.share_samples:
+            check_word(("policy",), **{"x_1_source, with share_samples,": self.x_1_source})
+        check_range("[1, inf)", batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class Critics:
+    """The critics of an actor-critic, and how their targets are made.
+
+    Args:
+        architecture: Shape of the critics.
+        reduction: How the critics are reduced to one value, in targets and choices: the target is the distribution of
+            the return of the critic of smallest value, or the mean of all.
+        subset_size: Critics, drawn at random for every update, that a target is reduced over, in 1, ..., M; all if
+            None.
+        ema_decay: Rate of the target networks, in [0, 1).
+
+    Raises:
+        UserError: If a number is out of its range.
+
+    Reference:
+        Chen et al., arXiv:2101.05982, for the minimum over a random subset.
+    """
+
+    architecture: CriticArchitecture = CriticArchitecture()
+    reduction: ValueReduction = "min"
+    subset_size: int | None = None
+    ema_decay: float = 0.995
+
+    def __post_init__(self) -> None:
+        check_word(("min", "mean"), reduction=self.reduction)
+        check_range("[1, inf)", subset_size=self.subset_size)
+        check_range("[0, 1)", ema_decay=self.ema_decay)
+
+
+@dataclass(frozen=True)
+class WeightCritics:
+    """Critics in the importance weights of the posterior.
+
+    Args:
+        network: The online critics or their target networks.
+        reduction: How they are reduced to one value.
+
+    Raises:
+        UserError: If a word is unknown.
+    """
+
+    network: Literal["online", "target"] = "online"
+    reduction: ValueReduction = "min"
+
+    def __post_init__(self) -> None:
+        check_word(("online", "target"), network=self.network)
+        check_word(("min", "mean"), reduction=self.reduction)
+
+
+@dataclass(frozen=True)
+class ActorCriticOptimizer:
+    """Adam with a learning rate per network, and the clipping of their gradients.
+
+    Args:
+        actor_learning_rate: Learning rate of the policy.
+        critic_learning_rate: Learning rate of the critics.
+        temperature_learning_rate: Learning rate of the logarithm of a temperature that is tuned.
+        max_gradient_norm: The gradient of each network is clipped to this norm; positive.
+
+    Raises:
+        UserError: If a number is not positive.
+    """
+
+    actor_learning_rate: float = 3e-4
+    critic_learning_rate: float = 1e-3
+    temperature_learning_rate: float = 1e-3
+    max_gradient_norm: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_range("(0, inf)", **vars(self))
