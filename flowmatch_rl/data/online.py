@@ -152,7 +152,7 @@ class OnlineData(LightningDataModule):
         self._local_env_steps = 0
         self._pending_updates = 0.0
         self._written = 0  # transitions put into this buffer, restored ones included
-        self._restored_replay: dict[str, Any] | None = None
+        self._restored: TensorDictBase | None = None  # transitions of a checkpoint, until the buffer is made
         self._multi_step = MultiStep(n_steps)
         self._buffer: TensorDictReplayBuffer | None = None
         self._collector: Collector | None = None
@@ -173,6 +173,15 @@ class OnlineData(LightningDataModule):
     def env_steps(self) -> int:
         """Environment steps taken so far, over all processes."""
         return self._local_env_steps * self._world_size
+
+    @property
+    def replay(self) -> TensorDictBase | None:
+        """Transitions that this process holds, oldest first and on the CPU, batch size (N,); None before the first."""
+        if self._buffer is None or len(self._buffer) == 0:
+            return self._restored
+        held = self._buffer[:].select(*self._stored_keys).cpu()
+        oldest = self._written % self.buffer_capacity if len(held) == self.buffer_capacity else 0
+        return held.apply(lambda entry: entry.roll(-oldest, 0))
 
     @property
     def _stored_keys(self) -> tuple[str | tuple[str, str], ...]:
@@ -245,13 +254,9 @@ class OnlineData(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Counters and, if so configured, the replay buffer of the first process."""
         state: dict[str, Any] = {"local_env_steps": self._local_env_steps, "pending_updates": self._pending_updates}
-        if self.checkpoint_replay and self._buffer is not None and len(self._buffer):
-            held = self._buffer[:].cpu()
-            # Oldest first, so that a resumed run overwrites in the same order.
-            oldest = self._written % self.buffer_capacity if len(held) == self.buffer_capacity else 0
-            state["replay"] = {
-                "/".join(k) if isinstance(k, tuple) else k: held[k].roll(-oldest, 0) for k in self._stored_keys
-            }
+        held = self.replay if self.checkpoint_replay else None
+        if held is not None:  # oldest first, so that a resumed run overwrites in the same order
+            state["replay"] = {"/".join(k) if isinstance(k, tuple) else k: held[k] for k in self._stored_keys}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -265,19 +270,20 @@ class OnlineData(LightningDataModule):
             raise ValueError(f"the checkpoint's replay buffer has n_steps {saved}, this run {self.n_steps}")
         self._local_env_steps = state_dict["local_env_steps"]
         self._pending_updates = state_dict["pending_updates"]
-        self._restored_replay = replay
+        self._restored = None
+        if replay is not None:
+            entries = {tuple(key.split("/")): values for key, values in replay.items()}
+            self._restored = TensorDict(entries, [len(replay["/".join(REWARD)])])
 
     def _ready_buffer(self) -> TensorDictReplayBuffer:
         """The replay buffer, filled by warm-up (or from a checkpoint) before its first use."""
         if self._buffer is None:
             storage = LazyTensorStorage(self.buffer_capacity, device=self._module.device)
             self._buffer = TensorDictReplayBuffer(storage=storage, batch_size=self.batch_size)
-            if self._restored_replay is not None:
-                entries = {tuple(k.split("/")): v for k, v in self._restored_replay.items()}
-                size = len(next(iter(entries.values())))
-                self._buffer.extend(TensorDict(entries, batch_size=[size]))
-                self._written += size
-                self._restored_replay = None
+            if self._restored is not None:
+                self._buffer.extend(self._restored)
+                self._written += len(self._restored)
+                self._restored = None
         warmup = math.ceil(self.warmup_env_steps / self._world_size)
         while self._local_env_steps < warmup or len(self._buffer) < self.batch_size:
             self._collect(self._buffer)

@@ -46,7 +46,7 @@ class RankReport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = trainer.datamodule  # pyright: ignore
-        held = data._buffer[:]
+        held = data.replay
         report = {
             "world_size": trainer.world_size,
             "start": self.start,

@@ -17,6 +17,7 @@ from flowmatch_rl.testbeds import (
     ConstantPolicy,
     LinearGaussianProcess,
     MazeLoopPolicy,
+    PlanarProcess,
     PointMassMaze,
     Process,
     RandomPolicy,
@@ -190,7 +191,7 @@ def test_collector_goes_on_from_new_starts_after_each_end() -> None:
 
 
 @pytest.mark.parametrize("process", [PointMassMaze(), RingProcess(), RandomWalkProcess()], ids=lambda p: p.label)
-def test_picture_shows_the_point_and_the_walls(process: Process) -> None:
+def test_picture_shows_the_point_and_the_walls(process: PlanarProcess) -> None:
     environment = ProcessEnvironment(process)
     env = environment.make(render=True)
     env.set_seed(1)
@@ -202,7 +203,7 @@ def test_picture_shows_the_point_and_the_walls(process: Process) -> None:
     assert len(colours) == (3 if isinstance(process, PointMassMaze) else 2)
     point = tuple(colours[counts.argmin()])
     rows, columns = np.nonzero((picture == point).all(-1))
-    half_width = environment._plane().half_width
+    half_width = process.half_width
     seen = ((columns + 0.5) / 120 - 1.0) * half_width, (1.0 - (rows + 0.5) / 120) * half_width
     for i in range(2):
         assert float(seen[i].mean()) == pytest.approx(float(position[i]), abs=half_width / 120)
