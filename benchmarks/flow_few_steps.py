@@ -1,6 +1,6 @@
 """Samples of two moons in one step, a few, and fifty: plain flow, optimal transport, rectified flow and mean flow.
 
-Energy distance between 15,000 samples and as many fresh points of the law, in standardised units, means over seeds.
+Energy distance between 15,000 samples and as many fresh points of the data, in standardised units, means over seeds.
 Each model has the network and batch of ``conf/flow/two_moons.yaml``, but lower time frequencies for mean flow. The
 second stage of a rectified flow trains for as many updates once more.
 """
@@ -17,7 +17,7 @@ from benchmarks.flow_speed import quiet_trainer
 from flowmatch_rl.couplings import ExactCoupling
 from flowmatch_rl.data import SampleData, TwoMoons
 from flowmatch_rl.metrics import energy_distance
-from flowmatch_rl.modules import FlowMatchingModel, Reflow
+from flowmatch_rl.modules import FlowMatchingModel, FlowOptimizer, Reflow
 from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.objectives import MeanFlow
 from flowmatch_rl.samplers import AverageVelocitySampler, OdeSampler, Sampler
@@ -33,8 +33,8 @@ STEPS = (1, 2, 4, 50)
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "optimal transport": {"coupling": ExactCoupling()},
-    "mean flow": {"objective": MeanFlow(), "velocity": SMOOTH},
-    "mean flow, optimal transport": {"objective": MeanFlow(), "velocity": SMOOTH, "coupling": ExactCoupling()},
+    "mean flow": {"objective": MeanFlow(), "network": SMOOTH},
+    "mean flow, optimal transport": {"objective": MeanFlow(), "network": SMOOTH, "coupling": ExactCoupling()},
 }
 
 
@@ -42,7 +42,7 @@ def fit(seed: int, updates: int, **options: Any) -> tuple[FlowMatchingModel, Sam
     """Train one model."""
     torch.manual_seed(seed)
     data = SampleData(TwoMoons(), batch_size=512, num_updates=updates, epoch_updates=updates)
-    model = FlowMatchingModel(data.schema, **{"velocity": ARCHITECTURE, **options})
+    model = FlowMatchingModel(data.schema, **{"network": ARCHITECTURE, **options})
     trainer = quiet_trainer(updates)
     trainer.fit(model, datamodule=data)
     return model, data, trainer
@@ -59,7 +59,7 @@ def distances(model: FlowMatchingModel, data: SampleData, seed: int) -> list[flo
             return AverageVelocitySampler(steps)
         return OdeSampler(Euler(steps))
 
-    return [float(energy_distance(model.flow.sample(noise, sampler(steps), None, 1.0), truth)) for steps in STEPS]
+    return [float(energy_distance(model.model.sample(noise, sampler=sampler(steps)), truth)) for steps in STEPS]
 
 
 def run(seeds: int = 2, updates: int = 3000) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def run(seeds: int = 2, updates: int = 3000) -> dict[str, Any]:
                 with tempfile.TemporaryDirectory() as folder:
                     teacher = Path(folder) / "teacher.ckpt"
                     trainer.save_checkpoint(teacher)
-                    student, data, _ = fit(seed, updates, learning_rate=3e-4, reflow=Reflow(str(teacher)))
+                    student, data, _ = fit(seed, updates, optimizer=FlowOptimizer(3e-4), reflow=Reflow(str(teacher)))
                 found.setdefault("reflow of plain", []).append(distances(student, data, seed))
             print(seed, name, found[name][-1], flush=True)
     rows = []

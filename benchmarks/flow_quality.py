@@ -1,7 +1,7 @@
 """Sample quality of flows in the plane after equal updates: the module, TorchCFM and flow_matching.
 
 Same network, batch, number of updates, learning rate and sampler (25 midpoint steps); distances between 5,000 samples
-and as many fresh points of the law, in standardised units. The module's own are its lagging copy and its decaying
+and as many fresh points of the distribution, in standardised units. The module's own are its EMA flow and its decaying
 learning rate, on by default; the packages leave both to the user's loop. Needs the extra ``benchmarks``.
 """
 
@@ -26,7 +26,7 @@ def distances(samples: Tensor, truth: Tensor) -> tuple[float, float]:
 
 
 def run(seeds: int = 5, updates: int = 800, batch_size: int = 256) -> dict[str, Any]:
-    """Train every contestant on every law with every seed; returns means and standard errors."""
+    """Train every contestant on every distribution with every seed; returns means and standard errors."""
     rows = []
     for dataset in (TwoMoons(), Checkerboard()):
         found: dict[str, list[tuple[float, float]]] = {"floor (two samples of the law)": []}
@@ -36,7 +36,7 @@ def run(seeds: int = 5, updates: int = 800, batch_size: int = 256) -> dict[str, 
             found["floor (two samples of the law)"].append(distances(other, truth))
             noise = torch.randn(NUMBER, 2, generator=torch.Generator().manual_seed(seed))
             with torch.no_grad():
-                samples = Midpoint(25).integrate(module.flow.field().velocity, noise, 0.0, 1.0)
+                samples = Midpoint(25).integrate(module.flow_ema.field().velocity, noise, 0.0, 1.0)
                 found.setdefault("module", []).append(distances(samples, truth))
                 table = data.schema.standardise(torch.tensor(dataset.load()[["x", "y"]].to_numpy())).float()
             for name in ("TorchCFM", "flow_matching"):

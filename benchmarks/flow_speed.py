@@ -19,7 +19,7 @@ from torchcfm.conditional_flow_matching import ConditionalFlowMatcher, ExactOpti
 from flowmatch_rl.callbacks import Throughput
 from flowmatch_rl.couplings import Coupling, ExactCoupling, IndependentCoupling
 from flowmatch_rl.data import Dataset, SampleData, TwoMoons
-from flowmatch_rl.modules import FlowMatchingModel
+from flowmatch_rl.modules import FlowMatchingModel, FlowOptimizer
 from flowmatch_rl.nets import VelocityArchitecture
 
 ARCHITECTURE = VelocityArchitecture(
@@ -143,7 +143,7 @@ def trained(
     torch.manual_seed(seed)
     data = SampleData(dataset, batch_size=batch_size, num_updates=updates, epoch_updates=updates)
     model = FlowMatchingModel(
-        data.schema, velocity=ARCHITECTURE, coupling=coupling, learning_rate=LEARNING_RATE, **options
+        data.schema, network=ARCHITECTURE, coupling=coupling, optimizer=FlowOptimizer(LEARNING_RATE), **options
     )
     clock = Clock()
     trainer = quiet_trainer(updates, precision, clock)

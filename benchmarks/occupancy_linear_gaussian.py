@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.occupancy_runs import collected, trained
+from benchmarks.occupancy_runs import OPTIMIZER, collected, trained
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.evaluation import FutureTests
 from flowmatch_rl.metrics import wasserstein_distance
+from flowmatch_rl.models import Horizon
 from flowmatch_rl.modules import OccupancyModule
-from flowmatch_rl.nets import FilmUNetArchitecture
+from flowmatch_rl.nets import EmaSettings, FilmUNetArchitecture
 from flowmatch_rl.objectives import TD2CFM, TDCFM, CoupledTDCFM, OccupancyObjective
 from flowmatch_rl.solvers import Midpoint
 from flowmatch_rl.testbeds import LinearGaussianProcess, LinearPolicy
@@ -36,7 +37,7 @@ METHODS: dict[str, OccupancyObjective] = {
 
 
 def distances(module: OccupancyModule, number: int = 4_000, num_states: int = 16) -> tuple[float, float, float]:
-    """Distance to the exact law, that between two exact samples, and the error of the mean."""
+    """Distance to the exact distribution, that between two exact samples, and the error of the mean."""
     generator = torch.Generator().manual_seed(9)
     state = torch.randn(num_states, 1, generator=generator) * PROCESS.start_scale
     action = POLICY.act(state)
@@ -51,7 +52,7 @@ def distances(module: OccupancyModule, number: int = 4_000, num_states: int = 16
             for _ in range(2)
         ]
         noise = torch.randn(1, number, 1, generator=generator)
-        made = module.sample(noise, s[None, None], a[None, None], s.new_empty(1, 1, 0))[0].double()
+        made = module.model.sample(noise, s[None, None], a[None, None], s.new_empty(1, 1, 0))[0].double()
         # In one dimension sorting solves the transport problem.
         found.append(float((made.sort(0).values - exact[0].sort(0).values).abs().mean()))
         floor.append(float((exact[1].sort(0).values - exact[0].sort(0).values).abs().mean()))
@@ -78,11 +79,9 @@ def run(updates: int = UPDATES, seeds: tuple[int, ...] = SEEDS) -> dict[str, Any
                     policy=POLICY,
                     objective=objective,
                     network=NETWORK,
-                    adam_epsilon=1e-8,
-                    discount=DISCOUNT,
-                    ema_decay=0.95,
-                    learning_rate=1e-3,
-                    learning_rate_decay="cosine",
+                    horizon=Horizon(DISCOUNT),
+                    ema=EmaSettings(0.95),
+                    optimizer=OPTIMIZER,
                     tests=FutureTests(value_samples=2, test_samples=2, likelihood_samples=0),
                 )
                 distance, floor, mean_error = distances(module)

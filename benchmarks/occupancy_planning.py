@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.occupancy_maze import NETWORK
-from benchmarks.occupancy_runs import collected, trained
+from benchmarks.occupancy_runs import OPTIMIZER, collected, trained
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.evaluation import FutureTests
+from flowmatch_rl.models import Horizon
 from flowmatch_rl.modules import OccupancyModule
+from flowmatch_rl.nets import EmaSettings
 from flowmatch_rl.objectives import TD2CFM
 from flowmatch_rl.planning import best_single, improve
 from flowmatch_rl.samplers import OdeSampler
@@ -55,15 +57,12 @@ def compare(module: OccupancyModule, reward: Reward) -> dict[str, float]:
     starts = MAZE.start(torch.randn(EPISODES, 4, generator=generator))
     candidates = POLICY.embeddings(torch.rand(CANDIDATES, 2, generator=generator))
 
-    def futures(noise: Tensor, state: Tensor, action: Tensor, member: Tensor, discount: float | Tensor) -> Tensor:
-        return module.sample(noise, state[..., None, :], action[..., None, :], member[..., None, :], discount)
-
     def worth(states: Tensor) -> Tensor:
         return reward.evaluate(states, MAZE.columns)
 
     def plan(states: Tensor, samples: int) -> Tensor:
         noise = torch.randn(samples, 4, generator=generator)
-        return candidates[improve(futures, POLICY.act, states, candidates, noise, worth, DISCOUNT).index]
+        return candidates[improve(module.model.futures, POLICY.act, states, candidates, noise, worth, DISCOUNT).index]
 
     chosen = torch.empty(0)
 
@@ -75,7 +74,7 @@ def compare(module: OccupancyModule, reward: Reward) -> dict[str, float]:
 
     own = plan(starts, 64)
     noise = torch.randn(64, 4, generator=generator)
-    single = best_single(futures, POLICY.act, starts, candidates, noise, worth, DISCOUNT)
+    single = best_single(module.model.futures, POLICY.act, starts, candidates, noise, worth, DISCOUNT)
     everywhere = candidates[single.index].expand(EPISODES, -1)
     returns = [follow(starts, replan, reward), follow(starts, lambda *_: own, reward)]
     returns.append(follow(starts, lambda *_: everywhere, reward))
@@ -110,11 +109,9 @@ def run(updates: int = UPDATES) -> dict[str, Any]:
             policy=POLICY,
             objective=TD2CFM(solver=Midpoint(num_steps=3)),
             network=NETWORK,
-            discount=DISCOUNT,
-            ema_decay=0.9,
-            learning_rate=1e-3,
-            adam_epsilon=1e-8,
-            learning_rate_decay="cosine",
+            horizon=Horizon(DISCOUNT),
+            ema=EmaSettings(0.9),
+            optimizer=OPTIMIZER,
             sampler=OdeSampler(Euler(num_steps=5)),
             tests=FutureTests(test_samples=128, value_samples=128, likelihood_samples=0),
         )

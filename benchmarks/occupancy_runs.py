@@ -9,8 +9,11 @@ from lightning.pytorch import Trainer, seed_everything
 
 from flowmatch_rl.data import OfflineData, collect_transitions
 from flowmatch_rl.envs import ProcessEnvironment
-from flowmatch_rl.modules import OccupancyModule
+from flowmatch_rl.modules import FlowOptimizer, OccupancyModule
 from flowmatch_rl.types import Policy
+
+OPTIMIZER = FlowOptimizer(1e-3, weight_decay=1e-3)
+"""For runs that are short of those of the paper."""
 
 
 def collected(folder: Path, environment: ProcessEnvironment, number: int, policy: Policy | None, **options: Any) -> str:

@@ -28,7 +28,7 @@ VARIANTS: dict[str, tuple[OccupancyObjective, Architecture]] = {
 
 
 def update_of(objective: OccupancyObjective, network: Architecture, device: str) -> Callable[[], None]:
-    """One whole gradient update (policy, bootstrap, forward, backward, AdamW, lagging copy) on a fixed batch."""
+    """One whole gradient update (policy, bootstrap, forward, backward, AdamW, EMA flow) on a fixed batch."""
     maze = PointMassMaze()
     schema = TableSchema(maze.columns, (0.0,) * 4, (0.18, 0.18, 0.1, 0.1))
     module = OccupancyModule(schema, maze.action_dim, policy=MazeLoopPolicy(), objective=objective, network=network).to(
@@ -54,7 +54,7 @@ def update_of(objective: OccupancyObjective, network: Architecture, device: str)
         direct, bootstrap = module.loss(segment)
         (direct + bootstrap).mean().backward()
         optimizer.step()
-        update_ema(module.network_ema, module.network, module.ema_decay)
+        update_ema(module.flow_ema, module.flow, module.ema.decay)
 
     return update
 

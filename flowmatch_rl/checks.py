@@ -12,7 +12,7 @@ class RunError(Exception):
     """A run that cannot continue, for a reason its user can act on; the command line shows it, with exit status 1."""
 
 
-def check_range(interval: str, **values: float | None) -> None:
+def check_range(interval: str, /, **values: float | None) -> None:
     """Raise unless numbers lie in an interval.
 
     Args:
@@ -32,7 +32,7 @@ def check_range(interval: str, **values: float | None) -> None:
             raise UserError(f"{name} must {_words(interval, low, high)}, got {value}")
 
 
-def check_word(words: Collection[str], **values: str) -> None:
+def check_word(words: Collection[str], /, **values: str) -> None:
     """Raise unless words are among the known ones.
 
     Args:

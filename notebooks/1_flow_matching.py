@@ -16,7 +16,7 @@
 #
 # A flow carries noise to data. This notebook shows why it can be learned by plain regression, what else one network
 # then knows, and what decides how many steps a sample takes. Everything it claims is computed below; the mathematics is
-# that of the package, on laws whose exact answers are known.
+# that of the package, on distributions whose exact answers are known.
 #
 # 1. A flow carries noise to data
 # 2. The loss that cannot be evaluated, and the one that can
@@ -41,15 +41,17 @@ import torch
 from lightning.pytorch import Trainer
 from matplotlib.collections import LineCollection
 
+from flowmatch_rl.batches import read_samples
 from flowmatch_rl.couplings import ExactCoupling, IndependentCoupling
 from flowmatch_rl.data import SampleData, TwoMoons
-from flowmatch_rl.figures import distance_by_steps, draw_samples, sample_flow
+from flowmatch_rl.evaluation import FlowTests, distance_by_steps, sample_flow
+from flowmatch_rl.figures import draw_samples
 from flowmatch_rl.figures.style import BLUE, GREEN, GREY, ORANGE, RED, scale_around_zero, tidy
 from flowmatch_rl.inference import load_flow
 from flowmatch_rl.metrics import energy_distance
-from flowmatch_rl.modules import FlowMatchingModel
-from flowmatch_rl.nets import VelocityArchitecture
-from flowmatch_rl.objectives import MeanFlow, flow_matching_loss, prediction_loss
+from flowmatch_rl.modules import FlowMatchingModel, FlowOptimizer
+from flowmatch_rl.nets import EmaSettings, VelocityArchitecture
+from flowmatch_rl.objectives import MeanFlow, flow_matching_loss
 from flowmatch_rl.paths import (
     AffinePath,
     CosineSchedule,
@@ -57,6 +59,7 @@ from flowmatch_rl.paths import (
     GaussianMixture,
     GaussianSource,
     LinearSchedule,
+    PathPoints,
     VariancePreservingSchedule,
 )
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler, SdeSampler
@@ -87,14 +90,14 @@ plt.rcParams.update({"figure.dpi": 100, "figure.constrained_layout.use": True, "
 #
 # $$x_t = \alpha_t x_1 + \sigma_t x_0, \qquad t \in [0, 1],$$
 #
-# here with $\alpha_t = t$, $\sigma_t = 1 - t$ (`LinearSchedule`). Its **marginal** $p_t$, the law of $x_t$, is noise at
-# $t = 0$ and data at $t = 1$. The **marginal velocity**
+# here with $\alpha_t = t$, $\sigma_t = 1 - t$ (`LinearSchedule`). Its **marginal** $p_t$, the distribution of $x_t$, is
+# noise at $t = 0$ and data at $t = 1$. The **marginal velocity**
 #
 # $$v_t(x) = \mathbb E\left[\dot\alpha_t x_1 + \dot\sigma_t x_0 \mid x_t = x\right]$$
 #
-# moves points so that their law is $p_t$ at every time: draw $x_0$, solve $\dot x = v_t(x)$ up to $t = 1$, and hold a
-# sample of the data ([Lipman et al., 2022](https://arxiv.org/abs/2210.02747)). For a mixture of normals, $p_t$ and
-# $v_t$ have closed forms.
+# moves points so that their distribution is $p_t$ at every time: draw $x_0$, solve $\dot x = v_t(x)$ up to $t = 1$, and
+# hold a sample of the data ([Lipman et al., 2022](https://arxiv.org/abs/2210.02747)). For a mixture of normals, $p_t$
+# and $v_t$ have closed forms.
 
 # %%
 mixture = GaussianMixture(
@@ -106,12 +109,12 @@ path = AffinePath(LinearSchedule())
 velocity = mixture.field(path)
 
 
-def draw(law, number):
+def draw(distribution, number):
     """Noise, data and flow times."""
-    dim, dtype = law.means.shape[1], law.means.dtype
+    dim, dtype = distribution.means.shape[1], distribution.means.dtype
     x_0, z = torch.randn(2, number, dim, dtype=dtype)
     uniform, t = torch.rand(2, number, dtype=dtype)
-    return x_0, law.draw(uniform, z), t
+    return x_0, distribution.draw(uniform, z), t
 
 
 x_0, x_1, t = draw(mixture, PARTICLES)
@@ -131,7 +134,7 @@ right.hist(
     trajectories[-1, :, 0], bins=80, range=(-3, 3), density=True, orientation="horizontal", color=ORANGE, alpha=0.6
 )
 right.plot(mixture.log_prob(side[:, None]).exp(), side, color=BLUE)
-right.set_title("law of the data (line), carried points (bars)")
+right.set_title("distribution of the data (line), carried points (bars)")
 tidy(right, "density")
 
 # %% [markdown]
@@ -194,16 +197,16 @@ assert error < 1e-3
 
 
 # %%
-def train(law, coupling, hidden_dim):
+def train(distribution, coupling, hidden_dim):
     """A velocity network trained on the conditional loss."""
     architecture = VelocityArchitecture(hidden_dim, num_blocks=2, activation="silu", max_frequency=10.0)
-    network = architecture.build(law.means.shape[1], condition_dim=0).to(law.means.dtype)
+    network = architecture.build(distribution.means.shape[1], condition_dim=0).to(distribution.means.dtype)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, SMALL_UPDATES)
     for _ in range(SMALL_UPDATES):
-        x_0, x_1, t = draw(law, 256)
+        x_0, x_1, t = draw(distribution, 256)
         x_0 = x_0[coupling.pair(x_0, x_1, torch.rand(256))]
-        loss = flow_matching_loss(network, path, x_0, x_1, t).mean()
+        loss = flow_matching_loss(network, path, PathPoints.between(path, x_0, x_1, t)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -224,9 +227,9 @@ untrained = VelocityArchitecture(hidden_dim=32, num_blocks=1, time_features=16, 
 
 def losses(network, x_0, x_1, t, target=velocity):
     """Conditional and marginal loss of each sample."""
-    x_t = path.sample(x_0, x_1, t)
-    conditional = flow_matching_loss(network, path, x_0, x_1, t)
-    return conditional, prediction_loss(network, x_t, t, target(x_t, t, None))
+    points = PathPoints.between(path, x_0, x_1, t)
+    marginal = (network(points.x_t, t, None) - target(points.x_t, t, None)).square().mean(1)
+    return flow_matching_loss(network, path, points), marginal
 
 
 many = draw(mixture, 32 * 1024 if FAST else 128 * 1024)
@@ -342,7 +345,7 @@ for name, some_path in {"linear path": path, "variance-preserving path": diffusi
 #   $\mathrm dx = \left(v_t + \tfrac12 g_t^2 s_t\right) \mathrm dt + g_t\, \mathrm dW$ with
 #   $g_t^2 = 2 \sigma_t^2 \frac{\mathrm d}{\mathrm dt} \log \frac{\alpha_t}{\sigma_t}$: fresh noise, pulled back by the
 #   score, with the same marginals;
-# - DDIM: predict data and noise, mix them anew with the next $\alpha$ and $\sigma$.
+# - DDIM: predict data and noise, mix them again with the next $\alpha$ and $\sigma$.
 
 # %%
 samplers = {
@@ -375,9 +378,9 @@ for row, (name, some_path) in zip(panels, {"linear": path, "variance preserving"
 print(f"energy distance of two sets of fresh samples: below {usual:.5f} in 19 of 20 cases")
 
 # %% [markdown]
-# All six end in the law of the data (at the right of each panel, line: exact density, bars: samples; the energy
-# distance to fresh samples is an unbiased estimate, and negative by chance). Trajectories of the ODE never cross; those
-# of the SDE are rough. On the linear path a DDIM step is an Euler step:
+# All six end in the distribution of the data (at the right of each panel, line: exact density, bars: samples; the
+# energy distance to fresh samples is an unbiased estimate, and negative by chance). Trajectories of the ODE never
+# cross; those of the SDE are rough. On the linear path a DDIM step is an Euler step:
 
 # %%
 gap = (ends["linear", "DDIM, 50 steps"] - ends["linear", "ODE, 50 Euler steps"]).abs().max()
@@ -489,8 +492,13 @@ def step_errors(field, x_0):
 
 small_ring = GaussianMixture(ring.weights, ring.means / 5, ring.scales / 5)
 exact = {
-    law_name: {name: step_errors(law.field(AffinePath(schedule)), x_0[:500]) for name, schedule in schedules.items()}
-    for law_name, law in {"exact, ring of unit variance": ring, "exact, ring a fifth the size": small_ring}.items()
+    source: {
+        name: step_errors(distribution.field(AffinePath(schedule)), x_0[:500]) for name, schedule in schedules.items()
+    }
+    for source, distribution in {
+        "exact, ring of unit variance": ring,
+        "exact, ring a fifth the size": small_ring,
+    }.items()
 }
 curves = exact | {
     "learned, ring of unit variance": {name: step_errors(net, x_0[:500]) for name, net in networks.items()}
@@ -526,8 +534,8 @@ assert learned["optimal transport"][0] < 0.5 * learned["independent"][0]
 # ## 5. A model of two moons
 #
 # In practice the loop of section 2 is a `LightningModule`. `SampleData` draws or reads a table, splits and standardises
-# it; `FlowMatchingModel` trains a network on it and keeps a lagging copy of its weights, which everything below is made
-# with. The law is known here, though not to the model, so that samples and likelihood can be checked.
+# it; `FlowMatchingModel` trains a network on it and keeps an EMA copy of its weights, which everything below is made
+# with. The distribution is known here, though not to the model, so that samples and likelihood can be checked.
 
 
 # %%
@@ -538,14 +546,13 @@ def fit(max_frequency=10.0, **options):
         TwoMoons(), batch_size=256, num_updates=UPDATES, epoch_updates=UPDATES, eval_samples=2 * PARTICLES
     )
     architecture = VelocityArchitecture(128, num_blocks=3, activation="gelu_tanh", max_frequency=max_frequency)
-    model = FlowMatchingModel(
+    module = FlowMatchingModel(
         data.schema,
-        velocity=architecture,
-        learning_rate=4e-3,
+        network=architecture,
         t_min=0.001,  # for the stochastic sampler, which divides by alpha
-        ema_decay=0.99 if FAST else 0.999,
-        likelihood_samples=PARTICLES // 4,
-        transport_samples=500,
+        tests=FlowTests(likelihood_samples=PARTICLES // 4, transport_samples=500),
+        optimizer=FlowOptimizer(4e-3),
+        ema=EmaSettings(0.99 if FAST else 0.999, interval=10, warm_up=True),
         **options,
     )
     trainer = Trainer(
@@ -558,14 +565,15 @@ def fit(max_frequency=10.0, **options):
         enable_model_summary=False,
     )
     start = time.perf_counter()
-    trainer.fit(model, datamodule=data)
-    return model, data, trainer, time.perf_counter() - start
+    trainer.fit(module, datamodule=data)
+    return module, data, trainer, time.perf_counter() - start
 
 
-model, data, trainer, seconds = fit(sampler=OdeSampler(Midpoint(num_steps=20)))
-metrics = trainer.test(model, datamodule=data, verbose=False)[0]
+module, data, trainer, seconds = fit(sampler=OdeSampler(Midpoint(num_steps=20)))
+metrics = trainer.test(module, datamodule=data, verbose=False)[0]
+model = module.model
 print(f"{UPDATES:,} updates in {seconds:.0f} s")
-print(*model.result_lines(metrics), sep="\n")
+print(*module.result_lines(metrics), sep="\n")
 
 batch = next(iter(data.test_dataloader()))
 held_out = batch["sample"]
@@ -575,7 +583,7 @@ assert metrics["test/energy_distance"] < 0.7 * nothing
 assert metrics["test/nll"] > metrics["test/nll_exact"] - 4.0 * metrics["test/nll_standard_error"]
 
 # %%
-draw_samples(sample_flow(model, batch, PARTICLES), "Two moons: data and samples, 20 midpoint steps")
+draw_samples(sample_flow(model, read_samples(batch), PARTICLES), "Two moons: data and samples, 20 midpoint steps")
 
 # %% [markdown]
 # The same weights, sampled in fewer and fewer steps, and by the other samplers of section 3. Few steps blur: a single
@@ -585,8 +593,8 @@ draw_samples(sample_flow(model, batch, PARTICLES), "Two moons: data and samples,
 # %%
 def sample(model, sampler):
     """Standardised samples, from the same noise each time."""
-    noise = model.draw_noise(len(held_out), torch.Generator().manual_seed(0))
-    return model.flow.sample(noise, sampler, None, model.guidance)
+    generator = torch.Generator().manual_seed(0)
+    return model.sample(model.draw_noise(len(held_out), generator), None, generator, sampler)
 
 
 def draw_points(axes, points, title):
@@ -650,9 +658,9 @@ assert 0.9 < float(learned.exp().sum() * cell.prod()) < 1.1
 # $$\bar v = v_t + \Delta\, \frac{\mathrm d \bar v}{\mathrm dt},$$
 #
 # with the network's own derivative on the right ([Geng et al., 2025](https://arxiv.org/abs/2505.13447), where time runs
-# from data to noise). That derivative grows with the frequencies by which the network is told the time, so that they
+# from data to noise). That derivative grows with the frequencies of the network's time features, so that they
 # are kept low here. Beside it flow matching with optimal transport; same data, number of updates and size of the
-# network. *Off the moons* is the share of samples that are less likely than 99 % of the data.
+# network. *Off the moons* is the fraction of samples that are less likely than 99 % of the data.
 
 # %%
 transported, _, _, transported_seconds = fit(coupling=ExactCoupling(), sampler=OdeSampler(Euler(num_steps=1)))
@@ -660,20 +668,20 @@ mean_flow, _, _, mean_flow_seconds = fit(2.0, objective=MeanFlow(), sampler=Aver
 model.sampler = OdeSampler(Euler(num_steps=1))
 contestants = {
     "independent pairs": (model, seconds),
-    "optimal transport": (transported, transported_seconds),
-    "mean flow": (mean_flow, mean_flow_seconds),
+    "optimal transport": (transported.model, transported_seconds),
+    "mean flow": (mean_flow.model, mean_flow_seconds),
 }
 threshold = batch["exact_log_prob"].quantile(0.01)
 
 
 def off_the_moons(points):
-    """Share of samples less likely than 99 % of the data."""
+    """Fraction of samples less likely than 99 % of the data."""
     return float((data.dataset.log_prob(model.schema.restore(points)) < threshold).double().mean())
 
 
 def in_steps(model, number):
     """Samples of a model in some number of steps."""
-    return sample(model, AverageVelocitySampler(number) if model is mean_flow else OdeSampler(Euler(number)))
+    return sample(model, AverageVelocitySampler(number) if model is mean_flow.model else OdeSampler(Euler(number)))
 
 
 figure, panels = plt.subplots(2, 3, figsize=(12.0, 5.6), sharex=True, sharey=True)
@@ -684,7 +692,9 @@ for row, number in zip(panels, (1, 16), strict=True):
         draw_points(axes, points, f"{title}\noff the moons {off_the_moons(points):.1%}")
 
 # %%
-by_steps = {name: distance_by_steps(some_model, batch, PARTICLES) for name, (some_model, _) in contestants.items()}
+by_steps = {
+    name: distance_by_steps(some_model, read_samples(batch), PARTICLES) for name, (some_model, _) in contestants.items()
+}
 errors = by_steps["mean flow"]
 
 figure, axes = plt.subplots(figsize=(7.0, 3.8))
@@ -716,7 +726,7 @@ assert by_steps["optimal transport"].distance[0] < 0.3 * by_steps["independent p
 #   that is worth in many dimensions has to be tried.
 
 # %% [markdown]
-# ## 7. Where to go on
+# ## 7. Next steps
 #
 # A trained model is a checkpoint, and a checkpoint is all that sampling needs, in NumPy and in the units of the data.
 
@@ -738,7 +748,7 @@ for row, log_density in zip(rows, flow.log_prob(rows), strict=True):
 #   --samples.path samples.parquet
 # ```
 #
-# What this notebook compared are layers over a configuration: `-c conf/flow/presets/optimal_transport.yaml`, `cosine`,
+# What this notebook compared are configuration overlays: `-c conf/flow/presets/optimal_transport.yaml`, `cosine`,
 # `diffusion`, `score`, `mean_flow`, `reflow`.
 #
 # **A table of your own**, each row a sample (a state and an action, a grasp, a trajectory of fixed length):

@@ -45,8 +45,9 @@ from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.figures.style import BLUE, GREEN, GREY, ORANGE, RED, tidy
 from flowmatch_rl.inference import TrainedOccupancy
 from flowmatch_rl.metrics import wasserstein_distance
-from flowmatch_rl.modules import OccupancyModule
-from flowmatch_rl.nets import FilmUNetArchitecture
+from flowmatch_rl.models import Horizon
+from flowmatch_rl.modules import FlowOptimizer, OccupancyModule
+from flowmatch_rl.nets import EmaSettings, FilmUNetArchitecture
 from flowmatch_rl.objectives import (
     TD2CFM,
     TDCFM,
@@ -56,7 +57,7 @@ from flowmatch_rl.objectives import (
     MonteCarloCFM,
     flow_matching_loss,
 )
-from flowmatch_rl.paths import AffinePath, Field
+from flowmatch_rl.paths import AffinePath, Field, PathPoints
 from flowmatch_rl.planning import monte_carlo_value
 from flowmatch_rl.solvers import Midpoint
 from flowmatch_rl.testbeds import (
@@ -152,10 +153,10 @@ panels[0].legend(fontsize=8)
 #
 # The right side needs a single transition $(s, a, s')$, of whatever policy, and the action of $\pi$ in $s'$.
 #
-# A flow that generates $m^\pi$ from noise has, at each flow time $t$, a law $m_t$ and a velocity $v_t$ (see
+# A flow that generates $m^\pi$ from noise has, at each flow time $t$, a distribution $m_t$ and a velocity $v_t$ (see
 # [1_flow_matching](1_flow_matching.ipynb)). The continuity equation is linear in the density $m_t$ and the flux
 # $m_t v_t$. Hence **both obey the Bellman equation at every $t$**, not only at the end. Write $P_t$ and $\vec v_t$ for
-# law and velocity of the path to the next state alone:
+# distribution and velocity of the path to the next state alone:
 #
 # $$m_t(x \mid s, a) = (1 - \gamma)\, P_t + \gamma\, \mathbb E_{s'}\!\left[ m_t(x \mid s', \pi(s')) \right], \qquad
 # (m_t v_t)(x \mid s, a) = (1 - \gamma)\, P_t \vec v_t + \gamma\, \mathbb E_{s'}\!\left[ (m_t v_t)(x \mid s', \pi(s'))
@@ -176,8 +177,8 @@ def density_and_flux(state, action, discount, t):
     """Density and flux of the occupancy's path, each of shape (len(state), 281)."""
     points = grid[None, :, None].expand(len(state), -1, -1)
     condition = torch.cat([state, action], 1)[:, None].expand(-1, len(grid), -1)
-    law = line.occupancy(state, action, linear, discount)
-    density = law.marginal_log_prob(path, points, t).exp()
+    mixture = line.occupancy(state, action, linear, discount)
+    density = mixture.marginal_log_prob(path, points, t).exp()
     return density, density * line.exact_velocity(linear, discount, path)(points, t, condition)[..., 0]
 
 
@@ -208,7 +209,7 @@ panels[0, 2].legend(fontsize=8)
 # %% [markdown]
 # The velocity that carries the sum is the mean of the two velocities, weighted by the two densities, and that is what
 # **regression** on a mixture finds. All objectives are such a regression of the network $v_t(\cdot \mid s, a; \theta)$:
-# with weight $1 - \gamma$ on the straight path from fresh noise to $s'$, and with weight $\gamma$ on what a lagging
+# with weight $1 - \gamma$ on the straight path from fresh noise to $s'$, and with weight $\gamma$ on what an EMA
 # copy $\bar\theta$ of the network says at $(s', \pi(s'))$. They differ in this second part. Let
 # $x_t = \psi_t(x_0)$ be where the copy's flow at $(s', \pi(s'))$ has carried the noise $x_0$ by time $t$, and
 # $x_0'$ more noise.
@@ -247,9 +248,7 @@ def trained(process, policy, updates, **options):
             policy=policy,
             objective=TD2CFM(solver=Midpoint(num_steps=3)),
             network=NETWORK,
-            learning_rate=1e-3,
-            adam_epsilon=1e-8,
-            learning_rate_decay="cosine",
+            optimizer=FlowOptimizer(1e-3, weight_decay=1e-3),
             **options,
         )
         trainer = Trainer(
@@ -263,15 +262,15 @@ def trained(process, policy, updates, **options):
         )
         trainer.fit(module, datamodule=data)
     print(f"{process.label}: {ROWS:,} transitions, {updates:,} updates, {time.perf_counter() - start:.0f} s")
-    return TrainedOccupancy(module)
+    return TrainedOccupancy(module.model)
 
 
-ring_model = trained(ring, onward, RING_UPDATES, discount=0.9, ema_decay=RING_DECAY)
+ring_model = trained(ring, onward, RING_UPDATES, horizon=Horizon(0.9), ema=EmaSettings(RING_DECAY))
 
 # %% [markdown]
 # How long to train? With an exact fit the error falls like
-# $\exp(-(1 - \mathtt{ema\_decay})\,(1 - \gamma)\,\mathtt{updates})$: the lagging copy has to move, and each backup
-# carries news by one step. Below, the model and the closed form, for the policy's own action and for a first step back;
+# $\exp(-(1 - \mathtt{decay})\,(1 - \gamma)\,\mathtt{updates})$: the EMA flow has to move, and each backup looks
+# ahead by one step. Below, the model and the closed form, for the policy's own action and for a first step back;
 # *distance* is the largest difference of the probabilities of any set of cells (total variation), beside that of as
 # many exact draws.
 
@@ -345,8 +344,8 @@ def backups(number, discount):
 
 def future(condition, discount):
     """One exact draw of the occupancy of each state and action."""
-    law = line.occupancy(*condition.split(1, 1), linear, discount)
-    return law.draw(torch.rand(len(condition), dtype=F64), torch.randn(len(condition), 1, dtype=F64))
+    mixture = line.occupancy(*condition.split(1, 1), linear, discount)
+    return mixture.draw(torch.rand(len(condition), dtype=F64), torch.randn(len(condition), 1, dtype=F64))
 
 
 def gradients(objective, discount, backup, noise):
@@ -365,10 +364,10 @@ def gradients(objective, discount, backup, noise):
 
 
 def scatter_of_targets(discount, backup, noise):
-    """What the identity says fresh noise adds to the variance, from exact futures of the next states."""
-    x_0, x_1, t = noise.fresh, future(backup.next_condition, discount), noise.t_bootstrap
-    error = flow_matching_loss(exact_field(discount).predict, path, x_0, x_1, t, backup.next_condition)
-    slope = 2.0 * features(path.sample(x_0, x_1, t), t, backup.condition)
+    """What fresh noise adds to the variance by the identity, from exact futures of the next states."""
+    points = PathPoints.between(path, noise.fresh, future(backup.next_condition, discount), noise.t_bootstrap)
+    error = flow_matching_loss(exact_field(discount).predict, path, points, backup.next_condition)
+    slope = 2.0 * features(points.x_t, points.t, backup.condition)
     return float((slope.square().sum(1) * error).mean()) * discount**2
 
 
@@ -414,15 +413,15 @@ assert min(z_score["coupled TD-CFM", discount] for discount in (0.9, 0.95)) > 6.
 # variance of `TDCFM`, and still less of that of Monte Carlo, whose targets are scattered over the whole future.
 #
 # The coupled variant lies between the two, but its mean gradient does not vanish: it is off by dozens of standard
-# errors. It regresses on chords from $x_0$ to $\psi_1(x_0)$, which halfway are spread a quarter wider than the law that
-# the direct term is mixed with, whose pairs are independent:
+# errors. It regresses on chords from $x_0$ to $\psi_1(x_0)$, which halfway are spread a quarter wider than the
+# distribution that the direct term is mixed with, whose pairs are independent:
 
 # %%
 spot = torch.tensor([[0.4, 0.1]], dtype=F64).expand(GRADIENTS, -1)  # a next state, and its action
 half = torch.full((GRADIENTS,), 0.5, dtype=F64)
 _, noise = backups(GRADIENTS, 0.9)
-law = line.occupancy(*spot[:1].split(1, 1), linear, 0.9)
-density = law.marginal_log_prob(path, grid[None, :, None], half[0]).exp()[0]
+mixture = line.occupancy(*spot[:1].split(1, 1), linear, 0.9)
+density = mixture.marginal_log_prob(path, grid[None, :, None], half[0]).exp()[0]
 deviation = float(
     ((density * grid.square()).sum() / density.sum() - ((density * grid).sum() / density.sum()) ** 2).sqrt()
 )
@@ -435,7 +434,7 @@ for axes, name in zip(panels, ("TD-CFM", "coupled TD-CFM", "TD2-CFM"), strict=Tr
     axes.hist(
         points[:, 0], bins=80, range=(-2.5, 2.5), density=True, color=ORANGE, alpha=0.6, label="bootstrapped points"
     )
-    axes.plot(grid, density, color=BLUE, label="exact law")
+    axes.plot(grid, density, color=BLUE, label="exact distribution")
     axes.set(xlim=(-2.5, 2.5), title=f"{name}, t = 0.5\nstandard deviation {spread[name]:.3f} (exact {deviation:.3f})")
     tidy(axes, "x", "density" if axes is panels[0] else "")
 panels[0].legend(fontsize=8)
@@ -443,8 +442,8 @@ assert abs(spread["TD2-CFM"] / deviation - 1.0) < 0.05
 assert spread["coupled TD-CFM"] > 1.1 * deviation
 
 # %% [markdown]
-# At $t = 1$ chords and law meet again, so that the coupled variant still has the right occupancy as its fixed
-# point; its law in between is another one. `TD2CFM` is right at every time. The longer the horizon, the less
+# At $t = 1$ chords and distribution meet again, so that the coupled variant still has the right occupancy as its fixed
+# point; its distribution in between is another one. `TD2CFM` is right at every time. The longer the horizon, the less
 # variance it has, and the more `TDCFM`.
 
 # %% [markdown]
@@ -452,7 +451,7 @@ assert spread["coupled TD-CFM"] > 1.1 * deviation
 #
 # A point mass in four rooms, state $(x, y, \dot x, \dot y)$. The data: random forces from random starts. The policy:
 # run around clockwise, a lap taking about 40 steps. With `min_discount` the discount becomes an input of the network,
-# drawn anew for each sample, and a share of each batch (`horizon_consistency`) reaches a long horizon through a
+# drawn for each sample, and a fraction of each batch (`consistency`) reaches a long horizon through a
 # shorter one.
 
 # %%
@@ -462,10 +461,8 @@ maze_model = trained(
     maze,
     loop,
     MAZE_UPDATES,
-    discount=LONG,
-    min_discount=SHORT,
-    horizon_consistency=0.25,
-    ema_decay=0.9,
+    horizon=Horizon(LONG, min_discount=SHORT, consistency=0.25),
+    ema=EmaSettings(0.9),
 )
 
 # %%

@@ -4,9 +4,8 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger
-from matplotlib.figure import Figure
 
-from flowmatch_rl.figures import save_figure
+from flowmatch_rl.figures import Figure, save_figure
 
 FIGURES = "figures"
 """Folder of figures, under the run's and among its artifacts."""

@@ -1,22 +1,25 @@
-"""Curves of a training: a point per evaluation, kept in checkpoints, drawn at the end."""
+"""Learning curves: a point per evaluation, kept in checkpoints, drawn at the end."""
 
 import abc
+import csv
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from matplotlib.figure import Figure
 
 from flowmatch_rl.callbacks.artifacts import FIGURES, file_path, publish, write_figure, writes_files
 from flowmatch_rl.callbacks.stopwatch import Stopwatch
-from flowmatch_rl.figures import LossPoint, Point, draw_loss_curve, write_table
+from flowmatch_rl.evaluation import CurvePoint, LossPoint, names_of
+from flowmatch_rl.figures import Figure, draw_loss_curve
+from flowmatch_rl.files import atomic_path
 
 TABLE = "learning_curve.csv"
 """Name of the table of a curve, in the folder of figures."""
 
-_Point = TypeVar("_Point", bound=Point)
+_Point = TypeVar("_Point", bound=CurvePoint)
 
 
 class Curve(Callback, abc.ABC, Generic[_Point]):
@@ -58,11 +61,11 @@ class Curve(Callback, abc.ABC, Generic[_Point]):
         self._stopwatch.start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the stopwatch go on after an evaluation."""
+        """Resume the stopwatch after an evaluation."""
         self._stopwatch.start()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Let the stopwatch go on after an evaluation in the middle of an epoch."""
+        """Resume the stopwatch after an evaluation in the middle of an epoch."""
         self._stopwatch.start()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,7 +76,7 @@ class Curve(Callback, abc.ABC, Generic[_Point]):
         """Add a point, and write the table."""
         if writes_files(trainer) and trainer.state.fn == TrainerFn.FITTING:
             point = self.measure(trainer, self._stopwatch.seconds)
-            # A run resumed from within an epoch evaluates at a step that it may have seen already.
+            # A run resumed from within an epoch evaluates at a step that may have a point already.
             self._points = [*(known for known in self._points if _step(known) < _step(point)), point]
             write_table(self._points, file_path(trainer, FIGURES, TABLE))
 
@@ -96,7 +99,7 @@ class Curve(Callback, abc.ABC, Generic[_Point]):
         return {"evaluations": points, "seconds": self._stopwatch.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the points of a checkpoint. One of an earlier version holds no time: it stays unknown."""
+        """Take the points of a checkpoint. One of an earlier version holds no time: it stays unknown."""
         self._stopwatch.go_on_from(state_dict.get("seconds"))
         self._points = [self._kind(**point) for point in state_dict["evaluations"]]
 
@@ -145,5 +148,18 @@ def metric(metrics: Mapping[str, Any], name: str) -> float | None:
     return float(metrics[name]) if name in metrics else None
 
 
-def _step(point: Point) -> int:
-    return getattr(point, dataclasses.fields(point)[0].name)
+def write_table(points: Sequence[CurvePoint], path: Path) -> None:
+    """Write the points of a curve as CSV, one row each, an empty field for what was not measured.
+
+    Args:
+        points: In the order of their steps, all of one class, at least one.
+        path: Target.
+    """
+    with atomic_path(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names_of(points[0]))
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(point) for point in points)
+
+
+def _step(point: CurvePoint) -> int:
+    return getattr(point, names_of(point)[0])

@@ -1,47 +1,20 @@
 """Figures of a run: its learning curve, its policy and two of its episodes."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from matplotlib.figure import Figure
 from tensordict import TensorDictBase
 
 from flowmatch_rl.batches import ACTION, OBSERVATION, REWARD
 from flowmatch_rl.callbacks.artifacts import write_figure, writes_files
-from flowmatch_rl.callbacks.curves import Curve, metric
-from flowmatch_rl.figures import (
-    Evaluation,
-    differing_states,
-    draw_episodes,
-    draw_learning_curve,
-    draw_policy,
-    sample_policy,
-)
+from flowmatch_rl.callbacks.curves import Curve, data_label, metric
+from flowmatch_rl.checks import check_range
+from flowmatch_rl.evaluation import ReturnPoint, differing_states, sample_policy, summarise_episodes
+from flowmatch_rl.figures import Figure, draw_episodes, draw_learning_curve, draw_policy
 
 
-class Labelled(Protocol):
-    """An environment with a short name."""
-
-    @property
-    def label(self) -> str:
-        """Short name."""
-        ...
-
-
-class EvaluatedData(Protocol):
-    """What a data module must offer to have its runs drawn."""
-
-    environment: Labelled
-    recent_returns: Any
-
-    @property
-    def env_steps(self) -> int:
-        """Environment steps so far."""
-        ...
-
-
-class LearningCurve(Curve[Evaluation]):
+class LearningCurve(Curve[ReturnPoint]):
     """Draws ``figures/learning_curve.png`` and writes its numbers to ``learning_curve.csv`` beside it.
 
     Every evaluation during training adds a point. Points are kept in checkpoints, so that the curve of a resumed run is
@@ -49,13 +22,14 @@ class LearningCurve(Curve[Evaluation]):
     """
 
     def __init__(self) -> None:
-        super().__init__(Evaluation)
+        super().__init__(ReturnPoint)
 
-    def measure(self, trainer: Trainer, seconds: float | None) -> Evaluation:
+    def measure(self, trainer: Trainer, seconds: float | None) -> ReturnPoint:
         """Returns and losses at the present environment step."""
-        data, metrics = _data(trainer), trainer.callback_metrics
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        metrics = trainer.callback_metrics
         recent = data.recent_returns
-        return Evaluation(
+        return ReturnPoint(
             env_steps=data.env_steps,
             return_mean=metric(metrics, "val/return_mean"),
             return_std=metric(metrics, "val/return_std"),
@@ -65,9 +39,9 @@ class LearningCurve(Curve[Evaluation]):
             seconds=seconds,
         )
 
-    def draw(self, points: Sequence[Evaluation], trainer: Trainer) -> Figure:
+    def draw(self, points: Sequence[ReturnPoint], trainer: Trainer) -> Figure:
         """Returns and losses by environment step."""
-        return draw_learning_curve(points, _data(trainer).environment.label)
+        return draw_learning_curve(points, data_label(trainer))
 
 
 class PolicyFigures(Callback):
@@ -81,13 +55,11 @@ class PolicyFigures(Callback):
         num_particles: Particles sampled at each of them, at least 1.
 
     Raises:
-        ValueError: If a number is below 1.
+        UserError: If a number is below 1.
     """
 
     def __init__(self, num_states: int = 4, num_particles: int = 1000) -> None:
-        for name, value in {"num_states": num_states, "num_particles": num_particles}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_range("[1, inf)", num_states=num_states, num_particles=num_particles)
         self.num_states = num_states
         self.num_particles = num_particles
 
@@ -103,19 +75,23 @@ class PolicyFigures(Callback):
         """Draw both figures from a batch of whole episodes, batch size (N, T)."""
         if not writes_files(trainer) or batch_idx or dataloader_idx:
             return
-        data = _data(trainer)
-        title = f"{data.environment.label} after {data.env_steps:,} environment steps"
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        title = f"{data_label(trainer)} after {data.env_steps:,} environment steps"
         write_figure(trainer, self._policy(pl_module, batch, title), "policy.png")
         held = batch.select(ACTION, REWARD, "mask").cpu()
-        write_figure(trainer, draw_episodes(held[REWARD].squeeze(-1), held[ACTION], held["mask"], title), "episode.png")
+        episodes = summarise_episodes(held[REWARD].squeeze(-1), held[ACTION], held["mask"])
+        write_figure(trainer, draw_episodes(episodes, title), "episode.png")
 
     def _policy(self, module: Any, batch: TensorDictBase, title: str) -> Figure:
         length = int(batch["mask"][0].sum())
         observation, action = batch[OBSERVATION][0, :length], batch[ACTION][0, :length]
         steps = differing_states(observation, self.num_states)
-        sample = sample_policy(module, observation[steps], action[steps], self.num_particles)
+        sample = sample_policy(
+            module.policy,
+            module.critics.values,
+            float(module.temperature),
+            observation[steps],
+            action[steps],
+            self.num_particles,
+        )
         return draw_policy(sample, steps, title)
-
-
-def _data(trainer: Trainer) -> EvaluatedData:
-    return trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]

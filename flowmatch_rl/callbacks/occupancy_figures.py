@@ -9,6 +9,8 @@ from torch import Tensor
 from flowmatch_rl.batches import read_rollouts
 from flowmatch_rl.callbacks.artifacts import write_figure, writes_files
 from flowmatch_rl.callbacks.curves import data_label
+from flowmatch_rl.checks import check_range
+from flowmatch_rl.evaluation import sample_futures, sample_values
 from flowmatch_rl.figures import (
     draw_future_marginals,
     draw_future_states,
@@ -16,8 +18,6 @@ from flowmatch_rl.figures import (
     escape,
     horizon,
     plane_of,
-    sample_futures,
-    sample_values,
     subject,
 )
 
@@ -36,16 +36,14 @@ class OccupancyFigures(Callback):
         value_samples: Future states that the value of each source state of the test is estimated from, at least 2.
 
     Raises:
-        ValueError: If a number is out of its range.
+        UserError: If a number is out of its range.
     """
 
     def __init__(
         self, enabled: bool = True, num_states: int = 3, num_samples: int = 4000, value_samples: int = 1000
     ) -> None:
-        bounds = {"num_states": (num_states, 1), "num_samples": (num_samples, 2), "value_samples": (value_samples, 2)}
-        for name, (value, least) in bounds.items():
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        check_range("[1, inf)", num_states=num_states)
+        check_range("[2, inf)", num_samples=num_samples, value_samples=value_samples)
         self.enabled = enabled
         self.num_states = num_states
         self.num_samples = num_samples
@@ -64,19 +62,19 @@ class OccupancyFigures(Callback):
         if not (self.enabled and writes_files(trainer)) or batch_idx or dataloader_idx:
             return
         module: Any = pl_module
-        rollouts, label = read_rollouts(batch), escape(data_label(trainer))
+        model, rollouts, label = module.model, read_rollouts(batch), escape(data_label(trainer))
         title = f"{label}: future states" if label else "future states"
-        sample = sample_futures(module, rollouts, self.num_states, self.num_samples)
-        plane = plane_of(module.schema.columns, module.inputs.modelled, _walls(trainer))
+        sample = sample_futures(model, rollouts, self.num_states, self.num_samples)
+        plane = plane_of(sample, _walls(trainer))
         what = f"{title}, {subject(sample)}"
         if plane is not None:
             write_figure(trainer, draw_future_states(sample, plane, what), "future_states.png")
-        if module.schema.sample_dim != 2:
+        if sample.schema.sample_dim != 2:
             write_figure(trainer, draw_future_marginals(sample, what), "future_marginals.png")
-        values = sample_values(module, rollouts, self.value_samples)
-        if values:
+        if module.rewards and rollouts.states is not None:
+            values = sample_values(model, rollouts, module.rewards, self.value_samples)
             about = f"{label}: values" if label else "values"
-            figure = draw_values(values, f"{about}, {horizon(module.inputs.discount)}")
+            figure = draw_values(values, f"{about}, {horizon(model.horizon.discount)}")
             write_figure(trainer, figure, "values.png")
 
 

@@ -1,8 +1,7 @@
-"""What a policy learns from by flow time: a profile per stretch of training, kept in checkpoints, drawn at the end."""
+"""Targets of a policy by flow time: a profile per stretch of training, kept in checkpoints, drawn at the end."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -10,29 +9,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from flowmatch_rl.callbacks.artifacts import write_figure, writes_files
 from flowmatch_rl.callbacks.curves import data_label
 from flowmatch_rl.callbacks.progress import env_step_counter
-from flowmatch_rl.figures import TimeProfile, draw_posterior
+from flowmatch_rl.evaluation import PosteriorProfile
+from flowmatch_rl.figures import draw_posterior
 
 FIGURE = "posterior.png"
 """Name of the figure, in the folder of figures."""
-
-
-class Profile(Protocol):
-    """What a module offers as ``posterior_profile``: means by flow time over a stretch of training."""
-
-    @property
-    def step(self) -> int:
-        """Step at its end."""
-        ...
-
-    @property
-    def t(self) -> Sequence[float]:
-        """Middle of each bin of flow time."""
-        ...
-
-    @property
-    def means(self) -> Mapping[str, Sequence[float]]:
-        """Mean in each bin by name of the quantity, NaN where nothing fell in the bin."""
-        ...
 
 
 class PosteriorFigures(Callback):
@@ -44,7 +25,7 @@ class PosteriorFigures(Callback):
     """
 
     def __init__(self) -> None:
-        self._profiles: list[TimeProfile] = []
+        self._profiles: list[PosteriorProfile] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the profile of an epoch without evaluation."""
@@ -73,13 +54,12 @@ class PosteriorFigures(Callback):
         return {"profiles": [dataclasses.asdict(profile) for profile in self._profiles]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the profiles of a checkpoint."""
-        self._profiles = [TimeProfile(**profile) for profile in state_dict["profiles"]]
+        """Take the profiles of a checkpoint."""
+        self._profiles = [PosteriorProfile(**profile) for profile in state_dict["profiles"]]
 
     def _keep(self, module: LightningModule) -> None:
-        profile: Profile | None = getattr(module, "posterior_profile", None)
-        if profile is not None:
-            new = TimeProfile(profile.step, list(profile.t), {name: list(mean) for name, mean in profile.means.items()})
+        new: PosteriorProfile | None = getattr(module, "posterior_profile", None)
+        if new is not None:
             # The same profile may come again; a run resumed from an earlier step has others for the later ones.
             self._profiles = [*(known for known in self._profiles if known.step < new.step), new]
 

@@ -3,7 +3,7 @@
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,12 +16,6 @@ from flowmatch_rl.batches import CONDITION, SAMPLE
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.files import atomic_path
 from flowmatch_rl.schema import TableSchema
-
-
-class Generates(Protocol):
-    """What a module must offer to have its samples written."""
-
-    schema: TableSchema
 
 
 class SampleWriter(BasePredictionWriter):
@@ -63,7 +57,8 @@ class SampleWriter(BasePredictionWriter):
     ) -> None:
         """Write the file of this process."""
         sample = torch.cat([prediction[SAMPLE].cpu() for prediction in predictions]).numpy()
-        schema = _schema(pl_module)
+        module: Any = pl_module
+        schema: TableSchema = module.schema
         table: dict[str, Any] = dict(zip(schema.columns, sample.T, strict=True))
         if CONDITION in predictions[0]:
             condition = torch.cat([prediction[CONDITION].cpu() for prediction in predictions])
@@ -101,11 +96,6 @@ def _write_npz(path: Path, table: Mapping[str, np.ndarray], sample: np.ndarray) 
 def _write_npy(path: Path, table: Mapping[str, np.ndarray], sample: np.ndarray) -> None:
     with path.open("wb") as file:
         np.save(file, sample)
-
-
-def _schema(module: Any) -> TableSchema:
-    generates: Generates = module
-    return generates.schema
 
 
 _WRITERS: dict[str, Callable[[Path, Mapping[str, np.ndarray], np.ndarray], None]] = {

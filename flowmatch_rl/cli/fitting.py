@@ -33,7 +33,7 @@ def _(model: OccupancyModule, data: object) -> None:
     if not isinstance(data, OfflineData) or data.environment is None or model.policy is None:
         return
     _check_environment(data.environment, data.store.info)
-    discount = model.inputs.discount
+    discount = model.model.horizon.discount
     unseen = discount**data.eval_steps
     if unseen > MOST_UNSEEN:
         wanted = math.ceil(math.log(MOST_UNSEEN) / math.log(discount))

@@ -3,21 +3,62 @@ from typing import TYPE_CHECKING
 from flowmatch_rl.doors import lazy_exports
 
 if TYPE_CHECKING:
+    from flowmatch_rl.evaluation.curves import CurvePoint, LossPoint, MeanCurve, ReturnPoint, columns_of, names_of
+    from flowmatch_rl.evaluation.episodes import Episodes, summarise_episodes
     from flowmatch_rl.evaluation.estimators import (
         EstimatorErrors,
         check_estimator,
         estimator_errors,
         exact_posterior_mean,
     )
-    from flowmatch_rl.evaluation.occupancy import FutureTests, real_futures
+    from flowmatch_rl.evaluation.flow import FlowResult, FlowTests, StepErrors, distance_by_steps
+    from flowmatch_rl.evaluation.flow_grids import DensityGrid, FieldGrid, density_on_grid, field_on_grid
+    from flowmatch_rl.evaluation.flow_samples import FlowSample, sample_flow
+    from flowmatch_rl.evaluation.occupancy import (
+        FutureSample,
+        FutureTests,
+        ValueComparison,
+        real_futures,
+        sample_futures,
+        sample_values,
+    )
+    from flowmatch_rl.evaluation.policy import PolicySample, PosteriorProfile, sample_policy
+    from flowmatch_rl.evaluation.view import describe_condition, differing_states
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
+    "CurvePoint",
+    "DensityGrid",
+    "Episodes",
     "EstimatorErrors",
+    "FieldGrid",
+    "FlowResult",
+    "FlowSample",
+    "FlowTests",
+    "FutureSample",
     "FutureTests",
+    "LossPoint",
+    "MeanCurve",
+    "PolicySample",
+    "PosteriorProfile",
+    "ReturnPoint",
+    "StepErrors",
+    "ValueComparison",
     "check_estimator",
+    "columns_of",
+    "density_on_grid",
+    "describe_condition",
+    "differing_states",
+    "distance_by_steps",
     "estimator_errors",
     "exact_posterior_mean",
+    "field_on_grid",
+    "names_of",
     "real_futures",
+    "sample_flow",
+    "sample_futures",
+    "sample_policy",
+    "sample_values",
+    "summarise_episodes",
 ]

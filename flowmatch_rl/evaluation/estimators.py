@@ -50,7 +50,7 @@ def exact_posterior_mean(
     squash: Squash = TanhSquash(),
     temperature: float = 1.0,
 ) -> Tensor:
-    """Mean of x_1 given x_t by Gauss-Legendre quadrature, for the Boltzmann law of a bandit and N(0, I) noise.
+    """Mean of x_1 given x_t by Gauss-Legendre quadrature, for the Boltzmann distribution of a bandit and N(0, I) noise.
 
     Args:
         bandit: The bandit.
@@ -113,7 +113,7 @@ def estimator_errors(
     num_repeats: int = 64,
     seed: int = 0,
 ) -> dict[str, EstimatorErrors]:
-    """Bias and spread of estimators of E[x_1 given x_t] along the path to the Boltzmann law of a bandit.
+    """Bias and spread of estimators of E[x_1 given x_t] along the path to the Boltzmann distribution of a bandit.
 
     The points lie on the path between noise and exact samples; each is estimated repeatedly with other noise. All
     estimators see the same points, and those that draw noise of the same shape see the same noise.

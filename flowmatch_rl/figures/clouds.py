@@ -11,8 +11,8 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.patches import StepPatch
 
+from flowmatch_rl.evaluation.view import Groups, View
 from flowmatch_rl.figures.style import BLUE, GREEN, GREY, ORANGE, RED, tidy
-from flowmatch_rl.figures.view import Groups, View
 
 _LEVEL_COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", RED, "#5D3A9B", GREY)
 _BINS = 60
@@ -119,7 +119,7 @@ def edges_of(frame: np.ndarray, number: int = _BINS) -> np.ndarray:
 
 
 def density_in_bins(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Share of all values in each bin over its width; values outside count, so that their loss shows."""
+    """Fraction of all values in each bin over its width; values outside count, so that their loss shows."""
     counts, _ = np.histogram(values[np.isfinite(values)], edges)
     return counts / (len(values) * np.diff(edges))
 

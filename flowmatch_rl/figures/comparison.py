@@ -11,8 +11,8 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from flowmatch_rl.evaluation import MeanCurve
 from flowmatch_rl.figures.style import BLUE, GREEN, GREY, ORANGE, RED, count_steps, new_figure, tidy
-from flowmatch_rl.metrics import MeanCurve
 
 _OTHERS = ("#CC79A7", "#56B4E9", "#000000", "#8A7A00", "#882255", "#44AA99", "#DDCC77", "#999999")
 _COLORS = (BLUE, ORANGE, GREEN, RED, *_OTHERS)

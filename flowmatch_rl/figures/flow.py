@@ -1,4 +1,4 @@
-"""Samples of a flow beside the data, the clouds on the way, and the ways of single samples."""
+"""Samples of a flow beside the data, the clouds between noise and data, and trajectories of single samples."""
 
 from dataclasses import dataclass
 
@@ -8,6 +8,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from flowmatch_rl.evaluation import FlowSample
+from flowmatch_rl.evaluation.view import Groups, limits, limits_along_path
 from flowmatch_rl.figures.clouds import (
     Palette,
     count_outside,
@@ -19,9 +21,7 @@ from flowmatch_rl.figures.clouds import (
     outline,
     scatter,
 )
-from flowmatch_rl.figures.flow_sample import FlowSample
 from flowmatch_rl.figures.style import BLUE, GREY, ORANGE, new_figure, tidy
-from flowmatch_rl.figures.view import Groups, limits, limits_on_the_way
 
 _MAX_MARGINALS = 6
 _LINES = 150
@@ -88,7 +88,7 @@ def draw_path(sample: FlowSample, title: str, number: int = 6) -> Figure:
     """
     moments = np.unique(np.abs(sample.t.numpy()[:, None] - np.linspace(*_ends(sample), number)).argmin(0))
     clouds = sample.view.show(sample.points[moments])
-    frames = limits_on_the_way(clouds, limits(sample.view.show(sample.data)))
+    frames = limits_along_path(clouds, limits(sample.view.show(sample.data)))
     palette, flat = Palette(sample.groups), clouds.shape[2] == 1
     height = 3.1 if flat else 0.4 + max(height_for(frame, 2.2, 3.6) for frame in frames)
     figure = new_figure(0.9 + 2.4 * len(moments), height, title)
@@ -108,21 +108,21 @@ def draw_path(sample: FlowSample, title: str, number: int = 6) -> Figure:
 
 
 def draw_trajectories(sample: FlowSample, title: str) -> Figure:
-    """Draw the ways of some samples from noise to data, and how straight they are; of a single column over flow time.
+    """Draw trajectories of some samples, and how straight they are; of a single column over flow time.
 
     Args:
         sample: Samples and data.
         title: Title.
     """
-    ways = sample.view.show(sample.points[:, :_LINES])  # (P, lines, 1 or 2)
-    flat = ways.shape[2] == 1
+    lines = sample.view.show(sample.points[:, :_LINES])  # (P, lines, 1 or 2)
+    flat = lines.shape[2] == 1
     if flat:
-        ways = np.concatenate([np.broadcast_to(sample.t.numpy()[:, None, None], ways.shape), ways], axis=2)
-    frame = limits(*ways, outermost=0.0)
+        lines = np.concatenate([np.broadcast_to(sample.t.numpy()[:, None, None], lines.shape), lines], axis=2)
+    frame = limits(*lines, outermost=0.0)
     figure = new_figure(7.0, 4.8 if flat else 0.6 + height_for(frame, 6.3, 6.4), title)
     axes = figure.subplots()
-    axes.add_collection(LineCollection(list(ways.swapaxes(0, 1)), colors="0.6", linewidths=0.6, alpha=0.7))
-    for points, color, label in ((ways[0], GREY, "noise"), (ways[-1], ORANGE, "samples")):
+    axes.add_collection(LineCollection(list(lines.swapaxes(0, 1)), colors="0.6", linewidths=0.6, alpha=0.7))
+    for points, color, label in ((lines[0], GREY, "noise"), (lines[-1], ORANGE, "samples")):
         axes.scatter(*points.T, s=12, color=color, linewidths=0.0, zorder=3, label=label, clip_on=not flat)
     if flat:
         axes.set_xlim(*_ends(sample))
@@ -130,8 +130,8 @@ def draw_trajectories(sample: FlowSample, title: str) -> Figure:
     else:
         fit(axes, frame)
         label_axes(axes, sample.view)
-        # On a line every way is straight; how much it bends shows over time only.
-        note = f"on average {sample.straightness:.2f} times as long as the distance between their ends"
+        # On a line every trajectory is straight; how much it bends shows over time only.
+        note = f"on average {sample.straightness:.2f} times as long as the distance of their endpoints"
         axes.set_title(note, fontsize=9)
     figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False, markerscale=1.5)
     return figure

@@ -6,11 +6,10 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
+from flowmatch_rl.evaluation import DensityGrid, FieldGrid, StepErrors
+from flowmatch_rl.evaluation.view import View
 from flowmatch_rl.figures.clouds import fit, height_for, hide_repeats, label_axes, scatter
-from flowmatch_rl.figures.flow_grids import DensityGrid, FieldGrid
-from flowmatch_rl.figures.flow_steps import StepErrors
 from flowmatch_rl.figures.style import BLUE, FLOW_COLORS, GREY, RED, VALUE_COLORS, new_figure, scale_around_zero, tidy
-from flowmatch_rl.figures.view import View
 
 
 def draw_field(field: FieldGrid, view: View, title: str) -> Figure:

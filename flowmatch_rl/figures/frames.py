@@ -7,6 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.patches import StepPatch
 
+from flowmatch_rl.evaluation import FlowSample
+from flowmatch_rl.evaluation.view import limits, limits_along_path
 from flowmatch_rl.figures.clouds import (
     Palette,
     density_in_bins,
@@ -17,9 +19,7 @@ from flowmatch_rl.figures.clouds import (
     outline,
     scatter,
 )
-from flowmatch_rl.figures.flow_sample import FlowSample
 from flowmatch_rl.figures.style import BLUE, ORANGE, new_figure, tidy
-from flowmatch_rl.figures.view import limits, limits_on_the_way
 
 _INCHES = 4.0
 
@@ -38,7 +38,7 @@ def flow_frames(sample: FlowSample, title: str, number: int, side: int) -> np.nd
     """
     times = np.linspace(float(sample.t[0]), float(sample.t[-1]), number)
     clouds = _between(sample, times)
-    frames = limits_on_the_way(clouds, limits(sample.view.show(sample.data)))
+    frames = limits_along_path(clouds, limits(sample.view.show(sample.data)))
     height = 3.2 if clouds.shape[2] == 1 else 0.3 + height_for(frames[-1], _INCHES - 0.8, _INCHES)
     figure = new_figure(_INCHES, height, title)
     figure.set_dpi(side / max(_INCHES, height))

@@ -1,78 +1,23 @@
-"""The learning curve: returns and losses by environment step."""
+"""Learning curves: returns and losses by environment step, loss and distance by gradient step."""
 
-import csv
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flowmatch_rl.figures.style import BLUE, GREEN, ORANGE, RED, count_steps, new_figure, tidy
-from flowmatch_rl.files import atomic_path
+from flowmatch_rl.evaluation import LossPoint, ReturnPoint, columns_of
+from flowmatch_rl.figures.style import BLUE, GREEN, ORANGE, RED, count_steps, new_figure, scale_around_zero, tidy
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What is known at the end of an evaluation during training; None where it was not measured.
-
-    Attributes:
-        env_steps: Environment steps so far.
-        return_mean: Mean return of the evaluation episodes.
-        return_std: Standard deviation of their returns.
-        training_return: Mean return of the last episodes of the training itself.
-        critic_loss: Critic loss, in squared units of the return.
-        policy_loss: Policy loss, squared velocity.
-        seconds: Wall time of the training so far, warm-up included, evaluations excluded.
-    """
-
-    env_steps: int
-    return_mean: float | None = None
-    return_std: float | None = None
-    training_return: float | None = None
-    critic_loss: float | None = None
-    policy_loss: float | None = None
-    seconds: float | None = None
-
-
-class Point(Protocol):
-    """A dataclass whose first field is the step at which the others were measured."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-
-def write_table(points: Sequence[Point], path: Path) -> None:
-    """Write the points of a curve as CSV, one row each, an empty field for what was not measured.
-
-    The file is renamed into place: a reader never sees half of it.
-
-    Args:
-        points: In the order of their steps, all of one class, at least one.
-        path: Target; its folder exists.
-    """
-    with atomic_path(path) as partial, partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(points[0])])
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(point) for point in points)
-
-
-def columns_of(points: Sequence[Point]) -> dict[str, np.ndarray]:
-    """The fields of the points of a curve, one row per point; NaN for what was not measured."""
-    names = [field.name for field in dataclasses.fields(points[0])]
-    return {name: np.array([getattr(point, name) for point in points], dtype=float) for name in names}
-
-
-def draw_learning_curve(evaluations: Sequence[Evaluation], title: str) -> Figure:
+def draw_learning_curve(points: Sequence[ReturnPoint], title: str) -> Figure:
     """Draw returns by environment step and, below them, the losses on a log axis.
 
     Args:
-        evaluations: In the order of their environment steps, at least one.
+        points: In the order of their environment steps, at least one.
         title: Title.
     """
-    columns = columns_of(evaluations)
+    columns = columns_of(points)
     losses = {name: columns[name] for name in ("critic_loss", "policy_loss") if np.nanmax(columns[name], initial=0) > 0}
     figure = new_figure(8.0, 6.0 if losses else 4.0, title)
     rows = 2 if losses else 1
@@ -108,3 +53,38 @@ def _draw_losses(axes: Axes, steps: np.ndarray, losses: dict[str, np.ndarray]) -
     axes.set_yscale("log")
     tidy(axes, y_label="loss")
     axes.legend(fontsize=8, frameon=False, loc="best")
+
+
+def draw_loss_curve(points: Sequence[LossPoint], title: str) -> Figure:
+    """Draw the losses and, below them, the distance, by gradient step.
+
+    Args:
+        points: In the order of their gradient steps, at least one.
+        title: Title.
+    """
+    columns = columns_of(points)
+    figure = new_figure(8.0, 6.0, title)
+    losses, distance = figure.subplots(2, 1, sharex=True)
+    for name, color, label in (("train_loss", BLUE, "training"), ("val_loss", ORANGE, "held-out data, EMA flow")):
+        _draw_line(losses, columns["gradient_steps"], columns[name], color, label)
+    tidy(losses, y_label="loss")
+    losses.legend(fontsize=8, frameon=False)
+    _draw_distance(distance, columns["gradient_steps"], columns["energy_distance"])
+    tidy(distance, "gradient steps", "energy distance to held-out data")
+    count_steps(distance)
+    return figure
+
+
+def _draw_distance(axes: Axes, steps: np.ndarray, distance: np.ndarray) -> None:
+    _draw_line(axes, steps, distance, RED, "")
+    finite = distance[np.isfinite(distance)]
+    if len(finite) and finite.min() > 0.0:
+        axes.set_yscale("log")
+    elif len(finite):
+        # Of a good model the unbiased estimate scatters around zero, by about as much as it is below.
+        axes.axhline(0.0, color="0.6", linewidth=0.8)
+        scale_around_zero(axes, max(-2.0 * float(finite.min()), 1e-9), finite)
+
+
+def _draw_line(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
+    axes.plot(steps, values, color=color, marker="o", markersize=3, linewidth=1.4, label=label)

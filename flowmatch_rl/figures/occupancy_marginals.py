@@ -8,11 +8,11 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from flowmatch_rl.evaluation import FutureSample
+from flowmatch_rl.evaluation.view import view_of
 from flowmatch_rl.figures.clouds import count_outside, edges_of, hide_repeats, outline, scatter
 from flowmatch_rl.figures.occupancy_parts import escape, frame_around, horizon, mark_source, remark_on_cut
-from flowmatch_rl.figures.occupancy_sample import FutureSample
 from flowmatch_rl.figures.style import BLUE, ORANGE, RED, new_figure, tidy
-from flowmatch_rl.figures.view import view_of
 from flowmatch_rl.schema import TableSchema
 
 _MOST_ENTRIES = 12
@@ -29,7 +29,7 @@ class _State:
     Attributes:
         schema: The D modelled entries.
         source: The source state, shape (D,).
-        modelled: Draws of the model, shape (K, D).
+        modelled: Samples of the model, shape (K, D).
         real: As many real ones, or None.
     """
 
@@ -52,7 +52,7 @@ def draw_future_marginals(sample: FutureSample, title: str) -> Figure:
     shown = min(_MOST_ENTRIES, dim)
     rows = -(-shown // _PER_ROW)
     left_out = f", the first {shown} of {dim} entries" if shown < dim else ""
-    heading = f"{title}{left_out}, {horizon(sample.discounts[-1])}{remark_on_cut(sample.seen[-1])}"
+    heading = f"{title}{left_out}, {horizon(sample.discounts[-1])}{remark_on_cut(sample.observed[-1])}"
     figure = new_figure(12.5 if dim > 2 else 7.0, 0.7 + number * (0.7 + max(2.2 * rows, 2.4)), heading)
     parts = figure.subfigures(number, 1, squeeze=False)[:, 0]
     for i, part in enumerate(parts):

@@ -1,11 +1,11 @@
-"""Words, limits and marks that the figures of future states have in common."""
+"""Words, limits and marks shared by the figures of future states."""
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from flowmatch_rl.figures.occupancy_sample import FutureSample
+from flowmatch_rl.evaluation import FutureSample
+from flowmatch_rl.evaluation.view import limits
 from flowmatch_rl.figures.style import RED
-from flowmatch_rl.figures.view import limits
 
 _NEARLY_ALL = 0.995
 _ROOM = 0.25
@@ -21,13 +21,14 @@ def horizon(discount: float, separator: str = ", ") -> str:
     return f"discount {discount:.4g}{separator}horizon {1.0 / (1.0 - discount):.3g} steps"
 
 
-def remark_on_cut(seen: float) -> str:
+def remark_on_cut(observed: float) -> str:
     """A line on trajectories that are cut before they hold nearly all of the discounted weight; else empty.
 
     Args:
-        seen: Smallest share of the weight that a trajectory holds, in [0, 1].
+        observed: Smallest fraction of the weight that a trajectory holds, in [0, 1].
     """
-    return "" if seen >= _NEARLY_ALL else f"\nroll-outs are cut, and hold {100.0 * seen:.0f} % of the discounted weight"
+    held = f"\nroll-outs are cut, and hold {100.0 * observed:.0f} % of the discounted weight"
+    return "" if observed >= _NEARLY_ALL else held
 
 
 def subject(sample: FutureSample) -> str:
@@ -41,7 +42,7 @@ def frame_around(known: list[np.ndarray], modelled: list[np.ndarray], scale: np.
     A model that is wrong by far would else shrink what it is compared with to a dot.
 
     Args:
-        known: Clouds that must be seen, shape (N, K) each; none if there is nothing to compare with.
+        known: Clouds that must be visible, shape (N, K) each; none if there is nothing to compare with.
         modelled: Clouds that may be cut, shape (N, K) each.
         scale: Spread of the training data, shape (K,); limits reach as far beyond the known points, or further.
 

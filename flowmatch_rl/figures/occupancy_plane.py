@@ -12,9 +12,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
+from flowmatch_rl.evaluation import FutureSample
 from flowmatch_rl.figures.clouds import count_outside, edges_of, fit, height_for, hide_repeats
 from flowmatch_rl.figures.occupancy_parts import escape, frame_around, horizon, mark_source, remark_on_cut
-from flowmatch_rl.figures.occupancy_sample import FutureSample
 from flowmatch_rl.figures.style import new_figure, tidy
 
 _CELLS = 40
@@ -38,17 +38,17 @@ class Plane:
     walls: np.ndarray
 
 
-def plane_of(columns: tuple[str, ...], modelled: list[int], walls: Tensor | None) -> Plane | None:
+def plane_of(sample: FutureSample, walls: Tensor | None) -> Plane | None:
     """The position among the modelled entries of a state, if there is one.
 
     Walls stand in the plane of the first two entries of the state. Without them the entries x and y are a position, and
     so are the two of a model of two.
 
     Args:
-        columns: Names of the D modelled entries.
-        modelled: Which entries of the state they are.
+        sample: Future states.
         walls: Walls in the plane of the first two entries of the state, shape (W, 4); None if there are none.
     """
+    columns, modelled = sample.schema.columns, sample.modelled_entries
     boxes = np.empty((0, 4))
     if walls is not None and {0, 1} <= set(modelled):
         entries, boxes = (modelled.index(0), modelled.index(1)), walls.double().cpu().numpy()
@@ -79,7 +79,9 @@ def draw_future_states(sample: FutureSample, plane: Plane, title: str) -> Figure
     columns = [(group, kind) for group in range(len(sample.discounts)) for kind in clouds]
     width = 3.0 if len(columns) <= 2 else 1.8
     height = height_for(frame, width, 1.5 * width) - 0.5
-    figure = new_figure(1.6 + width * len(columns), 1.5 + height * len(source), title + remark_on_cut(min(sample.seen)))
+    figure = new_figure(
+        1.6 + width * len(columns), 1.5 + height * len(source), title + remark_on_cut(min(sample.observed))
+    )
     grid = figure.subplots(len(source), len(columns), squeeze=False, sharex=True, sharey=True)
     for row, panels in enumerate(grid):
         for axes, (group, kind) in zip(panels, columns, strict=True):
@@ -96,15 +98,15 @@ def draw_future_states(sample: FutureSample, plane: Plane, title: str) -> Figure
     return figure
 
 
-def shares(points: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    """Shares of points by cell; points outside the limits count, so that their loss shows.
+def fractions(points: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """Fractions of points by cell; points outside the limits count, so that their loss shows.
 
     Args:
         points: Coordinates, shape (K, 2).
         frame: Lower and upper limits, shape (2, 2).
 
     Returns:
-        Shares in [0, 1], shape (_CELLS, _CELLS), by x and y.
+        Fractions in [0, 1], shape (_CELLS, _CELLS), by x and y.
     """
     finite = points[np.isfinite(points).all(1)]
     counts, _, _ = np.histogram2d(finite[:, 0], finite[:, 1], [edges_of(frame[:, i], _CELLS) for i in range(2)])
@@ -123,12 +125,12 @@ def _scale_of_colors(clouds: dict[str, np.ndarray], frame: np.ndarray) -> LogNor
     """From a single state in a cell to the fullest cell of all panels."""
     panels = [points for cloud in clouds.values() for row in cloud for points in row]
     one = 1.0 / len(panels[0])
-    return LogNorm(one, max(10.0 * one, *(float(shares(points, frame).max()) for points in panels)))
+    return LogNorm(one, max(10.0 * one, *(float(fractions(points, frame).max()) for points in panels)))
 
 
 def _draw_cells(axes: Axes, points: np.ndarray, frame: np.ndarray, norm: LogNorm) -> None:
     x, y = (edges_of(frame[:, i], _CELLS) for i in range(2))
-    filled = np.ma.masked_equal(shares(points, frame).T, 0.0)
+    filled = np.ma.masked_equal(fractions(points, frame).T, 0.0)
     axes.pcolormesh(x, y, filled, cmap=_COLORS, norm=norm, zorder=2)
 
 
@@ -148,10 +150,10 @@ def _explain(figure: Figure, grid: np.ndarray, norm: LogNorm, number: int) -> No
     bar = figure.colorbar(ScalarMappable(norm, _COLORS), ax=grid, aspect=30, shrink=0.8, format=FuncFormatter(_percent))
     bar.ax.tick_params(labelsize=8)
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
-    bar.set_label(f"share of {number:,} states in a cell", fontsize=9)
+    bar.set_label(f"fraction of {number:,} states in a cell", fontsize=9)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", fontsize=9, frameon=False)
 
 
-def _percent(share: float, position: int) -> str:
-    return f"{100.0 * share:g} %"
+def _percent(fraction: float, position: int) -> str:
+    return f"{100.0 * fraction:g} %"

@@ -1,27 +1,29 @@
 """Values by a model of future states against those of roll-outs."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flowmatch_rl.evaluation import ValueComparison
+from flowmatch_rl.evaluation.view import limits
 from flowmatch_rl.figures.occupancy_parts import escape, remark_on_cut
-from flowmatch_rl.figures.occupancy_sample import ValueSample
 from flowmatch_rl.figures.style import BLUE, GREY, new_figure, tidy
-from flowmatch_rl.figures.view import limits
 
 _PER_ROW = 3
 
 
-def draw_values(values: list[ValueSample], title: str) -> Figure:
+def draw_values(values: Sequence[ValueComparison], title: str) -> Figure:
     """Draw a panel per reward: modelled value over that of roll-outs, a point per source state, and where they agree.
 
     Args:
-        values: Values, at least one.
+        values: Values beside those of roll-outs, at least one.
         title: Title.
     """
     per_row = min(_PER_ROW, len(values))
     rows = -(-len(values) // per_row)
-    figure = new_figure(max(5.5, 0.4 + 3.7 * per_row), 0.9 + 4.2 * rows, title + remark_on_cut(values[0].seen))
+    figure = new_figure(max(5.5, 0.4 + 3.7 * per_row), 0.9 + 4.2 * rows, title + remark_on_cut(values[0].observed))
     panels = list(figure.subplots(rows, per_row, squeeze=False).flat)
     for axes, value in zip(panels, values, strict=False):
         _draw_value(axes, value)
@@ -34,9 +36,10 @@ def draw_values(values: list[ValueSample], title: str) -> Figure:
     return figure
 
 
-def _draw_value(axes: Axes, value: ValueSample) -> None:
-    x, y, y_error = value.real.numpy(), value.modelled.numpy(), value.modelled_error.numpy()
-    x_error = None if value.real_error is None else value.real_error.numpy()
+def _draw_value(axes: Axes, value: ValueComparison) -> None:
+    assert value.real is not None
+    x, y, y_error = (part.cpu().numpy() for part in (value.real, value.value, value.standard_error))
+    x_error = None if value.real_error is None else value.real_error.cpu().numpy()
     spread = np.zeros_like(x) if x_error is None else x_error
     ends = np.concatenate([x - spread, x + spread, y - y_error, y + y_error])
     low, high = limits(ends[:, None], outermost=0.0)[:, 0]

@@ -1,4 +1,4 @@
-"""The policy at a few states: how its flow moves, and where it ends beside what the critic wants."""
+"""The policy at a few states: its flow from noise to actions, and the actions beside the values of the critic."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 
-from flowmatch_rl.figures.sample import PolicySample
+from flowmatch_rl.evaluation import PolicySample
 from flowmatch_rl.figures.style import BLUE, FLOW_COLORS, ORANGE, RED, VALUE_COLORS, action_name, new_figure, tidy
 
 _LINES = 150
@@ -24,7 +24,7 @@ def draw_policy(sample: PolicySample, steps: Sequence[int], title: str) -> Figur
 
     Args:
         sample: The policy at B states.
-        steps: Steps of the episode at which the states were seen, length B.
+        steps: Steps of the episode at which the states were visited, length B.
         title: Title.
     """
     num_states, action_dim = sample.chosen.shape

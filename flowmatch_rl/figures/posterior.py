@@ -1,7 +1,6 @@
-"""What the targets of a policy are like by flow time, in the course of a training."""
+"""Targets of a policy by flow time, over the course of a training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,37 +9,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
+from flowmatch_rl.evaluation import PosteriorProfile
 from flowmatch_rl.figures.style import BLUE, new_figure, tidy
 
 MAX_CURVES = 8
 """Stretches of training that are drawn at most."""
 _COLUMNS = 3
 _PANELS = {
-    "effective_sample_fraction": ("effective samples", "share of the samples", "share"),
+    "effective_sample_fraction": ("effective samples", "fraction of the samples", "fraction"),
     "eta": ("control variate", "coefficient eta", "number"),
     "target_rms": ("what the network regresses on", "root mean square", "scale"),
-    "saturated": ("end points at a bound", "share of the entries", "share"),
+    "saturated": ("endpoints at a bound", "fraction of the entries", "fraction"),
     "log_density_spread": ("log-density over the samples", "standard deviation, nats", "scale"),
 }
-"""Title, label and kind of the axis by quantity; one that isn't listed is drawn under its own name."""
+"""Title, label and kind of the axis by quantity; one that is not listed is drawn under its own name."""
 
 
-@dataclass(frozen=True)
-class TimeProfile:
-    """Means by flow time over the updates of a stretch of training.
-
-    Attributes:
-        step: Step at its end.
-        t: Middle of each bin of flow time.
-        means: Mean in each bin by name of the quantity, NaN where nothing fell in the bin.
-    """
-
-    step: int
-    t: Sequence[float]
-    means: dict[str, Sequence[float]]
-
-
-def draw_posterior(profiles: Sequence[TimeProfile], title: str, unit: str = "environment steps") -> Figure:
+def draw_posterior(profiles: Sequence[PosteriorProfile], title: str, unit: str = "environment steps") -> Figure:
     """Draw a panel per quantity against flow time: the last stretch in full colour, earlier ones fading.
 
     Of a long training, stretches at equal distances are drawn, the first and the last among them.
@@ -85,7 +70,7 @@ def _fading(number: int) -> list[str]:
     return [to_hex((1.0 - s * (1.0 - red), 1.0 - s * (1.0 - green), 1.0 - s * (1.0 - blue))) for s in strength]
 
 
-def _draw_quantity(axes: Axes, name: str, profiles: Sequence[TimeProfile], colors: Sequence[str]) -> None:
+def _draw_quantity(axes: Axes, name: str, profiles: Sequence[PosteriorProfile], colors: Sequence[str]) -> None:
     title, label, kind = _PANELS.get(name, (name, "", "number"))
     values = np.array([], dtype=float)
     for profile, color in zip(profiles, colors, strict=True):
@@ -99,7 +84,7 @@ def _draw_quantity(axes: Axes, name: str, profiles: Sequence[TimeProfile], color
     axes.set_title(title, fontsize=10)
     axes.set_ylabel(label)
     axes.set_xlim(0.0, 1.0)
-    if kind == "share":
+    if kind == "fraction":
         axes.set_ylim(-0.03, 1.03)
     elif kind == "scale" and len(values) and values.min() > 0.0 and values.max() > 10.0 * values.min():
         axes.set_yscale("log")

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.models import GenerativeModel
 from flowmatch_rl.modules.flow_matching import FlowMatchingModel
 
 Conditions = Mapping[str, Sequence[float] | Sequence[str] | np.ndarray]
@@ -16,18 +18,18 @@ class TrainedFlow:
     """Samples and log-densities as NumPy arrays, in the units of the data.
 
     Args:
-        module: The trained module.
+        model: The trained model.
         seed: Seed of the noise.
     """
 
-    def __init__(self, module: FlowMatchingModel, seed: int = 0) -> None:
-        self.module = module.eval()
+    def __init__(self, model: GenerativeModel, seed: int = 0) -> None:
+        self.model = model.eval()
         self._generator = torch.Generator().manual_seed(seed)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the D columns."""
-        return self.module.schema.columns
+        return self.model.schema.columns
 
     def sample(self, number: int, conditions: Conditions | None = None) -> np.ndarray:
         """Draw samples.
@@ -41,12 +43,12 @@ class TrainedFlow:
 
         Raises:
             KeyError: If a condition column is missing.
-            ValueError: If there are conditions too many, a class is unknown, or a length differs.
+            UserError: If there are conditions too many, a class is unknown, or a length differs.
         """
         condition = self._condition(number, conditions)
-        noise = self.module.draw_noise(number, self._generator)
-        sample = self.module.sample(noise, condition, self._generator)
-        return self.module.schema.restore(sample).cpu().numpy()
+        noise = self.model.draw_noise(number, self._generator)
+        sample = self.model.sample(noise, condition, self._generator)
+        return self.model.schema.restore(sample).cpu().numpy()
 
     def log_prob(self, samples: np.ndarray, conditions: Conditions | None = None) -> np.ndarray:
         """Log-density in nats.
@@ -60,25 +62,25 @@ class TrainedFlow:
 
         Raises:
             KeyError: If a condition column is missing.
-            ValueError: If there are other than D columns, a class is unknown, or a length differs.
+            UserError: If there are other than D columns, a class is unknown, or a length differs.
         """
-        points = self.module.schema.standardise(torch.as_tensor(samples)).float().to(self.module.device)
+        points = self.model.schema.standardise(torch.as_tensor(samples)).float().to(self.model.device)
         condition = self._condition(len(points), conditions)
-        return self.module.log_prob(points, condition, self._generator).cpu().numpy()
+        return self.model.log_prob(points, condition, self._generator).cpu().numpy()
 
     def _condition(self, number: int, conditions: Conditions | None) -> Tensor | None:
-        schema = self.module.schema
+        schema = self.model.schema
         given, wanted = conditions or {}, (*schema.condition_columns, *schema.class_columns)
         if unknown := [name for name in given if name not in wanted]:
-            raise ValueError(f"the model knows no condition {unknown[0]!r}; it has {', '.join(wanted) or 'none'}")
+            raise UserError(f"the model knows no condition {unknown[0]!r}; it has {', '.join(wanted) or 'none'}")
         if not wanted:
             return None
         for name in wanted:
             if name not in given:
                 raise KeyError(f"the condition {name!r} is missing; the model takes {', '.join(wanted)}")
             if len(given[name]) != number:
-                raise ValueError(f"expected {number} values of {name!r}, got {len(given[name])}")
-        return schema.condition(given).float().to(self.module.device)
+                raise UserError(f"expected {number} values of {name!r}, got {len(given[name])}")
+        return schema.condition(given).float().to(self.model.device)
 
 
 def load_flow(checkpoint: str | Path, device: str = "cpu") -> TrainedFlow:
@@ -94,4 +96,4 @@ def load_flow(checkpoint: str | Path, device: str = "cpu") -> TrainedFlow:
     Raises:
         FileNotFoundError: If there is no such file.
     """
-    return TrainedFlow(FlowMatchingModel.load_from_checkpoint(checkpoint, map_location=device))
+    return TrainedFlow(FlowMatchingModel.load_from_checkpoint(checkpoint, map_location=device).model)

@@ -1,6 +1,6 @@
 """A trained occupancy for use outside training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.models import Occupancy
 from flowmatch_rl.modules.occupancy import OccupancyModule
-from flowmatch_rl.planning import estimate_value, improve
+from flowmatch_rl.planning import improve
 from flowmatch_rl.types import Reward
 
 RewardFunction = Reward | Callable[[np.ndarray], np.ndarray]
@@ -43,21 +45,28 @@ class TrainedOccupancy:
     """Future states, densities, values and plans as NumPy arrays, in the units of the environment.
 
     Args:
-        module: The trained module.
+        model: The trained model.
+        action_low: Lower bounds of the action in the environment's unit; -1 if None.
+        action_high: Upper bounds; 1 if None.
         seed: Seed of the noise.
     """
 
-    def __init__(self, module: OccupancyModule, seed: int = 0) -> None:
-        self.module = module.eval()
+    def __init__(
+        self,
+        model: Occupancy,
+        action_low: Sequence[float] | None = None,
+        action_high: Sequence[float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model = model.eval()
         self._generator = torch.Generator().manual_seed(seed)
-        low, high = module.hparams["action_low"], module.hparams["action_high"]
-        self._low = -1.0 if low is None else torch.tensor(low)
-        self._high = 1.0 if high is None else torch.tensor(high)
+        self._low = -1.0 if action_low is None else torch.tensor(action_low)
+        self._high = 1.0 if action_high is None else torch.tensor(action_high)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the D modelled entries of the state."""
-        return self.module.schema.columns
+        return self.model.schema.columns
 
     def sample(
         self,
@@ -80,7 +89,7 @@ class TrainedOccupancy:
             Future states, shape (*batch, K, D).
 
         Raises:
-            ValueError: If a shape does not fit, or no action is given and the model knows no policy.
+            UserError: If a shape does not fit, or no action is given and the model knows no policy.
         """
         return _array(self._futures(number, *self._source(observation, action, embedding), discount))
 
@@ -105,10 +114,10 @@ class TrainedOccupancy:
             Log-density in nats, shape (B,).
 
         Raises:
-            ValueError: As ``sample``.
+            UserError: As ``sample``.
         """
         source = self._source(observation, action, embedding)
-        return _array(self.module.log_prob(self._tensor(state), *source, discount, self._generator))
+        return _array(self.model.log_prob(self._tensor(state), *source, discount, self._generator))
 
     def value(
         self,
@@ -133,13 +142,11 @@ class TrainedOccupancy:
             Values and their standard errors, shape (*batch).
 
         Raises:
-            ValueError: As ``sample``, and if the reward looks at an entry that is not modelled.
+            UserError: As ``sample``, and if the reward looks at an entry that is not modelled.
         """
         state, act, member = self._source(observation, action, embedding)
         futures = self._futures(number, state, act, member, discount)
-        horizon = self.module.inputs.discount if discount is None else discount
-        now = state[..., self.module.inputs.modelled] if self.module.first_state == "current" else None
-        estimate = estimate_value(futures, self._reward(reward), horizon, now)
+        estimate = self.model.value(futures, self._reward(reward), state, discount)
         return Value(_array(estimate.value), _array(estimate.standard_error))
 
     @torch.no_grad()
@@ -168,30 +175,23 @@ class TrainedOccupancy:
             Actions, the members that take them, and the values of all members.
 
         Raises:
-            ValueError: If a shape does not fit, the model knows no policy, or it counts the current state.
+            UserError: If a shape does not fit, the model knows no policy, or it counts the current state.
         """
-        module, policy = self.module, self.module.policy
+        model, policy = self.model, self.model.policy
         if policy is None:
-            raise ValueError(
-                "planning needs a model of a family of policies; this one was learned from actions in data"
-            )
-        if module.first_state == "current":
-            raise ValueError("planning needs first_state 'arrival', this model has 'current'")
-        states = self._entries("state", observation, module.inputs.schema.sample_dim)
-        members = self._entries("candidates", candidates, module.inputs.embedding_dim)
-        noise = module.draw_normal((number, module.inputs.sample_dim), self._generator)
-
-        def futures(z: Tensor, state: Tensor, action: Tensor, member: Tensor, horizon: float | Tensor) -> Tensor:
-            return module.sample(z, state[..., None, :], action[..., None, :], member[..., None, :], horizon)
-
+            raise UserError("planning needs a model of a family of policies; this one was learned from actions in data")
+        if model.horizon.first_state == "current":
+            raise UserError("planning needs first_state 'arrival', this model has 'current'")
+        states = self._entries("state", observation, model.inputs.schema.sample_dim)
+        members = self._entries("candidates", candidates, model.inputs.embedding_dim)
         plan = improve(
-            futures,
+            model.futures,
             policy.act,
             states.reshape(-1, states.shape[-1]),
             members,
-            noise,
+            model.draw_noise(number, generator=self._generator),
             self._reward(reward),
-            module.inputs.discount if discount is None else discount,
+            model.horizon.discount if discount is None else discount,
             max_rows,
         )
         batch = states.shape[:-1]
@@ -199,32 +199,27 @@ class TrainedOccupancy:
         index, values = plan.index.reshape(batch), plan.values.reshape(*batch, -1)
         return PlannedAction(_array(action.reshape(*batch, -1)), _array(index), _array(values))
 
+    @torch.no_grad()
     def _futures(self, number: int, state: Tensor, action: Tensor, member: Tensor, discount: float | None) -> Tensor:
         batch = state.shape[:-1]
         states, actions, members = (part.reshape(batch.numel(), 1, part.shape[-1]) for part in (state, action, member))
-        noise = self.module.draw_normal((len(states), number, self.module.inputs.sample_dim), self._generator)
-        return self.module.sample(noise, states, actions, members, discount).reshape(*batch, number, -1)
+        noise = self.model.draw_noise(len(states), number, generator=self._generator)
+        return self.model.sample(noise, states, actions, members, discount).reshape(*batch, number, -1)
 
+    @torch.no_grad()
     def _source(
         self, observation: np.ndarray, action: np.ndarray | None, embedding: np.ndarray | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """State, action in [-1, 1] and embedding as tensors."""
-        inputs, policy = self.module.inputs, self.module.policy
+        inputs = self.model.inputs
         state = self._entries("state", observation, inputs.schema.sample_dim)
-        member = state.new_empty(*state.shape[:-1], 0)
+        batch, member = state.shape[:-1], state.new_empty(*state.shape[:-1], 0)
         if embedding is not None:
-            member = self._entries("embedding", embedding, inputs.embedding_dim, state.shape[:-1])
-        if action is not None:
-            given, low, high = (
-                self._entries("action", action, inputs.action_dim, state.shape[:-1]),
-                self._low,
-                self._high,
-            )
-            return state, (2.0 * (given.cpu() - low) / (high - low) - 1.0).to(state.device), member
-        if policy is None:
-            raise ValueError("expected actions: this model was learned from actions in data and knows no policy")
-        with torch.no_grad():
-            return state, policy.act(state, member), member
+            member = self._entries("embedding", embedding, inputs.embedding_dim, batch)
+        if action is None:
+            return state, self.model.act(state, member), member
+        given = self._entries("action", action, inputs.action_dim, batch).cpu()
+        return state, (2.0 * (given - self._low) / (self._high - self._low) - 1.0).to(state.device), member
 
     def _entries(self, name: str, array: np.ndarray, dimension: int, batch: tuple[int, ...] | None = None) -> Tensor:
         """An array as a tensor, its last dimension checked, and those before it where ``batch`` is given."""
@@ -232,7 +227,7 @@ class TrainedOccupancy:
         wanted = (*(got.shape[:-1] if batch is None else batch), dimension)
         if got.ndim < 1 or got.shape != wanted:
             shown = "..., " if batch is None else "".join(f"{size}, " for size in batch)
-            raise ValueError(f"expected {name} of shape ({shown}{dimension}), got {tuple(got.shape)}")
+            raise UserError(f"expected {name} of shape ({shown}{dimension}), got {tuple(got.shape)}")
         return got
 
     def _reward(self, reward: RewardFunction) -> Callable[[Tensor], Tensor]:
@@ -242,7 +237,7 @@ class TrainedOccupancy:
         return lambda states: self._tensor(np.asarray(reward(_array(states))))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.as_tensor(array, dtype=torch.float32, device=self.module.device)
+        return torch.as_tensor(array, dtype=torch.float32, device=self.model.device)
 
 
 def load_occupancy(checkpoint: str | Path, device: str = "cpu") -> TrainedOccupancy:
@@ -258,7 +253,8 @@ def load_occupancy(checkpoint: str | Path, device: str = "cpu") -> TrainedOccupa
     Raises:
         FileNotFoundError: If there is no such file.
     """
-    return TrainedOccupancy(OccupancyModule.load_from_checkpoint(checkpoint, map_location=device))
+    module = OccupancyModule.load_from_checkpoint(checkpoint, map_location=device)
+    return TrainedOccupancy(module.model, module.hparams["action_low"], module.hparams["action_high"])
 
 
 def _array(tensor: Tensor) -> np.ndarray:

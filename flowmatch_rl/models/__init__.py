@@ -1,8 +1,9 @@
 from flowmatch_rl.models.actor import Acting, ActorModule, ParticleActor
 from flowmatch_rl.models.flow import Flow, Likelihood
 from flowmatch_rl.models.gaussian_policy import GaussianPolicy, GaussianPolicyArchitecture
-from flowmatch_rl.models.occupancy_flow import OccupancyFlow
-from flowmatch_rl.models.occupancy_inputs import OccupancyInputs
+from flowmatch_rl.models.generative import GenerativeModel
+from flowmatch_rl.models.occupancy import Occupancy
+from flowmatch_rl.models.occupancy_inputs import Horizon, OccupancyInputs
 from flowmatch_rl.models.policy import FlowPolicy, FlowPolicyArchitecture, LatentPolicy
 from flowmatch_rl.models.selection import FirstSelection, GreedySelection, Selection, SoftmaxSelection
 
@@ -15,10 +16,12 @@ __all__ = [
     "FlowPolicyArchitecture",
     "GaussianPolicy",
     "GaussianPolicyArchitecture",
+    "GenerativeModel",
     "GreedySelection",
+    "Horizon",
     "LatentPolicy",
     "Likelihood",
-    "OccupancyFlow",
+    "Occupancy",
     "OccupancyInputs",
     "ParticleActor",
     "Selection",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.models.noise import draw_normal
 from flowmatch_rl.nets import FlowNetwork
 from flowmatch_rl.nets.chunks import map_in_chunks
 from flowmatch_rl.objectives import FlowObjective
@@ -28,6 +29,19 @@ class Likelihood:
 
     solver: Solver = Midpoint(num_steps=50)
     divergence: Divergence = ExactDivergence()
+
+    def draw_probes(self, sample: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
+        """Noise of the probes that the divergence of samples needs.
+
+        Args:
+            sample: Samples, shape (B, D).
+            generator: Source of randomness, on any device; the global one if None.
+
+        Returns:
+            Standard normal noise, shape (B, needed_probes, D), or None where there are none.
+        """
+        number = self.divergence.needed_probes
+        return draw_normal((len(sample), number, sample.shape[-1]), sample.device, generator) if number else None
 
 
 class Flow(nn.Module):
@@ -153,6 +167,20 @@ class Flow(nn.Module):
             average_velocity if self.averages else None,
             lambda condition: guide(bound, condition),
         )
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Raise unless a sampler can follow this flow.
+
+        Args:
+            sampler: The sampler.
+
+        Raises:
+            UserError: If it needs another source, or average velocities.
+        """
+        if sampler.needs_normal_source and not self.source.is_standard_normal:
+            raise UserError(f"{sampler} needs a standard normal source, got {self.source}")
+        if sampler.needs_average_velocity and not self.averages:
+            raise UserError(f"{sampler} needs a flow of average velocities, by the objective MeanFlow")
 
     def start(self, noise: Tensor) -> Tensor:
         """Points where sampling starts, shape (*batch, D), for standard normal noise (*batch, noise_dim)."""

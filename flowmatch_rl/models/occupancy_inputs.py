@@ -1,12 +1,80 @@
-"""Units of states, and what an occupancy network is told."""
+"""Units of states, and conditions of an occupancy's network."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.objectives import FirstState, discounts_between
 from flowmatch_rl.schema import TableSchema
-from flowmatch_rl.shapes import check_shape
 
 _HORIZON_FEATURES = 3
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """How far ahead an occupancy looks.
+
+    Args:
+        discount: Discount per environment step, in [0, 1); the highest one where ``min_discount`` is given.
+        min_discount: Lowest discount of a model of many horizons, which are drawn uniformly in the logarithm of the
+            horizon 1 / (1 - discount); None for a single discount.
+        consistency: Fraction of each batch that bootstraps through a shorter horizon, in [0, 1].
+        first_state: First state that the occupancy counts: the ``arrival`` state, or the ``current`` one.
+
+    Raises:
+        UserError: If a number is out of its range, or parts do not go together.
+    """
+
+    discount: float = 0.99
+    min_discount: float | None = None
+    consistency: float = 0.0
+    first_state: FirstState = "arrival"
+
+    def __post_init__(self) -> None:
+        check_range("[0, 1)", discount=self.discount)
+        check_range(f"[0, {self.discount}]", min_discount=self.min_discount)
+        check_range("[0, 1]", consistency=self.consistency)
+        if self.consistency > 0.0 and self.min_discount is None:
+            raise UserError("consistency of horizons needs min_discount, got None")
+        if self.consistency > 0.0 and self.first_state != "arrival":
+            raise UserError(f"consistency of horizons needs first_state 'arrival', got {self.first_state!r}")
+
+    @property
+    def lowest(self) -> float:
+        """Lowest discount."""
+        return self.discount if self.min_discount is None else self.min_discount
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        """Discounts of training samples, shape (B,), for uniform noise (B,)."""
+        highest = torch.full_like(uniform, self.discount)
+        return highest if self.min_discount is None else discounts_between(self.min_discount, highest, uniform)
+
+    def spread(self, number: int) -> tuple[float, ...]:
+        """The discount, or ``number`` of them from the lowest to the highest, even in the logarithm of the horizon."""
+        if self.lowest == self.discount:
+            return (self.discount,)
+        between = self.draw(torch.linspace(0.0, 1.0, number, dtype=torch.float64)[1:-1])
+        return (self.lowest, *between.tolist(), self.discount)
+
+    def check(self, discount: Tensor | float) -> None:
+        """Raise unless the model has these discounts.
+
+        Args:
+            discount: Discounts, a tensor or a number.
+
+        Raises:
+            UserError: If it lacks one.
+        """
+        # Numbers and tensors of either precision are compared as the network sees them.
+        low, high = torch.tensor([self.lowest, self.discount]).tolist()
+        asked = torch.as_tensor(discount).float()
+        bad = asked[~((asked >= low) & (asked <= high))]
+        if len(bad) and self.min_discount is None:
+            raise UserError(f"this model has the discount {high:g}, got {float(bad[0]):g}; others need min_discount")
+        if len(bad):
+            raise UserError(f"this model has discounts from {low:g} to {high:g}, got {float(bad[0]):g}")
 
 
 class OccupancyInputs(nn.Module):
@@ -16,12 +84,11 @@ class OccupancyInputs(nn.Module):
         schema: Names and units of the S entries of the state.
         action_dim: Dimension A of the action.
         embedding_dim: Dimension Z of the embedding.
-        discount: The model's discount, or its highest one.
-        min_discount: Lowest discount of a model of many horizons; None for a single one.
+        horizon: Discounts.
         columns: Names of the D modelled entries; all if None.
 
     Raises:
-        ValueError: If there are no columns, one is given twice, or the state lacks one.
+        UserError: If there are no columns, one is given twice, or the state lacks one.
     """
 
     state_shift: Tensor
@@ -34,19 +101,17 @@ class OccupancyInputs(nn.Module):
         schema: TableSchema,
         action_dim: int,
         embedding_dim: int,
-        discount: float,
-        min_discount: float | None,
-        columns: list[str] | None,
+        horizon: Horizon,
+        columns: list[str] | None = None,
     ) -> None:
         super().__init__()
         names = schema.columns if columns is None else columns
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"columns must be different names, at least one, got {list(names)}")
+            raise UserError(f"columns must be different names, at least one, got {list(names)}")
         if unknown := [name for name in names if name not in schema.columns]:
-            raise ValueError(f"the state has no column {unknown[0]!r}; it has {', '.join(schema.columns)}")
+            raise UserError(f"the state has no column {unknown[0]!r}; it has {', '.join(schema.columns)}")
         self.modelled = [schema.columns.index(name) for name in names]
-        self.action_dim, self.embedding_dim = action_dim, embedding_dim
-        self.discount, self.min_discount = discount, min_discount
+        self.action_dim, self.embedding_dim, self.horizon = action_dim, embedding_dim, horizon
         self.use(schema)
 
     def use(self, schema: TableSchema) -> None:
@@ -65,8 +130,13 @@ class OccupancyInputs(nn.Module):
     @property
     def condition_dim(self) -> int:
         """Dimension C of a condition."""
-        horizon = 0 if self.min_discount is None else _HORIZON_FEATURES
+        horizon = 0 if self.horizon.min_discount is None else _HORIZON_FEATURES
         return self.schema.sample_dim + self.action_dim + self.embedding_dim + horizon
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model holds all entries of the state, in their order."""
+        return self.modelled == list(range(self.schema.sample_dim))
 
     @property
     def sample_schema(self) -> TableSchema:
@@ -93,58 +163,36 @@ class OccupancyInputs(nn.Module):
         """Modelled entries in the units of the environment, shape (*batch, D), of standardised ones."""
         return sample * self.scale + self.shift
 
-    def check(self, entries: Tensor, discount: Tensor | float | None) -> None:
-        """Raise unless the model knows entries and a discount of this kind.
-
-        Args:
-            entries: Modelled entries or noise of their dimension, shape (*batch, D).
-            discount: Discount, a tensor or a number; the highest if None.
-
-        Raises:
-            ValueError: If the dimension does not fit, or the model has another discount.
-        """
-        check_shape("modelled entries", entries, (*entries.shape[:-1], self.sample_dim))
-        if discount is None:
-            return
-        # Numbers and tensors of either precision are compared as the network sees them.
-        lowest = self.discount if self.min_discount is None else self.min_discount
-        low, high = torch.tensor([lowest, self.discount]).tolist()
-        known = torch.as_tensor(discount).float()
-        bad = known[~((known >= low) & (known <= high))]
-        if len(bad) and self.min_discount is None:
-            raise ValueError(f"this model has the discount {high:g}, got {float(bad[0]):g}; others need min_discount")
-        if len(bad):
-            raise ValueError(f"this model has discounts from {low:g} to {high:g}, got {float(bad[0]):g}")
-
     def condition(
         self, observation: Tensor, action: Tensor, embedding: Tensor | None, discount: Tensor | float | None
     ) -> Tensor:
-        """What the network is told; batch shapes broadcast.
+        """Conditions of the network; batch shapes broadcast.
 
         Args:
             observation: States in the units of the environment, shape (*batch, S).
             action: Actions in [-1, 1], shape (*batch, A).
             embedding: Members of the family of policies, shape (*batch, Z); None for a single policy.
-            discount: Discount of the model, see ``check``, shape (*batch) or a number; the highest if None.
+            discount: Discounts of the model, shape (*batch) or a number; the highest if None.
 
         Returns:
             Condition, shape (*batch, C).
 
         Raises:
-            ValueError: If a dimension does not fit.
+            UserError: If a dimension does not fit.
         """
         got = (observation.shape[-1], action.shape[-1], 0 if embedding is None else embedding.shape[-1])
         wanted = (self.schema.sample_dim, self.action_dim, self.embedding_dim)
         for name, have, want in zip(("state", "action", "embedding"), got, wanted, strict=True):
             if have != want:
-                raise ValueError(f"expected {name} of dimension {want}, got {have}")
+                raise UserError(f"expected {name} of dimension {want}, got {have}")
         parts = [(observation - self.state_shift) / self.state_scale, action]
         parts += [embedding] if embedding is not None and self.embedding_dim else []
-        if self.min_discount is not None:
+        if self.horizon.min_discount is not None:
             parts.append(self._horizon_features(discount, observation))
         batch = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
         return torch.cat([part.expand(*batch, -1) for part in parts], dim=-1)
 
     def _horizon_features(self, discount: Tensor | float | None, like: Tensor) -> Tensor:
-        known = torch.as_tensor(self.discount if discount is None else discount, dtype=like.dtype, device=like.device)
-        return torch.stack([known, 1.0 - known, -torch.log1p(-known)], dim=-1)
+        discount = self.horizon.discount if discount is None else discount
+        asked = torch.as_tensor(discount, dtype=like.dtype, device=like.device)
+        return torch.stack([asked, 1.0 - asked, -torch.log1p(-asked)], dim=-1)

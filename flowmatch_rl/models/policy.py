@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.checks import check_range
 from flowmatch_rl.models.flow import Flow, Likelihood
 from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.objectives import FlowObjective
@@ -84,10 +84,7 @@ class FlowPolicy(LatentPolicy):
     def __init__(self, flow: Flow, action_dim: int, sampler: Sampler, squash: Squash) -> None:
         super().__init__(action_dim, squash)
         check_range("(0, 0.5)", t_min=flow.t_min)
-        if sampler.needs_normal_source and not flow.source.is_standard_normal:
-            raise UserError(f"{sampler} needs a standard normal source, got {flow.source}")
-        if sampler.needs_average_velocity and not flow.averages:
-            raise UserError(f"{sampler} needs a policy that learns average velocities, by the objective MeanFlow")
+        flow.check_sampler(sampler)
         self.flow, self.sampler = flow, sampler
 
     @property

@@ -10,7 +10,13 @@ if TYPE_CHECKING:
     from flowmatch_rl.modules.occupancy import OccupancyModule
     from flowmatch_rl.modules.reflow import Reflow
     from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
-    from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, TrainingPoints, WeightCritics
+    from flowmatch_rl.modules.settings import (
+        ActorCriticOptimizer,
+        Critics,
+        FlowOptimizer,
+        TrainingPoints,
+        WeightCritics,
+    )
     from flowmatch_rl.modules.soft_actor_critic import SoftActorCritic
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
@@ -21,6 +27,7 @@ __all__ = [
     "BanditFlow",
     "Critics",
     "FlowMatchingModel",
+    "FlowOptimizer",
     "OccupancyModule",
     "Reflow",
     "ReverseFlowActorCritic",

@@ -3,7 +3,7 @@
 import math
 
 
-def cosine_decay(learning_rate: float, step: int, num_steps: int) -> float:
+def cosine_decay(learning_rate: float, step: int, num_steps: float) -> float:
     """Learning rate that falls from its initial value to zero along half a cosine.
 
     Args:

@@ -1,44 +1,16 @@
 """What the targets of a policy are like, by flow time."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flowmatch_rl.estimators import time_bin_sums
+from flowmatch_rl.evaluation import PosteriorProfile
 from flowmatch_rl.modules.policy_learner import Learned, PolicyLearner
 
 _ROOTS = frozenset({"target_rms"})
 """Quantities that are means of squares until they are read."""
-
-
-@dataclass(frozen=True)
-class PosteriorProfile:
-    """Means by flow time over the updates of a stretch of training.
-
-    Attributes:
-        step: Environment steps at its end, or gradient steps where the data doesn't count those.
-        t: Middle of each bin of flow time, dimensionless.
-        means: Mean in each bin by name of the quantity, NaN where nothing fell in the bin.
-    """
-
-    step: int
-    t: tuple[float, ...]
-    means: dict[str, tuple[float, ...]]
-
-    def metrics(self, prefix: str) -> dict[str, float]:
-        """The means as metrics ``<prefix>/<quantity>/<index of the bin>``, without those of empty bins.
-
-        Args:
-            prefix: Start of the names.
-        """
-        return {
-            f"{prefix}/{name}/{index}": value
-            for name, values in self.means.items()
-            for index, value in enumerate(values)
-            if value == value  # not NaN
-        }
 
 
 class PosteriorMeter:

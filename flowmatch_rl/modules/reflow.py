@@ -1,4 +1,4 @@
-"""The second stage of a rectified flow: learn from the couplings that a trained flow has made."""
+"""The second stage of a rectified flow, trained on the couplings of a trained flow."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from flowmatch_rl.batches import Samples
+from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.models import GenerativeModel
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Midpoint, Solver
 
@@ -25,7 +27,7 @@ class Reflow:
         solver: Solver of the teacher's flow.
 
     Raises:
-        ValueError: If ``num_pairs`` is below 1.
+        UserError: If ``num_pairs`` is below 1.
 
     Reference:
         Liu et al., arXiv:2209.03003.
@@ -36,8 +38,7 @@ class Reflow:
     solver: Solver = Midpoint(num_steps=25)
 
     def __post_init__(self) -> None:
-        if self.num_pairs < 1:
-            raise ValueError(f"num_pairs must be at least 1, got {self.num_pairs}")
+        check_range("[1, inf)", num_pairs=self.num_pairs)
 
     def load(self, kind: Any, student: Any) -> Any:
         """Load the teacher.
@@ -51,41 +52,39 @@ class Reflow:
 
         Raises:
             FileNotFoundError: If there is no such checkpoint.
-            ValueError: If the file is no such checkpoint, or teacher and student have different networks or columns.
+            UserError: If the file is no such checkpoint, or teacher and student have different networks or columns.
         """
         if not Path(self.teacher).is_file():
             raise FileNotFoundError(f"no checkpoint of a teacher at {self.teacher}")
         try:
             teacher = kind.load_from_checkpoint(self.teacher, map_location="cpu").eval()
         except Exception as error:  # a damaged file may raise anything
-            raise ValueError(f"the teacher {self.teacher} is not a checkpoint of {kind.__name__}") from error
+            raise UserError(f"the teacher {self.teacher} is not a checkpoint of {kind.__name__}") from error
         for kind_of in ("columns", "condition_columns", "class_columns", "classes"):
             taught, here = getattr(teacher.schema, kind_of), getattr(student.schema, kind_of)
             if taught != here:
-                raise ValueError(f"the teacher has the {kind_of} {taught}, this table {here}")
-        shapes = [{k: tuple(v.shape) for k, v in m.velocity.state_dict().items()} for m in (teacher, student)]
+                raise UserError(f"the teacher has the {kind_of} {taught}, this table {here}")
+        shapes = [{k: tuple(v.shape) for k, v in m.flow.state_dict().items()} for m in (teacher, student)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"the network of the teacher {self.teacher} has another shape than this one")
+            raise UserError(f"the network of the teacher {self.teacher} has another shape than this one")
         return teacher
 
-    def pairs(self, teacher: Any, samples: Samples, device: torch.device) -> Samples:
+    def pairs(self, teacher: GenerativeModel, samples: Samples) -> Samples:
         """Noise and where the teacher carries it, with conditions drawn from the data.
 
         Args:
-            teacher: The teacher.
+            teacher: The teacher, on the device to compute on.
             samples: The data, standardised.
-            device: Where to compute.
 
         Returns:
             ``num_pairs`` samples with their source points, on the device of the data.
         """
         home = samples.sample.device
-        teacher = teacher.to(device)
         noise = teacher.draw_noise(self.num_pairs)
         condition = None
         if samples.condition is not None:
             rows = torch.randint(len(samples.sample), (self.num_pairs,))
-            condition = samples.condition[rows].to(device)
-        sample = teacher.flow.sample(noise, OdeSampler(self.solver), condition, teacher.guidance)
-        source = teacher.source.transform(noise)
+            condition = samples.condition[rows].to(teacher.device)
+        sample = teacher.sample(noise, condition, sampler=OdeSampler(self.solver))
+        source = teacher.flow.source.transform(noise)
         return Samples(sample.to(home), None if condition is None else condition.to(home), source.to(home))

@@ -1,9 +1,14 @@
 """Arguments of the modules that belong together, as configuration files state them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import torch
+from torch import nn
+
 from flowmatch_rl.checks import check_range, check_word
+from flowmatch_rl.modules.learning_rate import cosine_decay
 from flowmatch_rl.nets import CriticArchitecture
 from flowmatch_rl.objectives import ValueReduction
 
@@ -109,3 +114,43 @@ class ActorCriticOptimizer:
 
     def __post_init__(self) -> None:
         check_range("(0, inf)", **vars(self))
+
+
+@dataclass(frozen=True)
+class FlowOptimizer:
+    """AdamW and its learning rate over a run, for the training of flows.
+
+    Args:
+        learning_rate: Learning rate, positive.
+        decay: ``cosine`` lets the learning rate fall to zero over the run.
+        weight_decay: Weight decay, at least 0.
+        epsilon: Added to the root of the second moment, positive.
+
+    Raises:
+        UserError: If a number is out of its range.
+    """
+
+    learning_rate: float = 1e-3
+    decay: Literal["constant", "cosine"] = "cosine"
+    weight_decay: float = 0.0
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_range("(0, inf)", learning_rate=self.learning_rate, epsilon=self.epsilon)
+        check_range("[0, inf)", weight_decay=self.weight_decay)
+        check_word(("constant", "cosine"), decay=self.decay)
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of some parameters."""
+        return torch.optim.AdamW(
+            parameters, lr=self.learning_rate, weight_decay=self.weight_decay, eps=self.epsilon, fused=True
+        )
+
+    def rate(self, step: int, num_steps: float) -> float:
+        """Learning rate of the next update.
+
+        Args:
+            step: Gradient steps so far.
+            num_steps: Gradient steps of the run.
+        """
+        return self.learning_rate if self.decay == "constant" else cosine_decay(self.learning_rate, step, num_steps)

@@ -1,6 +1,6 @@
 from flowmatch_rl.nets.architecture import Architecture, FlowNetwork, NamedArchitecture
 from flowmatch_rl.nets.critic import CriticArchitecture, CriticEnsemble
-from flowmatch_rl.nets.ema import ema_copy, update_ema, warmed_up_decay
+from flowmatch_rl.nets.ema import EmaSettings, ema_copy, update_ema, warmed_up_decay
 from flowmatch_rl.nets.embeddings import SinusoidalEmbedding
 from flowmatch_rl.nets.film_unet import FilmUNet, FilmUNetArchitecture
 from flowmatch_rl.nets.gaussian import GaussianArchitecture, GaussianNetwork
@@ -13,6 +13,7 @@ __all__ = [
     "CategoricalHead",
     "CriticArchitecture",
     "CriticEnsemble",
+    "EmaSettings",
     "FilmUNet",
     "FilmUNetArchitecture",
     "FlowNetwork",

@@ -1,4 +1,12 @@
-from flowmatch_rl.objectives.backups import FirstState, backup_weights, choose_state, horizon_weights
+from flowmatch_rl.objectives.backups import (
+    FirstState,
+    backup_weights,
+    choose_horizon,
+    choose_state,
+    discounts_between,
+    horizon_weights,
+    include_current_state,
+)
 from flowmatch_rl.objectives.bellman import (
     ValueReduction,
     bellman_map,
@@ -67,10 +75,13 @@ __all__ = [
     "backup_weights",
     "bellman_map",
     "categorical_loss",
+    "choose_horizon",
     "choose_state",
     "critic_loss",
+    "discounts_between",
     "flow_matching_loss",
     "horizon_weights",
+    "include_current_state",
     "mean_flow_target",
     "projected_probabilities",
     "quantile_loss",

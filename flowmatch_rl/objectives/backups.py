@@ -1,4 +1,4 @@
-"""What the discounted future states of a policy are made of, one Bellman backup after a transition.
+"""Bellman backups of the discounted future states of a policy.
 
 Two index conventions are in use. The occupancy of ``arrival`` states leaves out the current state,
 ``m(.|s, a) = (1 - discount) sum_k discount^k Pr(S_{k+1} = .)``; the occupancy from the ``current`` state on begins with
@@ -49,13 +49,13 @@ def backup_weights(
     reached = (time <= length[:, None]) & ~ended_before
     lag = 1 if first_state == "arrival" else 0
     last = time == length[:, None]
-    # The state at which the process goes on in the bootstrapped occupancy counts there, in the second convention.
+    # The state at which the bootstrapped occupancy resumes counts there, in the second convention.
     counts = time >= 1 if lag else ~last | terminal
     step_weight = torch.where(terminal, 1.0, 1.0 - discount[:, None])
     age = (time - lag).clamp_min(0)
     weights = discount[:, None] ** age * step_weight * (reached & counts)
-    goes_on = (reached & last & ~terminal).any(1)
-    return weights, discount**length * goes_on
+    resumes = (reached & last & ~terminal).any(1)
+    return weights, discount**length * resumes
 
 
 def choose_state(states: Tensor, weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,8 +101,55 @@ def horizon_weights(discount: Tensor, shorter: Tensor) -> tuple[Tensor, Tensor, 
         ValueError: If the shapes differ.
 
     Reference:
-        Farebrother et al., Compositional Planning with Jumpy World Models, arXiv:2602.19634; derived anew.
+        Farebrother et al., Compositional Planning with Jumpy World Models, arXiv:2602.19634; derived independently.
     """
     check_same_shape(discount=discount, shorter=shorter)
-    share = (1.0 - discount) / (1.0 - shorter)
-    return 1.0 - discount, discount * share, discount * (1.0 - share)
+    fraction = (1.0 - discount) / (1.0 - shorter)
+    return 1.0 - discount, discount * fraction, discount * (1.0 - fraction)
+
+
+def choose_horizon(near: Tensor, far: Tensor, discount: Tensor, shorter: Tensor, uniform: Tensor) -> Tensor:
+    """One of the two occupancies of a horizon-consistency backup, with the probability of its weight.
+
+    Args:
+        near: Condition of the shorter occupancy at (S', A'), shape (B, C).
+        far: Condition of the occupancy at (S+, A+), shape (B, C).
+        discount: The discount, in [0, 1), shape (B,).
+        shorter: The shorter discount, in [0, discount], shape (B,).
+        uniform: Uniform noise in [0, 1), shape (B,).
+
+    Returns:
+        Conditions, shape (B, C).
+    """
+    _, near_weight, far_weight = horizon_weights(discount, shorter)
+    is_near = uniform * (near_weight + far_weight) < near_weight
+    return torch.where(is_near[:, None], near, far)
+
+
+def discounts_between(low: float, high: Tensor, uniform: Tensor) -> Tensor:
+    """Discounts distributed uniformly in the logarithm of the horizon 1 / (1 - discount).
+
+    Args:
+        low: Lowest discount, in [0, 1).
+        high: Highest ones, at least ``low``, shape (B,).
+        uniform: Uniform noise in [0, 1], shape (B,).
+
+    Returns:
+        Discounts, shape (B,).
+    """
+    return 1.0 - (1.0 - low) ** (1.0 - uniform) * (1.0 - high) ** uniform
+
+
+def include_current_state(current: Tensor, future: Tensor, discount: Tensor, uniform: Tensor) -> Tensor:
+    """States of the occupancy from the current state on, from states of the occupancy of arrival states.
+
+    Args:
+        current: Current states, shape (B, D).
+        future: States of trajectories at geometric times from the arrival on, shape (B, D).
+        discount: Discount in [0, 1), shape (B,).
+        uniform: Uniform noise in [0, 1), shape (B,).
+
+    Returns:
+        The current state with probability ``1 - discount``, else the future one, shape (B, D).
+    """
+    return torch.where((uniform < 1.0 - discount)[:, None], current, future)

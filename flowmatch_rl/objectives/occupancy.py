@@ -22,7 +22,7 @@ class Backup:
         condition: Where the occupancy is learned, (state, action, ...), shape (B, C).
         state: An observed state that it counts, shape (B, D).
         state_weight: Weight of that state, shape (B,).
-        next_condition: Where the rest of the occupancy is taken from the lagging copy, shape (B, C).
+        next_condition: Where the rest of the occupancy is taken from the EMA flow, shape (B, C).
         next_weight: Weight of the rest, shape (B,).
     """
 
@@ -40,7 +40,7 @@ class BackupNoise:
     Attributes:
         direct: Standard normal noise of the direct term, shape (B, D).
         start: Standard normal noise where bootstrapped samples start, shape (B, D).
-        fresh: Standard normal noise that bootstrapped samples are noised with anew, shape (B, D).
+        fresh: Standard normal noise that bootstrapped samples are re-noised with, shape (B, D).
         t_direct: Flow times of the direct term, shape (B,).
         t_bootstrap: Flow times of the bootstrapped term, shape (B,).
         branch: Uniform noise in [0, 1) that picks one of the two terms, where only one is evaluated, shape (B,).
@@ -56,11 +56,11 @@ class BackupNoise:
 
 @dataclass(frozen=True)
 class OccupancyObjective(abc.ABC):
-    """Loss of a network against a Bellman backup of its lagging copy.
+    """Loss of a network against a Bellman backup of its EMA flow.
 
-    The law along the path obeys the Bellman equation of the occupancy at every flow time, and so does its flux: a
-    regression with weight ``1 - discount`` on the path to the arrival state and weight ``discount`` on the lagging
-    copy at the next state and action has the backed-up velocity as its minimum.
+    The distribution along the path obeys the Bellman equation of the occupancy at every flow time, and so does its
+    flux: a regression with weight ``1 - discount`` on the path to the arrival state and weight ``discount`` on the EMA
+    flow at the next state and action has the backed-up velocity as its minimum.
 
     Args:
         mixing: ``stratified`` evaluates both terms for every sample and weighs them; ``bernoulli`` evaluates one per
@@ -75,19 +75,21 @@ class OccupancyObjective(abc.ABC):
     """What the network predicts."""
 
     bootstraps: ClassVar[bool]
-    """Whether the loss uses the lagging copy; otherwise the states of its batches are of the occupancy itself."""
+    """Whether the loss uses the EMA flow; otherwise the states of its batches are of the occupancy itself."""
 
     mixing: Literal["stratified", "bernoulli"] = "stratified"
     reduction: Literal["sum", "mean"] = "sum"
 
     @abc.abstractmethod
-    def bootstrap(self, field: Field, noise: BackupNoise, ends: tuple[float, float]) -> tuple[Tensor, Tensor] | None:
-        """Points of the lagging copy's path and what it says there.
+    def bootstrap(
+        self, field: Field, noise: BackupNoise, interval: tuple[float, float]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Points of the EMA flow's path and its prediction there.
 
         Args:
-            field: The lagging copy at the next condition.
+            field: The EMA flow at the next condition.
             noise: Randomness.
-            ends: First and last flow time of sampling.
+            interval: First and last flow time of sampling.
 
         Returns:
             Points at ``noise.t_bootstrap`` and regression targets there, both of shape (B, D); None where nothing is
@@ -95,19 +97,24 @@ class OccupancyObjective(abc.ABC):
         """
 
     def loss(
-        self, field: Field, field_ema: Field, backup: Backup, noise: BackupNoise, ends: tuple[float, float] = (0.0, 1.0)
+        self,
+        field: Field,
+        field_ema: Field,
+        backup: Backup,
+        noise: BackupNoise,
+        interval: tuple[float, float] = (0.0, 1.0),
     ) -> tuple[Tensor, Tensor]:
         """Weighted squared errors of the direct and of the bootstrapped term; their sum is the loss.
 
-        No gradient flows into the lagging copy. Values of different objectives are not comparable: at the optimum
+        No gradient flows into the EMA flow. Values of different objectives are not comparable: at the optimum
         they still differ by the variance of their targets.
 
         Args:
             field: The network, its prediction called with x of shape (B, 2, D), t (B, 2) and a condition (B, 1, C).
-            field_ema: The lagging copy, called with x of shape (B, D).
+            field_ema: The EMA flow, called with x of shape (B, D).
             backup: The backups.
             noise: Randomness.
-            ends: First and last flow time of sampling.
+            interval: First and last flow time of sampling.
 
         Returns:
             Direct and bootstrapped term, each of shape (B,).
@@ -123,7 +130,7 @@ class OccupancyObjective(abc.ABC):
         targets = [path.target(self.prediction, noise.direct, x_1, noise.t_direct)]
         times, weights = [noise.t_direct], [backup.state_weight]
         with torch.no_grad():
-            future = self.bootstrap(field_ema.at(backup.next_condition), noise, ends)
+            future = self.bootstrap(field_ema.at(backup.next_condition), noise, interval)
         if future is not None:
             points, targets = [*points, future[0]], [*targets, future[1]]
             times, weights = [*times, noise.t_bootstrap], [*weights, backup.next_weight]
@@ -152,13 +159,13 @@ class MonteCarloCFM(OccupancyObjective):
     prediction = "velocity"
     bootstraps = False
 
-    def bootstrap(self, field: Field, noise: BackupNoise, ends: tuple[float, float]) -> None:
+    def bootstrap(self, field: Field, noise: BackupNoise, interval: tuple[float, float]) -> None:
         """There is nothing to bootstrap."""
 
 
 @dataclass(frozen=True)
 class TDCFM(OccupancyObjective):
-    """Bootstrapped samples are carried to the end of the path, noised anew and regressed on.
+    """Bootstrapped samples are carried to the end of the path, re-noised and regressed on.
 
     Args:
         mixing: As in ``OccupancyObjective``.
@@ -174,17 +181,17 @@ class TDCFM(OccupancyObjective):
 
     solver: Solver = Midpoint(num_steps=10)
 
-    def bootstrap(self, field: Field, noise: BackupNoise, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    def bootstrap(self, field: Field, noise: BackupNoise, interval: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """Points between bootstrapped samples and fresh noise, with their conditional velocities."""
-        return _noised_anew(OdeSampler(self.solver), field, noise.start, noise.fresh, noise.t_bootstrap, ends)
+        return _renoised(OdeSampler(self.solver), field, noise.start, noise.fresh, noise.t_bootstrap, interval)
 
 
 @dataclass(frozen=True)
 class CoupledTDCFM(OccupancyObjective):
     """As ``TDCFM``, with each bootstrapped sample noised by the noise that it was made from.
 
-    Targets have less variance where flow lines are straight. Only the law at the end of the path obeys the Bellman
-    equation exactly; on curved paths the intermediate ones are off.
+    Targets have less variance where flow lines are straight. Only the distribution at the end of the path obeys the
+    Bellman equation exactly; on curved paths the intermediate ones are off.
 
     Args:
         mixing: As in ``OccupancyObjective``.
@@ -200,14 +207,14 @@ class CoupledTDCFM(OccupancyObjective):
 
     solver: Solver = Midpoint(num_steps=10)
 
-    def bootstrap(self, field: Field, noise: BackupNoise, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    def bootstrap(self, field: Field, noise: BackupNoise, interval: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """Points between bootstrapped samples and their own noise, with the velocities between the two."""
-        return _noised_anew(OdeSampler(self.solver), field, noise.start, noise.start, noise.t_bootstrap, ends)
+        return _renoised(OdeSampler(self.solver), field, noise.start, noise.start, noise.t_bootstrap, interval)
 
 
 @dataclass(frozen=True)
 class TD2CFM(OccupancyObjective):
-    """Follows the lagging copy up to the flow time of the sample, and regresses on its velocity there.
+    """Follows the EMA flow up to the flow time of the sample, and regresses on its velocity there.
 
     The expected gradient of ``TDCFM`` with less variance: the noise of an end point that would be thrown away again is
     never drawn. A solver's error moves the points of the regression, not its targets.
@@ -226,14 +233,14 @@ class TD2CFM(OccupancyObjective):
 
     solver: Solver = Midpoint(num_steps=10)
 
-    def bootstrap(self, field: Field, noise: BackupNoise, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
-        """Points that the lagging copy leads to, with its velocity there."""
-        return _followed(OdeSampler(self.solver), field, noise.start, noise.t_bootstrap, ends)
+    def bootstrap(self, field: Field, noise: BackupNoise, interval: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """Points that the EMA flow leads to, with its velocity there."""
+        return _followed(OdeSampler(self.solver), field, noise.start, noise.t_bootstrap, interval)
 
 
 @dataclass(frozen=True)
 class TDDD(OccupancyObjective):
-    """The diffusion form of ``TDCFM``: predicts noise, bootstraps by DDIM, and noises the samples anew.
+    """The diffusion form of ``TDCFM``: predicts noise, bootstraps by DDIM, and re-noises the samples.
 
     Args:
         mixing: As in ``OccupancyObjective``.
@@ -255,9 +262,9 @@ class TDDD(OccupancyObjective):
     def __post_init__(self) -> None:
         _check_deterministic(self.sampler)
 
-    def bootstrap(self, field: Field, noise: BackupNoise, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    def bootstrap(self, field: Field, noise: BackupNoise, interval: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """Points between bootstrapped samples and fresh noise, with that noise."""
-        return _noised_anew(self.sampler, field, noise.start, noise.fresh, noise.t_bootstrap, ends)
+        return _renoised(self.sampler, field, noise.start, noise.fresh, noise.t_bootstrap, interval)
 
 
 @dataclass(frozen=True)
@@ -284,22 +291,22 @@ class TD2DD(OccupancyObjective):
     def __post_init__(self) -> None:
         _check_deterministic(self.sampler)
 
-    def bootstrap(self, field: Field, noise: BackupNoise, ends: tuple[float, float]) -> tuple[Tensor, Tensor]:
-        """Points that the lagging copy leads to, with the noise it sees there."""
-        return _followed(self.sampler, field, noise.start, noise.t_bootstrap, ends)
+    def bootstrap(self, field: Field, noise: BackupNoise, interval: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """Points that the EMA flow leads to, with the noise it predicts there."""
+        return _followed(self.sampler, field, noise.start, noise.t_bootstrap, interval)
 
 
-def _noised_anew(
-    sampler: Sampler, field: Field, start: Tensor, noise: Tensor, t: Tensor, ends: tuple[float, float]
+def _renoised(
+    sampler: Sampler, field: Field, start: Tensor, noise: Tensor, t: Tensor, interval: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    x_1 = sampler.sample(field, start, *ends, None, torch.zeros_like)
+    x_1 = sampler.sample(field, start, *interval, None, torch.zeros_like)
     return field.path.sample(noise, x_1, t), field.path.target(field.prediction, noise, x_1, t)
 
 
 def _followed(
-    sampler: Sampler, field: Field, start: Tensor, t: Tensor, ends: tuple[float, float]
+    sampler: Sampler, field: Field, start: Tensor, t: Tensor, interval: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    x_t = sampler.sample(field, start, ends[0], t, None, torch.zeros_like)
+    x_t = sampler.sample(field, start, interval[0], t, None, torch.zeros_like)
     return x_t, field.predict(x_t, t, None)
 
 

@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 
 from flowmatch_rl.callbacks.curves import LossCurve
-from flowmatch_rl.figures import LossPoint, draw_loss_curve
+from flowmatch_rl.evaluation import LossPoint
+from flowmatch_rl.figures import draw_loss_curve
 from tests.callbacks.stand_ins import stand_in_trainer
 from tests.callbacks.test_figures import is_drawn, read_table
 

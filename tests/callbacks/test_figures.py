@@ -13,15 +13,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
-from flowmatch_rl.figures import (
-    Evaluation,
-    PolicySample,
-    differing_states,
-    draw_episodes,
-    draw_learning_curve,
-    sample_policy,
-    save_figure,
-)
+from flowmatch_rl.evaluation import PolicySample, ReturnPoint, differing_states, sample_policy, summarise_episodes
+from flowmatch_rl.figures import draw_episodes, draw_learning_curve, save_figure
 from tests.callbacks.stand_ins import stand_in_trainer, tiny_data, tiny_module, tiny_trainer
 
 FIGURES = ("learning_curve.png", "policy.png", "episode.png")
@@ -40,7 +33,7 @@ def is_drawn(path: Path) -> bool:
 
 
 def stand_in_data() -> Any:
-    return SimpleNamespace(environment=SimpleNamespace(label="Stand-in-v0"), env_steps=10, recent_returns=deque())
+    return SimpleNamespace(label="Stand-in-v0", env_steps=10, recent_returns=deque())
 
 
 def episodes(num: int, length: int, observation_dim: int, action_dim: int) -> TensorDict:
@@ -84,7 +77,7 @@ def test_a_run_leaves_figures_that_are_not_blank(run: Path, name: str) -> None:
 
 
 def test_a_blank_page_is_told_from_a_figure(tmp_path: Path) -> None:
-    figure = draw_learning_curve([Evaluation(1)], "")
+    figure = draw_learning_curve([ReturnPoint(1)], "")
     for axes in figure.axes:
         axes.remove()
     save_figure(figure, tmp_path / "blank.png")
@@ -179,23 +172,21 @@ def test_the_density_is_that_of_a_boltzmann_policy() -> None:
     torch.testing.assert_close(sample.density(), exact.expand(2, -1), rtol=1e-3, atol=1e-5)
 
 
-def stand_in_actor_critic(value: Callable[[Tensor], Tensor]) -> Any:
+def sample_stand_in(value: Callable[[Tensor], Tensor], chosen: Tensor) -> PolicySample:
+    """Seven particles of a policy that carries noise to twice the noise, with values of its actions alone."""
+
     def trajectories(observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         return torch.tensor([0.0, 1.0]), torch.stack([noise, 2.0 * noise])
 
-    return SimpleNamespace(
-        policy=SimpleNamespace(trajectories=trajectories, noise_dim=lambda action_dim: action_dim),
-        critic=SimpleNamespace(action_values=lambda observation, actions, reduction: value(actions)),
-        squash=SimpleNamespace(action=torch.tanh),
-        temperature=1.0,
-        value_reduction="min",
+    policy: Any = SimpleNamespace(
+        trajectories=trajectories, noise_dim=chosen.shape[1], squash=SimpleNamespace(action=torch.tanh)
     )
+    return sample_policy(policy, lambda observation, actions: value(actions), 1.0, torch.zeros(2, 5), chosen, 7)
 
 
 def test_values_vary_over_the_first_two_entries_and_hold_the_others_as_chosen() -> None:
-    module = stand_in_actor_critic(lambda a: a[..., 0] + 10.0 * a[..., 1] + 100.0 * a[..., 2])
     chosen = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
-    sample = sample_policy(module, torch.zeros(2, 5), chosen, num_particles=7)
+    sample = sample_stand_in(lambda a: a[..., 0] + 10.0 * a[..., 1] + 100.0 * a[..., 2], chosen)
     grid = sample.grid
     torch.testing.assert_close(
         sample.values, grid[None, None, :] + 10.0 * grid[None, :, None] + 100.0 * chosen[:, 2, None, None]
@@ -203,7 +194,7 @@ def test_values_vary_over_the_first_two_entries_and_hold_the_others_as_chosen() 
 
 
 def test_particles_are_squashed_and_keep_their_flow_time() -> None:
-    sample = sample_policy(stand_in_actor_critic(lambda a: a[..., 0]), torch.zeros(2, 5), torch.zeros(2, 1), 7)
+    sample = sample_stand_in(lambda a: a[..., 0], torch.zeros(2, 1))
     assert sample.actions.shape == (2, 2, 7, 1)
     torch.testing.assert_close(sample.actions[1].atanh(), 2.0 * sample.actions[0].atanh(), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(sample.values, sample.grid.expand(2, -1))
@@ -225,16 +216,16 @@ def test_no_state_is_drawn_twice_even_if_all_are_alike(length: int, number: int)
 def test_the_best_and_the_worst_episode_are_named_with_their_returns_without_padding() -> None:
     reward = torch.tensor([[1.0, 1.0, 50.0], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
     mask = torch.tensor([[True, True, False], [True, True, True], [True, True, True]])
-    figure = draw_episodes(reward, torch.zeros(3, 3, 9), mask, "title")
+    figure = draw_episodes(summarise_episodes(reward, torch.zeros(3, 3, 9), mask), "title")
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == ["best of 3 episodes: return 3.0, 3 steps", "worst of 3 episodes: return 1.0, 3 steps"]
     assert len(figure.axes) == 2 * (1 + 6)
 
 
 def test_a_learning_curve_without_losses_has_one_panel() -> None:
-    evaluations = [Evaluation(10, -3.0, 1.0), Evaluation(20, -2.0, 1.0)]
+    evaluations = [ReturnPoint(10, -3.0, 1.0), ReturnPoint(20, -2.0, 1.0)]
     assert len(draw_learning_curve(evaluations, "title").axes) == 1
-    with_losses = [Evaluation(10, -3.0, 1.0), Evaluation(20, -2.0, 1.0, -4.0, 0.5, 0.1)]
+    with_losses = [ReturnPoint(10, -3.0, 1.0), ReturnPoint(20, -2.0, 1.0, -4.0, 0.5, 0.1)]
     assert len(draw_learning_curve(with_losses, "title").axes) == 2
 
 

@@ -1,5 +1,6 @@
 """What the figures of future states show, and that they are drawn."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,12 @@ from flowmatch_rl.batches import Rollouts, read_rollouts
 from flowmatch_rl.callbacks import OccupancyFigures
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
-from flowmatch_rl.figures.occupancy_marginals import draw_future_marginals
-from flowmatch_rl.figures.occupancy_parts import escape, frame_around
-from flowmatch_rl.figures.occupancy_plane import Plane, draw_future_states, plane_of, shares
-from flowmatch_rl.figures.occupancy_sample import FutureSample, sample_futures, sample_values, step_weights
-from flowmatch_rl.figures.occupancy_values import draw_values
+from flowmatch_rl.evaluation import FutureSample, sample_futures, sample_values
+from flowmatch_rl.evaluation.occupancy import observed_fraction
+from flowmatch_rl.figures import draw_future_marginals, draw_future_states, draw_values, escape, plane_of
+from flowmatch_rl.figures.occupancy_parts import frame_around
+from flowmatch_rl.figures.occupancy_plane import Plane, fractions
+from flowmatch_rl.models import Horizon
 from flowmatch_rl.objectives import FirstState
 from flowmatch_rl.planning import estimate_value, monte_carlo_value
 from flowmatch_rl.schema import TableSchema
@@ -64,13 +66,14 @@ def draw(folder: Path, module: Any, held: dict[str, Tensor], walls: Tensor | Non
     return {path.name for path in paths}
 
 
-def future_sample(columns: tuple[str, ...], real: bool = True, seen: float = 1.0) -> FutureSample:
+def future_sample(columns: tuple[str, ...], real: bool = True, observed: float = 1.0) -> FutureSample:
     points = torch.randn(2, 3, 50, len(columns), generator=torch.Generator().manual_seed(0))
-    return FutureSample(table(*columns), points[0, :, 0], (0.5, 0.9), points, points if real else None, (1.0, seen))
+    entries, held = tuple(range(len(columns))), (1.0, observed)
+    return FutureSample(table(*columns), entries, points[0, :, 0], (0.5, 0.9), points, points if real else None, held)
 
 
 def ending_rollouts() -> Rollouts:
-    """A trajectory that goes on for ever, one that is cut after 3 steps, one that ends after 2."""
+    """A trajectory that never ends, one that is cut after 3 steps, one that ends after 2."""
     states = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 5.0, 6.0, 6.0], [7.0, -8.0, -8.0, -8.0]], dtype=F64)[
         :, None, :, None
     ]
@@ -81,20 +84,20 @@ def ending_rollouts() -> Rollouts:
 
 
 @pytest.mark.parametrize("discount", [0.0, 0.4, 0.95])
-def test_weights_of_steps_give_the_value_of_roll_outs(discount: float) -> None:
+def test_what_roll_outs_hold_is_what_is_not_missing_from_their_value(discount: float) -> None:
     rollouts = ending_rollouts()
     assert rollouts.states is not None
     assert rollouts.ended is not None
-    weights, earned = step_weights(rollouts, discount), rollouts.states[..., 0]
-    wanted = monte_carlo_value(earned.movedim(-1, 0), rollouts.ended.movedim(-1, 0), discount, rollouts.length)
-    torch.testing.assert_close((weights * earned).sum(-1) / (1.0 - discount), wanted.value)
-    missing = 1.0 - weights.sum(-1)
-    torch.testing.assert_close(missing, (1.0 - discount) * wanted.missing_weight)
+    earned, ended = rollouts.states[..., 0].movedim(-1, 0), rollouts.ended.movedim(-1, 0)
+    missing = (1.0 - discount) * monte_carlo_value(earned, ended, discount, rollouts.length).missing_weight[:, 0]
+    for row, lost in enumerate(missing):
+        one = Rollouts(*(part[row : row + 1] for part in vars(rollouts).values()))
+        assert observed_fraction(one, discount) == pytest.approx(1.0 - float(lost))
+    assert observed_fraction(rollouts, discount) == pytest.approx(1.0 - float(missing.max()))
 
 
-def test_weights_need_trajectories() -> None:
-    with pytest.raises(ValueError, match="expected source states with trajectories"):
-        step_weights(Rollouts(*torch.zeros(3, 2, 1), None, None, None), 0.5)
+def test_states_alone_miss_nothing() -> None:
+    assert observed_fraction(Rollouts(*torch.zeros(3, 2, 1), None, None, None), 0.5) == 1.0
 
 
 @pytest.mark.parametrize("first_state", ["arrival", "current"])
@@ -115,18 +118,22 @@ def test_real_states_are_found_at_geometric_times(first_state: FirstState) -> No
 
 
 def test_discounts_are_even_in_the_logarithm_of_the_horizon() -> None:
-    sample = sample_futures(model(table("a", "b"), discount=0.99, min_discount=0.2), read_rollouts(batch(2)), 1, 4)
+    sample = sample_futures(model(table("a", "b"), horizon=Horizon(0.99, 0.2)).model, read_rollouts(batch(2)), 1, 4)
     assert (sample.discounts[0], sample.discounts[-1]) == (0.2, 0.99)
     logs = torch.tensor(sample.discounts, dtype=F64).neg().log1p()
     torch.testing.assert_close(logs.diff(), logs.diff().mean().expand(3))
-    single = sample_futures(model(table("a", "b"), discount=0.7, min_discount=0.7), read_rollouts(batch(2)), 1, 4)
+    single = sample_futures(model(table("a", "b"), horizon=Horizon(0.7, 0.7)).model, read_rollouts(batch(2)), 1, 4)
     assert single.discounts == (0.7,)
 
 
 def test_samples_leave_the_global_noise_alone_and_repeat() -> None:
-    module, rollouts = model(table("a", "b"), rewards={"r": LinearReward(("a",), (1.0,))}), read_rollouts(batch(2))
+    module, rollouts, rewards = (
+        model(table("a", "b")).model,
+        read_rollouts(batch(2)),
+        {"r": LinearReward(("a",), (1.0,))},
+    )
     before = torch.get_rng_state()
-    first, values = sample_futures(module, rollouts, 3, 10), sample_values(module, rollouts, 10)
+    first, values = sample_futures(module, rollouts, 3, 10), sample_values(module, rollouts, rewards, 10)
     assert torch.equal(before, torch.get_rng_state())
     torch.rand(1)
     again = sample_futures(module, rollouts, 3, 10)
@@ -134,31 +141,32 @@ def test_samples_leave_the_global_noise_alone_and_repeat() -> None:
     assert first.real is not None
     assert again.real is not None
     assert torch.equal(first.real, again.real)
-    assert torch.equal(values[0].modelled, sample_values(module, rollouts, 10)[0].modelled)
+    assert torch.equal(values[0].value, sample_values(module, rollouts, rewards, 10)[0].value)
 
 
 @pytest.mark.parametrize("first_state", ["arrival", "current"])
 def test_values_are_those_of_a_test(first_state: FirstState) -> None:
-    module = ExactCycle(first_state, {"never": NEVER}, discount=0.8, columns=["time"])
+    module = ExactCycle(first_state, discount=0.8, columns=["time"])
     rollouts = cycle_rollouts([3, 10, 200], 120, copies=4)
-    (value,) = sample_values(module, rollouts, 500)
-    noise = module.draw_normal((3, 500, 1), torch.Generator().manual_seed(1))
+    (value,) = sample_values(module, rollouts, {"never": NEVER}, 500)
+    noise = module.draw_noise(3, 500, generator=torch.Generator().manual_seed(1))
     source = [part[:, None] for part in (rollouts.observation, rollouts.action, rollouts.embedding)]
     now = rollouts.observation[:, :1] if first_state == "current" else None
     futures = module.sample(noise, *source, discount=0.8)
     wanted = estimate_value(futures, lambda states: NEVER.evaluate(states, ("time",)), 0.8, now)
-    torch.testing.assert_close(value.modelled, wanted.value.double(), rtol=1e-5, atol=0.0)
-    torch.testing.assert_close(value.modelled_error, wanted.standard_error.double(), rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(value.value, wanted.value, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(value.standard_error, wanted.standard_error, rtol=1e-4, atol=0.0)
     # By the closed form sum_k 0.8^k (2 + 0.3 (s + k + 1)), without spread, for all trajectories are alike.
     exact = 5.0 * (2.0 + 0.3 * (torch.tensor([3.0, 10.0, 200.0], dtype=F64) + 5.0))
-    torch.testing.assert_close(value.real, exact, rtol=1e-6, atol=0.0)
-    torch.testing.assert_close(value.real_error, torch.zeros(3, dtype=F64), rtol=0.0, atol=1e-9)
-    assert ((value.modelled - exact).abs() < 5.0 * value.modelled_error).all()
+    torch.testing.assert_close(value.real, exact.float(), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(value.real_error, torch.zeros(3), rtol=0.0, atol=1e-4)
+    assert ((value.value - exact).abs() < 5.0 * value.standard_error).all()
 
 
 def test_a_single_roll_out_has_no_standard_error() -> None:
-    module = ExactCycle(rewards={"never": NEVER})
-    assert sample_values(module, cycle_rollouts([3], 50), 10)[0].real_error is None
+    (value,) = sample_values(ExactCycle(), cycle_rollouts([3], 50), {"never": NEVER}, 10)
+    assert value.real is not None
+    assert value.real_error is None
 
 
 @pytest.mark.parametrize(
@@ -176,7 +184,8 @@ def test_a_single_roll_out_has_no_standard_error() -> None:
 def test_the_plane_is_that_of_the_walls_or_of_x_and_y(
     columns: tuple[str, ...], modelled: list[int], walls: Tensor | None, wanted: tuple[int, int] | None
 ) -> None:
-    plane = plane_of(columns, modelled, walls)
+    sample = dataclasses.replace(future_sample(columns), modelled_entries=tuple(modelled))
+    plane = plane_of(sample, walls)
     assert (None if plane is None else plane.entries) == wanted
     if plane is not None:  # walls are drawn where the state's first two entries are, and nowhere else
         assert len(plane.walls) == (1 if walls is not None and {0, 1} <= set(modelled) else 0)
@@ -196,10 +205,10 @@ def test_limits_hold_what_is_known_and_what_is_modelled_near_it() -> None:
     assert held(frame_around([], [far, near], scale), far)
 
 
-def test_shares_count_what_lies_outside() -> None:
+def test_fractions_count_what_lies_outside() -> None:
     frame = np.array([[0.0, 0.0], [1.0, 2.0]])
     points = np.array([[0.1, 0.1], [0.1, 0.1], [0.9, 1.9], [3.0, 1.0], [np.nan, 0.5]])
-    found = shares(points, frame)
+    found = fractions(points, frame)
     assert found.sum() == pytest.approx(0.6)
     assert found[: len(found) // 2, : len(found) // 2].max() == pytest.approx(0.4)
 
@@ -216,8 +225,8 @@ def test_shares_count_what_lies_outside() -> None:
 )
 def test_all_figures_are_drawn(tmp_path: Path, columns: tuple[str, ...], wanted: set[str]) -> None:
     rewards = {name: LinearReward(("a",), (1.0,)) for name in ("near", "fa$r$", "up", "down")}
-    lowest = 0.5 if len(columns) == 2 else None
-    module = model(table(*columns), min_discount=lowest, rewards=rewards)
+    horizon = Horizon(0.9, 0.5 if len(columns) == 2 else None)
+    module = model(table(*columns), horizon=horizon, rewards=rewards)
     assert draw(tmp_path, module, batch(len(columns))) == wanted
 
 
@@ -237,7 +246,7 @@ def test_without_trajectories_only_the_model_is_drawn(tmp_path: Path) -> None:
 
 def test_every_discount_has_real_states_beside_modelled_ones_in_one_frame() -> None:
     plane = Plane((0, 1), ("x", "y"), WALLS.numpy())
-    figure = draw_future_states(future_sample(("x", "y"), seen=0.8), plane, "t")
+    figure = draw_future_states(future_sample(("x", "y"), observed=0.8), plane, "t")
     panels = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title().splitlines()[-1].split(",")[0] for axes in panels] == ["real", "modelled"] * 6
     assert "discount 0.9\nhorizon 10 steps" in panels[2].get_title()
@@ -263,8 +272,8 @@ def test_names_with_dollars_are_drawn_as_they_are(tmp_path: Path) -> None:
 
 
 def test_panels_of_rewards_hold_the_diagonal_and_every_source_state() -> None:
-    module = ExactCycle(rewards={"a": NEVER, "b": NEVER})
-    figure = draw_values(sample_values(module, cycle_rollouts([1, 30, 60], 90), 20), "t")
+    values = sample_values(ExactCycle(), cycle_rollouts([1, 30, 60], 90), {"a": NEVER, "b": NEVER}, 20)
+    figure = draw_values(values, "t")
     for axes in figure.axes:
         (equal, points) = axes.lines[:2]
         assert np.array_equal(equal.get_xdata(), equal.get_ydata())

@@ -14,7 +14,8 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from flowmatch_rl.callbacks.posterior_figures import PosteriorFigures
-from flowmatch_rl.figures import TimeProfile, draw_posterior
+from flowmatch_rl.evaluation import PosteriorProfile
+from flowmatch_rl.figures import draw_posterior
 from flowmatch_rl.figures.style import BLUE
 from flowmatch_rl.modules import SoftActorCritic
 from tests.callbacks.stand_ins import stand_in_trainer, tiny_data, tiny_module, tiny_trainer
@@ -24,8 +25,10 @@ T = [0.125, 0.375, 0.625, 0.875]
 DATA = SimpleNamespace(label="some data")
 
 
-def profile(step: int, **means: list[float]) -> TimeProfile:
-    return TimeProfile(step, T, dict(means) or {"eta": [0.0, 0.1, 0.5, step / 100], "saturated": [0.5, 0.2, 0.1, 0.0]})
+def profile(step: int, **means: list[float]) -> PosteriorProfile:
+    return PosteriorProfile(
+        step, T, dict(means) or {"eta": [0.0, 0.1, 0.5, step / 100], "saturated": [0.5, 0.2, 0.1, 0.0]}
+    )
 
 
 def module(step: int | None) -> Any:
@@ -120,7 +123,7 @@ def test_the_state_loads_without_pickled_classes(tmp_path: Path) -> None:
 
 def test_the_last_stretch_is_drawn_in_full_colour_and_earlier_ones_fade() -> None:
     figure = draw_posterior([profile(step) for step in (10, 20, 30)], "title")
-    assert set(panels(figure)) == {"control variate", "end points at a bound"}
+    assert set(panels(figure)) == {"control variate", "endpoints at a bound"}
     lines = panels(figure)["control variate"].lines
     assert [line.get_ydata()[-1] for line in lines] == [0.1, 0.2, 0.3]
     assert all(list(line.get_xdata()) == T for line in lines)
@@ -152,7 +155,7 @@ def test_a_scale_that_spans_decades_is_logarithmic(values: list[float], scale: s
 
 def test_a_quantity_that_appears_late_or_has_no_name_of_its_own_is_drawn() -> None:
     figure = draw_posterior([profile(1), profile(2, eta=[0.0] * 4, novel=[1.0] * 4)], "title")
-    assert [len(panels(figure)[title].lines) for title in ("control variate", "end points at a bound", "novel")] == [
+    assert [len(panels(figure)[title].lines) for title in ("control variate", "endpoints at a bound", "novel")] == [
         2,
         1,
         1,

@@ -91,7 +91,7 @@ def test_file_that_is_no_table_is_refused_by_name(name, content, words, tmp_path
     [
         ([PRESETS / "diffusion.yaml"], {"t_min": 0.0}, ["noise", "t_min must be above 0"]),
         ([], {"guidance": 2.0}, ["guidance 2.0", "condition_dropout"]),
-        ([], {"sampler": "SdeSampler", "source": "UniformSource"}, ["N(0, I)", "UniformSource"]),
+        ([], {"sampler": "SdeSampler", "source": "UniformSource"}, ["standard normal source", "UniformSource"]),
         ([PRESETS / "score.yaml"], {"source": "UniformSource"}, ["N(0, I)", "UniformSource"]),
         ([], {"sampler": "AverageVelocitySampler"}, ["AverageVelocitySampler", "MeanFlow"]),
         ([], {"source": "MixtureSource", "source__init_args__means": "[[0, 0, 0]]"}, ["3", "2"]),
@@ -101,7 +101,7 @@ def test_file_that_is_no_table_is_refused_by_name(name, content, words, tmp_path
 )
 def test_parts_that_do_not_go_together_are_refused(configs, changes, words, tmp_path) -> None:
     options = SMALL | {f"model__{name}": value for name, value in changes.items()}
-    options |= {"model__likelihood_solver__init_args__num_steps": None, "trainer__default_root_dir": tmp_path / "run"}
+    options |= {"model__likelihood__solver__init_args__num_steps": None, "trainer__default_root_dir": tmp_path / "run"}
     assert_refused(call(flow_arguments("fit", TWO_MOONS, *configs, **options)), *words)
     assert not (tmp_path / "run").exists()
 
@@ -135,7 +135,7 @@ CONDITIONS = {"data__conditions": "[age]", "data__classes": "[kind]"}
 
 
 def evaluate(command: str, checkpoint: Path, table: Path, folder: Path, **changes: object) -> Outcome:
-    sizes: dict[str, object] = {"model__velocity__hidden_dim": None, "model__velocity__num_blocks": None}
+    sizes: dict[str, object] = {"model__network__hidden_dim": None, "model__network__num_blocks": None}
     options = sizes | {
         "data__dataset__init_args__path": table,
         "ckpt_path": checkpoint,
@@ -193,9 +193,9 @@ def test_checkpoint_of_other_classes_is_refused(given, tmp_path) -> None:
 
 def test_network_of_another_shape_than_the_checkpoint_is_refused(given, tmp_path) -> None:
     people = given.parents[2] / "people.csv"
-    shape = {"model__velocity__hidden_dim": 24, "model__velocity__num_blocks": 1}
+    shape = {"model__network__hidden_dim": 24, "model__network__num_blocks": 1}
     outcome = evaluate("test", given, people, tmp_path / "run", **shape)
-    assert_refused(outcome, "checkpoint does not fit", "velocity.", "24")
+    assert_refused(outcome, "checkpoint does not fit", "flow.network.", "24")
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None], ids=["empty", "other", "weights"])
@@ -232,7 +232,7 @@ def test_evaluation_of_a_model_that_was_never_trained_is_refused(command, tmp_pa
 
 @pytest.mark.parametrize("interval", [1, 100])
 def test_loss_that_explodes_ends_the_run_in_one_line_and_keeps_no_broken_checkpoint(interval, tmp_path) -> None:
-    options = {"model__learning_rate": 1e30, "trainer__log_every_n_steps": interval}
+    options = {"model__optimizer__learning_rate": 1e30, "trainer__log_every_n_steps": interval}
     outcome = call(flow_arguments("fit", TWO_MOONS, **SMALL, **options, trainer__default_root_dir=tmp_path))
     assert_refused(outcome, "not finite", "lower the learning rate", code=1)
     assert not (tmp_path / "checkpoints").exists()

@@ -18,8 +18,9 @@ TASKS = sorted((CONF / "flow").glob("*.yaml"))
 PRESETS = sorted((CONF / "flow" / "presets").glob("*.yaml"))
 TABLE = CONF / "flow" / "table.yaml"
 SMALL = {"data__dataset__init_args__num_samples": 600}
-UNSTATED = {f"model__{name}": None for name in ("velocity__hidden_dim", "velocity__num_blocks", "likelihood_samples")}
-UNSTATED |= {"model__likelihood_solver__init_args__num_steps": None, "model__transport_samples": None}
+UNSTATED = dict.fromkeys(("model__network__hidden_dim", "model__network__num_blocks"))
+UNSTATED |= {"model__likelihood__solver__init_args__num_steps": None}
+UNSTATED |= dict.fromkeys(("model__tests__likelihood_samples", "model__tests__transport_samples"))
 """Leaves the model's sizes to the checkpoint."""
 EULER = json.dumps({"class_path": "Euler", "init_args": {"num_steps": 3}})
 
@@ -87,7 +88,7 @@ def test_every_task_trains_and_ends_with_a_summary(path, tmp_path) -> None:
     outcome = command("fit", tmp_path, path, **sizes)
     lines = [line.split()[0] for line in outcome.out.splitlines() if line]
     assert lines == ["distance", "likelihood", "checkpoint", "checkpoint"]
-    assert ("of the true law" in outcome.out) == (path != TABLE and "class" not in path.stem)
+    assert ("of the true distribution" in outcome.out) == (path != TABLE and "class" not in path.stem)
     checkpoint = trained_state(tmp_path)
     assert checkpoint["global_step"] == 12
     assert checkpoint["SampleData"]["row"] + checkpoint["SampleData"]["passes"] * (96 if path == TABLE else 480) == 192
@@ -101,8 +102,8 @@ def test_every_task_trains_and_ends_with_a_summary(path, tmp_path) -> None:
 def test_every_preset_lies_over_two_moons(preset, moons, tmp_path) -> None:
     stated = yaml.safe_load(preset.read_text())["model"]["init_args"]
     options: dict[str, object] = dict(SMALL)
-    if "likelihood_solver" in stated:
-        options["model__likelihood_solver__init_args__num_steps"] = None
+    if "likelihood" in stated:
+        options["model__likelihood__solver__init_args__num_steps"] = None
     if preset.stem == "reflow":
         options |= {"model__reflow__teacher": last_of(moons), "model__reflow__num_pairs": 100}
         stated["reflow"] |= {"teacher": str(last_of(moons)), "num_pairs": 100}
@@ -199,17 +200,17 @@ def test_evaluation_repeats_the_end_of_training_with_the_model_of_the_checkpoint
     ]
     assert len(results[0]) == 2
     assert results[0] == results[1]
-    assert load_flow(last_of(moons)).module.sampler.solver == Euler(3)
+    assert load_flow(last_of(moons)).model.sampler.solver == Euler(3)
 
 
 def test_options_on_the_command_line_win_over_the_checkpoint(moons, tmp_path) -> None:
-    fewer = UNSTATED | {"model__likelihood_samples": 0}
+    fewer = UNSTATED | {"model__tests__likelihood_samples": 0}
     outcome = command("test", tmp_path, TWO_MOONS, **SMALL, **fewer, ckpt_path=last_of(moons))
     assert "distance" in outcome.out
     assert "likelihood" not in outcome.out
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())["model"]
     arguments = {**written.get("init_args", {}), **written.get("dict_kwargs", {})}
-    assert arguments["likelihood_samples"] == 0
+    assert arguments["tests"]["likelihood_samples"] == 0
 
 
 @pytest.mark.usefixtures("without_figures", "signals")

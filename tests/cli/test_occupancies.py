@@ -13,6 +13,7 @@ import yaml
 
 from flowmatch_rl.data import TransitionStore
 from flowmatch_rl.inference import load_occupancy
+from flowmatch_rl.modules import OccupancyModule
 from tests.cli.support import CONF, MAZE_LOOP, Outcome, arguments, call, collect, occupancy_arguments
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -26,7 +27,7 @@ DATA_OF = {"maze_goals": "maze", "maze_loop": "maze"}
 LONG: dict[str, object] = {"num_transitions": 800, "num_envs": 2, "block_steps": 400}
 """Trajectories in which most of an occupancy at a discount of 0.99 is seen."""
 UNSTATED = {f"model__{name}": None for name in ("network", "network__init_args__hidden_dim")}
-UNSTATED |= {"model__network__init_args__num_blocks": None, "model__likelihood_solver__init_args__num_steps": None}
+UNSTATED |= {"model__network__init_args__num_blocks": None, "model__likelihood__solver__init_args__num_steps": None}
 """Leaves the model's sizes to the checkpoint."""
 
 Data = Callable[[str], Path]
@@ -142,7 +143,7 @@ def test_objective_is_one_option(objective, data, tmp_path) -> None:
     changes = {"model__init_args__objective": objective}
     command("fit", tmp_path, MAZE_LOOP, data__path=data("maze"), **changes)
     trained_state(tmp_path)
-    assert type(load_occupancy(last_of(tmp_path)).module.objective).__name__ == objective
+    assert type(OccupancyModule.load_from_checkpoint(last_of(tmp_path)).objective).__name__ == objective
 
 
 def test_prediction_writes_future_states_with_what_they_follow(trained, data, tmp_path) -> None:
@@ -157,8 +158,7 @@ def test_prediction_writes_future_states_with_what_they_follow(trained, data, tm
     assert len(table.drop_duplicates(states)) == 15
     model = load_occupancy(last_of(trained[0]))
     source = torch.tensor(table[sources[:4]].to_numpy(), dtype=torch.float32)
-    assert model.module.policy is not None
-    actions = model.module.policy.act(source).numpy()
+    actions = model.model.act(source, torch.empty(len(source), 0)).numpy()
     np.testing.assert_allclose(table[sources[4:]].to_numpy(), actions, atol=1e-5)
 
 

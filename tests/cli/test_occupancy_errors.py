@@ -21,7 +21,7 @@ UNSTATED: dict[str, object] = {
     "model__network": None,
     "model__network__init_args__hidden_dim": None,
     "model__network__init_args__num_blocks": None,
-    "model__likelihood_solver__init_args__num_steps": None,
+    "model__likelihood__solver__init_args__num_steps": None,
 }
 """Leaves the model's sizes to the checkpoint."""
 
@@ -72,7 +72,11 @@ def fit_toy(folder: Path, ordered: bool = True, trajectories: list[tuple[int, En
     """A run, without environment, on trajectories of two columns and one action."""
     more = {} if trajectories is None else {"trajectories": trajectories}
     trajectory_store(folder / "toy", ordered=ordered, **more)
-    options = {"data__path": folder / "toy", "trainer__default_root_dir": folder / "run", "model__discount": 0.5}
+    options = {
+        "data__path": folder / "toy",
+        "trainer__default_root_dir": folder / "run",
+        "model__horizon__discount": 0.5,
+    }
     options |= {f"model__{name}": value for name, value in changes.items()}
     return call(["fit", "--model=OccupancyModule", "--data=OfflineData", *occupancy_arguments("fit", **options)[1:]])
 
@@ -107,8 +111,8 @@ def test_trajectories_too_short_for_the_method_are_refused(maze, tmp_path) -> No
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model__discount": 1.0}, ["discount", "[0, 1)", "1.0"]),
-        ({"model__horizon_consistency": 0.25}, ["horizon_consistency needs min_discount"]),
+        ({"model__horizon__discount": 1.0}, ["discount", "[0, 1)", "1.0"]),
+        ({"model__horizon__consistency": 0.25}, ["consistency of horizons needs min_discount"]),
         ({"model__columns": "[]"}, ["columns", "at least one"]),
         ({"model__columns": "[x, x]"}, ["columns", "different", "['x', 'x']"]),
         ({"model__columns": "[lost]"}, ["no column 'lost'", "x, y, vx, vy"]),
@@ -210,8 +214,8 @@ def test_smallest_data_sets_train(trajectories, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model__discount": 0.9}, ["discount 0.99", "0.9"]),
-        ({"model__min_discount": 0.9}, ["min_discount None", "0.9"]),
+        ({"model__horizon__discount": 0.9}, ["discount 0.99", "0.9"]),
+        ({"model__horizon__min_discount": 0.9}, ["min_discount None", "0.9"]),
         ({"model__columns": "[y, x, vx, vy]"}, ["columns None", "['y', 'x', 'vx', 'vy']"]),
         ({"model__policy": "MazeGoalPolicy"}, ["checkpoint does not fit", "network"]),
     ],
@@ -231,7 +235,7 @@ def test_checkpoint_of_other_columns_is_refused_and_kept(tmp_path) -> None:
     assert TransitionStore.open(tmp_path / "toy").info.columns == ("path", "time")
     options = {"data__path": tmp_path / "toy", "trainer__default_root_dir": tmp_path / "again", "ckpt_path": checkpoint}
     args = ["fit", "--model=OccupancyModule", "--data=OfflineData", *occupancy_arguments("fit", **options)[1:]]
-    assert_refused(call([*args, "--model.discount=0.5"]), "(trajectory, time)", "(path, time)")
+    assert_refused(call([*args, "--model.horizon.discount=0.5"]), "(trajectory, time)", "(path, time)")
     assert checkpoint.read_bytes() == before
 
 
@@ -242,7 +246,7 @@ def test_reward_that_fails_in_future_states_ends_a_test_in_one_line(maze, given,
 
 
 def test_loss_that_explodes_ends_the_run_in_one_line_and_keeps_no_broken_checkpoint(maze, tmp_path) -> None:
-    outcome = fit(maze, tmp_path / "run", model__learning_rate=1e30)
+    outcome = fit(maze, tmp_path / "run", model__optimizer__learning_rate=1e30)
     assert_refused(outcome, "not finite", "lower the learning rate", code=1)
     assert not (tmp_path / "run" / "checkpoints").exists()
 

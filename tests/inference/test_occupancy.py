@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from flowmatch_rl.inference import TrainedOccupancy, load_occupancy
+from flowmatch_rl.models import Horizon
 from flowmatch_rl.modules import OccupancyModule
 from flowmatch_rl.objectives import TD2CFM, TDDD
 from flowmatch_rl.paths import AffinePath, VariancePreservingSchedule
@@ -28,9 +29,9 @@ def states(*batch: int, schema: TableSchema = PLANE) -> np.ndarray:
     return unit * np.array(schema.scale) + np.array(schema.shift)
 
 
-def goals(module: OccupancyModule | None = None, **options: Any) -> TrainedOccupancy:
+def goals(low: list[float] | None = None, high: list[float] | None = None, **options: Any) -> TrainedOccupancy:
     """A model of the policies that go to a point of the maze."""
-    return TrainedOccupancy(module or occupancy(MAZE, policy=MazeGoalPolicy(), **options))
+    return TrainedOccupancy(occupancy(MAZE, policy=MazeGoalPolicy(), **options).model, low, high)
 
 
 def checkpoint(module: OccupancyModule, folder: Path) -> Path:
@@ -42,7 +43,7 @@ def checkpoint(module: OccupancyModule, folder: Path) -> Path:
 
 @pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 3)], ids=str)
 def test_answers_have_the_batch_shape_of_the_states(batch) -> None:
-    model = TrainedOccupancy(occupancy())
+    model = TrainedOccupancy(occupancy().model)
     state, action = states(*batch), np.zeros((*batch, 2))
     assert model.columns == ("x", "y", "speed")
     for given in (None, action):
@@ -58,7 +59,7 @@ def test_answers_have_the_batch_shape_of_the_states(batch) -> None:
 def test_actions_are_in_the_unit_of_the_environment() -> None:
     unit = np.random.default_rng(1).uniform(-1, 1, (6, 2)).astype(np.float32)
     outer = np.array(LOW) + (unit + 1.0) / 2.0 * (np.array(HIGH) - np.array(LOW))
-    plain, scaled = (TrainedOccupancy(module) for module in (occupancy(), occupancy(action_low=LOW, action_high=HIGH)))
+    plain, scaled = TrainedOccupancy(occupancy().model), TrainedOccupancy(occupancy().model, LOW, HIGH)
     for ask in (
         lambda model, action: model.sample(4, states(6), action),
         lambda model, action: model.log_prob(states(6), states(6), action),
@@ -68,7 +69,7 @@ def test_actions_are_in_the_unit_of_the_environment() -> None:
 
 
 def test_planned_action_is_that_of_the_chosen_member_in_the_unit_of_the_environment() -> None:
-    model = goals(action_low=LOW, action_high=HIGH)
+    model = goals(LOW, HIGH)
     state, members = states(5, schema=MAZE), np.random.default_rng(2).uniform(-0.2, 0.2, (4, 2))
     plan = model.plan(LinearReward(("x",), (1.0,)), state, members, number=8)
     assert np.array_equal(plan.index, plan.values.argmax(-1))
@@ -81,14 +82,14 @@ def test_planned_action_is_that_of_the_chosen_member_in_the_unit_of_the_environm
 def test_value_without_action_is_that_of_the_policys_own() -> None:
     state = states(4)
     action = PLANE_POLICY.act(torch.tensor(state, dtype=torch.float32)).numpy()
-    own, given = (TrainedOccupancy(occupancy()).value(FIRST, state, a, number=8).value for a in (None, action))
+    own, given = (TrainedOccupancy(occupancy().model).value(FIRST, state, a, number=8).value for a in (None, action))
     np.testing.assert_allclose(own, given, rtol=1e-5)
 
 
 @pytest.mark.parametrize("first_state", ["arrival", "current"])
 def test_function_of_numpy_and_reward_by_name_have_the_same_value(first_state) -> None:
     mine = LinearReward(("speed", "x"), (1.0, 2.0), bias=3.0)
-    models = [TrainedOccupancy(occupancy(first_state=first_state)) for _ in range(2)]
+    models = [TrainedOccupancy(occupancy(horizon=Horizon(0.9, first_state=first_state)).model) for _ in range(2)]
     by_name = models[0].value(mine, states(4), number=8)
     by_function = models[1].value(lambda x: x[..., 2] + 2.0 * x[..., 0] + 3.0, states(4), number=8)
     np.testing.assert_allclose(by_function.value, by_name.value, rtol=1e-5)
@@ -96,7 +97,7 @@ def test_function_of_numpy_and_reward_by_name_have_the_same_value(first_state) -
 
 
 def test_value_is_the_mean_reward_of_samples_times_the_horizon() -> None:
-    module = occupancy(discount=0.75)
+    module = occupancy(horizon=Horizon(0.75)).model
     futures = TrainedOccupancy(module, seed=3).sample(50, states(4))
     value = TrainedOccupancy(module, seed=3).value(FIRST, states(4), number=50)
     np.testing.assert_allclose(value.value, futures[..., 0].mean(-1) * 4.0, rtol=1e-4)
@@ -105,7 +106,7 @@ def test_value_is_the_mean_reward_of_samples_times_the_horizon() -> None:
 
 
 def test_seed_repeats_the_answers_and_the_global_noise_stays() -> None:
-    module, before = occupancy(), torch.get_rng_state()
+    module, before = occupancy().model, torch.get_rng_state()
     first, again, other = (TrainedOccupancy(module, seed=seed).sample(3, states(2)) for seed in (0, 0, 1))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -116,7 +117,7 @@ def test_seed_repeats_the_answers_and_the_global_noise_stays() -> None:
     "options",
     [
         {"rewards": {"mine": SumReward((FIRST, FIRST))}, "objective": TD2CFM(), "columns": ["x", "speed"]},
-        {"min_discount": 0.5, "horizon_consistency": 0.25},
+        {"horizon": Horizon(0.9, 0.5, consistency=0.25)},
         DIFFUSION,
         {"policy": None},
     ],
@@ -127,14 +128,14 @@ def test_loaded_model_answers_as_the_saved_one(options, tmp_path) -> None:
     path = checkpoint(module, tmp_path)
     torch.load(path, weights_only=True)
     loaded = load_occupancy(path)
-    assert loaded.module.policy == module.policy
-    assert loaded.module.rewards == module.rewards
-    asked = [model.sample(4, states(3), np.ones((3, 2))) for model in (TrainedOccupancy(module), loaded)]
+    assert loaded.model.policy == module.model.policy
+    saved = TrainedOccupancy(module.model, LOW, HIGH)
+    asked = [model.sample(4, states(3), np.ones((3, 2))) for model in (saved, loaded)]
     assert np.array_equal(asked[0], asked[1])
 
 
 def test_discounts_of_a_model_of_many_horizons_give_other_futures() -> None:
-    module = occupancy(min_discount=0.5)
+    module = occupancy(horizon=Horizon(0.9, 0.5)).model
     drawn = [TrainedOccupancy(module).sample(4, states(3), discount=discount) for discount in (None, 0.9, 0.6)]
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.allclose(drawn[0], drawn[2])
@@ -158,7 +159,7 @@ def test_discounts_of_a_model_of_many_horizons_give_other_futures() -> None:
 )
 def test_what_does_not_fit_is_refused(ask, words) -> None:
     with pytest.raises(ValueError, match=words):
-        ask(TrainedOccupancy(occupancy(action_low=LOW, action_high=HIGH)))
+        ask(TrainedOccupancy(occupancy().model, LOW, HIGH))
 
 
 def test_family_wants_a_member() -> None:
@@ -169,7 +170,7 @@ def test_family_wants_a_member() -> None:
 
 
 def test_model_without_a_policy_asks_for_actions() -> None:
-    model = TrainedOccupancy(occupancy(policy=None))
+    model = TrainedOccupancy(occupancy(policy=None).model)
     for ask in (lambda: model.sample(3, np.zeros(3)), lambda: model.value(FIRST, np.zeros(3))):
         with pytest.raises(ValueError, match="expected actions"):
             ask()
@@ -179,7 +180,7 @@ def test_model_without_a_policy_asks_for_actions() -> None:
 
 def test_planning_with_the_current_state_counted_is_refused() -> None:
     with pytest.raises(ValueError, match="first_state 'arrival'"):
-        goals(first_state="current").plan(FIRST, np.zeros(4), np.zeros((2, 2)))
+        goals(horizon=Horizon(0.9, first_state="current")).plan(FIRST, np.zeros(4), np.zeros((2, 2)))
 
 
 def test_missing_file_raises(tmp_path) -> None:

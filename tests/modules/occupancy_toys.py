@@ -1,23 +1,22 @@
-"""Small occupancy models, batches of segments, and a cycle whose states tell their time."""
+"""Small occupancy models, batches of segments, and a cycle whose states hold their time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from flowmatch_rl.batches import Rollouts
-from flowmatch_rl.models.occupancy_inputs import OccupancyInputs
+from flowmatch_rl.models import Flow, Horizon, Occupancy, OccupancyInputs
 from flowmatch_rl.modules import OccupancyModule
 from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.objectives import FirstState
+from flowmatch_rl.paths import AffinePath
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.solvers import Midpoint
 from flowmatch_rl.testbeds import LinearPolicy
-from flowmatch_rl.types import Reward
 
 PLANE = TableSchema(("x", "y", "speed"), (3.0, -1.0, 50.0), (2.0, 0.2, 13.0))
 """Awkward units: the product of the scales is 5.2."""
@@ -29,13 +28,18 @@ PLANE_POLICY = LinearPolicy(gain=[[0.1, -0.2, 0.0], [0.0, 0.3, 0.01]])
 def occupancy(schema: TableSchema = PLANE, action_dim: int = 2, **options: Any) -> OccupancyModule:
     """A small model with weights of a fixed seed."""
     torch.manual_seed(0)
-    small = {"network": SMALL, "policy": PLANE_POLICY, "sampler": OdeSampler(Midpoint(3)), "discount": 0.9}
+    small = {"network": SMALL, "policy": PLANE_POLICY, "sampler": OdeSampler(Midpoint(3)), "horizon": Horizon(0.9)}
     return OccupancyModule(schema, action_dim, **(small | options))
 
 
 def attach(module: OccupancyModule, **options: Any) -> OccupancyModule:
     """A model whose hooks may be called without a run."""
-    module._trainer = SimpleNamespace(log_every_n_steps=10**9, global_step=1, **options)  # pyright: ignore
+    module.trainer = cast(
+        Any,
+        SimpleNamespace(
+            **{"log_every_n_steps": 10**9, "global_step": 1, "is_last_batch": False, "max_steps": -1} | options
+        ),
+    )
     return module
 
 
@@ -81,35 +85,31 @@ def cycle_rollouts(starts: Sequence[int], num_steps: int, copies: int = 1) -> Ro
     )
 
 
-@dataclass
-class ExactCycle:
+class ExactCycle(Occupancy):
     """The cycle as a model that knows its future: the k-th quantile of the noise becomes the k-th quantile of time.
 
-    Attributes:
+    Args:
         first_state: Index convention.
-        rewards: Rewards.
         discount: Discount.
         columns: Modelled columns.
         ends_after: Step after which the state stays, None for never.
+        late: Added to the time of every future state.
     """
 
-    first_state: FirstState = "arrival"
-    rewards: dict[str, Reward] = field(default_factory=dict)
-    discount: float = 0.8
-    columns: list[str] | None = None
-    ends_after: int | None = None
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        first_state: FirstState = "arrival",
+        discount: float = 0.8,
+        columns: list[str] | None = None,
+        ends_after: int | None = None,
+        late: float = 0.0,
+    ) -> None:
         schema = TableSchema(("time", "back"), (0.0, 0.0), (1.0, 1.0))
-        self.inputs = OccupancyInputs(schema, 1, 0, self.discount, 0.0, self.columns)
+        inputs = OccupancyInputs(schema, 1, 0, Horizon(discount, 0.0, first_state=first_state), columns)
+        flow = Flow(SMALL.build(inputs.sample_dim, inputs.condition_dim), AffinePath())
+        super().__init__(flow, inputs, OdeSampler(Midpoint(1)))
+        self.ends_after, self.late = ends_after, late
         self.asked: list[Any] = []
-
-    @property
-    def schema(self) -> TableSchema:
-        return self.inputs.sample_schema
-
-    def draw_normal(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-        return torch.randn(shape, generator=generator)
 
     def sample(
         self,
@@ -123,9 +123,9 @@ class ExactCycle:
         self.asked.append(discount)
         uniform = torch.special.ndtr(noise[..., 0].double()).clamp_max(1.0 - 1e-12)
         steps = (torch.log1p(-uniform) / torch.log(torch.tensor(discount, dtype=torch.float64))).floor()
-        steps = steps + 1.0 if self.first_state == "arrival" else steps
+        steps = steps + 1.0 if self.horizon.first_state == "arrival" else steps
         steps = steps if self.ends_after is None else steps.clamp_max(self.ends_after)
-        time = observation[..., 0] + steps
+        time = observation[..., 0] + steps + self.late
         return torch.stack([time, -time], -1).float()[..., self.inputs.modelled]
 
     def log_prob(

@@ -14,8 +14,9 @@ from flowmatch_rl.checks import RunError
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.evaluation import FutureTests
-from flowmatch_rl.modules import OccupancyModule
-from flowmatch_rl.nets import FilmUNetArchitecture, update_ema
+from flowmatch_rl.models import Horizon, Likelihood
+from flowmatch_rl.modules import FlowOptimizer, OccupancyModule
+from flowmatch_rl.nets import EmaSettings, FilmUNetArchitecture, update_ema
 from flowmatch_rl.objectives import TD2CFM, TD2DD, TDCFM, TDDD, CoupledTDCFM, MonteCarloCFM, OccupancyObjective
 from flowmatch_rl.paths import AffinePath, CosineSchedule, LogitNormalTime, VariancePreservingSchedule
 from flowmatch_rl.samplers import DdimSampler, OdeSampler
@@ -46,9 +47,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bernoulli": {"objective": TD2CFM(mixing="bernoulli", reduction="mean", solver=FEW)},
     "diffusion": {"objective": TDDD(sampler=DdimSampler(num_steps=3)), **DIFFUSION},
     "squared diffusion": {"objective": TD2DD(sampler=DdimSampler(num_steps=3)), **DIFFUSION},
-    "Monte Carlo": {"objective": MonteCarloCFM(), "first_state": "current"},
-    "many horizons": {"objective": TD2CFM(solver=FEW), "min_discount": 0.5, "horizon_consistency": 0.5},
-    "several steps": {"objective": TD2CFM(solver=FEW), "num_steps": 3, "first_state": "current"},
+    "Monte Carlo": {"objective": MonteCarloCFM(), "horizon": Horizon(0.9, first_state="current")},
+    "many horizons": {"objective": TD2CFM(solver=FEW), "horizon": Horizon(0.9, 0.5, consistency=0.5)},
+    "several steps": {"objective": TD2CFM(solver=FEW), "num_steps": 3, "horizon": Horizon(0.9, first_state="current")},
     "columns": {"objective": TD2CFM(solver=FEW), "columns": ["speed", "x"], "time_distribution": LogitNormalTime()},
     "film": {
         "objective": TD2CFM(solver=FEW),
@@ -84,7 +85,7 @@ def test_the_loss_falls_on_a_fixed_batch(options: dict[str, Any]) -> None:
             return sum(loss_of(module, batch).item() for _ in range(8))
 
     before = now()
-    optimizer = torch.optim.Adam(module.network.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(module.flow.parameters(), lr=3e-3)
     for _ in range(60):
         optimizer.zero_grad()
         loss_of(module, batch).backward()
@@ -93,59 +94,60 @@ def test_the_loss_falls_on_a_fixed_batch(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
-def test_every_weight_learns_and_the_lagging_copy_does_not(options: dict[str, Any]) -> None:
+def test_every_weight_learns_and_the_ema_flow_does_not(options: dict[str, Any]) -> None:
     module = occupancy(**options)
-    optimizer = torch.optim.Adam(module.network.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(module.flow.parameters(), lr=1e-3)
     gradients: dict[str, Tensor] = {}
     for _ in range(3):
         optimizer.zero_grad()
         loss_of(module, batch_for(options)).backward()
-        for name, weight in module.network.named_parameters():
+        for name, weight in module.flow.named_parameters():
             assert weight.grad is not None, name
             gradients[name] = gradients.get(name, torch.zeros(())) + weight.grad.abs()
         optimizer.step()
     assert all(bool(gradient.any()) for gradient in gradients.values())
-    assert all(weight.grad is None and not weight.requires_grad for weight in module.network_ema.parameters())
-    assert not module.network_ema.training
+    assert all(weight.grad is None and not weight.requires_grad for weight in module.flow_ema.parameters())
+    assert not module.flow_ema.training
 
 
 def test_the_two_terms_are_logged_apart_and_add_up() -> None:
     module = attach(occupancy(objective=TD2CFM(solver=FEW)))
     torch.manual_seed(2)
     loss = module.training_step(segments(), 0)
-    means = module._means.take()
+    means = module.means.take()
     assert means.keys() == {"train/loss", "train/loss/direct", "train/loss/bootstrap"}
     torch.testing.assert_close(means["train/loss"], loss.detach())
     torch.testing.assert_close(means["train/loss/direct"] + means["train/loss/bootstrap"], loss.detach())
 
 
-def test_the_lagging_copy_follows_at_its_rate() -> None:
-    module = attach(occupancy(ema_decay=0.75))
+def test_the_ema_flow_follows_at_its_rate() -> None:
+    module = attach(occupancy(ema=EmaSettings(0.75)))
     with torch.no_grad():
-        for weight in module.network.parameters():
+        for weight in module.flow.parameters():
             weight.add_(torch.randn_like(weight))
     wanted = [0.75 * copy + 0.25 * weight for copy, weight in pairs(module)]
     module.on_train_batch_end(None, None, 0)
-    for copy, expected in zip(module.network_ema.parameters(), wanted, strict=True):
+    for copy, expected in zip(module.flow_ema.parameters(), wanted, strict=True):
         torch.testing.assert_close(copy, expected)
 
 
 def pairs(module: OccupancyModule) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(module.network_ema.parameters(), module.network.parameters(), strict=True))
+    return list(zip(module.flow_ema.parameters(), module.flow.parameters(), strict=True))
 
 
-def test_samples_and_densities_are_of_the_lagging_copy() -> None:
+def test_samples_and_densities_are_of_the_ema_flow() -> None:
     module = occupancy()
     batch = segments(4)
     state, action = batch["observation"], batch["action"]
-    before = module.sample(torch.zeros(4, 3), state, action), module.log_prob(state, state, action)
+    model = module.model
+    before = model.sample(torch.zeros(4, 3), state, action), model.log_prob(state, state, action)
     with torch.no_grad():
-        for weight in module.network.parameters():
+        for weight in module.flow.parameters():
             weight.add_(1.0)
-    assert torch.equal(module.sample(torch.zeros(4, 3), state, action), before[0])
-    assert torch.equal(module.log_prob(state, state, action), before[1])
-    update_ema(module.network_ema, module.network, 0.0)
-    assert not torch.equal(module.sample(torch.zeros(4, 3), state, action), before[0])
+    assert torch.equal(model.sample(torch.zeros(4, 3), state, action), before[0])
+    assert torch.equal(model.log_prob(state, state, action), before[1])
+    update_ema(module.flow_ema, module.flow, 0.0)
+    assert not torch.equal(model.sample(torch.zeros(4, 3), state, action), before[0])
 
 
 LINEAR_STORE: list[tuple[int, End]] = [(6, "truncated"), (4, "terminated"), (9, "truncated"), (5, "terminated")] * 2
@@ -153,9 +155,9 @@ TIME = LinearReward(columns=("time",), weights=(1.0,), bias=0.5)
 TINY: dict[str, Any] = {
     "network": SMALL,
     "sampler": OdeSampler(FEW),
-    "likelihood_solver": FEW,
+    "likelihood": Likelihood(FEW),
     "objective": TD2CFM(solver=FEW),
-    "discount": 0.5,
+    "horizon": Horizon(0.5),
     "tests": FutureTests(val_samples=8, test_samples=8, value_samples=9, likelihood_samples=10, predict_samples=3),
 }
 
@@ -191,13 +193,12 @@ PARTS: dict[str, dict[str, Any]] = {
     "rich": {
         "policy": LinearPolicy(gain=[[0.01, -0.02]], bias=[0.1]),
         "rewards": {"late": TIME, "both": SumReward((TIME, SpeedReward(columns=("time", "trajectory"))), (1.0, 2.0))},
-        "min_discount": 0.25,
-        "horizon_consistency": 0.25,
+        "horizon": Horizon(0.5, 0.25, consistency=0.25),
         "tests": FutureTests(
             val_samples=8, test_samples=8, value_samples=9, likelihood_samples=10, discounts=(0.25, 0.5)
         ),
         "path": AffinePath(CosineSchedule()),
-        "learning_rate_decay": "cosine",
+        "optimizer": FlowOptimizer(1e-4, "cosine"),
     },
     "diffusion": {
         "policy": RandomPolicy(1),
@@ -205,7 +206,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "objective": TD2DD(sampler=DdimSampler(num_steps=3)),
         **DIFFUSION,
     },
-    "several steps": {"num_steps": 3, "first_state": "current"},
+    "several steps": {"num_steps": 3, "horizon": Horizon(0.5, first_state="current")},
     "Monte Carlo": {"objective": MonteCarloCFM(), "policy": ConstantPolicy([0.5])},
 }
 
@@ -220,18 +221,21 @@ def test_a_checkpoint_round_trip_keeps_samples_units_and_parts(options: dict[str
     run.save_checkpoint(tmp_path / "model.ckpt")
     again = OccupancyModule.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
     assert again.schema == module.schema
-    assert again.inputs.schema == data.dimensions["schema"]
-    assert (again.policy, again.rewards, again.tests) == (module.policy, module.rewards, module.tests)
-    assert (again.objective, again.sampler, again.flow.path) == (module.objective, module.sampler, module.flow.path)
-    noise = torch.randn(5, module.inputs.sample_dim)
+    models = module.model, again.model
+    assert again.model.inputs.schema == data.dimensions["schema"]
+    assert (again.rewards, again.tests, again.objective) == (module.rewards, module.tests, module.objective)
+    for name in ("policy", "sampler", "horizon"):
+        assert getattr(models[0], name) == getattr(models[1], name)
+    assert again.flow.path == module.flow.path
+    noise = models[0].draw_noise(5)
     state, action = torch.randn(5, 2), torch.zeros(5, 1)
-    for one, other in (
-        (module.sample(noise, state, action), again.sample(noise, state, action)),
-        (module.log_prob(noise, state, action), again.log_prob(noise, state, action)),
+    for answers in (
+        [m.sample(noise, state, action) for m in models],
+        [m.log_prob(noise, state, action) for m in models],
     ):
-        assert torch.equal(one, other)
+        assert torch.equal(*answers)
     batch = next(iter(data.train_dataloader()))
-    for one, other in zip(module.network.parameters(), again.network.parameters(), strict=True):
+    for one, other in zip(module.flow.parameters(), again.flow.parameters(), strict=True):
         assert torch.equal(one, other)
     torch.manual_seed(4)
     first = loss_of(module, batch)
@@ -265,7 +269,7 @@ def test_a_run_with_an_environment_compares_with_the_policy_in_it(tmp_path: Path
     assert made["condition"].shape == (64 * 3, 3)
     known = data.trajectories(data.test_states, data.eval_seed + 1_000_000)
     source = torch.cat([known["observation"], known["action"]], 1).repeat_interleave(3, 0)
-    schema = module.inputs.schema
+    schema = module.model.inputs.schema
     units = torch.tensor((*schema.shift, 0.0)), torch.tensor((*schema.scale, 1.0))
     torch.testing.assert_close(made["condition"], (source - units[0]) / units[1])
 
@@ -277,7 +281,7 @@ def test_validation_leaves_the_training_noise_alone(tmp_path: Path) -> None:
         data = tiny_data(tmp_path, test_states=1)
         module = model_of(data)
         trainer(tmp_path, **limit).fit(module, datamodule=data)
-        ends.append(torch.nn.utils.parameters_to_vector(module.network.parameters()))
+        ends.append(torch.nn.utils.parameters_to_vector(module.flow.parameters()))
     assert torch.equal(*ends)
 
 
@@ -290,15 +294,15 @@ def test_a_test_uses_the_units_of_the_checkpoint(tmp_path: Path) -> None:
     options: dict[str, Any] = TINY | {"policy": ConstantPolicy([0.5])}
     other = OccupancyModule(PLANE_OF_OTHER_UNITS, 1, **options)
     trainer(tmp_path).test(other, datamodule=data, ckpt_path=tmp_path / "model.ckpt", verbose=False, weights_only=True)
-    assert other.inputs.schema == data.dimensions["schema"] != PLANE_OF_OTHER_UNITS
+    assert other.model.inputs.schema == data.dimensions["schema"] != PLANE_OF_OTHER_UNITS
     state = torch.randn(3, 2)
-    torch.testing.assert_close(other.inputs.standardise(state), module.inputs.standardise(state))
+    torch.testing.assert_close(other.model.inputs.standardise(state), module.model.inputs.standardise(state))
 
 
 PLANE_OF_OTHER_UNITS = TableSchema(("trajectory", "time"), (0.0, 0.0), (1.0, 1.0))
 
 
-def test_a_run_that_goes_on_writes_the_units_it_began_with() -> None:
+def test_a_resumed_run_writes_the_units_it_began_with() -> None:
     module, begun = occupancy(), dataclasses.replace(PLANE, shift=(0.0, 1.0, 2.0), scale=(3.0, 4.0, 5.0))
     module.on_load_checkpoint(checkpoint_of(occupancy(begun)))
     saved = checkpoint_of(occupancy())
@@ -307,7 +311,9 @@ def test_a_run_that_goes_on_writes_the_units_it_began_with() -> None:
 
 
 def checkpoint_of(module: OccupancyModule) -> dict[str, Any]:
-    return {"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}
+    checkpoint = {"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    return checkpoint
 
 
 def test_a_checkpoint_of_other_columns_is_refused_by_name() -> None:
@@ -320,54 +326,36 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path: Path) -> N
     data = tiny_data(tmp_path)
     module = model_of(data)
     with torch.no_grad():
-        next(iter(module.network.parameters())).fill_(torch.nan)
+        next(iter(module.flow.parameters())).fill_(torch.nan)
     with pytest.raises(RunError, match="the loss is not finite after 2 updates; lower the learning rate"):
         trainer(tmp_path).fit(module, datamodule=data)
 
 
 def test_the_learning_rate_falls_along_half_a_cosine() -> None:
-    module = occupancy(learning_rate=0.5, learning_rate_decay="cosine")
+    module = occupancy(optimizer=FlowOptimizer(0.5, "cosine"))
     optimizer = module.configure_optimizers()
     rates = []
     for step in (0, 25, 50, 100, 130):
-        attach(module, estimated_stepping_batches=100, optimizers=[optimizer])
-        module._trainer.global_step = step  # pyright: ignore
+        attach(module, global_step=step, estimated_stepping_batches=100, optimizers=[optimizer])
         module.on_train_batch_start(None, 0)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.5, 0.25 * (1.0 + 0.5**0.5), 0.25, 0.0, 0.0])
 
 
-def test_the_optimizer_is_told_its_numbers() -> None:
-    optimizer = occupancy(learning_rate=0.5, weight_decay=0.25, adam_epsilon=0.125).configure_optimizers()
-    (group,) = optimizer.param_groups
-    assert (group["lr"], group["weight_decay"], group["eps"]) == (0.5, 0.25, 0.125)
-    assert len(group["params"]) == len(list(occupancy().network.parameters()))
-
-
 HEIGHT = LinearReward(columns=("x", "height"), weights=(1.0, 1.0))
-SHORT: dict[str, Any] = {"horizon_consistency": 0.5, "min_discount": 0.5}
+SHORT: dict[str, Any] = {"horizon": Horizon(0.9, 0.5, consistency=0.5)}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"discount": 1.0}, r"discount must lie in \[0, 1\), got 1.0"),
-        ({"discount": -0.1}, r"discount must lie in \[0, 1\), got -0.1"),
-        ({"min_discount": 0.95}, r"min_discount must lie in \[0, 0.9\], got 0.95"),
-        ({"horizon_consistency": 1.5, "min_discount": 0.5}, r"horizon_consistency must lie in \[0, 1\], got 1.5"),
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"t_min": 0.5}, r"t_min must lie in \[0, 0.5\), got 0.5"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
-        ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
-        ({"adam_epsilon": 0.0}, "adam_epsilon must be positive, got 0.0"),
-        ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\), got 1.0"),
         ({"schema": None}, "expected the schema of the data, got None"),
-        ({"horizon_consistency": 0.5}, "horizon_consistency needs min_discount, got None"),
-        (SHORT | {"policy": None}, "horizon_consistency needs a policy that acts in modelled states, got None"),
-        (SHORT | {"columns": ["x", "y"]}, "horizon_consistency needs a model of the whole state, got columns"),
-        (SHORT | {"columns": ["y", "x", "speed"]}, "horizon_consistency needs a model of the whole state"),
-        (SHORT | {"first_state": "current"}, "horizon_consistency needs first_state 'arrival', got 'current'"),
-        (SHORT | {"objective": MonteCarloCFM()}, "horizon_consistency needs an objective that bootstraps"),
+        (SHORT | {"policy": None}, "consistency of horizons needs a policy that acts in modelled states, got None"),
+        (SHORT | {"columns": ["x", "y"]}, "consistency of horizons needs a model of the whole state, got columns"),
+        (SHORT | {"columns": ["y", "x", "speed"]}, "consistency of horizons needs a model of the whole state"),
+        (SHORT | {"objective": MonteCarloCFM()}, "consistency of horizons needs an objective that bootstraps"),
         ({"rewards": {"high": HEIGHT}}, "the reward 'high' needs 'height', but the model holds x, y, speed"),
         ({"rewards": {"fast": SpeedReward(columns=("speed",))}, "columns": ["x"]}, "'fast' needs 'speed', .* holds x"),
         ({"objective": TD2DD()}, "noise leaves the velocity undefined .* t_min must be above 0.0"),
@@ -382,15 +370,15 @@ def test_parts_that_do_not_go_together_are_refused(options: dict[str, Any], mess
 
 
 def test_a_policy_gives_the_dimension_of_its_members() -> None:
-    assert occupancy(embedding_dim=3).inputs.embedding_dim == 0
-    assert occupancy(embedding_dim=3, policy=None).inputs.embedding_dim == 3
-    assert occupancy(policy=PLANE_POLICY).inputs.condition_dim == 5
+    assert occupancy(embedding_dim=3).model.inputs.embedding_dim == 0
+    assert occupancy(embedding_dim=3, policy=None).model.inputs.embedding_dim == 3
+    assert occupancy(policy=PLANE_POLICY).model.inputs.condition_dim == 5
 
 
 @pytest.mark.parametrize("objective", [TD2CFM(), MonteCarloCFM()], ids=["bootstrap", "Monte Carlo"])
-def test_noise_is_drawn_on_times_within_the_ends(objective: OccupancyObjective) -> None:
+def test_noise_is_drawn_at_times_within_the_interval(objective: OccupancyObjective) -> None:
     module = occupancy(objective=objective, t_min=0.2)
-    noise = module._draw(torch.zeros(500, 3))
+    noise = module.draw_backup_noise(torch.zeros(500, 3))
     assert noise.direct.shape == noise.start.shape == noise.fresh.shape == (500, 3)
     for times in (noise.t_direct, noise.t_bootstrap):
         assert times.shape == (500,)
@@ -398,3 +386,19 @@ def test_noise_is_drawn_on_times_within_the_ends(objective: OccupancyObjective) 
         assert 0.79 < float(times.max()) <= 0.8
     assert not torch.equal(noise.t_direct, noise.t_bootstrap)
     assert not torch.equal(noise.direct, noise.start)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"discount": 1.0}, r"discount must lie in \[0, 1\), got 1.0"),
+        ({"discount": -0.1}, r"discount must lie in \[0, 1\), got -0.1"),
+        ({"discount": 0.9, "min_discount": 0.95}, r"min_discount must lie in \[0, 0.9\], got 0.95"),
+        ({"consistency": 1.5, "min_discount": 0.5}, r"consistency must lie in \[0, 1\], got 1.5"),
+        ({"consistency": 0.5}, "consistency of horizons needs min_discount, got None"),
+        ({"consistency": 0.5, "min_discount": 0.5, "first_state": "current"}, "needs first_state 'arrival', got 'cur"),
+    ],
+)
+def test_horizons_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Horizon(**options)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.batches import read_segment
+from flowmatch_rl.models import Horizon
 from flowmatch_rl.modules import OccupancyModule
 from flowmatch_rl.objectives import (
     TD2CFM,
@@ -97,7 +98,7 @@ def test_several_steps_teach_their_states_by_weight_and_go_on_at_the_last(
     batch["length"] = torch.tensor([3, 2]).repeat_interleave(size // 2)
     batch["terminated"] = torch.zeros(size, 3, dtype=torch.bool)
     batch["arrivals"][size // 2 :, 2] = batch["arrivals"][0, 1]  # padding
-    backup = teach(occupancy(num_steps=3, first_state=first_state), batch)
+    backup = teach(occupancy(num_steps=3, horizon=Horizon(0.9, first_state=first_state)), batch)
     weights, rest = backup_weights(torch.full((size,), 0.9), batch["terminated"], batch["length"], first_state)
     torch.testing.assert_close(backup.state_weight, weights.sum(1))
     torch.testing.assert_close(backup.next_weight, rest)
@@ -113,12 +114,12 @@ def test_several_steps_teach_their_states_by_weight_and_go_on_at_the_last(
 
 def test_at_a_discount_of_zero_the_occupancy_from_the_current_state_is_that_state(teach: Teach) -> None:
     batch = segments(10)
-    backup = teach(occupancy(discount=0.0, first_state="current"), batch)
+    backup = teach(occupancy(horizon=Horizon(0.0, first_state="current")), batch)
     torch.testing.assert_close(backup.state, standard(batch["observation"]))
     going = ~batch["terminated"][:, 0]
     torch.testing.assert_close(backup.state_weight, torch.ones(10))
     assert not backup.next_weight.any()
-    arrival = teach(occupancy(discount=0.0), batch)
+    arrival = teach(occupancy(horizon=Horizon(0.0)), batch)
     torch.testing.assert_close(arrival.state, standard(batch["arrivals"][:, 0]))
     assert bool(going.any())
 
@@ -134,7 +135,7 @@ def test_monte_carlo_teaches_a_state_of_the_trajectory(teach: Teach) -> None:
 def test_monte_carlo_from_the_current_state_teaches_it_with_its_share(teach: Teach) -> None:
     size = 4_000
     batch = segments(size, future=segments(size)["arrivals"][:, 0] + 1.0)
-    backup = teach(occupancy(objective=MonteCarloCFM(), first_state="current", discount=0.7), batch)
+    backup = teach(occupancy(objective=MonteCarloCFM(), horizon=Horizon(0.7, first_state="current")), batch)
     now = (backup.state == standard(batch["observation"])).all(1)
     assert abs(now.float().mean().item() - 0.3) < SIGMAS * (0.21 / size) ** 0.5
     torch.testing.assert_close(backup.state[~now], standard(batch["future"])[~now])
@@ -192,7 +193,7 @@ def test_where_the_data_name_no_member_but_must_they_are_refused() -> None:
 def test_discounts_of_many_horizons_lie_in_range_and_are_told(teach: Teach) -> None:
     batch = segments(4_000)
     batch["terminated"][:] = False
-    backup = teach(occupancy(min_discount=0.5), batch)
+    backup = teach(occupancy(horizon=Horizon(0.9, 0.5)), batch)
     discount = backup.condition[:, 5]
     assert 0.5 <= float(discount.min()) < 0.505
     assert 0.895 < float(discount.max()) <= 0.9
@@ -204,14 +205,14 @@ def test_discounts_of_many_horizons_lie_in_range_and_are_told(teach: Teach) -> N
 
 
 def test_discounts_are_even_in_the_logarithm_of_the_horizon() -> None:
-    horizon = 1.0 / (1.0 - occupancy(min_discount=0.5).draw_discounts(torch.tensor([0.0, 0.25, 0.5, 1.0])))
+    horizon = 1.0 / (1.0 - Horizon(0.9, 0.5).draw(torch.tensor([0.0, 0.25, 0.5, 1.0])))
     torch.testing.assert_close(horizon, torch.tensor([2.0, 2.0 * 5.0**0.25, 2.0 * 5.0**0.5, 10.0]))
 
 
 def test_discounts_that_the_batch_brings_are_used(teach: Teach) -> None:
     given = torch.linspace(0.5, 0.9, 10)
     batch = segments(10, future=torch.zeros(10, 3), discount=given)
-    backup = teach(occupancy(objective=MonteCarloCFM(), min_discount=0.5), batch)
+    backup = teach(occupancy(objective=MonteCarloCFM(), horizon=Horizon(0.9, 0.5)), batch)
     torch.testing.assert_close(backup.condition[:, 5], given)
 
 
@@ -224,9 +225,9 @@ def far_and_near(backup: Backup, count: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_a_long_horizon_is_reached_through_a_shorter_one_with_the_exact_shares(teach: Teach) -> None:
     size, share = 4_000, 0.75
     count = int(size * share)
-    module = occupancy(min_discount=0.5, horizon_consistency=share)
+    module = occupancy(horizon=Horizon(0.9, 0.5, consistency=share))
     with torch.no_grad():  # the field stands still: landed states are the noise
-        for weight in module.network_ema.parameters():
+        for weight in module.flow_ema.parameters():
             weight.zero_()
     batch = segments(size)
     batch["terminated"][:] = False
@@ -272,7 +273,7 @@ def test_a_long_horizon_is_reached_through_a_shorter_one_with_the_exact_shares(t
 def test_a_model_asks_for_what_its_backups_need(
     objective: OccupancyObjective, policy: Any, num_steps: int, wants_actions: bool, wants_futures: bool
 ) -> None:
-    module = occupancy(objective=objective, policy=policy, num_steps=num_steps, min_discount=0.5)
+    module = occupancy(objective=objective, policy=policy, num_steps=num_steps, horizon=Horizon(0.9, 0.5))
     needs = module.segment_needs
     assert (needs.num_steps, needs.next_action) == (num_steps, wants_actions)
     assert (needs.future_discounts is not None) == wants_futures

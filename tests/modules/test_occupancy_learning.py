@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.batches import read_segment
+from flowmatch_rl.models import Horizon
 from flowmatch_rl.modules import OccupancyModule
-from flowmatch_rl.nets import VelocityArchitecture, update_ema
+from flowmatch_rl.nets import EmaSettings, VelocityArchitecture, update_ema
 from flowmatch_rl.objectives import TD2CFM, MonteCarloCFM
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.schema import TableSchema
@@ -24,7 +25,7 @@ SOURCES = torch.tensor([[-1.0, 0.5], [0.2, -0.8], [1.2, 0.9]])
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "squared temporal difference": {"policy": POLICY},
-    "from the current state": {"policy": POLICY, "first_state": "current"},
+    "from the current state": {"policy": POLICY, "horizon": Horizon(DISCOUNT, first_state="current")},
     "three steps and the next action of the data": {"policy": None, "num_steps": 3},
     "Monte Carlo": {"policy": None, "objective": MonteCarloCFM()},
 }
@@ -37,7 +38,7 @@ def exact_points(module: OccupancyModule, count: int) -> Tensor:
     mixture = PROCESS.occupancy(state, action, POLICY, DISCOUNT)
     uniform, noise = (draw(3, count, generator=generator, dtype=torch.float64) for draw in (torch.rand, torch.randn))
     points = mixture.draw(uniform, noise[..., None])[..., 0]
-    if module.first_state == "current":
+    if module.model.horizon.first_state == "current":
         now = torch.rand(3, count, generator=generator) < 1.0 - DISCOUNT
         points = torch.where(now, state[..., 0], points)
     return points
@@ -46,7 +47,7 @@ def exact_points(module: OccupancyModule, count: int) -> Tensor:
 def distance(module: OccupancyModule, count: int = 1_000) -> float:
     """Mean W1 over the sources between modelled and exact futures; on the line it is that of sorted points."""
     noise = torch.special.ndtri((torch.arange(count) + 0.5) / count)[None, :, None].expand(3, -1, -1)
-    made = module.sample(noise.contiguous(), SOURCES[:, None, :1], SOURCES[:, None, 1:])[..., 0]
+    made = module.model.sample(noise.contiguous(), SOURCES[:, None, :1], SOURCES[:, None, 1:])[..., 0]
     gap = made.double().sort(1).values - exact_points(module, count).sort(1).values
     return gap.abs().mean().item()
 
@@ -73,18 +74,19 @@ def test_a_few_hundred_updates_come_close_to_the_exact_occupancy(options: dict[s
     torch.manual_seed(0)
     parts: dict[str, Any] = {
         "objective": TD2CFM(solver=Midpoint(num_steps=2)),
+        "horizon": Horizon(DISCOUNT),
         "network": VelocityArchitecture(hidden_dim=48, num_blocks=1, time_features=16),
         "sampler": OdeSampler(Midpoint(num_steps=5)),
     }
-    module = OccupancyModule(UNITS, 1, discount=DISCOUNT, ema_decay=0.95, **(parts | options))
-    optimizer = torch.optim.Adam(module.network.parameters(), lr=3e-3)
+    module = OccupancyModule(UNITS, 1, ema=EmaSettings(0.95), **(parts | options))
+    optimizer = torch.optim.Adam(module.flow.parameters(), lr=3e-3)
     before = distance(module)
     for _ in range(400):
         optimizer.zero_grad()
         direct, bootstrap = module.loss(read_segment(batch_of(module.num_steps)))
         (direct + bootstrap).mean().backward()
         optimizer.step()
-        update_ema(module.network_ema, module.network, module.ema_decay)
+        update_ema(module.flow_ema, module.flow, 0.95)
     after = distance(module)
     assert before > 0.4
     assert after < 0.12

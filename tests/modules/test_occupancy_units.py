@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.models.occupancy_inputs import OccupancyInputs
+from flowmatch_rl.models import Horizon, Likelihood, Occupancy, OccupancyInputs
 from flowmatch_rl.nets import FilmUNetArchitecture
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.schema import TableSchema
@@ -17,14 +17,14 @@ from tests.modules.occupancy_toys import PLANE, SMALL, occupancy, segments
 FILM = FilmUNetArchitecture(block_dims=(16, 16), time_features=8, time_dims=(8,), condition_dims=(12,))
 
 
-def restless(**options: Any):
-    """A model whose lagging copy has weights large enough to bend densities."""
-    module = occupancy(**options)
+def restless(**options: Any) -> Occupancy:
+    """A model with weights large enough to bend densities."""
+    model = occupancy(**options).model
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for weight in module.network_ema.parameters():
+        for weight in model.flow.parameters():
             weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
-    return module
+    return model
 
 
 def known(size: int) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def known(size: int) -> tuple[Tensor, Tensor]:
 
 
 def test_states_are_standardised_by_the_units_of_the_data() -> None:
-    inputs = OccupancyInputs(PLANE, 2, 0, 0.9, None, ["speed", "x"])
+    inputs = OccupancyInputs(PLANE, 2, 0, Horizon(0.9), ["speed", "x"])
     state = torch.tensor([[5.0, -1.2, 76.0]])
     torch.testing.assert_close(inputs.standardise(state), torch.tensor([[2.0, 1.0]]))
     torch.testing.assert_close(inputs.restore(torch.tensor([[2.0, 1.0]])), torch.tensor([[76.0, 5.0]]))
@@ -46,7 +46,7 @@ def test_states_are_standardised_by_the_units_of_the_data() -> None:
 
 
 def test_a_condition_is_state_action_member_and_horizon_side_by_side() -> None:
-    inputs = OccupancyInputs(PLANE, 2, 1, 0.9, 0.5, None)
+    inputs = OccupancyInputs(PLANE, 2, 1, Horizon(0.9, 0.5))
     state, action, member = torch.tensor([[5.0, -1.2, 50.0]]), torch.tensor([[0.25, -0.5]]), torch.tensor([[7.0]])
     found = inputs.condition(state, action, member, torch.tensor([0.75]))
     wanted = torch.tensor([[1.0, -1.0, 0.0, 0.25, -0.5, 7.0, 0.75, 0.25, math.log(4.0)]])
@@ -59,7 +59,7 @@ def test_a_condition_is_state_action_member_and_horizon_side_by_side() -> None:
 
 
 def test_batch_sizes_of_one_are_shared() -> None:
-    inputs = OccupancyInputs(PLANE, 2, 1, 0.9, 0.5, None)
+    inputs = OccupancyInputs(PLANE, 2, 1, Horizon(0.9, 0.5))
     found = inputs.condition(torch.zeros(4, 1, 3), torch.zeros(1, 5, 2), torch.zeros(1, 1, 1), 0.5)
     assert found.shape == (4, 5, 9)
 
@@ -100,7 +100,7 @@ def test_only_the_modelled_columns_are_sampled() -> None:
 
 
 def test_the_density_integrates_to_one_in_the_units_of_the_environment() -> None:
-    module = restless(columns=["speed"], likelihood_solver=Midpoint(30), sampler=OdeSampler(Midpoint(30)))
+    module = restless(columns=["speed"], likelihood=Likelihood(Midpoint(30)), sampler=OdeSampler(Midpoint(30)))
     state, action = known(1)
     grid = torch.linspace(50.0 - 32 * 13.0, 50.0 + 32 * 13.0, 3_001)[:, None]
     log_density = module.log_prob(grid, state.expand(3_001, -1), action.expand(3_001, -1)).double()
@@ -114,9 +114,9 @@ def test_the_density_integrates_to_one_in_the_units_of_the_environment() -> None
 
 
 def test_the_density_of_a_field_that_stands_still_is_that_of_noise_in_those_units() -> None:
-    module = occupancy()
+    module = occupancy().model
     with torch.no_grad():
-        for weight in module.network_ema.parameters():
+        for weight in module.flow.parameters():
             weight.zero_()
     state, action = known(6)
     scale, shift = torch.tensor(PLANE.scale), torch.tensor(PLANE.shift)
@@ -127,7 +127,7 @@ def test_the_density_of_a_field_that_stands_still_is_that_of_noise_in_those_unit
 
 
 def test_random_probes_depend_on_their_generator_alone() -> None:
-    module = restless(divergence=HutchinsonDivergence(num_probes=2))
+    module = restless(likelihood=Likelihood(Midpoint(20), HutchinsonDivergence(num_probes=2)))
     state, action = known(5)
     values = []
     for seed in (0, 0, 1):
@@ -138,7 +138,7 @@ def test_random_probes_depend_on_their_generator_alone() -> None:
 
 
 def test_a_model_of_many_horizons_is_another_at_each() -> None:
-    module = restless(min_discount=0.5)
+    module = restless(horizon=Horizon(0.9, 0.5))
     state, action = known(4)
     noise = torch.zeros(4, 3)
     samples = {g: module.sample(noise, state, action, discount=g) for g in (0.5, 0.7, 0.9)}
@@ -160,15 +160,15 @@ MANY = "this model has discounts from 0.5 to 0.9, got"
         ({}, 0.8, f"{SINGLE} 0.8; others need min_discount"),
         ({}, 0, f"{SINGLE} 0"),
         ({}, torch.tensor([0.9, 0.9, 0.8, 0.9]), f"{SINGLE} 0.8"),
-        ({"min_discount": 0.5}, 0.4, f"{MANY} 0.4"),
-        ({"min_discount": 0.5}, 0, f"{MANY} 0"),
-        ({"min_discount": 0.5}, torch.tensor([0.9, 0.5, 0.95, 0.7]), f"{MANY} 0.95"),
-        ({"min_discount": 0.5}, math.nan, f"{MANY} nan"),
+        ({"horizon": Horizon(0.9, 0.5)}, 0.4, f"{MANY} 0.4"),
+        ({"horizon": Horizon(0.9, 0.5)}, 0, f"{MANY} 0"),
+        ({"horizon": Horizon(0.9, 0.5)}, torch.tensor([0.9, 0.5, 0.95, 0.7]), f"{MANY} 0.95"),
+        ({"horizon": Horizon(0.9, 0.5)}, math.nan, f"{MANY} nan"),
     ],
     ids=str,
 )
 def test_a_discount_that_the_model_lacks_is_refused(options: dict[str, Any], discount: Any, message: str) -> None:
-    module = occupancy(**options)
+    module = occupancy(**options).model
     state, action = known(4)
     for ask in (
         lambda: module.sample(torch.zeros(4, 3), state, action, discount=discount),
@@ -179,7 +179,7 @@ def test_a_discount_that_the_model_lacks_is_refused(options: dict[str, Any], dis
 
 
 def test_its_own_discount_is_taken_however_it_is_written() -> None:
-    module, many = occupancy(), occupancy(min_discount=0.5)
+    module, many = occupancy().model, occupancy(horizon=Horizon(0.9, 0.5)).model
     state, action = known(4)
     wanted = module.sample(torch.zeros(4, 3), state, action)
     for discount in (0.9, torch.tensor(0.9), torch.full((4,), 0.9), torch.full((4,), 0.9, dtype=torch.float64)):
@@ -199,7 +199,7 @@ def test_its_own_discount_is_taken_however_it_is_written() -> None:
     ids=["state", "action", "embedding", "one column", "four columns"],
 )
 def test_dimensions_that_do_not_fit_are_refused(change: dict[str, Tensor], message: str) -> None:
-    module = occupancy()
+    module = occupancy().model
     state, action = known(4)
     arguments: dict[str, Any] = {"observation": state, "action": action, "embedding": None} | change
     point = arguments.pop("point", torch.zeros(4, 3))
@@ -209,7 +209,7 @@ def test_dimensions_that_do_not_fit_are_refused(change: dict[str, Tensor], messa
 
 
 def test_a_member_of_another_dimension_or_none_is_refused() -> None:
-    module = occupancy(policy=None, embedding_dim=2)
+    module = occupancy(policy=None, embedding_dim=2).model
     state, action = known(4)
     for embedding, got in ((None, 0), (torch.zeros(4, 1), 1)):
         with pytest.raises(ValueError, match=f"expected embedding of dimension 2, got {got}"):
@@ -222,7 +222,7 @@ def test_an_unknown_column_is_refused_by_name() -> None:
 
 
 def test_units_of_another_schema_are_taken_without_a_trace_in_the_weights() -> None:
-    module = occupancy()
+    module = occupancy().model
     names = set(module.state_dict())
     module.inputs.use(TableSchema(PLANE.columns, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
     assert set(module.state_dict()) == names

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from flowmatch_rl.nets import CriticArchitecture, ema_copy, update_ema, warmed_up_decay
+from flowmatch_rl.nets import CriticArchitecture, EmaSettings, ema_copy, update_ema, warmed_up_decay
 
 
 def pair():
@@ -65,3 +65,21 @@ def test_warmed_up_ema_network_averages_polynomially_and_forgets_its_initial_wei
     expected = math.exp(math.lgamma(101) + math.lgamma(10) - math.lgamma(110))
     assert remaining == pytest.approx(expected, rel=1e-12)
     assert remaining < 1e-10
+
+
+@pytest.mark.parametrize("warm_up", [False, True])
+def test_a_move_makes_up_for_the_updates_since_the_last_one(warm_up: bool) -> None:
+    network, copy = pair()
+    wanted = ema_copy(copy)
+    update_ema(wanted, network, (11 / 20 if warm_up else 0.9) ** 4)
+    EmaSettings(0.9, warm_up=warm_up).update(copy, network, step=10, updates=4)
+    for found, expected in zip(copy.parameters(), wanted.parameters(), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [({"decay": 1.0}, r"decay must lie in \[0, 1\)"), ({"interval": 0}, "interval")]
+)
+def test_settings_out_of_range_are_refused(option, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        EmaSettings(**option)

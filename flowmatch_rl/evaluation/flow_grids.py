@@ -1,4 +1,4 @@
-"""The field and the density of a planar flow on grids, computed for figures."""
+"""The field and the density of a planar generative model on grids."""
 
 import time
 from collections.abc import Callable
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from flowmatch_rl.figures.flow_sample import FlowModel, FlowSample, follow_flow
-from flowmatch_rl.figures.view import limits, limits_on_the_way
+from flowmatch_rl.evaluation.flow_samples import FlowSample, follow_flow
+from flowmatch_rl.evaluation.view import limits, limits_along_path
+from flowmatch_rl.models import GenerativeModel
 
 _RESOLUTIONS = (128, 96, 80, 64, 56, 48, 40, 36, 32, 28, 24, 20, 16)
 _PILOT_ROWS = (128, 512)
@@ -41,29 +42,29 @@ class FieldGrid:
 
 @torch.no_grad()
 def field_on_grid(
-    module: FlowModel, condition: Tensor | None, data: np.ndarray, number: int = 4, side: int = 22
+    model: GenerativeModel, condition: Tensor | None, data: np.ndarray, number: int = 4, side: int = 22
 ) -> FieldGrid:
     """Evaluate a planar field where its samples pass.
 
     Args:
-        module: The model.
-        condition: What everything is conditioned on, shape (1, C), on the module's device, or None.
+        model: The model.
+        condition: What everything is conditioned on, shape (1, C), on the model's device, or None.
         data: Samples that the last panel must show, units of the data, shape (M, 2).
         number: Flow times.
         side: Grid points per column.
     """
     generator = torch.Generator().manual_seed(1)
-    noise = module.draw_noise(_CLOUD_POINTS, generator)
+    noise = model.draw_noise(_CLOUD_POINTS, generator)
     shared = None if condition is None else condition.expand(_CLOUD_POINTS, -1)
-    times, points = follow_flow(module, noise, shared, generator)
+    times, points = follow_flow(model, noise, shared, generator)
     wanted = torch.linspace(float(times[0]), float(times[-1]), number)
     moments = (times[:, None] - wanted).abs().argmin(0).unique()
-    cloud = module.schema.restore(points[moments]).numpy()
-    frames = limits_on_the_way(cloud, limits(data))
+    cloud = model.schema.restore(points[moments]).numpy()
+    frames = limits_along_path(cloud, limits(data))
     axes = np.linspace(frames[:, 0], frames[:, 1], side, axis=1)  # (F, G, 2)
-    fields = [_field_at(module, t, grid, condition) for t, grid in zip(times[moments], axes, strict=True)]
+    fields = [_field_at(model, t, grid, condition) for t, grid in zip(times[moments], axes, strict=True)]
     velocity = torch.stack(fields)
-    scale = torch.tensor(module.schema.scale, dtype=torch.float64)
+    scale = torch.tensor(model.schema.scale, dtype=torch.float64)
     return FieldGrid(
         t=times[moments].numpy(),
         x=axes[..., 0],
@@ -74,12 +75,12 @@ def field_on_grid(
     )
 
 
-def _field_at(module: FlowModel, t: Tensor, grid: np.ndarray, condition: Tensor | None) -> Tensor:
+def _field_at(model: GenerativeModel, t: Tensor, grid: np.ndarray, condition: Tensor | None) -> Tensor:
     """Standardised velocity (G, G, 2) at the flow time t on the grid of both columns, shape (G, 2)."""
     pairs = torch.from_numpy(np.stack(np.meshgrid(grid[:, 0], grid[:, 1]), axis=-1).reshape(-1, 2))
-    x = module.schema.standardise(pairs).to(module.draw_noise(1, torch.Generator()))
+    x = model.schema.standardise(pairs).float().to(model.device)
     context = None if condition is None else condition.expand(len(x), -1)
-    velocity = module.flow.field(module.guidance).velocity(x, t.to(x), context)
+    velocity = model.flow.field(model.guidance).velocity(x, t.to(x), context)
     return velocity.cpu().double().unflatten(0, (len(grid), len(grid)))
 
 
@@ -102,22 +103,21 @@ class DensityGrid:
         return float(self.density.sum() * np.prod((self.frame[1] - self.frame[0]) / len(self.density)))
 
 
-def density_on_grid(module: FlowModel, sample: FlowSample, grid: int, seconds: float) -> DensityGrid:
+def density_on_grid(model: GenerativeModel, sample: FlowSample, grid: int, seconds: float) -> DensityGrid:
     """Evaluate the density of a planar model without conditions, as finely as a time allows.
 
     Args:
-        module: The model.
+        model: The model.
         sample: Samples and data; cells far from all of them are left out.
         grid: Most cells per column.
         seconds: Time it may take, roughly.
     """
     clouds = [sample.view.show(sample.data), sample.view.show(sample.generated)]
     frame, points = limits(*clouds), np.concatenate(clouds)
-    device = module.draw_noise(1, torch.Generator()).device
 
     def log_prob(x: np.ndarray) -> np.ndarray:
-        standardised = module.schema.standardise(torch.from_numpy(x)).float().to(device)
-        return module.log_prob(standardised, None, torch.Generator().manual_seed(2)).double().cpu().numpy()
+        standardised = model.schema.standardise(torch.from_numpy(x)).float().to(model.device)
+        return model.log_prob(standardised, None, torch.Generator().manual_seed(2)).double().cpu().numpy()
 
     affordable = _affordable(log_prob, points, seconds)
     near = _cells_near(points, frame, grid)

@@ -1,4 +1,4 @@
-"""How vectors of any dimension are shown on paper, and what they are coloured by."""
+"""How vectors of any dimension are shown in the plane, what they are coloured by, and which of many are shown."""
 
 from dataclasses import dataclass
 
@@ -100,7 +100,7 @@ def limits(*clouds: np.ndarray, outermost: float = 0.005) -> np.ndarray:
 
     Args:
         *clouds: Coordinates, shape (N, K); what is not finite is left out.
-        outermost: Share of the points left out on either side.
+        outermost: Fraction of the points left out on either side.
 
     Returns:
         Lower and upper limits, shape (2, K).
@@ -117,17 +117,17 @@ def limits(*clouds: np.ndarray, outermost: float = 0.005) -> np.ndarray:
     return np.stack([low - margin, high + margin])
 
 
-def limits_on_the_way(coordinates: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Limits for each moment of a cloud on its way: one for all unless it shrinks or grows too much to see.
+def limits_along_path(coordinates: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Limits for a cloud at each flow time: the same for all unless it shrinks or grows too much to see.
 
     Args:
-        coordinates: Coordinates at each moment, shape (F, N, K).
-        last: Limits that the last moment must show, shape (2, K).
+        coordinates: Coordinates at each time, shape (F, N, K).
+        last: Limits that the last one must show, shape (2, K).
 
     Returns:
         Limits, shape (F, 2, K).
     """
-    each = np.stack([limits(moment) for moment in coordinates])
+    each = np.stack([limits(cloud) for cloud in coordinates])
     each[-1] = [np.minimum(each[-1, 0], last[0]), np.maximum(each[-1, 1], last[1])]
     spans = each[:, 1] - each[:, 0]
     if spans.max() <= 3.0 * spans[-1].max():
@@ -136,3 +136,25 @@ def limits_on_the_way(coordinates: np.ndarray, last: np.ndarray) -> np.ndarray:
     # All of the shape of the last, so that a panel keeps its own.
     halves = 0.5 * spans[-1] * (spans / spans[-1]).max(1, keepdims=True)
     return np.stack([each.mean(1) - halves, each.mean(1) + halves], axis=1)
+
+
+def differing_states(observation: Tensor, number: int) -> list[int]:
+    """Steps of an episode whose states differ most from one another, the first step among them.
+
+    Each next one is the state farthest from those chosen, in units of the standard deviation of every entry.
+
+    Args:
+        observation: States of an episode, shape (T, S).
+        number: How many, at least 1; fewer if the episode is shorter.
+
+    Returns:
+        Steps in ascending order.
+    """
+    states = observation / observation.std(0, correction=0).clamp(min=1e-6)
+    steps = [0]
+    distance = torch.full((len(states),), torch.inf, device=states.device)
+    for _ in range(min(number, len(states)) - 1):
+        distance = torch.minimum(distance, (states - states[steps[-1]]).norm(dim=1))
+        distance[steps] = -1.0  # of states that are all alike none is taken twice
+        steps.append(int(distance.argmax()))
+    return sorted(steps)

@@ -1,18 +1,13 @@
-"""Samples of a policy and the values its critic gives, gathered for a figure."""
+"""Samples of a policy beside the values of its critic, and what its targets are like by flow time."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-
-class FlowActorCritic(Protocol):
-    """What a module must offer to have its policy drawn."""
-
-    policy: Any
-    critics: Any
-    temperature: Any
+from flowmatch_rl.models import LatentPolicy
+from flowmatch_rl.models.actor import ActionValues
 
 
 @dataclass(frozen=True)
@@ -44,52 +39,36 @@ class PolicySample:
 
 @torch.no_grad()
 def sample_policy(
-    module: FlowActorCritic, observation: Tensor, chosen: Tensor, num_particles: int = 1000
+    policy: LatentPolicy,
+    values: ActionValues,
+    temperature: float,
+    observation: Tensor,
+    chosen: Tensor,
+    num_particles: int = 1000,
 ) -> PolicySample:
     """Sample a policy and evaluate its critic, with noise of its own that leaves the global one alone.
 
     Args:
-        module: Policy and critic.
-        observation: States on the module's device, shape (B, S).
+        policy: The policy.
+        values: Values of its critic.
+        temperature: Temperature of the policy, units of the return.
+        observation: States on the policy's device, shape (B, S).
         chosen: Actions that the evaluation took there, shape (B, A).
         num_particles: Particles N per state.
     """
     generator = torch.Generator().manual_seed(0)
-    shape = (len(observation), num_particles, module.policy.noise_dim)
+    shape = (len(observation), num_particles, policy.noise_dim)
     noise = torch.randn(shape, generator=generator).to(observation)
-    t, latents = module.policy.trajectories(observation, noise)
+    t, latents = policy.trajectories(observation, noise)
     grid = torch.linspace(-1.0, 1.0, 2001 if chosen.shape[1] == 1 else 61, device=observation.device)
-    values = module.critics.values(observation, _around(chosen, grid))
     return PolicySample(
         t.cpu().float(),
-        module.policy.squash.action(latents).cpu().float(),
+        policy.squash.action(latents).cpu().float(),
         chosen.cpu().float(),
         grid.cpu(),
-        values.cpu().float().unflatten(1, (len(grid),) * min(chosen.shape[1], 2)),
-        float(module.temperature),
+        values(observation, _around(chosen, grid)).cpu().float().unflatten(1, (len(grid),) * min(chosen.shape[1], 2)),
+        temperature,
     )
-
-
-def differing_states(observation: Tensor, number: int) -> list[int]:
-    """Steps of an episode whose states differ most from one another, the first step among them.
-
-    Each next one is the state farthest from those chosen, in units of the standard deviation of every entry.
-
-    Args:
-        observation: States of an episode, shape (T, S).
-        number: How many, at least 1; fewer if the episode is shorter.
-
-    Returns:
-        Steps in ascending order.
-    """
-    states = observation / observation.std(0, correction=0).clamp(min=1e-6)
-    steps = [0]
-    distance = torch.full((len(states),), torch.inf, device=states.device)
-    for _ in range(min(number, len(states)) - 1):
-        distance = torch.minimum(distance, (states - states[steps[-1]]).norm(dim=1))
-        distance[steps] = -1.0  # of states that are all alike none is taken twice
-        steps.append(int(distance.argmax()))
-    return sorted(steps)
 
 
 def _around(chosen: Tensor, grid: Tensor) -> Tensor:
@@ -100,3 +79,31 @@ def _around(chosen: Tensor, grid: Tensor) -> Tensor:
     actions = chosen[:, None].repeat(1, len(varied), 1)
     actions[..., :entries] = varied
     return actions
+
+
+@dataclass(frozen=True)
+class PosteriorProfile:
+    """Means by flow time over the updates of a stretch of training.
+
+    Attributes:
+        step: Environment steps at its end, or gradient steps where the data does not count those.
+        t: Middle of each bin of flow time, dimensionless.
+        means: Mean in each bin by name of the quantity, NaN where nothing fell in the bin.
+    """
+
+    step: int
+    t: Sequence[float]
+    means: Mapping[str, Sequence[float]]
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """The means as metrics ``<prefix>/<quantity>/<index of the bin>``, without those of empty bins.
+
+        Args:
+            prefix: Start of the names.
+        """
+        return {
+            f"{prefix}/{name}/{index}": value
+            for name, values in self.means.items()
+            for index, value in enumerate(values)
+            if value == value  # not NaN
+        }

@@ -1,0 +1,182 @@
+"""The occupancy of a policy: its discounted future states."""
+
+import torch
+from torch import Tensor, nn
+
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.models.flow import Flow, Likelihood
+from flowmatch_rl.models.noise import draw_normal
+from flowmatch_rl.models.occupancy_inputs import OccupancyInputs
+from flowmatch_rl.planning import RewardOfState, ValueEstimate, estimate_value
+from flowmatch_rl.samplers import Sampler
+from flowmatch_rl.schema import TableSchema
+from flowmatch_rl.shapes import check_shape
+from flowmatch_rl.types import Policy
+
+
+class Occupancy(nn.Module):
+    """Where a policy will be: its discounted future states, given a state and an action.
+
+    The state after k + 1 steps has the weight ``(1 - discount) discount^k``.
+
+    Args:
+        flow: Flow of standardised states on the conditions of ``inputs``.
+        inputs: Units, conditions and discounts.
+        sampler: Sampler, deterministic.
+        likelihood: How the log-density is computed.
+        policy: The policy, or family of policies; None if it is known by its actions in data alone.
+
+    Raises:
+        UserError: If the sampler adds noise, or needs average velocities.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        inputs: OccupancyInputs,
+        sampler: Sampler,
+        likelihood: Likelihood = Likelihood(),
+        policy: Policy | None = None,
+    ) -> None:
+        super().__init__()
+        if sampler.needs_normal_source or sampler.needs_average_velocity:
+            raise UserError(
+                f"future states need a deterministic sampler of velocities, such as OdeSampler, got {sampler}"
+            )
+        self.flow, self.inputs, self.horizon = flow, inputs, inputs.horizon
+        self.sampler, self.likelihood, self.policy = sampler, likelihood, policy
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.inputs.shift.device
+
+    @property
+    def schema(self) -> TableSchema:
+        """Modelled entries of the state, given the whole state, the action and the embedding."""
+        return self.inputs.sample_schema
+
+    def draw_noise(self, *batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """Noise of future states, shape (*batch, D), from a generator on any device."""
+        return draw_normal((*batch, self.inputs.sample_dim), self.device, generator)
+
+    def act(self, observation: Tensor, embedding: Tensor) -> Tensor:
+        """Actions of the policy in [-1, 1], shape (*batch, A).
+
+        Args:
+            observation: States in the units of the environment, shape (*batch, S).
+            embedding: Members of the family of policies, shape (*batch, Z).
+
+        Raises:
+            UserError: If the policy is known by its actions in data alone.
+        """
+        if self.policy is None:
+            raise UserError("expected actions: this model was learned from actions in data and knows no policy")
+        return self.policy.act(observation, embedding)
+
+    def sample(
+        self,
+        noise: Tensor,
+        observation: Tensor,
+        action: Tensor,
+        embedding: Tensor | None = None,
+        discount: Tensor | float | None = None,
+    ) -> Tensor:
+        """Future states.
+
+        Args:
+            noise: Standard normal, shape (*batch, D).
+            observation: States in the units of the environment, shape (*batch, S), where a size of 1 is shared.
+            action: Actions in [-1, 1], shape (*batch, A), sizes as those of the observation.
+            embedding: Members of the family of policies, shape (*batch, Z); None for a single policy.
+            discount: Discount, shape (*batch) or a number; the model's highest if None.
+
+        Returns:
+            Modelled entries of future states in the units of the environment, float32, shape (*batch, D).
+
+        Raises:
+            UserError: If a dimension does not fit, or the model has another discount.
+        """
+        condition = self._condition(noise, observation, action, embedding, discount)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.inputs.restore(self.flow.sample(noise, self.sampler, condition))
+
+    def futures(
+        self, noise: Tensor, observation: Tensor, action: Tensor, embedding: Tensor, discount: Tensor | float
+    ) -> Tensor:
+        """K future states of each state, as planners ask for them.
+
+        Args:
+            noise: Standard normal, shape (*batch, K, D).
+            observation: States, shape (*batch, S).
+            action: Actions in [-1, 1], shape (*batch, A).
+            embedding: Members of the family of policies, shape (*batch, Z).
+            discount: Discount.
+
+        Returns:
+            Future states, shape (*batch, K, D).
+        """
+        source = (part[..., None, :] for part in (observation, action, embedding))
+        return self.sample(noise, *source, discount=discount)
+
+    def log_prob(
+        self,
+        state: Tensor,
+        observation: Tensor,
+        action: Tensor,
+        embedding: Tensor | None = None,
+        discount: Tensor | float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Log-density of future states.
+
+        Args:
+            state: Modelled entries in the units of the environment, shape (B, D).
+            observation: States, shape (B, S).
+            action: Actions in [-1, 1], shape (B, A).
+            embedding: Members of the family of policies, shape (B, Z), or None.
+            discount: Discount, shape (B,) or a number; the model's highest if None.
+            generator: Noise of random probes; the global one if None.
+
+        Returns:
+            Log-density in nats, in the units of the environment, shape (B,).
+
+        Raises:
+            UserError: If a dimension does not fit, or the model has another discount.
+        """
+        condition = self._condition(state, observation, action, embedding, discount)
+        sample = (state - self.inputs.shift) / self.inputs.scale
+        probes = self.likelihood.draw_probes(sample, generator)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.flow.log_prob(sample, self.likelihood, condition, probes) - self.schema.log_volume
+
+    def value(
+        self, futures: Tensor, reward: RewardOfState, observation: Tensor, discount: float | None = None
+    ) -> ValueEstimate:
+        """Values of states and actions from their future states.
+
+        Args:
+            futures: Future states, shape (*batch, K, D), K at least 2.
+            reward: Reward of modelled entries in the units of the environment.
+            observation: States that the futures follow, shape (*batch, S).
+            discount: Discount of the futures; the model's highest if None.
+
+        Returns:
+            Estimates in units of the return, shape (*batch).
+        """
+        discount = self.horizon.discount if discount is None else discount
+        now = observation[..., self.inputs.modelled] if self.horizon.first_state == "current" else None
+        return estimate_value(futures, reward, discount, now)
+
+    def _condition(
+        self,
+        entries: Tensor,
+        observation: Tensor,
+        action: Tensor,
+        embedding: Tensor | None,
+        discount: Tensor | float | None,
+    ) -> Tensor:
+        check_shape("modelled entries", entries, (*entries.shape[:-1], self.inputs.sample_dim))
+        if discount is not None:
+            self.horizon.check(discount)
+        return self.inputs.condition(observation, action, embedding, discount)

@@ -1,0 +1,69 @@
+"""What the training of generative models and of occupancies has in common."""
+
+import abc
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from flowmatch_rl.models import Flow
+from flowmatch_rl.modules.quick_hooks import QuickHooks
+from flowmatch_rl.modules.running_means import RunningMeans
+from flowmatch_rl.modules.settings import FlowOptimizer
+from flowmatch_rl.nets import EmaSettings
+from flowmatch_rl.seeds import process_seed
+
+
+class FlowTraining(QuickHooks, LightningModule, abc.ABC):
+    """Trains one flow with one optimizer, and keeps an EMA copy of it that is evaluated.
+
+    Children set the attributes.
+
+    Attributes:
+        flow: The flow that is trained.
+        optimizer: Its optimizer.
+        ema: How the EMA flow follows it.
+        means: Means of the metrics since the last logging.
+    """
+
+    flow: Flow
+    optimizer: FlowOptimizer
+    ema: EmaSettings
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.means = RunningMeans()
+        self._ema_step = 0  # of its last move
+
+    @property
+    @abc.abstractmethod
+    def flow_ema(self) -> Flow:
+        """The EMA flow."""
+
+    def on_fit_start(self) -> None:
+        """Give each process noise of its own; weights were built from the common seed."""
+        torch.manual_seed(process_seed(torch.initial_seed(), self.global_rank))
+
+    def on_train_start(self) -> None:
+        """Give a resumed run other noise than it began with."""
+        self._ema_step = self.global_step
+        if self.global_step:
+            torch.manual_seed(process_seed(torch.initial_seed(), step=self.global_step))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate of this update."""
+        rate = self.optimizer.rate(self.global_step, self.trainer.estimated_stepping_batches)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rate
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Move the EMA flow, and log at the logging interval."""
+        is_last = self.trainer.is_last_batch or self.global_step == self.trainer.max_steps  # before an evaluation
+        if self.global_step % self.ema.interval == 0 or is_last:
+            self.ema.update(self.flow_ema, self.flow, self.global_step, self.global_step - self._ema_step)
+            self._ema_step = self.global_step
+        self.means.log(self)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW on the flow's network."""
+        return self.optimizer.build(self.flow.parameters())
