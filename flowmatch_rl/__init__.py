@@ -1,3 +1,3 @@
 """Flow-based reinforcement learning on PyTorch Lightning and TorchRL."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
