@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import check_range
 from flowmatch_rl.estimators.time_bins import time_bin_average
 
 
@@ -31,7 +32,7 @@ class ControlVariate(abc.ABC):
 
         Args:
             weights: Normalised importance weights, shape (B, K, 1).
-            x_0: Samples of the noise end point, shape (B, K, D).
+            x_0: Samples of the noise, shape (B, K, D).
             r: Negative posterior score of x_0 at the samples, shape (B, K, D).
             rho: Ratio ``sigma / alpha``, shape (B, 1).
             t: Flow time, shape (B,).
@@ -47,7 +48,7 @@ class NoControlVariate(ControlVariate):
 
     @property
     def needs_score(self) -> bool:
-        """It is not used."""
+        """Whether the score is used."""
         return False
 
     def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor, t: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class GradientControlVariate(ControlVariate):
 
     @property
     def needs_score(self) -> bool:
-        """It is."""
+        """Whether the score is used."""
         return True
 
     def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor, t: Tensor) -> Tensor:
@@ -77,12 +78,12 @@ class FixedControlVariate(ControlVariate):
         eta: Coefficient of the posterior score of x_0.
     """
 
-    eta: float = 0.5
-
     @property
     def needs_score(self) -> bool:
-        """Unless the coefficient is 0."""
+        """Whether the score is used."""
         return self.eta != 0.0
+
+    eta: float = 0.5
 
     def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor, t: Tensor) -> Tensor:
         """Coefficient per state and dimension."""
@@ -111,20 +112,20 @@ class RegressControlVariate(ControlVariate):
         Li et al., arXiv:2601.08136.
     """
 
+    @property
+    def needs_score(self) -> bool:
+        """Whether the score is used."""
+        return True
+
     limit: float = 2.0
     ridge: float = 1e-4
     isotropic: bool = False
     num_bins: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.limit > 0.0 or not self.ridge >= 0.0:
-            raise ValueError(f"expected limit > 0 and ridge >= 0, got limit={self.limit}, ridge={self.ridge}")
-        _check_num_bins(self.num_bins)
-
-    @property
-    def needs_score(self) -> bool:
-        """It is."""
-        return True
+        check_range("(0, inf)", limit=self.limit)
+        check_range("[0, inf)", ridge=self.ridge)
+        check_range("[1, inf)", num_bins=self.num_bins)
 
     def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor, t: Tensor) -> Tensor:
         """Coefficient per state and dimension."""
@@ -157,31 +158,25 @@ class FisherControlVariate(ControlVariate):
         ValueError: If a bound is not positive or ``num_bins`` is below 1.
     """
 
+    @property
+    def needs_score(self) -> bool:
+        """Whether the score is used."""
+        return True
+
     eta_max: float = 2.0
     c_max: float = 2.0
     isotropic: bool = False
     num_bins: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.eta_max > 0.0 or not self.c_max > 0.0:
-            raise ValueError(f"expected positive bounds, got eta_max={self.eta_max}, c_max={self.c_max}")
-        _check_num_bins(self.num_bins)
-
-    @property
-    def needs_score(self) -> bool:
-        """It is."""
-        return True
+        check_range("(0, inf)", eta_max=self.eta_max, c_max=self.c_max)
+        check_range("[1, inf)", num_bins=self.num_bins)
 
     def coefficient(self, weights: Tensor, x_0: Tensor, r: Tensor, rho: Tensor, t: Tensor) -> Tensor:
         """Coefficient per state and dimension."""
         information = (weights * r.square()).sum(1).clamp_min(1e-12)
         eta = _ratio(torch.ones_like(information), information, rho, t, self.isotropic, self.num_bins)
         return torch.minimum(eta, (self.c_max / rho.square()).clamp_max(self.eta_max))
-
-
-def _check_num_bins(num_bins: int | None) -> None:
-    if num_bins is not None and num_bins < 1:
-        raise ValueError(f"num_bins must be at least 1 or None, got {num_bins}")
 
 
 def _ratio(

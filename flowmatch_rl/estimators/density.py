@@ -16,7 +16,7 @@ def boltzmann_density(
         temperature: Temperature in units of the return, positive.
         squash: Map from latent points to actions.
         jacobian: Whether the Jacobian of the squash enters the density and its gradient, which makes it a density per
-            volume of the latent space; without it the density is relative to a law of latent points, as
+            volume of the latent space; without it the density is relative to a distribution of latent points, as
             ``EndpointEstimator.needs_jacobian`` tells.
 
     Returns:

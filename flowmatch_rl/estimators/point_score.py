@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator
 from flowmatch_rl.paths import AffinePath, PathPoints, Source
 from flowmatch_rl.shapes import append_dims, check_shape
@@ -16,7 +17,7 @@ class PointScoreEstimator(EndpointEstimator):
     """Takes ``grad log p_1`` at x_t itself for the score of the path there: Q-score matching.
 
     Exact only where the path ends. Earlier on the path it is the score of the data, not of the noised data, so that
-    the trained policy has no law known in closed form. Cheap: one gradient per state and no samples.
+    the trained policy has no distribution known in closed form. Cheap: one gradient per state and no samples.
 
     Reference:
         Psenka et al., arXiv:2312.11752.
@@ -34,12 +35,12 @@ class PointScoreEstimator(EndpointEstimator):
     def check(self, path: AffinePath, source: Source) -> None:
         """Refuse a source that is not standard normal: the score then says nothing about x_0."""
         if not source.is_standard_normal:
-            raise ValueError(f"PointScoreEstimator needs a standard normal source, got {source}")
+            raise UserError(f"PointScoreEstimator needs a standard normal source, got {source}")
 
     def estimate(
         self, path: AffinePath, source: Source, log_density_and_score: LogDensityAndScore, points: PathPoints, z: Tensor
     ) -> EndpointEstimate:
-        """Means of the end points, ``-sigma grad log p_1(x_t)`` for x_0 and what follows for x_1."""
+        """Pair (x_0, x_1), ``-sigma grad log p_1(x_t)`` for x_0 and what follows for x_1."""
         x_t = points.x_t
         check_shape("z", z, (x_t.shape[0], 0, source.noise_dim(x_t.shape[1])))
         t = append_dims(points.t, like=x_t)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flowmatch_rl.checks import check_range
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator
 from flowmatch_rl.estimators.control_variates import ControlVariate, FisherControlVariate
 from flowmatch_rl.estimators.proposals import ProductProposal, Proposal
@@ -50,12 +50,12 @@ class PosteriorMeanEstimator(EndpointEstimator):
         """Refuse a source that the proposal does not know, and control variates at the edge of a support."""
         self.proposal.check(source)
         if self.needs_score and not source.is_smooth:
-            raise ValueError(
+            raise UserError(
                 f"{type(self.control_variate).__name__} needs a source with a smooth density everywhere, got {source}: "
                 "use NoControlVariate"
             )
         if self.needs_score and not self.proposal.covers_space:
-            raise ValueError(
+            raise UserError(
                 f"{type(self.control_variate).__name__} needs a proposal that covers the whole space, got "
                 f"{self.proposal}: use NoControlVariate"
             )

@@ -1,4 +1,4 @@
-"""Proposals: where the samples of the end point x_1 given x_t are drawn from.
+"""Proposals: where the samples of x_1 given x_t are drawn from.
 
 The posterior of x_1 given x_t is proportional to ``p_1(x_1) p(x_t | x_1)`` with ``p(x_t | x_1) = sigma^-D p_0(x_0)``
 and ``x_0 = (x_t - alpha x_1) / sigma``. A proposal of density q gives a sample the weight ``p_1(x_1) p(x_t | x_1) /
@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.estimators.truncated_normal import log_mass, truncated_normal
 from flowmatch_rl.paths import Source
 
 
 @dataclass(frozen=True)
 class Proposal(abc.ABC):
-    """A law from which end points are drawn, to be weighted toward the posterior."""
+    """A distribution that endpoints are drawn from, to be weighted toward the posterior."""
 
     @property
     @abc.abstractmethod
@@ -30,7 +31,7 @@ class Proposal(abc.ABC):
         """Refuse a source that the proposal does not know.
 
         Args:
-            source: Law of x_0.
+            source: Distribution of x_0.
 
         Raises:
             ValueError: If the weights would be wrong or could all be zero.
@@ -38,11 +39,11 @@ class Proposal(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, z: Tensor, source: Source, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw pairs of end points that pass through x_t.
+        """Draw pairs (x_0, x_1) whose path passes through x_t.
 
         Args:
             z: Standard normal noise, shape (B, K, source.noise_dim(D)); not all of it need be used.
-            source: Law of x_0.
+            source: Distribution of x_0.
             x_t: Points on the path, shape (B, 1, D).
             alpha: Weight of the data at their flow times, shape (B, 1, 1).
             sigma: Weight of the noise at their flow times, shape (B, 1, 1).
@@ -56,9 +57,9 @@ class Proposal(abc.ABC):
         """The log of ``p(x_t | x_1)`` over the proposal's density of x_1, to be added to ``log p_1(x_1)``.
 
         Args:
-            x_0: Noise end points, shape (B, K, D).
-            x_1: Data end points, shape (B, K, D).
-            source: Law of x_0.
+            x_0: Noise, shape (B, K, D).
+            x_1: Data, shape (B, K, D).
+            source: Distribution of x_0.
             x_t: Points on the path, shape (B, 1, D).
             alpha: Weight of the data at their flow times, shape (B, 1, 1).
             sigma: Weight of the noise at their flow times, shape (B, 1, 1).
@@ -70,7 +71,7 @@ class Proposal(abc.ABC):
 
 @dataclass(frozen=True)
 class LikelihoodProposal(Proposal):
-    """The likelihood of x_1 given x_t: x_0 has the law of the source whatever x_t is, the paper's proposal.
+    """The likelihood of x_1 given x_t: x_0 has the distribution of the source whatever x_t is, the paper's proposal.
 
     Its scale ``sigma / alpha`` grows without bound as t goes to 0, where a squashed policy then keeps the sample of
     least magnitude only.
@@ -88,7 +89,7 @@ class LikelihoodProposal(Proposal):
         """Any source will do."""
 
     def draw(self, z: Tensor, source: Source, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw pairs of end points that pass through x_t."""
+        """Draw pairs (x_0, x_1) whose path passes through x_t."""
         # The sign makes x_1 grow with the noise, as it does in the other proposals.
         x_0 = source.transform(-z)
         return x_0, (x_t - sigma * x_0) / alpha
@@ -102,9 +103,9 @@ class LikelihoodProposal(Proposal):
 class ProductProposal(Proposal):
     """The likelihood times a Gaussian base ``N(0, base_variance I)``; its scale stays bounded at every t.
 
-    It is the exact posterior for data with the law of the base, and tends to ``LikelihoodProposal`` as the base
-    widens. The weights grow like ``exp(|u|^2 / (2 base_variance))`` outside the base. The likelihood of a source that
-    is not Gaussian is replaced by the Gaussian of equal moments, and the weights set it right.
+    It is the exact posterior for data with the distribution of the base, and tends to ``LikelihoodProposal`` as the
+    base widens. The weights grow like ``exp(|u|^2 / (2 base_variance))`` outside the base. The likelihood of a source
+    that is not Gaussian is replaced by the Gaussian of equal moments, and the weights set it right.
 
     Args:
         base_variance: Variance of the base per dimension, positive. The latent of a uniform action under tanh has
@@ -117,8 +118,7 @@ class ProductProposal(Proposal):
     base_variance: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.base_variance > 0.0:
-            raise ValueError(f"base_variance must be positive, got {self.base_variance}")
+        check_range("(0, inf)", base_variance=self.base_variance)
 
     @property
     def covers_space(self) -> bool:
@@ -128,12 +128,12 @@ class ProductProposal(Proposal):
     def check(self, source: Source) -> None:
         """Refuse a source of bounded support, outside which all weights may be zero."""
         if not source.is_smooth:
-            raise ValueError(f"ProductProposal needs a source with a smooth density everywhere, got {source}")
+            raise UserError(f"ProductProposal needs a source with a smooth density everywhere, got {source}")
 
     def draw(self, z: Tensor, source: Source, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw pairs of end points that pass through x_t."""
+        """Draw pairs (x_0, x_1) whose path passes through x_t."""
         mean, variance = source.moments(x_t)
-        # x_t has variance q when x_1 has the law of the base; written so, nothing divides by alpha or sigma.
+        # x_t has variance q when x_1 has the distribution of the base; written so, nothing divides by alpha or sigma.
         q = sigma.square() * variance + alpha.square() * self.base_variance
         scale, z = (self.base_variance * variance / q).sqrt(), z[..., : x_t.shape[-1]]
         offset = x_t - sigma * mean
@@ -169,8 +169,7 @@ class TruncatedProposal(Proposal):
     limit: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.limit > 0.0:
-            raise ValueError(f"limit must be positive, got {self.limit}")
+        check_range("(0, inf)", limit=self.limit)
 
     @property
     def covers_space(self) -> bool:
@@ -180,10 +179,10 @@ class TruncatedProposal(Proposal):
     def check(self, source: Source) -> None:
         """Refuse a source that is not standard normal."""
         if not source.is_standard_normal:
-            raise ValueError(f"TruncatedProposal needs a standard normal source, got {source}")
+            raise UserError(f"TruncatedProposal needs a standard normal source, got {source}")
 
     def draw(self, z: Tensor, source: Source, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw pairs of end points that pass through x_t."""
+        """Draw pairs (x_0, x_1) whose path passes through x_t."""
         x_1 = truncated_normal(z[..., : x_t.shape[-1]], x_t / alpha, sigma / alpha, self.limit)
         return (x_t - alpha * x_1) / sigma, x_1
 
@@ -198,17 +197,17 @@ class TruncatedProposal(Proposal):
 class MixtureProposal(Proposal):
     """Part of the samples from one proposal, the others from a second, all weighted by their mixture.
 
-    The deterministic-mixture weights ``p / (share q_1 + (1 - share) q_2)`` are bounded by those of either proposal
-    over its share, so that the estimate is safe where one of the two is; and it stays consistent. The first
-    ``share`` of the samples, rounded, come from the first proposal; each gets one at least where there are two.
+    The deterministic-mixture weights ``p / (f q_1 + (1 - f) q_2)`` are bounded by those of either proposal
+    over its fraction, so that the estimate is safe where one of the two is; and it stays consistent. The first
+    ``fraction`` of the samples, rounded, come from the first proposal; each gets one at least where there are two.
 
     Args:
         first: First proposal.
         second: Second proposal.
-        share: Share of the samples from the first, in (0, 1).
+        fraction: Fraction of the samples from the first, in (0, 1).
 
     Raises:
-        ValueError: If ``share`` is outside (0, 1).
+        ValueError: If ``fraction`` is outside (0, 1).
 
     Reference:
         Veach and Guibas, SIGGRAPH 1995 (balance heuristic).
@@ -216,11 +215,10 @@ class MixtureProposal(Proposal):
 
     first: Proposal = field(default_factory=LikelihoodProposal)
     second: Proposal = field(default_factory=ProductProposal)
-    share: float = 0.5
+    fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.share < 1.0:
-            raise ValueError(f"share must lie in (0, 1), got {self.share}")
+        check_range("(0, 1)", fraction=self.fraction)
 
     @property
     def covers_space(self) -> bool:
@@ -233,7 +231,7 @@ class MixtureProposal(Proposal):
         self.second.check(source)
 
     def draw(self, z: Tensor, source: Source, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw pairs of end points that pass through x_t."""
+        """Draw pairs (x_0, x_1) whose path passes through x_t."""
         count = self._first_count(z.shape[1])
         pairs = [
             proposal.draw(part, source, x_t, alpha, sigma)
@@ -244,14 +242,14 @@ class MixtureProposal(Proposal):
 
     def correction(self, x_0: Tensor, x_1: Tensor, source: Source, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The log of the likelihood over the mixture's density."""
-        share = self._first_count(x_1.shape[1]) / x_1.shape[1]
+        fraction = self._first_count(x_1.shape[1]) / x_1.shape[1]
         first, second = (p.correction(x_0, x_1, source, x_t, alpha, sigma) for p in (self.first, self.second))
-        # A share of 0 or 1 occurs with one sample, and its logarithm is then minus infinity, as it should be.
-        logs = (math.log(part) if part > 0.0 else -math.inf for part in (share, 1.0 - share))
+        # A fraction of 0 or 1 occurs with one sample, and its logarithm is then minus infinity, as it should be.
+        logs = (math.log(part) if part > 0.0 else -math.inf for part in (fraction, 1.0 - fraction))
         return -torch.logaddexp(next(logs) - first, next(logs) - second).expand(x_1.shape[:2])
 
     def _first_count(self, num_samples: int) -> int:
         """Number of samples from the first proposal."""
         if num_samples == 1:
-            return round(self.share)
-        return min(max(round(self.share * num_samples), 1), num_samples - 1)
+            return round(self.fraction)
+        return min(max(round(self.fraction * num_samples), 1), num_samples - 1)

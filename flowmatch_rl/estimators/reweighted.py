@@ -57,13 +57,13 @@ class ReweightedEndpoints(EndpointEstimator):
         exponent = log_density[:, 0].to(x_1.dtype)
         if self.limit is not None:
             exponent = (exponent - exponent.mean()).clamp(-self.limit, self.limit)
-        share = torch.softmax(exponent, dim=0)
-        one = torch.ones_like(share)
+        probability = torch.softmax(exponent, dim=0)
+        one = torch.ones_like(probability)
         return EndpointEstimate(
             x_0=points.x_0,
             x_1=x_1,
-            weight=len(share) * share,
+            weight=len(probability) * probability,
             eta=torch.zeros_like(x_1),
-            effective_sample_size=one / share.square().sum(),
+            effective_sample_size=one / probability.square().sum(),
             log_density_spread=one * log_density.to(x_1.dtype).std(correction=0),
         )

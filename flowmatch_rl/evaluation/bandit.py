@@ -9,7 +9,7 @@ from flowmatch_rl.metrics import (
     energy_distance,
     maximum_mean_discrepancy,
     saturated_entries,
-    saturated_share,
+    saturated_fraction,
     sliced_wasserstein_distance,
 )
 from flowmatch_rl.testbeds import Bandit
@@ -98,6 +98,6 @@ def evaluate_actions(bandit: Bandit, actions: Tensor, exact: Tensor, reference: 
         ActionDistances.between(actions, exact),
         ActionDistances.between(reference, exact),
         bandit.mode_shares(actions),
-        saturated_share(actions),
+        saturated_fraction(actions),
         saturated_entries(actions),
     )

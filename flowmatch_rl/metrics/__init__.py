@@ -12,7 +12,7 @@ if TYPE_CHECKING:
         probability_of_improvement,
         resample_runs,
     )
-    from flowmatch_rl.metrics.saturation import saturated_entries, saturated_share
+    from flowmatch_rl.metrics.saturation import saturated_entries, saturated_fraction
     from flowmatch_rl.metrics.simplex import least_cost  # noqa: F401
     from flowmatch_rl.metrics.transport import (
         sliced_wasserstein_distance,
@@ -34,7 +34,7 @@ __all__ = [
     "probability_of_improvement",
     "resample_runs",
     "saturated_entries",
-    "saturated_share",
+    "saturated_fraction",
     "sliced_wasserstein_distance",
     "squared_wasserstein_distance",
     "wasserstein_distance",

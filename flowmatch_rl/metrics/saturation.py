@@ -5,7 +5,7 @@ from torch import Tensor
 from flowmatch_rl.checks import check_range
 
 
-def saturated_share(actions: Tensor, limit: float = 0.99) -> Tensor:
+def saturated_fraction(actions: Tensor, limit: float = 0.99) -> Tensor:
     """Fraction of the actions with an entry at a bound.
 
     Args:

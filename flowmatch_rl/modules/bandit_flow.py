@@ -11,7 +11,7 @@ from flowmatch_rl.batches import ACTION, OBSERVATION, REFERENCE
 from flowmatch_rl.checks import RunError, UserError, check_range
 from flowmatch_rl.estimators import EndpointEstimator, PosteriorMeanEstimator, boltzmann_density
 from flowmatch_rl.evaluation.bandit import evaluate_actions
-from flowmatch_rl.metrics import energy_distance, saturated_entries, saturated_share
+from flowmatch_rl.metrics import energy_distance, saturated_entries, saturated_fraction
 from flowmatch_rl.models import Acting, FlowPolicy, FlowPolicyArchitecture
 from flowmatch_rl.modules.gradients import check_gradient_options, fuses_adam
 from flowmatch_rl.modules.policy_learner import PolicyLearner
@@ -148,7 +148,7 @@ class BanditFlow(QuickHooks, LightningModule):
         actions = self._evaluated(len(batch[ACTION]), None)
         metrics = {
             "val/energy_distance": energy_distance(actions, batch[ACTION]),
-            "val/saturated": saturated_share(actions),
+            "val/saturated": saturated_fraction(actions),
         }
         self.log_dict(metrics, batch_size=1, sync_dist=True)
 

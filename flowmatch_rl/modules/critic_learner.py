@@ -93,7 +93,7 @@ class CriticLearner(nn.Module):
             head = self.target.head
             next_outputs = self.target.outputs(transition.next_observation, next_action, members)
             next_return = reduced_distribution(
-                head.values(next_outputs), head.law(next_outputs), self.critics.reduction
+                head.values(next_outputs), head.distribution(next_outputs), self.critics.reduction
             )
             shift, scale = bellman_map(
                 transition.rewards, transition.length, transition.terminated, self.discount, bonus

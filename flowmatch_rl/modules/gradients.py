@@ -1,19 +1,21 @@
-"""What modules that clip gradients themselves ask of a trainer."""
+"""Requirements on the trainer of modules that clip gradients themselves."""
 
 from lightning.pytorch import Trainer
 
+from flowmatch_rl.checks import UserError
+
 
 def check_gradient_options(trainer: Trainer) -> None:
-    """Refuse a clipping by the trainer, which would not be done.
+    """Refuse clipping by the trainer, which would have no effect.
 
     Args:
         trainer: The trainer.
 
     Raises:
-        ValueError: If it is told to clip.
+        UserError: If it is configured to clip.
     """
     if trainer.gradient_clip_val is not None:
-        raise ValueError(
+        raise UserError(
             "the model clips gradients itself, by max_gradient_norm: trainer.gradient_clip_val must be unset, got "
             f"{trainer.gradient_clip_val}"
         )

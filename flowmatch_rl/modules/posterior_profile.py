@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import check_range
 from flowmatch_rl.estimators import time_bin_sums
 from flowmatch_rl.evaluation import PosteriorProfile
 from flowmatch_rl.modules.policy_learner import Learned, PolicyLearner
@@ -18,11 +19,11 @@ class PosteriorMeter:
 
     The quantities, each a mean over the states of a bin:
 
-    - ``effective_sample_fraction``: effective sample size as a share of the samples drawn, in (0, 1]; left out for
+    - ``effective_sample_fraction``: effective sample size as a fraction of the samples drawn, in (0, 1]; left out for
       estimators that draw none.
     - ``eta``: coefficient of the control variate, mean over dimensions.
     - ``target_rms``: root mean square of what the network regresses on, in units of its prediction.
-    - ``saturated``: share of the entries of the estimated end point whose action is above ``limit`` in magnitude.
+    - ``saturated``: fraction of the entries of the estimated endpoint x_1 whose action is above ``limit`` in magnitude.
     - ``log_density_spread``: standard deviation of ``log p_1`` over the samples of a state, nats.
 
     Args:
@@ -37,11 +38,8 @@ class PosteriorMeter:
     """
 
     def __init__(self, learner: PolicyLearner, num_bins: int = 10, interval: int = 10, limit: float = 0.99) -> None:
-        for name, value in {"num_bins": num_bins, "interval": interval}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0.0 <= limit < 1.0:
-            raise ValueError(f"limit must lie in [0, 1), got {limit}")
+        check_range("[1, inf)", num_bins=num_bins, interval=interval)
+        check_range("[0, 1)", limit=limit)
         self._learner, self._num_bins, self._interval, self._limit = learner, num_bins, interval, limit
         self._updates = 0
         self._names: tuple[str, ...] = ()
@@ -94,8 +92,8 @@ class PosteriorMeter:
         policy, num_samples = learner.policy, learner.estimator.num_samples
         target = policy.flow.path.target(learner.objective.prediction, estimate.x_0, estimate.x_1, t)
         saturated = policy.squash.action(estimate.x_1).abs() > self._limit
-        shares = {"effective_sample_fraction": estimate.effective_sample_size / num_samples} if num_samples else {}
-        return shares | {
+        fractions = {"effective_sample_fraction": estimate.effective_sample_size / num_samples} if num_samples else {}
+        return fractions | {
             "eta": estimate.eta.mean(-1),
             "target_rms": target.square().mean(-1),
             "saturated": saturated.to(t.dtype).mean(-1),

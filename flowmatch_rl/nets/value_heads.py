@@ -67,7 +67,7 @@ class ValueHead(abc.ABC):
         """
 
     @abc.abstractmethod
-    def law(self, outputs: Tensor) -> Tensor:
+    def distribution(self, outputs: Tensor) -> Tensor:
         """Representation of the distribution of the return, in which values are linear.
 
         Args:
@@ -78,12 +78,12 @@ class ValueHead(abc.ABC):
         """
 
     @abc.abstractmethod
-    def loss(self, outputs: Tensor, next_law: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, next_distribution: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """Distance of the members of an ensemble from the distribution of ``shift + scale Z``.
 
         Args:
             outputs: Outputs of the members, shape (M, B, O).
-            next_law: Distribution of Z, detached, shape (B, O), as ``law`` returns it.
+            next_distribution: Distribution of Z, detached, shape (B, O), as ``distribution`` returns it.
             shift: Units of the return, shape (B,).
             scale: At least 0, shape (B,). Where it is 0 the target is ``shift`` for any distribution.
 
@@ -128,13 +128,13 @@ class ScalarHead(ValueHead):
         """Gradient of ``member_weight`` times the values with respect to the last hidden layer."""
         return member_weight * weight.squeeze(-1)
 
-    def law(self, outputs: Tensor) -> Tensor:
+    def distribution(self, outputs: Tensor) -> Tensor:
         """The value itself."""
         return outputs
 
-    def loss(self, outputs: Tensor, next_law: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, next_distribution: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """Squared or Huber error."""
-        target = shift + scale * _where_it_counts(next_law, scale).squeeze(-1)
+        target = shift + scale * _where_it_counts(next_distribution, scale).squeeze(-1)
         return critic_loss(outputs.squeeze(-1), target, self.huber_delta)
 
 
@@ -186,14 +186,14 @@ class CategoricalHead(ValueHead):
         """Gradient of ``member_weight`` times the values with respect to the last hidden layer."""
         return (member_weight * kept) @ weight.T
 
-    def law(self, outputs: Tensor) -> Tensor:
+    def distribution(self, outputs: Tensor) -> Tensor:
         """Probabilities of the atoms."""
         return outputs.softmax(-1)
 
-    def loss(self, outputs: Tensor, next_law: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, next_distribution: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """Cross-entropy."""
-        next_law = _where_it_counts(next_law, scale)
-        return categorical_loss(outputs, projected_probabilities(next_law, shift, scale, self.v_min, self.v_max))
+        probabilities = _where_it_counts(next_distribution, scale)
+        return categorical_loss(outputs, projected_probabilities(probabilities, shift, scale, self.v_min, self.v_max))
 
     def _atoms(self, like: Tensor) -> Tensor:
         return torch.linspace(self.v_min, self.v_max, self.num_atoms, device=like.device, dtype=like.dtype)
@@ -239,16 +239,16 @@ class QuantileHead(ValueHead):
         """Gradient of ``member_weight`` times the values with respect to the last hidden layer."""
         return member_weight * kept.squeeze(-1)
 
-    def law(self, outputs: Tensor) -> Tensor:
+    def distribution(self, outputs: Tensor) -> Tensor:
         """The quantiles."""
         return outputs
 
-    def loss(self, outputs: Tensor, next_law: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, next_distribution: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """Quantile Huber loss."""
-        target = shift[:, None] + scale[:, None] * _where_it_counts(next_law, scale)
+        target = shift[:, None] + scale[:, None] * _where_it_counts(next_distribution, scale)
         return quantile_loss(outputs, target, self.huber_delta)
 
 
-def _where_it_counts(law: Tensor, scale: Tensor) -> Tensor:
+def _where_it_counts(distribution: Tensor, scale: Tensor) -> Tensor:
     """The distribution, replaced by a finite one where the scale is 0: zero times infinity is not a number."""
-    return law.masked_fill((scale == 0.0)[:, None], 1.0 / law.shape[-1])
+    return distribution.masked_fill((scale == 0.0)[:, None], 1.0 / distribution.shape[-1])

@@ -3,19 +3,21 @@
 import abc
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from torch import Tensor
+
+from flowmatch_rl.checks import check_range
 
 
 @dataclass(frozen=True)
 class PolicyState:
-    """What is known of a policy when its temperature is tuned.
+    """Measurements of a policy that its temperature is tuned by.
 
     Attributes:
         entropy: Mean entropy of its plain samples, before any choice among particles, nats, shape (), or None where
             it was not estimated.
-        effective_samples: Mean share of the importance samples that carry weight, in (0, 1], shape (), or None.
+        effective_samples: Mean fraction of the importance samples that carry weight, in (0, 1], shape (), or None.
         action_dim: Dimension A of the action.
     """
 
@@ -33,15 +35,11 @@ class Temperature(abc.ABC):
     def initial(self) -> float:
         """Temperature at the beginning, positive."""
 
-    @property
-    @abc.abstractmethod
-    def needs_entropy(self) -> bool:
-        """Whether the rule must be told the entropy of the policy."""
+    needs_entropy: ClassVar[bool]
+    """Whether the rule takes the entropy of the policy."""
 
-    @property
-    @abc.abstractmethod
-    def needs_samples(self) -> bool:
-        """Whether the rule needs a policy that learns from importance samples, two or more per state."""
+    needs_samples: ClassVar[bool]
+    """Whether the rule needs a policy that learns from importance samples, two or more per state."""
 
     @abc.abstractmethod
     def scheduled(self, env_steps: int) -> float | None:
@@ -66,15 +64,8 @@ class Temperature(abc.ABC):
 class ScheduledTemperature(Temperature, abc.ABC):
     """A temperature that depends on the environment step alone."""
 
-    @property
-    def needs_entropy(self) -> bool:
-        """It is not needed."""
-        return False
-
-    @property
-    def needs_samples(self) -> bool:
-        """They are not needed."""
-        return False
+    needs_entropy = False
+    needs_samples = False
 
     def surplus(self, state: PolicyState) -> Tensor | None:
         """None: nothing is learned."""
@@ -87,7 +78,6 @@ class TunedTemperature(Temperature, abc.ABC):
 
     Args:
         start: Temperature at the beginning, positive.
-
     """
 
     start: float = 1.0
@@ -116,7 +106,7 @@ class ConstantTemperature(ScheduledTemperature):
     value: float = 0.02
 
     def __post_init__(self) -> None:
-        _check_positive("temperature", self.value)
+        check_range("(0, inf)", temperature=self.value)
 
     @property
     def initial(self) -> float:
@@ -130,7 +120,7 @@ class ConstantTemperature(ScheduledTemperature):
 
 @dataclass(frozen=True)
 class AnnealedTemperature(ScheduledTemperature):
-    """Goes from one temperature to another, evenly in its logarithm, and stays there.
+    """Moves from one temperature to another, evenly in its logarithm, and stays there.
 
     Args:
         start: Temperature at the beginning, positive.
@@ -146,10 +136,8 @@ class AnnealedTemperature(ScheduledTemperature):
     env_steps: int
 
     def __post_init__(self) -> None:
-        _check_positive("start", self.start)
-        _check_positive("end", self.end)
-        if self.env_steps < 1:
-            raise ValueError(f"env_steps must be at least 1, got {self.env_steps}")
+        check_range("(0, inf)", start=self.start, end=self.end)
+        check_range("[1, inf)", env_steps=self.env_steps)
 
     @property
     def initial(self) -> float:
@@ -158,8 +146,8 @@ class AnnealedTemperature(ScheduledTemperature):
 
     def scheduled(self, env_steps: int) -> float | None:
         """Temperature after a number of environment steps."""
-        share = min(1.0, max(0.0, env_steps / self.env_steps))
-        return math.exp((1.0 - share) * math.log(self.start) + share * math.log(self.end))
+        progress = min(1.0, max(0.0, env_steps / self.env_steps))
+        return math.exp((1.0 - progress) * math.log(self.start) + progress * math.log(self.end))
 
 
 @dataclass(frozen=True)
@@ -177,20 +165,13 @@ class EntropyTemperature(TunedTemperature):
         Haarnoja et al., arXiv:1812.05905, whose target is -1 per dimension.
     """
 
+    needs_entropy = True
+    needs_samples = False
+
     entropy_per_dimension: float = -1.0
 
     def __post_init__(self) -> None:
-        _check_positive("start", self.start)
-
-    @property
-    def needs_entropy(self) -> bool:
-        """It is needed."""
-        return True
-
-    @property
-    def needs_samples(self) -> bool:
-        """They are not needed."""
-        return False
+        check_range("(0, inf)", start=self.start)
 
     def surplus(self, state: PolicyState) -> Tensor | None:
         """Entropy above the target, shape ()."""
@@ -201,41 +182,33 @@ class EntropyTemperature(TunedTemperature):
 
 @dataclass(frozen=True)
 class SampleSizeTemperature(TunedTemperature):
-    """Tuned so that a target share of the importance samples carries weight.
+    """Tuned so that a target fraction of the importance samples carries weight.
 
     At a temperature far below the spread of the values one sample takes all the weight, and the target of the policy is
     the best of a few guesses; far above it the values hardly matter.
 
     Args:
         start: Temperature at the beginning, positive.
-        share: Target of the effective sample size over the number of samples, in (0, 1).
+        fraction: Target of the effective sample size over the number of samples, in (0, 1).
 
     Raises:
         ValueError: If a number is out of its range.
     """
 
-    share: float = 0.2
+    needs_entropy = False
+    needs_samples = True
+
+    fraction: float = 0.2
 
     def __post_init__(self) -> None:
-        _check_positive("start", self.start)
-        if not 0.0 < self.share < 1.0:
-            raise ValueError(f"share must lie in (0, 1), got {self.share}")
-
-    @property
-    def needs_entropy(self) -> bool:
-        """It is not needed."""
-        return False
-
-    @property
-    def needs_samples(self) -> bool:
-        """They are needed."""
-        return True
+        check_range("(0, inf)", start=self.start)
+        check_range("(0, 1)", fraction=self.fraction)
 
     def surplus(self, state: PolicyState) -> Tensor | None:
-        """Effective share of the samples above the target, shape ()."""
+        """Effective fraction of the samples above the target, shape ()."""
         if state.effective_samples is None:
             raise ValueError("a temperature tuned to a sample size needs a policy learned from importance samples")
-        return state.effective_samples - self.share
+        return state.effective_samples - self.fraction
 
 
 def temperature_loss(log_temperature: Tensor, surplus: Tensor) -> Tensor:
@@ -249,8 +222,3 @@ def temperature_loss(log_temperature: Tensor, surplus: Tensor) -> Tensor:
         Loss, shape ().
     """
     return log_temperature * surplus.detach()
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not (value > 0.0 and torch.isfinite(torch.tensor(value))):
-        raise ValueError(f"{name} must be positive, got {value}")

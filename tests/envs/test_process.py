@@ -217,7 +217,10 @@ def test_picture_shows_the_point_and_the_walls(process: PlanarProcess) -> None:
     ("make", "words"),
     [
         (lambda: ProcessEnvironment(RingProcess(), max_steps=0), "at least 1, got 0"),
-        (lambda: ProcessEnvironment(LinearGaussianProcess(), XReward()), "needs the column 'x'; the states have s0, s1"),
+        (
+            lambda: ProcessEnvironment(LinearGaussianProcess(), XReward()),
+            "needs the column 'x'; the states have s0, s1",
+        ),
         (lambda: ProcessEnvironment(LinearGaussianProcess()).make(render=True), "linear-gaussian"),
     ],
 )

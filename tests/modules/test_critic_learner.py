@@ -88,7 +88,7 @@ def test_the_target_is_the_distribution_of_the_lowest_member_or_the_mean_of_all(
     transition, members = transitions(2), torch.tensor([2, 0, 3])
     loss = learner.loss(transition, NEXT_ACTION, members=members)
     outputs = critic.outputs(transition.observation, transition.action)
-    laws = head.law(ema.outputs(transition.next_observation, NEXT_ACTION))
+    laws = head.distribution(ema.outputs(transition.next_observation, NEXT_ACTION))
     values = ema(transition.next_observation, NEXT_ACTION)
     for b in range(B):
         lowest = min((2, 0, 3), key=lambda m, b=b: float(values[m, b]))

@@ -14,7 +14,7 @@ from tests.oracles import F64, normal, uniform
 M, B, R, H = 3, 4, 6, 8
 
 
-def value_of_law(head: ValueHead, law: Tensor) -> Tensor:
+def value_of_distribution(head: ValueHead, law: Tensor) -> Tensor:
     """Mean (...) of laws (..., O), by what the description means."""
     if isinstance(head, CategoricalHead):
         return law @ torch.linspace(head.v_min, head.v_max, head.num_atoms, dtype=law.dtype)
@@ -26,7 +26,7 @@ def test_the_value_is_the_mean_of_the_law_and_what_is_read_off_the_last_layer(he
     outputs = normal(M, B, head.num_outputs, seed=1)
     values = head.values(outputs)
     assert values.shape == (M, B)
-    torch.testing.assert_close(values, value_of_law(head, head.law(outputs)))
+    torch.testing.assert_close(values, value_of_distribution(head, head.distribution(outputs)))
     hidden, weight, bias = (
         normal(R, H, seed=1),
         normal(H, head.num_outputs, seed=2),
@@ -49,7 +49,7 @@ def test_the_hidden_gradient_equals_autograd(head) -> None:
 
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
 def test_the_loss_of_one_member_does_not_depend_on_the_others(head) -> None:
-    outputs, law = normal(M, B, head.num_outputs, seed=1), head.law(normal(B, head.num_outputs, seed=2))
+    outputs, law = normal(M, B, head.num_outputs, seed=1), head.distribution(normal(B, head.num_outputs, seed=2))
     shift, scale = normal(B, seed=3), uniform(B, seed=4)
     loss = head.loss(outputs, law, shift, scale)
     assert loss.shape == (B,)
@@ -64,8 +64,8 @@ def test_the_loss_of_one_member_does_not_depend_on_the_others(head) -> None:
 @each_value
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
-def test_where_the_scale_is_zero_the_next_law_never_counts(head, bad) -> None:
-    outputs, law = normal(M, B, head.num_outputs, seed=1), head.law(normal(B, head.num_outputs, seed=2))
+def test_where_the_scale_is_zero_the_next_distribution_never_counts(head, bad) -> None:
+    outputs, law = normal(M, B, head.num_outputs, seed=1), head.distribution(normal(B, head.num_outputs, seed=2))
     shift, scale = normal(B, seed=3), torch.tensor([0.0, 0.5, 0.0, 0.9], dtype=F64)
     wanted = head.loss(outputs, law, shift, scale)
     torch.testing.assert_close(head.loss(outputs, law.index_fill(0, torch.tensor([0, 2]), bad), shift, scale), wanted)
@@ -81,7 +81,7 @@ def test_descending_the_loss_brings_the_value_to_that_of_the_target(head) -> Non
         if step == 1000:
             optimizer.param_groups[0]["lr"] = 0.002
         optimizer.zero_grad()
-        head.loss(outputs, head.law(outputs.detach())[0], shift, scale).sum().backward()
+        head.loss(outputs, head.distribution(outputs.detach())[0], shift, scale).sum().backward()
         optimizer.step()
     torch.testing.assert_close(head.values(outputs.detach()), torch.full((1, 1), 2.5, dtype=F64), atol=0.02, rtol=0.0)
 

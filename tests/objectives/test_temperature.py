@@ -64,8 +64,8 @@ def test_entropy_above_the_target_is_a_surplus_over_all_dimensions() -> None:
 
 
 def test_share_of_the_samples_above_the_target_is_a_surplus() -> None:
-    torch.testing.assert_close(SampleSizeTemperature(share=0.1).surplus(STATE), torch.tensor(0.3))
-    torch.testing.assert_close(SampleSizeTemperature(share=0.7).surplus(STATE), torch.tensor(-0.3))
+    torch.testing.assert_close(SampleSizeTemperature(fraction=0.1).surplus(STATE), torch.tensor(0.3))
+    torch.testing.assert_close(SampleSizeTemperature(fraction=0.7).surplus(STATE), torch.tensor(-0.3))
 
 
 @pytest.mark.parametrize(("surplus", "falls"), [(0.7, True), (-0.7, False)])
@@ -124,8 +124,8 @@ def test_sample_size_settles_at_the_target(start) -> None:
         (lambda: AnnealedTemperature(1.0, 1.0, 0), ["env_steps", "at least 1", "0"]),
         (lambda: EntropyTemperature(start=0.0), ["start", "0.0"]),
         (lambda: SampleSizeTemperature(start=-2.0), ["start", "-2.0"]),
-        (lambda: SampleSizeTemperature(share=1.0), ["share", "(0, 1)", "1.0"]),
-        (lambda: SampleSizeTemperature(share=0.0), ["share", "(0, 1)", "0.0"]),
+        (lambda: SampleSizeTemperature(fraction=1.0), ["fraction", "(0, 1)", "1.0"]),
+        (lambda: SampleSizeTemperature(fraction=0.0), ["fraction", "(0, 1)", "0.0"]),
     ],
     ids=range(10),
 )

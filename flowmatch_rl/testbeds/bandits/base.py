@@ -19,8 +19,8 @@ POINTS_AT_ONCE = 2**19
 class Bandit(abc.ABC):
     """One state and a known value Q of actions in [-1, 1]^D.
 
-    Its Boltzmann law at a temperature, with density proportional to ``exp(Q / temperature)`` on the box, is what a
-    policy of maximum entropy must sample. Quadrature gives its samples, its density and its means to about 1e-9.
+    Its Boltzmann distribution at a temperature, with density proportional to ``exp(Q / temperature)`` on the box, is
+    what a policy of maximum entropy must sample. Quadrature gives its samples, its density and its means to about 1e-9.
     """
 
     @property
@@ -41,7 +41,7 @@ class Bandit(abc.ABC):
     @property
     @abc.abstractmethod
     def num_modes(self) -> int:
-        """Parts J that the law falls into; 1 where it is in one piece."""
+        """Parts J that the distribution falls into; 1 where it is in one piece."""
 
     @abc.abstractmethod
     def value_and_gradient(self, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class Bandit(abc.ABC):
 
     @abc.abstractmethod
     def sample(self, uniform: Tensor, temperature: float = 1.0) -> Tensor:
-        """Exact samples of the Boltzmann law, by inverse distribution functions.
+        """Exact samples of the Boltzmann distribution, by inverse distribution functions.
 
         Args:
             uniform: Uniform noise in [0, 1), shape (N, D).
@@ -96,9 +96,9 @@ class Bandit(abc.ABC):
 
     @abc.abstractmethod
     def grid_mean(self, actions: Tensor, log_weight: Tensor, values: Tensor, temperature: float = 1.0) -> Tensor:
-        """Means of functions of single coordinates under the law on a grid, tilted coordinate by coordinate.
+        """Means of functions of single coordinates under the distribution on a grid, tilted coordinate by coordinate.
 
-        The law gives the grid point with coordinates ``actions[b, 0, i], actions[b, 1, j], ...`` a probability
+        The distribution gives the grid point with coordinates ``actions[b, 0, i], actions[b, 1, j], ...`` a probability
         proportional to ``exp(Q / temperature + log_weight[b, 0, i] + log_weight[b, 1, j] + ...)``. With the weights of
         a quadrature rule among the weights these are integrals.
 
@@ -131,7 +131,7 @@ class Bandit(abc.ABC):
         """
 
     def log_prob(self, actions: Tensor, temperature: float = 1.0) -> Tensor:
-        """Log-density of the Boltzmann law in nats.
+        """Log-density of the Boltzmann distribution in nats.
 
         Args:
             actions: Actions in the box, shape (..., D).
@@ -145,7 +145,7 @@ class Bandit(abc.ABC):
         return log_density.masked_fill((actions.abs() > 1.0).any(-1), -torch.inf)
 
     def mode_shares(self, actions: Tensor) -> Tensor:
-        """Share of the actions in each part, shape (J,), for actions of shape (N, D)."""
+        """Fraction of the actions in each part, shape (J,), for actions of shape (N, D)."""
         counts = torch.bincount(self.mode_of(actions), minlength=self.num_modes)
         return counts.to(actions.dtype) / len(actions)
 
@@ -165,7 +165,7 @@ class Bandit(abc.ABC):
 
 @dataclass(frozen=True)
 class ProductBandit(Bandit):
-    """A bandit whose value is a sum of one function of each coordinate, so that its law is a product."""
+    """A bandit whose value is a sum of one function of each coordinate, so that its distribution is a product."""
 
     @abc.abstractmethod
     def coordinate_value(self, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +178,7 @@ class ProductBandit(Bandit):
         return value.sum(-1), slope
 
     def sample(self, uniform: Tensor, temperature: float = 1.0) -> Tensor:
-        """Exact samples of the Boltzmann law, shape (N, D)."""
+        """Exact samples of the Boltzmann distribution, shape (N, D)."""
         check_shape("uniform", uniform, (len(uniform), self.action_dim))
         log_density, _ = self._table(temperature, uniform.device)
         return quantiles(log_density[None], uniform.double().flatten()).reshape(uniform.shape).to(uniform)
@@ -196,7 +196,7 @@ class ProductBandit(Bandit):
         return value - 2.0 / self.action_dim * self.log_normaliser(temperature)
 
     def grid_mean(self, actions: Tensor, log_weight: Tensor, values: Tensor, temperature: float = 1.0) -> Tensor:
-        """Means of functions of single coordinates under the law on a grid, shape (B, D)."""
+        """Means of functions of single coordinates under the distribution on a grid, shape (B, D)."""
         check_same_shape(actions=actions, log_weight=log_weight, values=values)
         log_density = self.coordinate_value(actions)[0] / temperature + log_weight
         return (torch.softmax(log_density, -1) * values).sum(-1)
@@ -218,7 +218,7 @@ class PlanarBandit(Bandit):
         return 2
 
     def sample(self, uniform: Tensor, temperature: float = 1.0) -> Tensor:
-        """Exact samples of the Boltzmann law, shape (N, 2): the first entry, then the second given the first."""
+        """Exact samples of the Boltzmann distribution, shape (N, 2): the first entry, then the second given it."""
         check_shape("uniform", uniform, (len(uniform), 2))
         nodes, _ = self._nodes(temperature, uniform.device)
         level, second_level = uniform.double().unbind(-1)
@@ -240,7 +240,7 @@ class PlanarBandit(Bandit):
         return self.log_prob(points, temperature)
 
     def grid_mean(self, actions: Tensor, log_weight: Tensor, values: Tensor, temperature: float = 1.0) -> Tensor:
-        """Means of functions of single coordinates under the law on a grid, shape (B, 2)."""
+        """Means of functions of single coordinates under the distribution on a grid, shape (B, 2)."""
         check_same_shape(actions=actions, log_weight=log_weight, values=values)
         means = []
         for a, weight, value in zip(actions, log_weight, values, strict=True):

@@ -1,4 +1,4 @@
-"""Bandits in any dimension whose law is a product."""
+"""Bandits in any dimension whose distribution is a product."""
 
 import math
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ class Bimodal(ProductBandit):
 
 @dataclass(frozen=True)
 class Flat(ProductBandit):
-    """A value of zero: the law is uniform on the box.
+    """A value of zero: the distribution is uniform on the box.
 
     Args:
         dimensions: Dimension D of the action, at least 1.
@@ -118,7 +118,7 @@ class Flat(ProductBandit):
 
 @dataclass(frozen=True)
 class Quadratic(ProductBandit):
-    """``-|a - centre|^2 / (2 scale^2)``: the law is a Gaussian cut off at the box.
+    """``-|a - centre|^2 / (2 scale^2)``: the distribution is a Gaussian cut off at the box.
 
     Args:
         dimensions: Dimension D of the action, at least 1.
