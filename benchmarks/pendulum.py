@@ -13,14 +13,14 @@ FIT = [sys.executable, "-m", "flowmatch_rl", "fit", "-c", CONFIG, "-c", "conf/lo
 TEST = """
 import json, sys, torch
 from flowmatch_rl.data import GymnasiumEnvironment, build_environment, roll_out_episodes
-from flowmatch_rl.metrics import episode_returns
+from flowmatch_rl.evaluation import Episodes
 from flowmatch_rl.modules import ReverseFlowActorCritic
 module = ReverseFlowActorCritic.load_from_checkpoint(sys.argv[1]).eval()
 result = {}
 for number, seed in ((20, 1_000_000), (500, 1)):
     env = build_environment(GymnasiumEnvironment("Pendulum-v1"), number)
     steps = roll_out_episodes(env, module.evaluation_policy(), seed, 1000)
-    returns = episode_returns(steps["next", "reward"].squeeze(-1), steps["mask"])
+    returns = Episodes(steps["next", "reward"].squeeze(-1), steps["action"], steps["mask"]).returns
     result |= {f"return_mean_{number}": float(returns.mean()), f"return_std_{number}": float(returns.std(correction=0))}
 print(json.dumps(result))
 """

@@ -10,7 +10,7 @@ from flowmatch_rl.batches import ACTION, OBSERVATION, REWARD
 from flowmatch_rl.callbacks.artifacts import write_figure, writes_files
 from flowmatch_rl.callbacks.curves import Curve, data_label, metric
 from flowmatch_rl.checks import check_range
-from flowmatch_rl.evaluation import ReturnPoint, differing_states, sample_policy, summarise_episodes
+from flowmatch_rl.evaluation import Episodes, ReturnPoint, differing_states, sample_policy
 from flowmatch_rl.figures import Figure, draw_episodes, draw_learning_curve, draw_policy
 
 
@@ -79,7 +79,7 @@ class PolicyFigures(Callback):
         title = f"{data_label(trainer)} after {data.env_steps:,} environment steps"
         write_figure(trainer, self._policy(pl_module, batch, title), "policy.png")
         held = batch.select(ACTION, REWARD, "mask").cpu()
-        episodes = summarise_episodes(held[REWARD].squeeze(-1), held[ACTION], held["mask"])
+        episodes = Episodes(held[REWARD].squeeze(-1), held[ACTION], held["mask"])
         write_figure(trainer, draw_episodes(episodes, title), "episode.png")
 
     def _policy(self, module: Any, batch: TensorDictBase, title: str) -> Figure:

@@ -4,7 +4,7 @@ from flowmatch_rl.doors import lazy_exports
 
 if TYPE_CHECKING:
     from flowmatch_rl.evaluation.curves import CurvePoint, LossPoint, MeanCurve, ReturnPoint, columns_of, names_of
-    from flowmatch_rl.evaluation.episodes import Episodes, summarise_episodes
+    from flowmatch_rl.evaluation.episodes import Episodes
     from flowmatch_rl.evaluation.estimators import (
         EstimatorErrors,
         check_estimator,
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from flowmatch_rl.evaluation.flow import FlowResult, FlowTests, StepErrors, distance_by_steps
     from flowmatch_rl.evaluation.flow_grids import DensityGrid, FieldGrid, density_on_grid, field_on_grid
     from flowmatch_rl.evaluation.flow_samples import FlowSample, sample_flow
-    from flowmatch_rl.evaluation.occupancy import (
+    from flowmatch_rl.evaluation.futures import (
         FutureSample,
-        FutureTests,
         ValueComparison,
         real_futures,
         sample_futures,
         sample_values,
     )
+    from flowmatch_rl.evaluation.occupancy import FutureTests
     from flowmatch_rl.evaluation.policy import PolicySample, PosteriorProfile, sample_policy
     from flowmatch_rl.evaluation.view import describe_condition, differing_states
 else:
@@ -60,5 +60,4 @@ __all__ = [
     "sample_futures",
     "sample_policy",
     "sample_values",
-    "summarise_episodes",
 ]

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from flowmatch_rl.metrics import episode_returns
+from flowmatch_rl.shapes import check_same_shape
 
 
 @dataclass(frozen=True)
@@ -15,23 +16,24 @@ class Episodes:
         reward: Rewards, shape (N, T).
         action: Actions in [-1, 1], shape (N, T, A).
         mask: Whether a step belongs to the episode, boolean, shape (N, T).
-        returns: Undiscounted returns, shape (N,).
-        lengths: Steps, shape (N,).
+
+    Raises:
+        ValueError: If the shapes differ.
     """
 
     reward: Tensor
     action: Tensor
     mask: Tensor
-    returns: Tensor
-    lengths: Tensor
 
+    def __post_init__(self) -> None:
+        check_same_shape(reward=self.reward, mask=self.mask)
 
-def summarise_episodes(reward: Tensor, action: Tensor, mask: Tensor) -> Episodes:
-    """Episodes with their returns and lengths.
+    @property
+    def returns(self) -> Tensor:
+        """Undiscounted returns, shape (N,)."""
+        return torch.where(self.mask, self.reward, 0.0).sum(1)
 
-    Args:
-        reward: Rewards, shape (N, T).
-        action: Actions in [-1, 1], shape (N, T, A).
-        mask: Whether a step belongs to the episode, boolean, shape (N, T).
-    """
-    return Episodes(reward, action, mask, episode_returns(reward, mask), mask.sum(1))
+    @property
+    def lengths(self) -> Tensor:
+        """Steps, shape (N,)."""
+        return self.mask.sum(1)

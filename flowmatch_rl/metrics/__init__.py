@@ -5,7 +5,6 @@ from flowmatch_rl.doors import lazy_exports
 if TYPE_CHECKING:
     from flowmatch_rl.metrics.curves import MeanCurve, interpolate_curve, mean_curve
     from flowmatch_rl.metrics.distances import energy_distance, maximum_mean_discrepancy
-    from flowmatch_rl.metrics.episodes import episode_returns
     from flowmatch_rl.metrics.reliable import (
         interquartile_mean,
         percentile_interval,
@@ -25,7 +24,6 @@ else:
 __all__ = [
     "MeanCurve",
     "energy_distance",
-    "episode_returns",
     "interpolate_curve",
     "interquartile_mean",
     "maximum_mean_discrepancy",

@@ -104,18 +104,7 @@ class Occupancy(nn.Module):
     def futures(
         self, noise: Tensor, observation: Tensor, action: Tensor, embedding: Tensor, discount: Tensor | float
     ) -> Tensor:
-        """K future states of each state, as planners ask for them.
-
-        Args:
-            noise: Standard normal, shape (*batch, K, D).
-            observation: States, shape (*batch, S).
-            action: Actions in [-1, 1], shape (*batch, A).
-            embedding: Members of the family of policies, shape (*batch, Z).
-            discount: Discount.
-
-        Returns:
-            Future states, shape (*batch, K, D).
-        """
+        """K future states of each state, shape (*batch, K, D), for noise (*batch, K, D); see ``planning.Futures``."""
         source = (part[..., None, :] for part in (observation, action, embedding))
         return self.sample(noise, *source, discount=discount)
 

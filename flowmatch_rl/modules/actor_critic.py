@@ -10,9 +10,9 @@ from lightning.pytorch import LightningModule
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from flowmatch_rl.batches import REWARD, Transition, read_transition
+from flowmatch_rl.batches import ACTION, REWARD, Transition, read_transition
 from flowmatch_rl.checks import UserError, check_range
-from flowmatch_rl.metrics import episode_returns
+from flowmatch_rl.evaluation import Episodes
 from flowmatch_rl.models import ActorModule, LatentPolicy, ParticleActor
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.critic_learner import CriticLearner
@@ -247,8 +247,8 @@ class ActorCritic(LightningModule, abc.ABC):
             self.log_dict(bar, prog_bar=True)
 
     def _log_episodes(self, batch: TensorDictBase, stage: str) -> None:
-        returns = episode_returns(batch[REWARD].squeeze(-1), batch["mask"])
-        lengths = batch["mask"].sum(1).float()
+        episodes = Episodes(batch[REWARD].squeeze(-1), batch[ACTION], batch["mask"])
+        returns, lengths = episodes.returns, episodes.lengths.float()
         # Each process ran its part of the episodes.
         returns, lengths = torch.as_tensor(self.all_gather(torch.stack([returns, lengths]))).movedim(-2, 0).flatten(1)
         metrics = {

@@ -12,7 +12,7 @@ from flowmatch_rl.evaluation import FutureTests
 from flowmatch_rl.models import Flow, Horizon, Likelihood, Occupancy, OccupancyInputs
 from flowmatch_rl.modules.flow_training import FlowTraining
 from flowmatch_rl.modules.occupancy_backups import BackupMaker
-from flowmatch_rl.modules.occupancy_checks import check_discounts, check_policy, check_rewards, check_same
+from flowmatch_rl.modules.occupancy_checks import check_policy, check_rewards
 from flowmatch_rl.modules.settings import FlowOptimizer
 from flowmatch_rl.nets import Architecture, EmaSettings, FilmUNetArchitecture, ema_copy
 from flowmatch_rl.objectives import TD2CFM, BackupNoise, OccupancyObjective
@@ -202,7 +202,9 @@ class OccupancyModule(FlowTraining):
                 f"the checkpoint was trained on states ({', '.join(saved.columns)}), "
                 f"this data set has ({', '.join(here.columns)})"
             )
-        check_same(checkpoint["occupancy"], self._identity)
+        for name, value in checkpoint["occupancy"].items():
+            if value != self._identity[name]:
+                raise UserError(f"the checkpoint was trained with {name} {value}, got {self._identity[name]}")
         self.model.inputs.use(saved)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -243,4 +245,4 @@ class OccupancyModule(FlowTraining):
         if policy is not None:
             check_policy(policy, inputs.state_shift[None], inputs.schema.columns, inputs.action_dim)
         check_rewards(self.rewards, inputs.shift[None], self.schema.columns)
-        check_discounts(self.tests.discounts, inputs.horizon)
+        inputs.horizon.check(torch.tensor(self.tests.discounts or [inputs.horizon.discount]))

@@ -1,13 +1,11 @@
-"""Checks that policies, rewards, discounts and checkpoints fit an occupancy."""
+"""Checks that policies and rewards fit the states of a model."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.models import Horizon
 from flowmatch_rl.types import Policy, Reward
 
 
@@ -58,35 +56,3 @@ def check_rewards(rewards: Mapping[str, Reward], state: Tensor, columns: tuple[s
             raise UserError(f"the reward {name!r} fails in the mean state: {error}") from error
         if not bool(torch.isfinite(value).all()):
             raise UserError(f"the reward {name!r} must be finite, got {float(value)} in the mean state")
-
-
-def check_discounts(discounts: tuple[float, ...] | None, horizon: Horizon) -> None:
-    """Raise unless a model has the discounts of its tests.
-
-    Args:
-        discounts: Discounts, or None for the highest.
-        horizon: Discounts of the model.
-
-    Raises:
-        UserError: If it lacks one.
-    """
-    low, high = horizon.lowest, horizon.discount
-    for discount in discounts or ():
-        if not low <= discount <= high:
-            wanted = f"{high}" if low == high else f"in [{low}, {high}]"
-            raise UserError(f"tests.discounts must be {wanted}, which the model is trained at, got {discount}")
-
-
-def check_same(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
-    """Raise unless a checkpoint is of the same occupancy: other numbers would give its weights another meaning.
-
-    Args:
-        saved: What the weights of the checkpoint stand for, by name.
-        present: The same of the model that takes them.
-
-    Raises:
-        UserError: If they differ in what the weights stand for.
-    """
-    for name, value in saved.items():
-        if value != present[name]:
-            raise UserError(f"the checkpoint was trained with {name} {value}, got {present[name]}")

@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
-from flowmatch_rl.evaluation import PolicySample, ReturnPoint, differing_states, sample_policy, summarise_episodes
+from flowmatch_rl.evaluation import Episodes, PolicySample, ReturnPoint, differing_states, sample_policy
 from flowmatch_rl.figures import draw_episodes, draw_learning_curve, save_figure
 from tests.callbacks.stand_ins import stand_in_trainer, tiny_data, tiny_module, tiny_trainer
 
@@ -216,7 +216,7 @@ def test_no_state_is_drawn_twice_even_if_all_are_alike(length: int, number: int)
 def test_the_best_and_the_worst_episode_are_named_with_their_returns_without_padding() -> None:
     reward = torch.tensor([[1.0, 1.0, 50.0], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
     mask = torch.tensor([[True, True, False], [True, True, True], [True, True, True]])
-    figure = draw_episodes(summarise_episodes(reward, torch.zeros(3, 3, 9), mask), "title")
+    figure = draw_episodes(Episodes(reward, torch.zeros(3, 3, 9), mask), "title")
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == ["best of 3 episodes: return 3.0, 3 steps", "worst of 3 episodes: return 1.0, 3 steps"]
     assert len(figure.axes) == 2 * (1 + 6)

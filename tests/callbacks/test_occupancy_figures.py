@@ -15,7 +15,7 @@ from flowmatch_rl.callbacks import OccupancyFigures
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.evaluation import FutureSample, sample_futures, sample_values
-from flowmatch_rl.evaluation.occupancy import observed_fraction
+from flowmatch_rl.evaluation.futures import observed_fraction
 from flowmatch_rl.figures import draw_future_marginals, draw_future_states, draw_values, escape, plane_of
 from flowmatch_rl.figures.occupancy_parts import frame_around
 from flowmatch_rl.figures.occupancy_plane import Plane, fractions

@@ -5,7 +5,7 @@ import torch
 
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.envs import GymnasiumEnvironment, build_environment, roll_out_episodes
-from flowmatch_rl.metrics import episode_returns
+from flowmatch_rl.evaluation import Episodes
 from tests.toys import ConstantPolicy
 
 
@@ -29,7 +29,8 @@ def test_mask_covers_each_episode_up_to_its_own_end(truncate) -> None:
         ends = row["next", "terminated" if not truncate else "truncated"][:length, 0]
         assert ends.tolist() == [False] * (length - 1) + [True]
     torch.testing.assert_close(
-        episode_returns(steps["next", "reward"].squeeze(-1), mask), (lengths * (lengths + 1) / 2).float()
+        Episodes(steps["next", "reward"].squeeze(-1), steps["action"], mask).returns,
+        (lengths * (lengths + 1) / 2).float(),
     )
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import Rollouts
 from flowmatch_rl.checks import RunError
-from flowmatch_rl.evaluation import FutureTests
-from flowmatch_rl.evaluation.occupancy import real_futures
+from flowmatch_rl.evaluation import FutureTests, real_futures
 from flowmatch_rl.objectives import FirstState
 from flowmatch_rl.testbeds import LinearReward
 from tests.combinations import one_test
