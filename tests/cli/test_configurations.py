@@ -49,13 +49,23 @@ def test_every_preset_lies_over_a_task_and_keeps_its_environment(preset, task, t
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
     stated = yaml.safe_load(preset.read_text())["model"]["init_args"]
     model = written["model"]["init_args"]
-    assert model["temperature"] == stated["temperature"]
-    assert model["share_samples"] == stated.get("share_samples", model["share_samples"])
-    for name in ("proposal", "control_variate"):
-        given = stated["estimator"]["init_args"][name]
-        wanted = given if isinstance(given, str) else given["class_path"]
-        assert model["estimator"]["init_args"][name]["class_path"].endswith(f".{wanted}")
+    check_stated(stated, model, "model", sizes_of(preset))
     assert written["data"]["init_args"]["environment"] == environment_of(task)
+
+
+def check_stated(stated: dict[str, Any], written: dict[str, Any], where: str, sizes: dict[str, object]) -> None:
+    """Check that a configuration holds everything that an overlay states, but for the tiny sizes."""
+    for name, value in stated.items():
+        place, found = f"{where}__{name}", written[name]
+        if isinstance(found, dict) and "class_path" in found:
+            wanted = value if isinstance(value, str) else value["class_path"]
+            assert found["class_path"].endswith(f".{wanted}"), place
+            if isinstance(value, dict):
+                check_stated(value.get("init_args", {}), found["init_args"], f"{place}__init_args", sizes)
+        elif isinstance(value, dict):
+            check_stated(value, found, place, sizes)
+        elif sizes.get(place) is None:
+            assert found == value, place
 
 
 @functools.cache
@@ -97,14 +107,11 @@ def test_every_method_lies_over_a_task_and_keeps_its_environment(method, task, t
     assert written["data"]["init_args"]["environment"] == environment_of(task)
     stated = yaml.safe_load(method.read_text())["model"]["init_args"]
     model = written["model"]["init_args"]
-    for name in ("discount", "ema_decay", "temperature"):
+    for name in ("discount", "temperature"):
         if name not in stated:
             assert model[name] == printed(task)["model"]["init_args"][name], name
-    for name in ("estimator", "sampler", "squash", "temperature"):
-        if isinstance(stated.get(name), dict):
-            assert model[name]["class_path"].endswith(f".{stated[name]['class_path']}")
-    numbers = {name: value for name, value in stated.items() if isinstance(value, bool | int | float)}
-    assert all(model[name] == value for name, value in numbers.items() if f"model__{name}" not in sizes)
+    assert model["critics"]["ema_decay"] == printed(task)["model"]["init_args"]["critics"]["ema_decay"]
+    check_stated(stated, model, "model", sizes)
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["actor_critic"] == written["model"]["class_path"].rpartition(".")[2]
     assert all(bool(torch.isfinite(weight).all()) for weight in checkpoint["state_dict"].values())
@@ -116,10 +123,11 @@ def test_change_of_the_method_keeps_what_both_know_and_nothing_else(tmp_path) ->
     assert model["class_path"].endswith(".SoftActorCritic")
     arguments_of = model["init_args"]
     assert arguments_of["discount"] == task["discount"] != 0.99
-    assert arguments_of["ema_decay"] == task["ema_decay"] != 0.995
-    assert arguments_of["critic"]["hidden_dim"] == task["critic"]["hidden_dim"] != 256
+    assert arguments_of["critics"]["ema_decay"] == task["critics"]["ema_decay"] != 0.995
+    assert arguments_of["critics"]["architecture"]["hidden_dim"] == 128 != 256
     assert arguments_of["temperature"]["init_args"] == {"start": 1.0, "entropy_per_dimension": -1.0}
-    assert not {"sampler", "estimator", "velocity", "share_samples"} & arguments_of.keys()
+    assert not {"estimator", "points", "acting", "weights"} & arguments_of.keys()
+    assert not {"sampler", "path", "t_min"} & arguments_of["policy"].keys()
     (tmp_path / "class.yaml").write_text("model: {class_path: SoftActorCritic}\n")
     plain = printed(PENDULUM, tmp_path / "class.yaml")["model"]["init_args"]
     assert plain["temperature"] == task["temperature"]  # the layer states none
@@ -157,7 +165,7 @@ def test_printed_configuration_is_the_whole_and_can_be_read_again(tmp_path) -> N
     assert outcome.code == 0
     config = yaml.safe_load(outcome.out)
     assert config["model"]["init_args"]["temperature"] == 1.0
-    assert config["model"]["init_args"]["max_gradient_norm"] == 10.0  # a default
+    assert config["model"]["init_args"]["optimizer"]["max_gradient_norm"] == 10.0  # a default
     assert "observation_dim" not in config["model"]["init_args"]
     (tmp_path / "config.yaml").write_text(outcome.out)
     again = call(["fit", f"-c={tmp_path / 'config.yaml'}", "--print_config"])
