@@ -106,7 +106,7 @@ class FlowFigures(Callback):
         errors = distance_by_steps(model, samples, 1000)
         if errors is not None:
             write_figure(trainer, draw_steps(errors, _titled(label, "accuracy by number of steps")), "steps.png")
-        self._film(trainer, sample, label)
+        self._animate(trainer, sample, label)
 
     def _draw_maps(self, trainer: Trainer, model: Any, samples: Samples, sample: FlowSample, label: str) -> None:
         data = sample.view.show(sample.data)
@@ -118,7 +118,7 @@ class FlowFigures(Callback):
             density = density_on_grid(model, sample, self.density_grid, self.density_seconds)
             write_figure(trainer, draw_density(density, data, sample.view, _titled(label, "density")), "density.png")
 
-    def _film(self, trainer: Trainer, sample: FlowSample, label: str) -> None:
+    def _animate(self, trainer: Trainer, sample: FlowSample, label: str) -> None:
         if self.video == "none":
             return
         if self.video == "mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:

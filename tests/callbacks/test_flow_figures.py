@@ -116,12 +116,13 @@ def test_nothing_is_drawn_if_not_asked_or_by_another_process(tmp_path: Path, cal
 
 @pytest.mark.parametrize("dim", [1, 2])
 def test_the_video_runs_from_noise_to_data_and_rests_there(tmp_path: Path, dim: int) -> None:
-    sample = sample_flow(tiny_flow(table(dim)).model, read_samples(held_out(table(dim))), 100)
+    module, batch = tiny_flow(table(dim)), held_out(table(dim))
+    sample = sample_flow(module.model, read_samples(batch), 100)
     frames = flow_frames(sample, "title", 5, 128)
     assert frames.shape[0] == 5
     assert 128 in frames.shape[1:3]
     assert all((frames[i] != frames[i + 1]).any() for i in range(4))
-    figures(video="gif", max_side=96)._film(stand_in_trainer(tmp_path), sample, "title")
+    draw(tmp_path, module, batch, figures(video="gif", max_side=96))
     path = tmp_path / "videos" / "flow.gif"
     with iio.imopen(path, "r", plugin="pillow") as file:
         number = file.properties(index=...).n_images
@@ -136,10 +137,9 @@ def test_a_missing_encoder_is_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    sample: Any = None
-    figures(video="mp4")._film(stand_in_trainer(tmp_path), sample, "title")
-    assert "imageio-ffmpeg" in caplog.text
-    assert list(tmp_path.iterdir()) == []
+    draw(tmp_path, tiny_flow(table(1)), held_out(table(1)), figures(video="mp4"))
+    assert caplog.text.count("imageio-ffmpeg") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["figures"]
 
 
 @pytest.mark.parametrize(
