@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from flowmatch_rl.batches import CONDITION, SAMPLE
-from flowmatch_rl.checks import RunError
+from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.files import atomic_path
 from flowmatch_rl.schema import TableSchema
 
@@ -30,13 +30,13 @@ class SampleWriter(BasePredictionWriter):
         overwrite: Whether a file that exists is replaced.
 
     Raises:
-        ValueError: If the path ends in anything else.
+        UserError: If the path ends in anything else.
     """
 
     def __init__(self, path: str | None = None, overwrite: bool = False) -> None:
         super().__init__(write_interval="epoch")
         if path is not None and Path(path).suffix not in _WRITERS:
-            raise ValueError(f"path must end in {', '.join(_WRITERS)}, got {path!r}")
+            raise UserError(f"path must end in {', '.join(_WRITERS)}, got {path!r}")
         self.path = path
         self.overwrite = overwrite
 

@@ -16,6 +16,7 @@ from torchrl.envs import EnvBase
 from flowmatch_rl.batches import ACTION
 from flowmatch_rl.callbacks.artifacts import file_path, publish, writes_files
 from flowmatch_rl.callbacks.encoding import write_gif, write_mp4
+from flowmatch_rl.checks import check_range, check_word
 
 _FOLDER = "videos"
 _FRAMES_PER_SECOND = 25.0
@@ -57,7 +58,7 @@ class Video(Callback):
         max_side: Longest side of the picture in pixels, at least 16; a GIF above three megabytes is made smaller.
 
     Raises:
-        ValueError: If a number or the format is out of its range.
+        UserError: If a number or the format is out of its range.
     """
 
     def __init__(
@@ -67,12 +68,9 @@ class Video(Callback):
         format: Literal["gif", "mp4"] = "gif",
         max_side: int = 320,
     ) -> None:
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-        if format not in ("gif", "mp4"):
-            raise ValueError(f"format must be gif or mp4, got {format!r}")
-        if max_side < 16:
-            raise ValueError(f"max_side must be at least 16, got {max_side}")
+        check_range("[1, inf)", max_steps=max_steps)
+        check_word(("gif", "mp4"), format=format)
+        check_range("[16, inf)", max_side=max_side)
         self.enabled = enabled
         self.max_steps = max_steps
         self.format = format

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.estimators import EndpointEstimate, EndpointEstimator, boltzmann_density
 from flowmatch_rl.paths import AffinePath, GaussianSource, PathPoints, Squash, TanhSquash
 from flowmatch_rl.shapes import append_dims, check_same_shape
@@ -95,11 +96,11 @@ def check_estimator(name: str, estimator: EndpointEstimator, path: AffinePath = 
         ValueError: If it does not estimate means point by point, or does not suit the path.
     """
     if not estimator.needs_jacobian:
-        raise ValueError(f"{name}: {type(estimator).__name__} weights whole batches and estimates no single mean")
+        raise UserError(f"{name}: {type(estimator).__name__} weights whole batches and estimates no single mean")
     try:
         estimator.check(path, GaussianSource())
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise UserError(f"{name}: {error}") from error
 
 
 def estimator_errors(

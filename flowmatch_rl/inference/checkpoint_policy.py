@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.inference.policy import load_actor_critic
 from flowmatch_rl.models import ParticleActor
 from flowmatch_rl.types import SinglePolicy
@@ -24,7 +25,7 @@ class CheckpointPolicy(SinglePolicy):
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If ``num_particles`` is below 1, or, once it acts, the file is not of an actor-critic.
+        UserError: If ``num_particles`` is below 1, or, once it acts, the file is not of an actor-critic.
     """
 
     path: str
@@ -33,8 +34,7 @@ class CheckpointPolicy(SinglePolicy):
     def __post_init__(self) -> None:
         if not Path(self.path).is_file():
             raise FileNotFoundError(f"there is no checkpoint {self.path!r}")
-        if self.num_particles is not None and self.num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {self.num_particles}")
+        check_range("[1, inf)", num_particles=self.num_particles)
 
     def act(
         self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None
@@ -56,5 +56,5 @@ def _actor(path: str, modified_ns: int, device: str) -> ParticleActor:
             module = load_actor_critic(path, device)
     # A file of another kind may raise anything.
     except Exception as error:
-        raise ValueError(f"{path!r} is not a checkpoint of an actor-critic") from error
+        raise UserError(f"{path!r} is not a checkpoint of an actor-critic") from error
     return module.eval().actor("eval")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.modules.actor_critic import ActorCritic
 from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
 from flowmatch_rl.modules.soft_actor_critic import SoftActorCritic
@@ -36,11 +37,11 @@ class TrainedPolicy:
             Action in the environment's unit, float32, shape (*batch, A).
 
         Raises:
-            ValueError: If the last dimension is not S.
+            UserError: If the last dimension is not S.
         """
         observation = np.asarray(observation)
         if observation.ndim < 1 or observation.shape[-1] != self.module.observation_dim:
-            raise ValueError(
+            raise UserError(
                 f"expected an observation of shape (..., {self.module.observation_dim}), got {observation.shape}"
             )
         states = torch.as_tensor(observation, dtype=torch.float32, device=self.module.device)
@@ -60,7 +61,7 @@ def load_policy(checkpoint: str | Path, device: str = "cpu") -> TrainedPolicy:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a checkpoint of an actor-critic.
+        UserError: If it is not a checkpoint of an actor-critic.
     """
     return TrainedPolicy(load_actor_critic(checkpoint, device))
 
@@ -77,12 +78,12 @@ def load_actor_critic(checkpoint: str | Path, device: str = "cpu") -> ActorCriti
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a checkpoint of an actor-critic.
+        UserError: If it is not a checkpoint of an actor-critic.
     """
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     name = content.get(ActorCritic.NAME_KEY) if isinstance(content, dict) else None
     if name not in _ACTOR_CRITICS:
-        raise ValueError(f"{str(checkpoint)!r} is not a checkpoint of an actor-critic")
+        raise UserError(f"{str(checkpoint)!r} is not a checkpoint of an actor-critic")
     return _ACTOR_CRITICS[name].load_from_checkpoint(checkpoint, map_location=device, weights_only=True)
 
 
