@@ -10,6 +10,7 @@ from flowmatch_rl.inference import TrainedPolicy, load_policy
 from flowmatch_rl.modules import ReverseFlowActorCritic
 from flowmatch_rl.paths import NoSquash
 from tests.combinations import each_value, one_test
+from tests.modules.options import grouped
 from tests.modules.test_reverse_flow_actor_critic import TINY, A, S
 
 LOW, HIGH = [-2.0, 0.0], [2.0, 10.0]
@@ -17,7 +18,7 @@ LOW, HIGH = [-2.0, 0.0], [2.0, 10.0]
 
 def module(**options) -> ReverseFlowActorCritic:
     torch.manual_seed(0)
-    return ReverseFlowActorCritic(**{"observation_dim": S, "action_dim": A, **TINY, **options})
+    return ReverseFlowActorCritic(**{"observation_dim": S, "action_dim": A, **grouped(**TINY | options)})
 
 
 def checkpoint(built: ReverseFlowActorCritic, folder) -> str:
