@@ -18,6 +18,7 @@ from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.solvers import AdaptiveSolver, Euler, Midpoint
 from tests.callbacks.stand_ins import stand_in_trainer
 from tests.callbacks.test_figures import is_drawn
+from tests.combinations import one_test
 
 ALWAYS = {"samples.png", "path.png", "trajectories.png", "steps.png"}
 CLASSES = tuple("abcdefghijkl")
@@ -142,6 +143,7 @@ def test_a_missing_encoder_is_one_warning(
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]
 
 
+@one_test
 @pytest.mark.parametrize(
     ("name", "value"),
     [("num_samples", 1), ("density_grid", 7), ("density_seconds", 0.0), ("max_side", 63), ("video", "avi")],

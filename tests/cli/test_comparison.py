@@ -18,6 +18,7 @@ from mlflow.tracking import MlflowClient
 from flowmatch_rl.experiments import comparison, comparison_runs
 from tests.cli.comparisons import STAND_IN, compare, definition, starts, write_names
 from tests.cli.support import CONF, PENDULUM, ROOT, SIZES, call, environment
+from tests.combinations import one_test
 
 RUNS = [f"swing/{method}/{seed}" for seed in (0, 1) for method in ("plain", "layered")]
 
@@ -237,6 +238,7 @@ def test_more_methods_tasks_and_seeds_another_scale_and_tracking_are_fine(made: 
     assert sum(line.startswith("# finished: ") for line in lines) == 4
 
 
+@one_test
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from tests.cli.support import CONF, PENDULUM, SIZES, arguments, call
+from tests.combinations import each_value
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -42,6 +43,7 @@ def test_every_task_trains(path, tmp_path) -> None:
     assert all(math.isfinite(bound) for bound in hyper_parameters["action_low"] + hyper_parameters["action_high"])
 
 
+@each_value
 @pytest.mark.parametrize("task", [PENDULUM, WALKER], ids=lambda path: path.stem)
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_lies_over_a_task_and_keeps_its_environment(preset, task, tmp_path) -> None:
@@ -95,6 +97,7 @@ def sizes_of(layer: Path) -> dict[str, object]:
     return {name.replace(".", "__"): value for name, value in sizes.items() if name.startswith("model.")}
 
 
+@each_value
 @pytest.mark.parametrize("task", [PENDULUM, WALKER_WALK], ids=lambda path: path.stem)
 @pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
 def test_every_method_lies_over_a_task_and_keeps_its_environment(method, task, tmp_path) -> None:

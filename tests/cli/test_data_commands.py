@@ -9,6 +9,7 @@ from flowmatch_rl.checks import RunError
 from flowmatch_rl.cli import commands
 from flowmatch_rl.data import TransitionStore
 from tests.cli.support import call
+from tests.combinations import one_test
 from tests.data.layout_files import write_d4rl, write_exorl, write_ogbench
 
 COLLECT = """
@@ -103,6 +104,7 @@ def test_wrong_argument_of_convert_is_named_with_status_two(change, words, hint,
         assert f"did you mean '{hint}'" in outcome.err, outcome.err
 
 
+@one_test
 @pytest.mark.parametrize(
     ("change", "words", "hint"),
     [

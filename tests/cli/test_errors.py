@@ -7,12 +7,14 @@ from importlib import metadata
 import pytest
 
 from tests.cli.support import PENDULUM, arguments, call
+from tests.combinations import one_test
 
 SAMPLES = ["estimator__init_args__num_samples"]
 STEPS = ["sampler__init_args__solver__init_args__num_steps"]
 """Options that parts named below don't have."""
 
 
+@one_test
 @pytest.mark.parametrize(
     ("extra", "words", "hint"),
     [
@@ -50,6 +52,7 @@ def test_wrong_argument_is_named_in_three_lines_with_status_two(extra, words, hi
         assert f"did you mean '{hint}'" in outcome.err, outcome.err
 
 
+@one_test
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -85,6 +88,7 @@ def test_parts_of_an_actor_critic_that_do_not_fit_are_refused_in_one_line(change
     assert not (tmp_path / "run").exists()
 
 
+@one_test
 @pytest.mark.parametrize(
     ("text", "words", "hint"),
     [

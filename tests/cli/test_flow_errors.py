@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.cli.support import CONF, PENDULUM, TWO_MOONS, Outcome, arguments, call, flow_arguments
+from tests.combinations import one_test
 
 TABLE = CONF / "flow" / "table.yaml"
 PRESETS = CONF / "flow" / "presets"
@@ -32,6 +33,7 @@ WITH_GAP = COLUMNS | {"weight": np.where(ROWS == 7, np.nan, COLUMNS["weight"])}
 WITH_WORD = COLUMNS | {"weight": [*COLUMNS["weight"][:-1], "unknown"]}
 
 
+@one_test
 @pytest.mark.parametrize(
     ("columns", "changes", "words"),
     [
@@ -69,6 +71,7 @@ def test_table_that_does_not_fit_is_refused_by_the_name_of_its_column(columns, c
     assert not (tmp_path / "run").exists()
 
 
+@one_test
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -86,6 +89,7 @@ def test_file_that_is_no_table_is_refused_by_name(name, content, words, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@one_test
 @pytest.mark.parametrize(
     ("configs", "changes", "words"),
     [
@@ -144,6 +148,7 @@ def evaluate(command: str, checkpoint: Path, table: Path, folder: Path, **change
     return call(flow_arguments(command, TABLE, **(options | CONDITIONS | changes)))
 
 
+@one_test
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
@@ -166,6 +171,7 @@ def test_file_of_conditions_that_does_not_fit_is_refused(wanted, words, given, t
     assert not (folder / "samples.csv").exists()
 
 
+@one_test
 @pytest.mark.parametrize("command", ["fit", "test", "predict"])
 @pytest.mark.parametrize(
     ("columns", "changes", "words"),
@@ -198,6 +204,7 @@ def test_network_of_another_shape_than_the_checkpoint_is_refused(given, tmp_path
     assert_refused(outcome, "checkpoint does not fit", "flow.network.", "24")
 
 
+@one_test
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None], ids=["empty", "other", "weights"])
 @pytest.mark.parametrize("command", ["fit", "test", "predict"])
 def test_file_that_is_no_checkpoint_is_refused_by_name(command, content, given, tmp_path) -> None:

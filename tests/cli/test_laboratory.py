@@ -16,6 +16,7 @@ from flowmatch_rl.checks import RunError
 from flowmatch_rl.experiments import laboratory as laboratory_command
 from flowmatch_rl.modules import BanditFlow
 from tests.cli.support import CONF, call
+from tests.combinations import one_test
 
 BANDITS = sorted(path for path in (CONF / "bandit").glob("*.yaml") if path.stem != "laboratory")
 METHODS = CONF / "actor_critic" / "methods"
@@ -134,6 +135,7 @@ def test_results_of_other_settings_are_not_mixed(finished, changes, message) -> 
     assert message in outcome.err
 
 
+@one_test
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
@@ -153,6 +155,7 @@ def test_a_layer_that_does_not_serve_is_named(layer, message, tmp_path) -> None:
     assert message in outcome.err
 
 
+@one_test
 @pytest.mark.parametrize("text", [b"{", b"[]", b'{"definition": 3}', b"\xff\xfe"])
 def test_a_broken_file_is_named(text, tmp_path) -> None:
     cell = tmp_path / "results" / "policies" / "flat" / "rfm" / "0.json"
@@ -163,6 +166,7 @@ def test_a_broken_file_is_named(text, tmp_path) -> None:
     assert f"{cell} is not a result of the laboratory" in outcome.err
 
 
+@one_test
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

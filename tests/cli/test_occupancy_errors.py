@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowmatch_rl.data import TransitionStore
 from tests.cli.support import CONF, MAZE_LOOP, TWO_MOONS, Outcome, call, collect, flow_arguments, occupancy_arguments
+from tests.combinations import one_test
 from tests.data.toy_trajectories import End, trajectory_store
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -108,6 +109,7 @@ def test_trajectories_too_short_for_the_method_are_refused(maze, tmp_path) -> No
     assert_refused(outcome, "no trajectory long enough", "an action must follow")
 
 
+@one_test
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -141,6 +143,7 @@ def test_parts_that_do_not_go_together_are_refused(changes, words, maze, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@one_test
 @pytest.mark.parametrize(
     ("changes", "hint"),
     [
@@ -211,6 +214,7 @@ def test_smallest_data_sets_train(trajectories, tmp_path) -> None:
     assert outcome.code == 0, outcome.err
 
 
+@one_test
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

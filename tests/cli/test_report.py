@@ -21,6 +21,7 @@ from flowmatch_rl.experiments.report_statistics import summarize
 from flowmatch_rl.figures.comparison import Aggregate, draw_aggregate
 from tests.callbacks.test_figures import is_drawn
 from tests.cli.support import Outcome, call
+from tests.combinations import one_test
 
 HEAD = "env_steps,return_mean,return_std,training_return,critic_loss,policy_loss,seconds"
 
@@ -331,6 +332,7 @@ CURVE = "env_steps,return_mean\n10,1\n"
 UNKNOWN = "data: {init_args: {environment: {class_path: nowhere.Made}}}"
 
 
+@one_test
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -19,6 +19,7 @@ from flowmatch_rl.models import (
 )
 from flowmatch_rl.paths import LinearSchedule
 from flowmatch_rl.samplers import DdimSampler, SdeSampler
+from tests.combinations import each_value
 from tests.families import SELECTIONS
 from tests.models.exact_policy import exact_policy
 from tests.models.test_policy import build_policy
@@ -103,6 +104,7 @@ def test_first_choice_is_the_first_particle_and_one_particle_needs_no_values() -
     assert build_actor(GreedySelection(), num_particles=1, values=refused)(observation).shape == (B, A)
 
 
+@each_value
 @pytest.mark.parametrize("selection", SELECTIONS, ids=repr)
 @pytest.mark.parametrize("batch", [(), (1,), (B,), (2, 3)], ids=str)
 def test_actions_lie_inside_the_box_whatever_the_batch(selection, batch) -> None:

@@ -27,6 +27,7 @@ from flowmatch_rl.paths import (
 from flowmatch_rl.samplers import AverageVelocitySampler, OdeSampler, SdeSampler
 from flowmatch_rl.solvers import RK4, Euler, ExactDivergence, Heun, HutchinsonDivergence, Solver
 from flowmatch_rl.types import Prediction
+from tests.combinations import each_value, one_test
 from tests.families import OBJECTIVES, SCHEDULES
 from tests.models.exact_policy import SCALES, Law, density_case, exact_flow
 from tests.oracles import F64, ONE_D, TWO_D, GaussianMixture, normal, stratified_normal, uniform
@@ -117,6 +118,7 @@ def test_samples_and_densities_have_the_type_of_their_inputs() -> None:
     assert flow.log_prob(noise, Likelihood(Euler(2)), condition).dtype == torch.float32
 
 
+@each_value
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_a_flow_and_its_field_predict_the_same_whatever_surrounds_the_network(schedule, prediction) -> None:
@@ -133,6 +135,7 @@ def test_a_flow_and_its_field_predict_the_same_whatever_surrounds_the_network(sc
         torch.testing.assert_close(field.at(condition).velocity(x, t), velocity, rtol=1e-6, atol=1e-6)
 
 
+@each_value
 @pytest.mark.parametrize("source_scale", [1.0, 2.0])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_sampling_starts_at_the_noise_of_the_first_flow_time(schedule, source_scale) -> None:
@@ -221,6 +224,7 @@ def test_gaussian_probes_are_right_on_average_and_rademacher_ones_at_once() -> N
     torch.testing.assert_close(exact, wanted, rtol=0, atol=1e-3)
 
 
+@each_value
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_guidance_moves_the_mean_in_proportion(prediction, guidance) -> None:
@@ -339,6 +343,7 @@ def test_samples_in_pieces_are_those_of_the_whole(condition) -> None:
     assert max(network.rows) == noise[..., 0].numel()
 
 
+@each_value
 @pytest.mark.parametrize("condition", [None, (1, C), (900, C)], ids=str)
 @pytest.mark.parametrize("divergence", [ExactDivergence(), HutchinsonDivergence("gaussian", 2)], ids=repr)
 def test_log_densities_in_pieces_are_those_of_the_whole(divergence, condition) -> None:
@@ -357,6 +362,7 @@ def test_log_densities_in_pieces_are_those_of_the_whole(divergence, condition) -
         torch.testing.assert_close(found[rows], alone)
 
 
+@one_test
 @pytest.mark.parametrize("t_min", [-0.1, 0.5, 1.0, math.nan])
 def test_a_first_flow_time_out_of_range_is_refused(t_min) -> None:
     with pytest.raises(UserError, match=rf"t_min must lie in \[0, 0\.5\), got {t_min}"):
@@ -372,6 +378,7 @@ def test_scores_are_refused_where_the_source_is_not_standard_normal(source: Sour
     Flow(network, AffinePath(), source, "data", 0.1)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("prediction", "schedule"),
     [

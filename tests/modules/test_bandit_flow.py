@@ -14,6 +14,7 @@ from flowmatch_rl.paths import AffinePath, ClipSquash, VariancePreservingSchedul
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler
 from flowmatch_rl.solvers import AdaptiveSolver, Heun
 from flowmatch_rl.testbeds import Bimodal, Flat, FourModes, Quadratic
+from tests.combinations import one_test
 from tests.modules.options import grouped
 
 SMALL = VelocityArchitecture(hidden_dim=16, num_blocks=1, time_features=8)
@@ -159,6 +160,7 @@ def test_a_checkpoint_of_another_bandit_is_refused() -> None:
         model.on_load_checkpoint({"hyper_parameters": {"bandit": Flat()}})
 
 
+@one_test
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -12,6 +12,7 @@ from flowmatch_rl.batches import Transition
 from flowmatch_rl.modules.critic_learner import CriticLearner, Critics
 from flowmatch_rl.nets import CriticArchitecture, QuantileHead, ScalarHead, ValueHead
 from flowmatch_rl.objectives import critic_loss
+from tests.combinations import each_value, one_test
 from tests.families import VALUE_HEADS
 from tests.oracles import F64, normal, uniform
 
@@ -80,6 +81,7 @@ def test_several_steps_a_bonus_and_a_subset_give_the_target_of_a_slow_reference(
         torch.testing.assert_close(loss[b], (values[:, b] - target).square().mean())
 
 
+@each_value
 @pytest.mark.parametrize("reduction", ["min", "mean"])
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
 def test_the_target_is_the_distribution_of_the_lowest_member_or_the_mean_of_all(head, reduction) -> None:
@@ -143,6 +145,7 @@ def test_metrics_are_the_mean_value_and_the_mean_reward_of_a_step() -> None:
     assert not any(value.requires_grad for value in learner.metrics.values())
 
 
+@each_value
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
 def test_on_a_ring_of_three_states_the_values_are_those_of_the_linear_system(head, n) -> None:
@@ -174,6 +177,7 @@ def test_on_a_ring_of_three_states_the_values_are_those_of_the_linear_system(hea
     torch.testing.assert_close(values, wanted.expand(2, 3), atol=0.03, rtol=0.0)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -191,6 +195,7 @@ def test_options_out_of_range_are_refused(options, words) -> None:
     assert all(word in str(caught.value) for word in words)
 
 
+@one_test
 @pytest.mark.parametrize(("size", "members"), [(None, [0]), (2, None), (2, [0]), (2, [0, 1, 1])])
 def test_members_that_are_not_the_subset_are_refused(size, members) -> None:
     learner = learner_of(subset_size=size)

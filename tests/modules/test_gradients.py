@@ -14,6 +14,7 @@ from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.objectives import AnnealedTemperature, EntropyTemperature, Temperature
 from flowmatch_rl.paths import UniformSource
 from flowmatch_rl.testbeds import FourModes
+from tests.combinations import each_value
 from tests.modules.test_reverse_flow_actor_critic import TINY, A, S
 
 QUIET: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
@@ -38,6 +39,7 @@ def test_actor_critics_take_a_step_per_batch() -> None:
         module.on_fit_start()
 
 
+@each_value
 @pytest.mark.parametrize("kind", [0, 1])
 @pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)])
 def test_adam_leaves_the_scale_of_float16_to_the_trainer_which_takes_it_off_before_the_clipping(

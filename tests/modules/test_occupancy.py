@@ -31,6 +31,7 @@ from flowmatch_rl.testbeds import (
     SpeedReward,
     SumReward,
 )
+from tests.combinations import one_test
 from tests.data.toy_trajectories import End, trajectory_store
 from tests.modules.occupancy_toys import PLANE, PLANE_POLICY, SMALL, attach, occupancy, segments
 
@@ -346,6 +347,7 @@ HEIGHT = LinearReward(columns=("x", "height"), weights=(1.0, 1.0))
 SHORT: dict[str, Any] = {"horizon": Horizon(0.9, 0.5, consistency=0.5)}
 
 
+@one_test
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -12,6 +12,7 @@ from flowmatch_rl.nets import FilmUNetArchitecture
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.solvers import HutchinsonDivergence, Midpoint
+from tests.combinations import one_test
 from tests.modules.occupancy_toys import PLANE, SMALL, occupancy, segments
 
 FILM = FilmUNetArchitecture(block_dims=(16, 16), time_features=8, time_dims=(8,), condition_dims=(12,))
@@ -154,6 +155,7 @@ SINGLE = "this model has the discount 0.9, got"
 MANY = "this model has discounts from 0.5 to 0.9, got"
 
 
+@one_test
 @pytest.mark.parametrize(
     ("options", "discount", "message"),
     [
@@ -187,6 +189,7 @@ def test_its_own_discount_is_taken_however_it_is_written() -> None:
     many.sample(torch.zeros(4, 3), state, action, discount=torch.tensor([0.5, 0.9, 0.9, 0.5]))
 
 
+@one_test
 @pytest.mark.parametrize(
     ("change", "message"),
     [

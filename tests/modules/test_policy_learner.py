@@ -21,6 +21,7 @@ from flowmatch_rl.objectives import ConditionalFlowMatching, MeanFlow
 from flowmatch_rl.paths import AffinePath, GaussianSource, LinearSchedule, NoSquash, TanhSquash, UniformSource
 from flowmatch_rl.samplers import AverageVelocitySampler, OdeSampler
 from flowmatch_rl.solvers import Euler
+from tests.combinations import each_value
 from tests.families import SCHEDULES
 from tests.models.exact_policy import SCALES, exact_policy
 from tests.models.test_policy import PREDICTIONS
@@ -52,6 +53,7 @@ def gaussian(observation: Tensor, scale: Tensor = SCALES):
     return density
 
 
+@each_value
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_loss_and_gradient_vanish_at_the_exact_field(schedule, prediction) -> None:

@@ -23,6 +23,7 @@ from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Euler
 from flowmatch_rl.types import Prediction
 from tests.callbacks.stand_ins import tiny_data, tiny_module
+from tests.combinations import each_value, one_test
 from tests.families import ESTIMATORS
 from tests.modules.options import grouped
 from tests.oracles import normal, uniform
@@ -166,6 +167,7 @@ def test_bins_without_states_are_unknown_and_no_metrics() -> None:
     assert metrics == {f"some/name/{name}/1": mean[1] for name, mean in profile.means.items()}
 
 
+@each_value
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 def test_every_estimator_has_a_profile(estimator: EndpointEstimator, half: bool) -> None:
@@ -209,6 +211,7 @@ def test_a_training_logs_its_profile_once_per_epoch(tmp_path: Path, validates: b
         assert found[-1][name] == pytest.approx(value, rel=1e-6)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

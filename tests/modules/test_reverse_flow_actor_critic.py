@@ -18,6 +18,7 @@ from flowmatch_rl.objectives import CappedSignalWeight, ConditionalFlowMatching
 from flowmatch_rl.paths import AffinePath, CosineSchedule, LogitNormalTime, NoSquash, TanhSquash
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Euler, Heun
+from tests.combinations import one_test
 from tests.modules.options import grouped, quiet_trainer
 
 S, A, B = 3, 2, 8
@@ -245,6 +246,7 @@ def test_collection_shares_the_weights_in_training() -> None:
     assert module.collection_policy().actor.policy.flow.network is module.policy.flow.network
 
 
+@one_test
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -12,6 +12,7 @@ from flowmatch_rl.modules import SoftActorCritic
 from flowmatch_rl.nets import CriticArchitecture, GaussianArchitecture
 from flowmatch_rl.objectives import ConstantTemperature, EntropyTemperature
 from flowmatch_rl.paths import NoSquash, TanhSquash
+from tests.combinations import one_test
 from tests.modules.options import grouped, quiet_trainer
 from tests.modules.test_reverse_flow_actor_critic import A, B, S, saved, transitions
 
@@ -205,6 +206,7 @@ def test_checkpoint_rebuilds_the_same_policy_without_running_code(tmp_path, opti
     torch.testing.assert_close(CheckpointPolicy(path).act(observation), mode)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("options", "words"),
     [
