@@ -15,8 +15,10 @@ from flowmatch_rl.paths import (
     GaussianSource,
     LinearSchedule,
     NoSquash,
+    Preconditioner,
     TanhSquash,
     UniformSource,
+    VarianceExplodingSchedule,
 )
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler, SdeSampler
 from flowmatch_rl.solvers import RK4, Euler, Heun, HutchinsonDivergence, Midpoint, Solver
@@ -211,12 +213,18 @@ def test_probes_give_the_density_of_every_action_by_its_own_noise() -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
 def test_an_architecture_builds_the_policy_of_an_objective(objective) -> None:
     sampler = AverageVelocitySampler() if objective.uses_duration else OdeSampler(Euler(2))
-    parts = FlowPolicyArchitecture(sampler=sampler, t_min=0.1, network=SMALL, normalise=True)
+    parts = FlowPolicyArchitecture(
+        path=AffinePath(VarianceExplodingSchedule()), sampler=sampler, t_min=0.1, network=SMALL, normalise=True
+    )
     policy = parts.build(S, A, objective)
     assert policy.action_dim == policy.noise_dim == A
     assert policy.flow.prediction == objective.prediction
     assert policy.flow.averages == objective.uses_duration
     assert policy.flow.interval == (0.1, 0.9)
+    x, t, observation = torch.randn(B, A), torch.full((B,), 0.4), torch.randn(B, S)
+    guesses = objective.prediction != "velocity"
+    complete = Preconditioner(parts.path, objective.prediction, scales=True, guesses=guesses).complete
+    torch.testing.assert_close(policy.flow(x, t, observation), complete(policy.flow.network)(x, t, observation, None))
     latents = policy.sample_latents(torch.randn(B, S), torch.randn(B, N, A))
     assert latents.shape == (B, N, A)
     assert latents.isfinite().all()
