@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent
 BENCHMARKS = (
     "update_speed",
     "training_speed",
-    "laboratory",
+    "bandits",
     "online",
     "pendulum",
     "flow_speed",

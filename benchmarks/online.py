@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flowmatch_rl.experiments.report_runs import read_study
+from flowmatch_rl.experiments.runs import read_study
 
 COMPARISONS = ("pendulum", "control_suite", "paper_recipe", "estimators")
 RUNS = Path("runs/comparisons")

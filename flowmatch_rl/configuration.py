@@ -1,6 +1,8 @@
 """What configuration files have in common, and what is wrong with one in a line."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 DIMENSIONS = ("observation_dim", "action_dim", "action_low", "action_high", "embedding_dim", "schema", "bandit")
 """Arguments of models that data may give."""
@@ -45,3 +47,16 @@ def shorten(message: str) -> str:
     kept = [line for line in lines if line and not _NOISE.match(line)]
     reason = kept[0] if kept else " ".join(lines)
     return f"{'.'.join(keys)}: {reason}" if keys and keys[-1] not in reason else reason
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of a configuration by name, dots between levels; sections that hold nothing have none.
+
+    Args:
+        tree: Values by name, some of them such trees.
+        prefix: What stands before each name.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

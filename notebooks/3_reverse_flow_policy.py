@@ -757,7 +757,7 @@ for name, values in profile.means.items():
 #
 # ```bash
 # flowmatch-rl fit -c conf/bandit/four_modes.yaml
-# flowmatch-rl laboratory -c conf/bandit/laboratory.yaml --output runs/laboratory
+# flowmatch-rl compare -c conf/comparison/bandits.yaml --output runs/bandits
 # flowmatch-rl fit -c conf/actor_critic/pendulum.yaml
 # flowmatch-rl fit -c conf/actor_critic/pendulum.yaml -c conf/actor_critic/methods/maxentdp.yaml
 # ```

@@ -69,7 +69,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         | MATH
         | {"nets", "models", "evaluation", "figures", "envs", "data", "modules", "callbacks", "inference"}
         | {"configuration"},
-        {"torch", "lightning", "jsonargparse", "yaml", "tqdm", "pandas", "jinja2", "numpy"},
+        {"torch", "lightning", "jsonargparse", "yaml", "pandas", "jinja2", "submitit"},
     ),
     ROOF: (
         GROUND

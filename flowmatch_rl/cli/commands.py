@@ -17,9 +17,10 @@ from flowmatch_rl.cli.fitting import check_acts
 from flowmatch_rl.cli.messages import Parser, report
 from flowmatch_rl.configuration import shorten
 from flowmatch_rl.data import Layout, TransitionStore, collect_transitions, convert_layout
-from flowmatch_rl.experiments.comparison import Method, Task, compare
-from flowmatch_rl.experiments.definitions import Options
-from flowmatch_rl.experiments.laboratory import run_laboratory
+from flowmatch_rl.experiments.comparison import compare, list_commands
+from flowmatch_rl.experiments.estimator_study import study_estimators
+from flowmatch_rl.experiments.executors import Executor, LocalExecutor
+from flowmatch_rl.experiments.plan import Plan
 from flowmatch_rl.experiments.report import write_report
 
 _PACKAGE = Path(flowmatch_rl.__file__).parent
@@ -75,16 +76,18 @@ def _collect(args: Sequence[str]) -> int:
 
 def _compare(args: Sequence[str]) -> int:
     parser = _bare_parser("compare", "Train methods on tasks with several seeds, and report on them.")
-    parser.add_argument("--output", type=str, required=True, help="Folder of the comparison; one that exists goes on.")
-    parser.add_argument("--tasks", type=dict[str, Task], required=True, help="Tasks by name.")
-    parser.add_argument("--methods", type=dict[str, Method], required=True, help="Methods by name.")
-    parser.add_argument("--seeds", type=list[int], default=[0], help="Seeds, each a run of every method on every task.")
-    parser.add_argument("--options", type=Options, default={}, help="Options of fit for all runs, by name.")
-    parser.add_argument("--tracking", type=bool, default=True, help="Whether MLflow tracks the runs, under a parent.")
-    parser.add_argument("--workers", type=int, default=_num_cores(), help="Runs at a time.")
+    parser.add_argument("--output", type=str, required=True, help="Folder of the comparison; one that exists resumes.")
+    parser.add_class_arguments(Plan, instantiate=False)
+    parser.add_argument("--executor", type=Executor, default=LocalExecutor(), help="Where the runs are made.")
+    parser.add_argument("--workers", type=int | None, default=None, help="Runs at a time; one per core if null.")
     parser.add_argument("--dry_run", type=bool, nargs="?", const=True, default=False, help="Only print the commands.")
     options = _options(parser, args)
-    compare(Path(options.pop("output")), **options)
+    output, executor, workers, dry_run = (options.pop(name) for name in ("output", "executor", "workers", "dry_run"))
+    plan = Plan(**options)
+    if dry_run:
+        print("\n".join(list_commands(plan, Path(output))))
+    else:
+        compare(plan, Path(output), executor, workers)
     return 0
 
 
@@ -101,10 +104,10 @@ def _report(args: Sequence[str]) -> int:
     return 0
 
 
-def _laboratory(args: Sequence[str]) -> int:
-    parser = _bare_parser("laboratory", "Train methods on bandits with a known value, and study estimators on them.")
-    parser.add_function_arguments(run_laboratory)
-    for path in run_laboratory(**_options(parser, args)):
+def _estimators(args: Sequence[str]) -> int:
+    parser = _bare_parser("estimators", "Measure the errors of estimators of the posterior mean on bandits.")
+    parser.add_function_arguments(study_estimators)
+    for path in study_estimators(**_options(parser, args)):
         print(path)
     return 0
 
@@ -114,14 +117,14 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "collect": _collect,
     "compare": _compare,
     "report": _report,
-    "laboratory": _laboratory,
+    "estimators": _estimators,
 }
 """Commands beside Lightning's, by name."""
 
 COMMANDS_HELP = (
     "More commands: 'convert' copies files in another layout into a data set of transitions, 'collect' lets a policy "
     "act in an environment, 'compare' trains several methods with several seeds, 'report' shows runs on one page, "
-    "'laboratory' tries methods on bandits with a known value. For help on one run it with --help."
+    "'estimators' measures the errors of estimators on bandits. For help on one run it with --help."
 )
 
 
@@ -136,11 +139,6 @@ def _bare_parser(command: str, description: str) -> Parser:
     parser = Parser(prog=f"flowmatch-rl {command}", description=description)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with options; may be repeated.")
     return parser
-
-
-def _num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _show(store: TransitionStore) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from flowmatch_rl.callbacks import (
+    ActionWriter,
     EpisodeWriter,
     FlowFigures,
     LearningCurve,
@@ -60,7 +61,7 @@ def _(data: OfflineData) -> Wiring:
 
 @wiring.register
 def _(data: BanditData) -> Wiring:
-    return Wiring((LossCurve(),), (Video, SampleWriter, FlowFigures, OccupancyFigures))
+    return Wiring((LossCurve(), ActionWriter()), (Video, SampleWriter, FlowFigures, OccupancyFigures))
 
 
 def giver(name: str, model_class: Callable[[], str]) -> Callable[[Any], Any]:

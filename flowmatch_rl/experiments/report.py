@@ -1,47 +1,159 @@
-"""The command ``report``: runs beside each other on one page."""
+"""Reports: runs beside each other on one page, in one picture and in one table."""
 
+import base64
+import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowmatch_rl.experiments.report_page import make_page
-from flowmatch_rl.experiments.report_runs import read_study
-from flowmatch_rl.experiments.report_statistics import summarize
-from flowmatch_rl.figures import save_figure
-from flowmatch_rl.figures.comparison import draw_comparison
+import jinja2
+import pandas as pd
 
-PAGE, PICTURE = "report.html", "report.png"
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.experiments.runs import read_study
+from flowmatch_rl.experiments.statistics import BANDIT_METRICS, Summary, summarize
+from flowmatch_rl.figures import draw_bandit_samples, save_figure
+from flowmatch_rl.figures.comparison import Aggregate, draw_aggregate, draw_comparison, draw_task, encode_figure
+from flowmatch_rl.files import atomic_path, write_text
+
+PAGE, PICTURE, SAMPLES, TABLE = "report.html", "report.png", "samples.png", "results.csv"
+_UNKNOWN = "\N{EN DASH}"
 
 
-class NothingToReportError(ValueError):
+class NothingToReportError(UserError):
     """No run in the folders has been evaluated yet."""
 
 
 def write_report(folders: Sequence[Path], output: Path) -> list[Path]:
-    """Write ``report.html``, a page with its pictures inside, and ``report.png``.
+    """Write a report about runs.
 
     Args:
         folders: Folders of comparisons, of runs, or with runs somewhere below.
-        output: Folder for both files; made if it does not exist.
+        output: Folder for the files; made if it does not exist.
 
     Returns:
-        Paths of the files.
+        Paths of the files: ``report.html``, a page with its pictures inside; ``report.png``, curves and returns of
+        tasks that have returns; ``samples.png``, samples on tasks that are bandits; and ``results.csv``, what the test
+        of each run measured.
 
     Raises:
-        ValueError: If a folder does not exist, or its files are damaged.
-        NothingToReportError: If no run has a learning curve over environment steps.
+        UserError: If a folder does not exist, or its files are damaged.
+        NothingToReportError: If no run has a learning curve over environment steps, or samples for a bandit.
     """
     study = read_study(folders)
-    if not any(len(run.curve["env_steps"]) for run in study.runs):
+    if not any(len(run.curve["env_steps"]) or run.on_bandit for run in study.runs):
         names = ", ".join(map(str, folders))
-        raise NothingToReportError(
-            f"no run in {names} has been evaluated on environment steps yet; there is nothing to report"
-        )
+        raise NothingToReportError(f"no run in {names} has been evaluated yet; there is nothing to report")
     summary = summarize(study)
     title = " and ".join(folder.resolve().name for folder in folders)
-    output.mkdir(parents=True, exist_ok=True)
-    page, picture = output / PAGE, output / PICTURE
-    page.write_text(make_page(title, summary), encoding="utf-8")
-    ended = sum(run.score is not None for run in study.runs)
-    note = f"{ended} of {sum(study.planned.values())} runs ended"
-    save_figure(draw_comparison(summary.tasks, summary.aggregate, title, note), picture)
-    return [page, picture]
+    files = [output / PAGE]
+    write_text(output / PAGE, make_page(title, summary))
+    if summary.tasks:
+        note = f"{study.num_ended} of {sum(study.planned.values())} runs ended"
+        files.append(output / PICTURE)
+        save_figure(draw_comparison(summary.tasks, summary.aggregate, title, note), output / PICTURE)
+    if summary.bandits:
+        files.append(output / SAMPLES)
+        save_figure(draw_bandit_samples(summary.bandits), output / SAMPLES)
+    files.append(output / TABLE)
+    with atomic_path(output / TABLE) as partial:
+        study.metrics().to_csv(partial, index=False)
+    return files
+
+
+def make_page(title: str, summary: Summary) -> str:
+    """The page.
+
+    Args:
+        title: Title.
+        summary: What it shows.
+
+    Returns:
+        HTML that needs no other file.
+    """
+    aggregate = summary.aggregate
+    known = aggregate.mean is not None or aggregate.improvement is not None
+    return _template().render(
+        title=title,
+        remarks=summary.remarks,
+        aggregate=_text(encode_figure(draw_aggregate(aggregate))) if known else None,
+        means=_means(aggregate),
+        improvement=_improvement(aggregate),
+        tasks=[
+            (task.name, _text(encode_figure(draw_task(task))), _returns(table))
+            for task, table in zip(summary.tasks, summary.tables, strict=True)
+        ],
+        samples=_text(encode_figure(draw_bandit_samples(summary.bandits))) if summary.bandits else None,
+        bandits=[(name, _distances(table)) for name, table in summary.bandit_tables.items()],
+    )
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("flowmatch_rl.experiments")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template("report.html.jinja")
+
+
+def _text(png: bytes) -> str:
+    return base64.b64encode(png).decode()
+
+
+def _returns(table: pd.DataFrame) -> pd.DataFrame:
+    """Table of a task with returns, in words."""
+    return pd.DataFrame(
+        {
+            "method": table["method"],
+            "return": table["mean"].map(_number),
+            "std over runs": table["std"].map(_number),
+            "95 % interval": [_between(low, high) for low, high in zip(table["low"], table["high"], strict=True)],
+            "runs ended": [f"{ended} of {all_}" for ended, all_ in zip(table["ended"], table["planned"], strict=True)],
+            "env steps / s": table["steps_per_s"].map(_number),
+        }
+    )
+
+
+def _distances(table: pd.DataFrame) -> pd.DataFrame:
+    """Table of a bandit, in words."""
+    shown = {"method": list(table.index)}
+    for key, name in BANDIT_METRICS.items():
+        pairs = list(zip(table[key, "mean"], table[key, "std"], strict=True))
+        if not all(math.isnan(mean) for mean, _ in pairs):
+            shown[name] = [_number(mean, 4) + _deviation(std) for mean, std in pairs]
+    runs = zip(table["runs", "ended"], table["runs", "planned"], strict=True)
+    shown["runs ended"] = ["" if math.isnan(planned) else f"{ended:.0f} of {planned:.0f}" for ended, planned in runs]
+    return pd.DataFrame(shown)
+
+
+def _means(aggregate: Aggregate) -> pd.DataFrame | None:
+    if aggregate.mean is None:
+        return None
+    rows = zip(aggregate.methods, aggregate.mean.tolist(), strict=True)
+    body = [(name, _number(value, 3), _between(low, high, 3)) for name, (value, low, high) in rows]
+    return pd.DataFrame(body, columns=["method", "interquartile mean", "95 % interval"])
+
+
+def _improvement(aggregate: Aggregate) -> pd.DataFrame | None:
+    if aggregate.improvement is None:
+        return None
+    body = [
+        [name, *(_number(value, 2) + _bracket(low, high) for value, low, high in row)]
+        for name, row in zip(aggregate.methods, aggregate.improvement.tolist(), strict=True)
+    ]
+    return pd.DataFrame(body, columns=["", *aggregate.methods])
+
+
+def _number(value: float, decimals: int = 1) -> str:
+    return _UNKNOWN if math.isnan(value) else f"{value:,.{decimals}f}"
+
+
+def _between(low: float, high: float, decimals: int = 1) -> str:
+    return _UNKNOWN if math.isnan(low) else f"{_number(low, decimals)} to {_number(high, decimals)}"
+
+
+def _deviation(std: float) -> str:
+    return "" if math.isnan(std) else f" \N{PLUS-MINUS SIGN} {std:.4f}"
+
+
+def _bracket(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"

@@ -5,11 +5,11 @@ from flowmatch_rl.doors import lazy_exports
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from flowmatch_rl.figures.bandits import BanditPanels, draw_bandit_samples, draw_estimator_errors
     from flowmatch_rl.figures.episodes import draw_episodes
     from flowmatch_rl.figures.flow import draw_path, draw_samples, draw_trajectories
     from flowmatch_rl.figures.flow_maps import draw_density, draw_field, draw_steps
     from flowmatch_rl.figures.frames import flow_frames
-    from flowmatch_rl.figures.laboratory import ErrorCurve, LawPanels, draw_estimator_errors, draw_law_samples
     from flowmatch_rl.figures.learning import draw_learning_curve, draw_loss_curve
     from flowmatch_rl.figures.occupancy_marginals import draw_future_marginals
     from flowmatch_rl.figures.occupancy_parts import escape, horizon, subject
@@ -22,16 +22,15 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
-    "ErrorCurve",
+    "BanditPanels",
     "Figure",
-    "LawPanels",
+    "draw_bandit_samples",
     "draw_density",
     "draw_episodes",
     "draw_estimator_errors",
     "draw_field",
     "draw_future_marginals",
     "draw_future_states",
-    "draw_law_samples",
     "draw_learning_curve",
     "draw_loss_curve",
     "draw_path",

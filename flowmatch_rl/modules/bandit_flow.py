@@ -1,4 +1,4 @@
-"""A flow policy on a bandit whose value is known in closed form: the laboratory of the estimators."""
+"""A flow policy on a bandit whose value is known in closed form."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -152,15 +152,21 @@ class BanditFlow(QuickHooks, LightningModule):
         }
         self.log_dict(metrics, batch_size=1, sync_dist=True)
 
-    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        """Log distances to exact samples, as between two exact samples as well, fractions of modes and saturation."""
+    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Log distances to exact samples, as between two exact samples as well, fractions of modes and saturation.
+
+        Returns:
+            The samples that were measured, shape (N, A), under ``ACTION``.
+        """
         exact = batch[ACTION]
-        found = evaluate_actions(self.bandit, self._evaluated(len(exact), None), exact, batch[REFERENCE])
+        actions = self._evaluated(len(exact), None)
+        found = evaluate_actions(self.bandit, actions, exact, batch[REFERENCE])
         metrics = found.metrics("test/")
         for steps in self.eval_steps if self.policy.sampler.steps is not None else ():
             finer = self._evaluated(len(exact), steps)
             metrics[f"test/energy_distance/{steps}_steps"] = energy_distance(finer, exact)
         self.log_dict(metrics, batch_size=1, sync_dist=True)
+        return {ACTION: actions}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam on the network."""

@@ -18,6 +18,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 import tests.toys  # noqa: F401 (registers environments)
+from flowmatch_rl.callbacks import Video
 from flowmatch_rl.estimators import LikelihoodProposal, RegressControlVariate
 from flowmatch_rl.inference import load_policy
 from flowmatch_rl.modules import ReverseFlowActorCritic
@@ -400,3 +401,14 @@ def test_new_run_over_another_is_refused_and_loses_nothing(tmp_path) -> None:
     assert len(outcome.error_lines) == 1
     assert str(last) in outcome.err
     assert last.read_bytes() == before
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_result_appears_when_the_video_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(Video, "on_test_end", lambda *_: seen.append((tmp_path / "result.json").exists()))
+    options = {"video__enabled": "true", "trainer__logger": "false", "trainer__default_root_dir": tmp_path}
+    outcome = call(arguments("fit", PENDULUM, **options))
+    assert outcome.code == 0, outcome.err
+    assert seen == [False]
+    assert (tmp_path / "result.json").exists()

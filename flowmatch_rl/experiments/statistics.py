@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
-from flowmatch_rl.experiments.report_runs import RunData, Study
+from flowmatch_rl.experiments.runs import Run, Study
+from flowmatch_rl.figures import BanditPanels
 from flowmatch_rl.figures.comparison import Aggregate, MethodCurves, TaskCurves
 from flowmatch_rl.metrics import (
     MeanCurve,
@@ -24,29 +27,22 @@ _FEW_RUNS = 5
 """Fewer runs than this per method and task, and bootstrap intervals are markedly too narrow."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of a table: one method on one task. Returns are of the final test of runs that ended.
+BANDIT_METRICS = {
+    "energy_distance": "energy distance",
+    "energy_distance/50_steps": "with 50 steps",
+    "sliced_wasserstein": "sliced Wasserstein",
+    "mmd": "MMD",
+    "smallest_mode_share": "smallest mode",
+    "largest_mode_share": "largest mode",
+    "saturated": "saturated",
+}
+"""Metrics in the table of a bandit, and what they are called there."""
 
-    Attributes:
-        method: Method.
-        planned: Runs that there are to be.
-        ended: Runs that ended.
-        mean: Mean return; NaN without runs.
-        std: Standard deviation of the returns over runs, with Bessel's correction; NaN below two.
-        low: Lower bound of the bootstrap interval of the mean; NaN below two runs.
-        high: Upper bound.
-        steps_per_s: Environment steps per second of training, mean over the runs; NaN if not known.
-    """
+EXACT = "two exact samples"
+"""First row of that table: how far two exact samples are apart."""
 
-    method: str
-    planned: int
-    ended: int
-    mean: float
-    std: float
-    low: float
-    high: float
-    steps_per_s: float
+_DENSITY_POINTS = 121
+"""Points per side of the density of a bandit."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +50,23 @@ class Summary:
     """Everything that a report shows.
 
     Attributes:
-        tasks: Curves and final returns.
-        tables: Rows of each task's table, in the order of ``tasks``.
-        aggregate: What is known over all tasks.
+        tasks: Curves and final returns of each task with returns.
+        tables: Table of each of them, returns being those of the final tests of runs that ended: a row for each
+            ``method``, with how many runs are ``planned`` and have ``ended``, ``mean`` and ``std`` over runs (with
+            Bessel's correction), bounds ``low`` and ``high`` of the bootstrap interval of the mean, and
+            ``steps_per_s``, environment steps per second of training. NaN where runs are missing.
+        aggregate: What is known over all tasks with returns.
+        bandits: Tasks that are bandits: density and samples, of the first run of each method.
+        bandit_tables: Of each of them, by method, ``mean`` and ``std`` over runs of what their tests measured, and
+            how many ``runs`` have ``ended`` and are ``planned``: columns of two levels.
         remarks: What a reader must know: what is missing, and why.
     """
 
     tasks: tuple[TaskCurves, ...]
-    tables: tuple[tuple[Row, ...], ...]
+    tables: tuple[pd.DataFrame, ...]
     aggregate: Aggregate
+    bandits: dict[str, BanditPanels]
+    bandit_tables: dict[str, pd.DataFrame]
     remarks: tuple[str, ...]
 
 
@@ -72,18 +76,72 @@ def summarize(study: Study) -> Summary:
     Args:
         study: The runs.
     """
+    returns, bandits = study.split()
     tasks = tuple(
-        TaskCurves(task, [_method_on(study, task, method) for method in study.methods]) for task in study.tasks
+        TaskCurves(task, [_method_on(returns, task, method) for method in study.methods]) for task in returns.tasks
     )
-    tables = tuple(tuple(_row(study, task.name, method) for method in task.methods) for task in tasks)
+    tables = tuple(pd.DataFrame([_row(returns, task.name, method) for method in task.methods]) for task in tasks)
     scores = {name: [task.methods[place].scores for task in tasks] for place, name in enumerate(study.methods)}
-    unscaled = [task for task in study.tasks if study.ranges[task] is None]
+    unscaled = [task for task in returns.tasks if study.ranges[task] is None]
     aggregate = Aggregate(
         study.methods,
-        None if unscaled else _means(study, scores),
-        _improvement(study, scores) if len(study.methods) > 1 else None,
+        None if unscaled or not tasks else _means(returns, scores),
+        _improvement(returns, scores) if len(study.methods) > 1 and tasks else None,
     )
-    return Summary(tasks, tables, aggregate, tuple(_remarks(study, tables, unscaled)))
+    return Summary(
+        tasks,
+        tables,
+        aggregate,
+        {task: panels for task in bandits.tasks if (panels := _panels(bandits, task)) is not None},
+        {task: _bandit_table(bandits, task) for task in bandits.tasks},
+        tuple(_remarks(study, tables, unscaled)),
+    )
+
+
+def _panels(study: Study, task: str) -> BanditPanels | None:
+    """Density of a bandit and samples of its policies; None for a single action."""
+    drawn = {method: next((run for run in study.of(task, method) if run.on_bandit), None) for method in study.methods}
+    bandit, temperature = next(run for run in study.runs if run.task == task and run.on_bandit).bandit()
+    if bandit.action_dim < 2:
+        return None
+    line = torch.linspace(-1.0, 1.0, _DENSITY_POINTS, dtype=torch.float64)
+    points = torch.cartesian_prod(line, line).flip(-1)  # rows by the second action
+    density = bandit.plane_log_prob(points, temperature).exp().reshape(_DENSITY_POINTS, _DENSITY_POINTS)
+    samples = {method: None if run is None else run.actions()[:, :2].numpy() for method, run in drawn.items()}
+    number = max(len(points) for points in samples.values() if points is not None)
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(number, bandit.action_dim, generator=generator, dtype=torch.float64)
+    return BanditPanels(
+        density=density.numpy(),
+        exact=bandit.sample(uniform, temperature)[:, :2].numpy(),
+        samples=samples,
+        distance={
+            method: run.metrics["test/energy_distance"]
+            for method, run in drawn.items()
+            if run is not None and run.metrics is not None
+        },
+        action_dim=bandit.action_dim,
+    )
+
+
+def _bandit_table(study: Study, task: str) -> pd.DataFrame:
+    ended = {
+        method: [run.metrics for run in study.of(task, method) if run.metrics is not None]
+        for name, method in study.planned
+        if name == task
+    }
+    rows: dict[str, dict[tuple[str, str], Any]] = {}
+    if first := next((metrics for each in ended.values() for metrics in each), None):  # the same samples for all
+        rows[EXACT] = {(key, "mean"): first.get(f"test/exact/{key}", math.nan) for key in BANDIT_METRICS}
+    for method, metrics in ended.items():
+        row: dict[tuple[str, str], Any] = {("runs", "ended"): len(metrics)}
+        row["runs", "planned"] = study.planned[task, method]
+        for key in BANDIT_METRICS:
+            values = pd.Series([each.get(f"test/{key}", math.nan) for each in metrics], dtype=float)
+            row |= {(key, "mean"): values.mean(), (key, "std"): values.std()}
+        rows[method] = row
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.set_axis(pd.MultiIndex.from_tuples(table.columns), axis="columns")
 
 
 def _method_on(study: Study, task: str, method: str) -> MethodCurves:
@@ -94,12 +152,12 @@ def _method_on(study: Study, task: str, method: str) -> MethodCurves:
     )
 
 
-def _curve_by_steps(runs: Sequence[RunData]) -> MeanCurve | None:
+def _curve_by_steps(runs: Sequence[Run]) -> MeanCurve | None:
     points = [(run.curve["env_steps"], run.curve["return_mean"]) for run in runs if len(run.curve["env_steps"])]
     return mean_curve(points, torch.cat([x for x, _ in points]).unique(), _uniform(len(points))) if points else None
 
 
-def _curve_by_seconds(runs: Sequence[RunData]) -> MeanCurve | None:
+def _curve_by_seconds(runs: Sequence[Run]) -> MeanCurve | None:
     points = []
     for run in runs:
         known = ~run.curve["seconds"].isnan()
@@ -115,25 +173,23 @@ def _curve_by_seconds(runs: Sequence[RunData]) -> MeanCurve | None:
     return mean_curve(points, grid, _uniform(len(points)))
 
 
-def _row(study: Study, task: str, method: MethodCurves) -> Row:
-    runs = study.of(task, method.name)
-    scores = method.scores
-    speeds = []
-    for run in runs:
+def _row(study: Study, task: str, method: MethodCurves) -> dict[str, Any]:
+    scores, speeds = method.scores, []
+    for run in study.of(task, method.name):
         steps, seconds = run.curve["env_steps"], run.curve["seconds"]
         if len(steps) and float(seconds[-1]) > 0.0:
             speeds.append(float(steps[-1] / seconds[-1]))
     low, high = _bounds(method.interval)
-    return Row(
-        method=method.name,
-        planned=study.planned.get((task, method.name), 0),
-        ended=len(scores),
-        mean=float(scores.mean()) if len(scores) else math.nan,
-        std=float(scores.std()) if len(scores) > 1 else math.nan,
-        low=low,
-        high=high,
-        steps_per_s=sum(speeds) / len(speeds) if speeds else math.nan,
-    )
+    return {
+        "method": method.name,
+        "planned": study.planned.get((task, method.name), 0),
+        "ended": len(scores),
+        "mean": float(scores.mean()) if len(scores) else math.nan,
+        "std": float(scores.std()) if len(scores) > 1 else math.nan,
+        "low": low,
+        "high": high,
+        "steps_per_s": sum(speeds) / len(speeds) if speeds else math.nan,
+    }
 
 
 def _means(study: Study, scores: dict[str, list[Tensor]]) -> Tensor | None:
@@ -192,33 +248,32 @@ def _uniform(number: int) -> Tensor:
     return torch.rand((_RESAMPLES, number), generator=generator, dtype=torch.float64)
 
 
-def _remarks(study: Study, tables: Sequence[Sequence[Row]], unscaled: Sequence[str]) -> list[str]:
+def _remarks(study: Study, tables: Sequence[pd.DataFrame], unscaled: Sequence[str]) -> list[str]:
     remarks = []
-    planned = sum(study.planned.values())
-    rows = [row for table in tables for row in table]
-    ended = sum(row.ended for row in rows)
+    planned, ended = sum(study.planned.values()), study.num_ended
     if ended < planned:
-        begun = len(study.runs)
         remarks.append(
-            f"{ended} of {planned} runs have ended, {begun - ended} have begun. Curves go as far as the runs do; where "
-            "runs of a method are missing they are dashed, and means are of the others. Tables are of runs that ended."
+            f"{ended} of {planned} runs have ended, {len(study.runs) - ended} have begun. Curves go as far as the runs "
+            "do; where runs of a method are missing they are dashed, and means are of the others. Tables are of runs "
+            "that ended."
         )
     if unscaled:
         remarks.append(
             "No interquartile mean over tasks is shown, for want of a scale: nothing says which returns are 0 and 1 on "
             f"{', '.join(unscaled)}. State return_range in the task of the comparison's file."
         )
-    fewest = min((row.ended for row in rows if row.ended), default=0)
+    counts = [int(count) for table in tables for count in table["ended"]]
+    fewest = min((count for count in counts if count), default=0)
     if 0 < fewest < _FEW_RUNS:
         remarks.append(
             f"A method has as few as {fewest} run{'s' * (fewest > 1)} on a task. Bootstrap intervals of fewer than "
             f"{_FEW_RUNS} runs are too narrow, and those of a single run are not shown."
         )
-    if len({row.ended for row in rows}) > 1:
+    if len(set(counts)) > 1:
         remarks.append(
             "Methods or tasks differ in their number of ended runs; in the interquartile mean each run counts once."
         )
-    if any(row.ended == 0 for row in rows):
+    if 0 in counts:
         remarks.append("Where a method has no ended run on a task, it is left out of what is said over all tasks.")
     commits = sorted({run.commit for run in study.runs if run.commit})
     if len(commits) > 1:

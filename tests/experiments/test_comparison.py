@@ -8,17 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from flowmatch_rl.experiments import comparison, comparison_runs
-from tests.cli.comparisons import STAND_IN, compare, definition, starts, write_names
+from flowmatch_rl.experiments import comparison, plan
+from flowmatch_rl.experiments.executors import Execution, LocalExecutor
+from flowmatch_rl.experiments.plan import Job
+from flowmatch_rl.experiments.queue import JobQueue
 from tests.cli.support import CONF, PENDULUM, ROOT, SIZES, call, environment
 from tests.combinations import one_test
+from tests.experiments.comparisons import STAND_IN, compare, definition, starts, write_names
 
 RUNS = [f"swing/{method}/{seed}" for seed in (0, 1) for method in ("plain", "layered")]
 
@@ -59,21 +62,27 @@ def test_every_run_is_made_once_and_reported(tmp_path: Path) -> None:
     assert all(len(starts(tmp_path, run)) == 1 for run in RUNS)
 
 
-@pytest.mark.usefixtures("stand_in")
-def test_no_more_processes_than_workers_live_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    living: list[int] = []
+def test_no_more_jobs_than_workers_run_at_a_time(tmp_path: Path) -> None:
+    running: list[int] = []
 
-    class Counted(comparison_runs._Process):
-        def __init__(self, *arguments: Any) -> None:
-            living.append(len(list((tmp_path / "out").glob("*/*/*/alive"))))
-            super().__init__(*arguments)
+    class Counting(LocalExecutor):
+        def start(self, job: Job, command: Sequence[str], environment: Mapping[str, str]) -> Execution:
+            running.append(len(list(tmp_path.glob("*/*/*/alive"))))
+            program = [sys.executable, str(STAND_IN), "fit", *job.arguments]
+            execution = super().start(job, program, environment)
             deadline = time.monotonic() + 30.0
-            while not (self.run.folder / "starts.jsonl").exists() and time.monotonic() < deadline:
+            while not (job.folder / "starts.jsonl").exists() and time.monotonic() < deadline:
                 time.sleep(0.02)
+            return execution
 
-    monkeypatch.setattr(comparison_runs, "_Process", Counted)
-    assert compare(tmp_path, "--workers=1").code == 0
-    assert living == [0, 0, 0, 0]
+    jobs = []
+    for seed in range(4):
+        folder = tmp_path / "swing" / "plain" / str(seed)
+        arguments = ("--seed_everything=0", f"--trainer.default_root_dir={folder}")
+        jobs.append(Job("swing", "plain", seed, folder, arguments))
+    queue = JobQueue(jobs, Counting(), 1, None)
+    assert queue.work() == 0
+    assert (running, queue.failures) == ([0, 0, 0, 0], [])
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -96,7 +105,7 @@ def test_failed_run_is_told_at_the_end_while_the_others_go_on_and_is_tried_again
 
 @pytest.mark.usefixtures("stand_in")
 def test_process_that_ends_well_without_a_result_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison_runs, "_PROGRAM", (sys.executable, "-c", "print('nothing done')"))
+    monkeypatch.setattr(plan, "PROGRAM", (sys.executable, "-c", "print('nothing done')"))
     outcome = compare(tmp_path, seeds=[0])
     assert outcome.code == 1
     assert "2 of 2 runs failed" in outcome.err
@@ -118,8 +127,8 @@ def test_interruption_stops_the_processes_and_the_same_command_goes_on(number: i
         os.kill(asked["pid"], 0)
     assert (tmp_path / "out" / "swing" / "asks" / "0" / "checkpoints" / "last.ckpt").exists()
     assert not list((tmp_path / "out").glob("*/*/*/alive"))
-    again = compare(tmp_path, methods={"asks": methods["asks"], "waits": methods["waits"]}, seeds=[0])
-    assert "swing/asks/0 goes on" in again.out
+    again = compare(tmp_path, methods={"asks": methods["asks"]}, seeds=[0])
+    assert "swing/asks/0 resumes" in again.out
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -127,8 +136,8 @@ def test_what_a_killed_command_leaves_behind_is_ended_before_its_runs_go_on(tmp_
     changes = {"methods": {"a": {"options": {"act": "wait"}}, "b": {"options": {"act": "wait"}}}, "seeds": [0]}
     path = definition(tmp_path, **changes)
     code = (
-        "import sys; from flowmatch_rl.cli import run; from flowmatch_rl.experiments import comparison_runs; "
-        f"comparison_runs._PROGRAM = (sys.executable, {str(STAND_IN)!r}); "
+        "import sys; from flowmatch_rl.cli import run; from flowmatch_rl.experiments import plan; "
+        f"plan.PROGRAM = (sys.executable, {str(STAND_IN)!r}); "
         f"run(['compare', '-c={path}', '--output={tmp_path / 'out'}'])"
     )
     command = subprocess.Popen(
@@ -136,7 +145,7 @@ def test_what_a_killed_command_leaves_behind_is_ended_before_its_runs_go_on(tmp_
     )
     orphans: list[int] = []
     try:
-        deadline = time.monotonic() + 120.0
+        deadline = time.monotonic() + 300.0
         while len(list((tmp_path / "out").glob("swing/?/0/alive"))) < 2 and time.monotonic() < deadline:
             assert command.poll() is None
             time.sleep(0.05)
@@ -186,7 +195,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished comparison, whose folder tests leave as it is."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison_runs, "_PROGRAM", (sys.executable, str(STAND_IN)))
+        patch.setattr(plan, "PROGRAM", (sys.executable, str(STAND_IN)))
         patch.setattr(comparison, "write_report", write_names)
         assert compare(folder).code == 0
     return folder

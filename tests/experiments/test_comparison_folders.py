@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from flowmatch_rl.callbacks import Video
-from flowmatch_rl.experiments import comparison_runs
-from tests.cli.comparisons import compare, starts
-from tests.cli.support import CONF, PENDULUM, arguments, call
+from flowmatch_rl.experiments import plan
+from flowmatch_rl.experiments.executors import LocalExecutor
+from tests.cli.support import CONF
+from tests.experiments.comparisons import compare, starts
 
 ESTIMATOR = {"class_path": "flowmatch_rl.estimators.PosteriorMeanEstimator"}
 
@@ -34,7 +34,7 @@ def test_definition_can_be_mended_as_long_as_its_runs_have_not_got_to_a_checkpoi
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(comparison_runs, "_PROGRAM", (sys.executable, "-c", "raise SystemExit(2)"))
+        patch.setattr(plan, "PROGRAM", (sys.executable, "-c", "raise SystemExit(2)"))
         assert compare(tmp_path, options={"data.scoer": 5}).code == 1
     folder = tmp_path / "out" / "swing" / "plain" / "0"
     assert (folder / "output.log").is_file()
@@ -51,28 +51,17 @@ def test_definition_can_be_mended_as_long_as_its_runs_have_not_got_to_a_checkpoi
 def test_run_that_finishes_while_it_is_taken_over_is_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def finish(_: object) -> None:
+    def finish(*_: object) -> None:
         folder = tmp_path / "out" / "swing" / "plain" / "0"
         folder.mkdir(parents=True)
         (folder / "result.json").write_text('{"metrics": {"test/return_mean": 7.0}}')
 
-    monkeypatch.setattr(comparison_runs, "_take_over", finish)
+    monkeypatch.setattr(LocalExecutor, "end_leftovers", finish)
     outcome = compare(tmp_path, seeds=[0])
     assert (outcome.code, outcome.err) == (0, "")
     assert "[1 of 2] swing/plain/0 is finished, return 7.0" in outcome.out
     assert (len(starts(tmp_path, "swing/plain/0")), len(starts(tmp_path, "swing/layered/0"))) == (0, 1)
     assert "[2 of 2]" in outcome.out
-
-
-@pytest.mark.usefixtures("without_figures")
-def test_result_appears_when_the_video_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[bool] = []
-    monkeypatch.setattr(Video, "on_test_end", lambda *_: seen.append((tmp_path / "result.json").exists()))
-    options = {"video__enabled": "true", "trainer__logger": "false", "trainer__default_root_dir": tmp_path}
-    outcome = call(arguments("fit", PENDULUM, **options))
-    assert outcome.code == 0, outcome.err
-    assert seen == [False]
-    assert (tmp_path / "result.json").exists()
 
 
 LOGGER = {"class_path": "Tracker", "init_args": {"tracking_uri": "http://localhost:5000"}}

@@ -1,7 +1,6 @@
 """The runs that a report is about, read from their folders."""
 
 import contextlib
-import csv
 import dataclasses
 import itertools
 import json
@@ -12,26 +11,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
-from flowmatch_rl.callbacks import RESULT
+from flowmatch_rl.callbacks import ACTIONS, RESULT
 from flowmatch_rl.callbacks.artifacts import FIGURES
 from flowmatch_rl.callbacks.curves import TABLE
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.configuration import DIMENSIONS, shorten
+from flowmatch_rl.configuration import DIMENSIONS, flatten, shorten
 from flowmatch_rl.envs.environments import Environment
-from flowmatch_rl.experiments.comparison_record import existing_runs, first_difference, planned_runs, read
+from flowmatch_rl.experiments.record import begun_runs, first_difference, read_record
+from flowmatch_rl.testbeds import Bandit
 
 _CURVE = f"{FIGURES}/{TABLE}"
 _SCORE = "test/return_mean"
+_COLUMNS = ["env_steps", "return_mean", "seconds"]
 _NAMED_SETTINGS = 3
 
 
 @dataclass(frozen=True)
-class RunData:
+class Run:
     """What a run has left so far.
 
     Attributes:
@@ -40,7 +42,7 @@ class RunData:
         method: What was trained.
         curve: Columns ``env_steps``, ``return_mean`` and ``seconds`` of its evaluations, NaN for what is not known,
             each of shape (P,) in float64; P may be 0.
-        score: Mean return of its final test; None if it has not ended.
+        metrics: What its final test measured, by name; None if it has not ended.
         return_range: Returns that the environment counts as 0 and as 1; None if it states none or is not known yet.
         commit: Commit of the code that ended it; None if it has not ended.
     """
@@ -49,9 +51,31 @@ class RunData:
     task: str
     method: str
     curve: dict[str, Tensor]
-    score: float | None
+    metrics: dict[str, float] | None
     return_range: tuple[float, float] | None
     commit: str | None
+
+    @property
+    def score(self) -> float | None:
+        """Mean return of its final test; None if it has not ended or measured none."""
+        return (self.metrics or {}).get(_SCORE)
+
+    @property
+    def on_bandit(self) -> bool:
+        """Whether it has left samples of a policy for a bandit."""
+        return (self.folder / ACTIONS).is_file()
+
+    def actions(self) -> Tensor:
+        """Samples of its policy in [-1, 1], shape (N, A)."""
+        with _reading(self.folder / ACTIONS):
+            return torch.from_numpy(pd.read_csv(self.folder / ACTIONS).to_numpy(float, copy=True))
+
+    def bandit(self) -> tuple[Bandit, float]:
+        """The bandit that it was trained on, and the temperature."""
+        path = self.folder / "config.yaml"
+        config = _config(path)
+        model, data = (config.get(section, {}).get("init_args") or {} for section in ("model", "data"))
+        return _instantiate(path, Bandit, data.get("bandit")), float(model.get("temperature", 1.0))
 
 
 @dataclass(frozen=True)
@@ -68,39 +92,65 @@ class Study:
 
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
-    runs: tuple[RunData, ...]
+    runs: tuple[Run, ...]
     planned: dict[tuple[str, str], int]
     ranges: dict[str, tuple[float, float] | None]
 
-    def of(self, task: str, method: str) -> list[RunData]:
+    @property
+    def num_ended(self) -> int:
+        """Runs that ended."""
+        return sum(run.metrics is not None for run in self.runs)
+
+    def of(self, task: str, method: str) -> list[Run]:
         """The runs of a method on a task."""
         return [run for run in self.runs if (run.task, run.method) == (task, method)]
+
+    def split(self) -> tuple["Study", "Study"]:
+        """Studies of the tasks that have returns, and of those that are bandits."""
+        bandits = {run.task for run in self.runs if run.on_bandit}
+        sides = (tuple(task for task in self.tasks if (task in bandits) == side) for side in (False, True))
+        returns, others = (
+            dataclasses.replace(self, tasks=tasks, runs=tuple(run for run in self.runs if run.task in tasks))
+            for tasks in sides
+        )
+        return returns, others
+
+    def metrics(self) -> pd.DataFrame:
+        """What the tests of ended runs measured: a row for each run, a column for each metric."""
+        rows = [
+            {"task": run.task, "method": run.method, "run": run.folder.name}
+            | {name.removeprefix("test/"): value for name, value in run.metrics.items()}
+            for run in self.runs
+            if run.metrics is not None
+        ]
+        return pd.DataFrame(rows, columns=None if rows else ["task", "method", "run"])
 
 
 def read_study(folders: Sequence[Path]) -> Study:
     """Read the runs in some folders.
 
     In the folder of a comparison, tasks and methods are those of its record. Elsewhere a run is every folder with a
-    learning curve over environment steps; its task is its environment, its method the class of its model with those
-    settings in which models of that class differ, in all such folders together.
+    learning curve over environment steps, or with samples for a bandit; its task is its environment or bandit, its
+    method the class of its model with those settings in which models of that class differ, in all such folders
+    together.
 
     Args:
         folders: Folders of comparisons, of runs, or with runs somewhere below.
 
     Raises:
-        ValueError: If a folder does not exist, its files are damaged, or two comparisons mean different things by one
+        UserError: If a folder does not exist, its files are damaged, or two comparisons mean different things by one
             name.
     """
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(f"there is no folder {folder}")
-    records = {folder: record for folder in folders if (record := read(folder)) is not None}
+            raise UserError(f"there is no folder {folder}")
+    records = {folder: record for folder in folders if (record := read_record(folder)) is not None}
     _check_same_names(records)
-    runs: list[RunData] = []
+    runs: list[Run] = []
     places: list[tuple[str, str]] = []
     ranges: dict[str, tuple[float, float] | None] = {}
     for folder, record in records.items():
-        listed = list(dict.fromkeys([*planned_runs(record), *existing_runs(folder)]))
+        listed = list(dict.fromkeys([*record["runs"], *begun_runs(folder)]))
         found = [_read_run(folder / task / method / str(seed), task, method) for task, method, seed in listed]
         runs += [run for run in found if run.folder.is_dir()]
         places += [(task, method) for task, method, _ in listed]
@@ -125,33 +175,29 @@ def _check_same_names(records: Mapping[Path, dict[str, Any]]) -> None:
         for where, first, second in [*sides, ("options", record["options"], its["options"])] if shared else ():
             if (difference := first_difference(first, second)) is not None:
                 key, here, there = difference
-                raise ValueError(
+                raise UserError(
                     f"{folder} and {other} cannot be put together: {key} in {where} is {here} in one "
                     f"and {there} in the other"
                 )
 
 
-def _runs_below(folders: Sequence[Path]) -> list[RunData]:
-    """Runs with a curve over environment steps."""
-    found: list[tuple[RunData, dict[str, Any]]] = []
-    tables = [
-        table
-        for folder in folders
-        for table in sorted(folder.rglob(_CURVE))
-        # MLflow keeps a copy of each tracked run's figures in a folder of this name.
-        if table.parents[1].name != "artifacts" or table.parents[1] == folder
-    ]
-    for table in {table.resolve(): table for table in tables}.values():  # once, also where one folder holds another
-        place = table.parents[1]
-        with _reading(table), table.open(newline="") as file:
-            header = next(csv.reader(file), [])
-        if "env_steps" not in header:
+def _runs_below(folders: Sequence[Path]) -> list[Run]:
+    """Runs with a curve over environment steps, or with samples for a bandit."""
+    found: list[tuple[Run, dict[str, Any]]] = []
+    places = [(folder, table.parents[1]) for folder in folders for table in folder.rglob(_CURVE)]
+    places += [(folder, table.parent) for folder in folders for table in folder.rglob(ACTIONS)]
+    # MLflow keeps a copy of each tracked run's figures in a folder of this name.
+    kept = {place.resolve(): place for folder, place in places if place.name != "artifacts" or place == folder}
+    for place in sorted(kept.values()):  # once, also where one folder holds another
+        if not (_curve(place) or (place / ACTIONS).is_file()):
             continue  # a generative model's
         config = _config(place / "config.yaml")
         model = config.get("model", {})
         name = str(model.get("class_path", "run")).rpartition(".")[2]
         settings = {
-            key: value for key, value in _flatten(model.get("init_args") or {}).items() if key not in DIMENSIONS
+            key.replace("init_args.", "").removesuffix(".class_path"): value
+            for key, value in flatten(model.get("init_args") or {}).items()
+            if key.partition(".")[0] not in DIMENSIONS
         }
         task = _result(place).get("task") or _environment(place / "config.yaml", config)
         # Where the configuration is lost: a run lies in a folder named for its environment, unless told otherwise.
@@ -159,29 +205,33 @@ def _runs_below(folders: Sequence[Path]) -> list[RunData]:
     return _name_methods(found, os.path.commonpath([folder.absolute() for folder in folders]) if folders else "")
 
 
-def _read_run(folder: Path, task: str, method: str) -> RunData:
+def _read_run(folder: Path, task: str, method: str) -> Run:
     result = _result(folder)
-    curve: dict[str, list[float]] = {"env_steps": [], "return_mean": [], "seconds": []}
-    if (folder / _CURVE).is_file():
-        with _reading(folder / _CURVE), (folder / _CURVE).open(newline="") as file:
-            for row in csv.DictReader(file):
-                for name, values in curve.items():
-                    values.append(float(row.get(name) or "nan"))
-    columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in curve.items()}
-    known = ~columns["return_mean"].isnan()
-    with _reading(folder / _CURVE):
-        if not (columns["env_steps"][known].diff() > 0.0).all():
-            raise ValueError("env_steps do not ascend")
     stated = result.get("return_range")
-    return RunData(
+    return Run(
         folder=folder,
         task=task,
         method=method,
-        curve={name: column[known] for name, column in columns.items()},
-        score=result.get("metrics", {}).get(_SCORE),
+        curve=_curve(folder) or dict.fromkeys(_COLUMNS, torch.empty(0, dtype=torch.float64)),
+        metrics=result.get("metrics"),
         return_range=None if stated is None else (float(stated[0]), float(stated[1])),
         commit=result.get("commit"),
     )
+
+
+def _curve(folder: Path) -> dict[str, Tensor] | None:
+    """A run's evaluations; None if it has none over environment steps."""
+    path = folder / _CURVE
+    if not path.is_file():
+        return None
+    with _reading(path):
+        table = pd.read_csv(path, usecols=lambda name: name in _COLUMNS, dtype=float)
+        if "env_steps" not in table:
+            return None
+        table = table.reindex(columns=_COLUMNS).dropna(subset="return_mean")
+        if not (table["env_steps"].diff().iloc[1:] > 0.0).all():
+            raise ValueError("env_steps do not ascend")
+        return {name: torch.tensor(table[name].to_numpy(), dtype=torch.float64) for name in _COLUMNS}
 
 
 def _result(folder: Path) -> dict[str, Any]:
@@ -193,9 +243,10 @@ def _result(folder: Path) -> dict[str, Any]:
         result = json.loads(path.read_text())
         if not (isinstance(result, dict) and isinstance(result.get("metrics", {}), dict)):
             raise ValueError(f"expected metrics by name, got {result!r}")
-        score, stated = result.get("metrics", {}).get(_SCORE), result.get("return_range")
-        if not isinstance(score, float | int | None):
-            raise ValueError(f"{_SCORE} must be a number, got {score!r}")
+        for name, value in result.get("metrics", {}).items():
+            if not isinstance(value, float | int):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+        stated = result.get("return_range")
         if stated is not None and not (isinstance(stated, list) and len(stated) == 2):
             raise ValueError(f"return_range must be two numbers, got {stated!r}")
         return result
@@ -216,13 +267,16 @@ def _config(path: Path) -> dict[str, Any]:
 def _environment(path: Path, config: dict[str, Any]) -> str | None:
     """Label of the environment in a run's configuration; None if it names none."""
     stated = (config.get("data", {}).get("init_args") or {}).get("environment")
-    if stated is None:
-        return None
+    return None if stated is None else _instantiate(path, Environment, stated).label
+
+
+def _instantiate(path: Path, kind: type, stated: Any) -> Any:
+    """The object that a run's configuration describes."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--environment", type=Environment)
+    parser.add_argument("--made", type=kind)
     try:
-        made: Any = parser.instantiate_classes(parser.parse_object({"environment": stated}))
-        return made.environment.label
+        made: Any = parser.instantiate_classes(parser.parse_object({"made": stated}))
+        return made.made
     except (ArgumentError, ValueError) as error:
         raise UserError(f"{path}: {shorten(str(error))}") from error
 
@@ -232,11 +286,11 @@ def _reading(path: Path) -> Iterator[None]:
     """Say which file it is that cannot be read."""
     try:
         yield
-    except (ValueError, csv.Error, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
-def _name_methods(found: Sequence[tuple[RunData, dict[str, Any]]], root: str) -> list[RunData]:
+def _name_methods(found: Sequence[tuple[Run, dict[str, Any]]], root: str) -> list[Run]:
     """Give models of one class that differ in their settings different names."""
     named = []
     for run, settings in found:
@@ -249,11 +303,3 @@ def _name_methods(found: Sequence[tuple[RunData, dict[str, Any]]], root: str) ->
             said = [f"as in {os.path.relpath(first.folder, root)}"]
         named.append(dataclasses.replace(run, method=" ".join([run.method, *said])))
     return named
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = prefix.rstrip(".") if key == "class_path" and prefix else f"{prefix}{key}".replace("init_args.", "")
-        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
-    return flat

@@ -1,16 +1,19 @@
-"""The figures of the laboratory show what they are given."""
+"""The figures on bandits show what they are given."""
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.collections import PathCollection
 
-from flowmatch_rl.figures import ErrorCurve, LawPanels, draw_estimator_errors, draw_law_samples, save_figure
+from flowmatch_rl.evaluation import EstimatorErrors
+from flowmatch_rl.figures import BanditPanels, draw_bandit_samples, draw_estimator_errors, save_figure
 
-T = np.array([0.1, 0.5, 0.9])
+T = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
 
 
-def curve(bias: list[float], deviation: list[float]) -> ErrorCurve:
-    return ErrorCurve(T, np.array(bias), np.full(3, 0.01), np.array(deviation))
+def curve(bias: list[float], deviation: list[float]) -> EstimatorErrors:
+    numbers = (torch.tensor(values, dtype=torch.float64) for values in (bias, [0.01] * 3, deviation, bias, bias))
+    return EstimatorErrors(T, *numbers)
 
 
 def test_errors_have_a_column_per_bandit_and_a_line_per_estimator(tmp_path) -> None:
@@ -31,17 +34,17 @@ def test_errors_have_a_column_per_bandit_and_a_line_per_estimator(tmp_path) -> N
     assert (tmp_path / "errors.png").stat().st_size > 10_000
 
 
-def law(action_dim: int, **samples: np.ndarray | None) -> LawPanels:
+def panels_of(action_dim: int, **samples: np.ndarray | None) -> BanditPanels:
     grid = np.linspace(0.0, 1.0, 25).reshape(5, 5)
     distance = {name: 0.125 for name, points in samples.items() if points is not None}
-    return LawPanels(grid, np.zeros((7, 2)), samples, distance, action_dim)
+    return BanditPanels(grid, np.zeros((7, 2)), samples, distance, action_dim)
 
 
 def test_samples_have_a_row_per_bandit_and_a_column_per_method(tmp_path) -> None:
     points = np.array([[0.5, -0.5], [0.25, 1.0]])
-    figure = draw_law_samples({"moons": law(2, x=points, y=None), "box": law(6, x=-points, y=points)})
+    figure = draw_bandit_samples({"moons": panels_of(2, x=points, y=None), "box": panels_of(6, x=-points, y=points)})
     panels = figure.axes
-    assert [axes.get_title() for axes in panels[:3]] == ["exact samples", "x: 0.1250", "y: not finite"]
+    assert [axes.get_title() for axes in panels[:3]] == ["exact samples", "x: 0.1250", "y: no result"]
     assert panels[0].get_ylabel() == "moons"
     assert panels[3].get_ylabel() == "box\nfirst 2 of 6 actions"
     clouds = [[c for c in axes.collections if isinstance(c, PathCollection)] for axes in panels]
@@ -51,6 +54,6 @@ def test_samples_have_a_row_per_bandit_and_a_column_per_method(tmp_path) -> None
     image = panels[0].images[0]
     assert image.origin == "lower"
     assert list(image.get_extent()) == [-1, 1, -1, 1]
-    assert image.norm.vmax == pytest.approx(2.0)  # four times the mean, for laws that are nearly flat
+    assert image.norm.vmax == pytest.approx(2.0)  # four times the mean, for densities that are nearly flat
     save_figure(figure, tmp_path / "samples.png")
     assert (tmp_path / "samples.png").stat().st_size > 10_000

@@ -1,12 +1,14 @@
-"""Figures of a study on bandits: errors of estimators along the path, and samples of policies over exact densities."""
+"""Figures on bandits: errors of estimators along the path, and samples of policies over exact densities."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flowmatch_rl.evaluation import EstimatorErrors
 from flowmatch_rl.figures.style import BLUE, GREEN, GREY, ORANGE, RED, VALUE_COLORS, new_figure, tidy
 
 _COLORS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#5D3A9B", GREY)
@@ -15,30 +17,13 @@ _LINES = ("-", "--", ":")
 
 
 @dataclass(frozen=True)
-class ErrorCurve:
-    """Errors of one estimator against flow time.
-
-    Attributes:
-        t: Flow times, shape (T,).
-        bias: Bias, shape (T,).
-        resolution: Bias that shows by chance, shape (T,); what is not above it is left out.
-        deviation: Standard deviation, shape (T,).
-    """
-
-    t: np.ndarray
-    bias: np.ndarray
-    resolution: np.ndarray
-    deviation: np.ndarray
-
-
-@dataclass(frozen=True)
-class LawPanels:
-    """The law of a bandit, and samples of policies that were trained toward it.
+class BanditPanels:
+    """The Boltzmann distribution of a bandit, and samples of policies that were trained toward it.
 
     Attributes:
         density: Density of the first two actions on an even grid over [-1, 1]^2, rows by the second, shape (G, G).
         exact: Exact samples of the first two actions, shape (N, 2).
-        samples: Samples by method, shape (N, 2) each; None where the training broke off.
+        samples: Samples by method, shape (N, 2) each; None where no run has ended.
         distance: Energy distance to exact samples, by method.
         action_dim: Dimension of the action.
     """
@@ -50,20 +35,21 @@ class LawPanels:
     action_dim: int
 
 
-def draw_estimator_errors(curves: Mapping[str, Mapping[str, ErrorCurve]]) -> Figure:
+def draw_estimator_errors(errors: Mapping[str, Mapping[str, EstimatorErrors]]) -> Figure:
     """Draw bias and standard deviation of estimators against flow time, a column per bandit.
 
     Args:
-        curves: Curves by estimator, by bandit; at least one each.
+        errors: Errors by estimator, by bandit; at least one each. Bias that is not above twice its resolution is left
+            out.
     """
     figure = new_figure(
-        max(7.4, 1.0 + 3.4 * len(curves)),
+        max(7.4, 1.0 + 3.4 * len(errors)),
         6.2,
         "Errors of the estimated mean of x_1 given x_t, in latent units per dimension",
     )
-    panels = figure.subplots(2, len(curves), squeeze=False, sharex=True, sharey=True)
-    for column, (bandit, errors) in zip(panels.T, curves.items(), strict=True):
-        for i, (name, curve) in enumerate(errors.items()):
+    panels = figure.subplots(2, len(errors), squeeze=False, sharex=True, sharey=True)
+    for column, (bandit, curves) in zip(panels.T, errors.items(), strict=True):
+        for i, (name, curve) in enumerate(curves.items()):
             looks = {
                 "color": _COLORS[i % len(_COLORS)],
                 "marker": _MARKERS[i % len(_MARKERS)],
@@ -72,9 +58,10 @@ def draw_estimator_errors(curves: Mapping[str, Mapping[str, ErrorCurve]]) -> Fig
                 "linewidth": 1.3,
                 "label": name,
             }
-            shown = np.where(curve.bias > 2.0 * curve.resolution, curve.bias, np.nan)
-            column[0].plot(curve.t, shown, **looks)
-            column[1].plot(curve.t, np.where(curve.deviation > 0.0, curve.deviation, np.nan), **looks)
+            bias = curve.bias.where(curve.bias > 2.0 * curve.resolution, torch.nan)
+            column[0].plot(curve.t.numpy(), bias.numpy(), **looks)
+            deviation = curve.deviation.where(curve.deviation > 0.0, torch.nan)
+            column[1].plot(curve.t.numpy(), deviation.numpy(), **looks)
         column[0].set_title(bandit, fontsize=10)
         for axes in column:
             axes.set_yscale("log")
@@ -88,23 +75,23 @@ def draw_estimator_errors(curves: Mapping[str, Mapping[str, ErrorCurve]]) -> Fig
     return figure
 
 
-def draw_law_samples(laws: Mapping[str, LawPanels]) -> Figure:
+def draw_bandit_samples(bandits: Mapping[str, BanditPanels]) -> Figure:
     """Draw samples of policies over exact densities: a row per bandit, a column per method.
 
     Args:
-        laws: Panels by bandit, the same methods in each; at least one.
+        bandits: Panels by bandit, the same methods in each; at least one.
     """
-    methods = list(next(iter(laws.values())).samples)
-    figure = new_figure(0.9 + 1.9 * (1 + len(methods)), 0.5 + 2.15 * len(laws), "Samples over the exact density")
-    panels = figure.subplots(len(laws), 1 + len(methods), squeeze=False)
-    for row, (bandit, law) in zip(panels, laws.items(), strict=True):
-        _draw_panel(row[0], law, law.exact, "exact samples")
+    methods = list(next(iter(bandits.values())).samples)
+    figure = new_figure(0.9 + 1.9 * (1 + len(methods)), 0.5 + 2.15 * len(bandits), "Samples over the exact density")
+    panels = figure.subplots(len(bandits), 1 + len(methods), squeeze=False)
+    for row, (name, bandit) in zip(panels, bandits.items(), strict=True):
+        _draw_panel(row[0], bandit, bandit.exact, "exact samples")
         for axes, method in zip(row[1:], methods, strict=True):
-            points = law.samples[method]
-            note = "not finite" if points is None else f"{law.distance[method]:.4f}"
-            _draw_panel(axes, law, points, f"{method}: {note}")
-        more = "" if law.action_dim == 2 else f"\nfirst 2 of {law.action_dim} actions"
-        row[0].set_ylabel(f"{bandit}{more}", fontsize=9)
+            points = bandit.samples[method]
+            note = f"{bandit.distance[method]:.4f}" if method in bandit.distance else "no result"
+            _draw_panel(axes, bandit, points, f"{method}: {note}")
+        more = "" if bandit.action_dim == 2 else f"\nfirst 2 of {bandit.action_dim} actions"
+        row[0].set_ylabel(f"{name}{more}", fontsize=9)
         for axes in row[1:]:
             axes.tick_params(labelleft=False)
     for axes in panels[:-1].flat:
@@ -113,10 +100,10 @@ def draw_law_samples(laws: Mapping[str, LawPanels]) -> Figure:
     return figure
 
 
-def _draw_panel(axes: Axes, law: LawPanels, points: np.ndarray | None, title: str) -> None:
-    # A flat law is pale, so that points show on it.
-    top = max(1.4 * float(law.density.max()), 4.0 * float(law.density.mean()))
-    axes.imshow(law.density, origin="lower", extent=(-1, 1, -1, 1), cmap=VALUE_COLORS, vmin=0.0, vmax=top, zorder=0)
+def _draw_panel(axes: Axes, bandit: BanditPanels, points: np.ndarray | None, title: str) -> None:
+    # A flat density is pale, so that points show on it.
+    top = max(1.4 * float(bandit.density.max()), 4.0 * float(bandit.density.mean()))
+    axes.imshow(bandit.density, origin="lower", extent=(-1, 1, -1, 1), cmap=VALUE_COLORS, vmin=0.0, vmax=top, zorder=0)
     if points is not None:
         axes.scatter(points[:, 0], points[:, 1], s=2.0, color=RED, alpha=0.5, linewidths=0.0)
     tidy(axes)

@@ -14,10 +14,8 @@ import pytest
 import torch
 import yaml
 
-from flowmatch_rl.experiments import report as report_command
-from flowmatch_rl.experiments import report_page
-from flowmatch_rl.experiments.report_runs import read_study
-from flowmatch_rl.experiments.report_statistics import summarize
+from flowmatch_rl.experiments.runs import read_study
+from flowmatch_rl.experiments.statistics import summarize
 from flowmatch_rl.figures.comparison import Aggregate, draw_aggregate
 from tests.callbacks.test_figures import is_drawn
 from tests.cli.support import Outcome, call
@@ -80,16 +78,6 @@ def report(*arguments: object) -> Outcome:
     return call(["report", *map(str, arguments)])
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw nothing: figures take longer than the rest, and some tests draw all there are."""
-    for module, names in {report_page: ("draw_task", "draw_aggregate"), report_command: ("draw_comparison",)}.items():
-        for name in names:
-            monkeypatch.setattr(module, name, lambda *_: None)
-    monkeypatch.setattr(report_page, "encode_figure", lambda _: b"")
-    monkeypatch.setattr(report_command, "save_figure", lambda _, path: path.touch())
-
-
 class Page(HTMLParser):
     """Tables, pictures and addresses of a page."""
 
@@ -130,7 +118,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_comparison(tmp_path_factory.mktemp("study") / "out", SCORES, RANGES)
     outcome = report(folder)
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.split() == [str(folder / "report.html"), str(folder / "report.png")]
+    assert outcome.out.split() == [str(folder / name) for name in ("report.html", "report.png", "results.csv")]
     return folder
 
 
@@ -201,7 +189,7 @@ def test_runs_of_unequal_length_are_shown_as_far_as_they_go_and_counted(tmp_path
     assert curve.num_runs.tolist() == [3, 3, 2, 2]
     assert curve.mean.tolist()[2:] == [15.0, 20.0]
     assert curve.interval.isnan().any(0).tolist() == [False, False, True, True]
-    (row,) = summary.tables[0]
+    (row,) = summary.tables[0].itertuples()
     assert (row.planned, row.ended, row.mean) == (3, 2, 20.0)
     assert report(tmp_path).code == 0
     page = Page((tmp_path / "report.html").read_text())
@@ -215,12 +203,12 @@ def test_run_that_has_not_begun_counts_as_planned(tmp_path: Path) -> None:
     record["runs"] += [["swing", "b", 1], ["swing", "c", 0]]
     (tmp_path / "comparison.json").write_text(json.dumps(record))
     summary = summarize(read_study([tmp_path]))
-    assert [(row.method, row.ended, row.planned) for row in summary.tables[0]] == [
+    assert [(row.method, row.ended, row.planned) for row in summary.tables[0].itertuples()] == [
         ("a", 1, 1),
         ("b", 1, 2),
         ("c", 0, 1),
     ]
-    assert math.isnan(summary.tables[0][2].mean)
+    assert math.isnan(summary.tables[0]["mean"][2])
     assert report(tmp_path).code == 0
 
 
@@ -271,7 +259,7 @@ def test_runs_without_times_have_no_curve_by_seconds(tmp_path: Path) -> None:
     make_comparison(tmp_path, {"swing": {"a": [10.0]}}, timed=False)
     summary = summarize(read_study([tmp_path]))
     assert summary.tasks[0].methods[0].by_seconds is None
-    assert math.isnan(summary.tables[0][0].steps_per_s)
+    assert math.isnan(summary.tables[0]["steps_per_s"][0])
     assert report(tmp_path).code == 0
 
 

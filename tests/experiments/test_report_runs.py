@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flowmatch_rl.experiments.report_runs import read_study
-from tests.cli.test_report import make_comparison, make_run, model, report
+from flowmatch_rl.experiments.runs import read_study
+from tests.experiments.test_report import make_comparison, make_run, model, report
 
 DM_CONTROL = {"domain": "cheetah", "task": "run", "camera": 0}
 
