@@ -24,7 +24,7 @@
 # 4. Straight and curved paths
 # 5. A model of two moons
 # 6. Few steps
-# 7. Where to go on
+# 7. Where to continue
 
 # %%
 import logging
@@ -217,8 +217,8 @@ def train(distribution, coupling, hidden_dim):
 trained = train(mixture, IndependentCoupling(), hidden_dim=64)
 
 # %% [markdown]
-# Both losses of three fields, on the same draws. The trained network has never seen $v_t$. The exact field shows what
-# is left of the conditional loss when nothing is left to learn; only the marginal loss goes to zero.
+# Both losses of three fields, on the same draws. The network was trained without $v_t$. The exact field shows
+# the part of the conditional loss that no training removes; only the marginal loss goes to zero.
 
 # %%
 torch.manual_seed(1)
@@ -525,10 +525,10 @@ assert learned["optimal transport"][0] < 0.5 * learned["independent"][0]
 
 # %% [markdown]
 # With exact velocities no schedule wins everywhere: from two steps on the cosine path on data of unit variance, from
-# eight on the linear one on data much narrower than the noise. The variance-preserving path wants about twice the steps
-# of the cosine one, or steps that are short where it moves. Optimal transport saves most: one step errs less than four
-# with independent pairs. Its price is an assignment problem per batch, and pairs that are only optimal within their
-# batch.
+# eight on the linear one on data much narrower than the noise. The variance-preserving path needs about twice the steps
+# of the cosine one, or steps that are short where it moves. Optimal transport saves most: the error of one step is less
+# than that of four with independent pairs. Its price is an assignment problem per batch, and pairs that are only
+# optimal within their batch.
 
 # %% [markdown]
 # ## 5. A model of two moons

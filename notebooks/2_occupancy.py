@@ -24,7 +24,7 @@
 # 3. A ring, learned from random actions
 # 4. Why to follow the flow: variance of the gradient
 # 5. A maze: one model, many horizons
-# 6. The value of a reward that the model has never seen
+# 6. The value of a reward that the model was not trained on
 # 7. What is not shown
 
 # %%
@@ -228,7 +228,7 @@ panels[0, 2].legend(fontsize=8)
 # ## 3. A ring, learned from random actions
 #
 # The data are single steps with uniform random actions; the policy to be modelled walks counterclockwise. No trajectory
-# of it is ever seen.
+# of it is in the data.
 
 
 # %%
@@ -499,12 +499,12 @@ print(f"distance between the real futures of the two starts, discount {SHORT}: {
 assert FAST or max(distance for (_, discount), distance in distances.items() if discount == SHORT) < 0.5 * wrong
 
 # %% [markdown]
-# The cross marks the start. One set of weights draws both horizons; between them it can be asked for any. (Distances
+# The cross marks the start. One set of weights draws both horizons; it takes any discount between them. (Distances
 # are Wasserstein's, over positions in units of the maze and velocities in units per second together.) The model knows
 # where the policy goes and how far, from data that never went there. It is also blurred: real states lie on a line,
 # those of the model around it, a few inside the walls, and the more so at the longer horizon.
 #
-# ## 6. The value of a reward that the model has never seen
+# ## 6. The value of a reward that the model was not trained on
 #
 # For a reward of the state arrived at,
 #
@@ -553,7 +553,7 @@ assert FAST or all(error < 0.9 * size for (_, discount), (error, size) in errors
 #   above are not at their floor, and less so at the longer horizon: bootstrapping adds up errors over the horizon.
 # - **Comparisons.** All learning here was by `TD2CFM`. The other objectives and the diffusion form `TD2DD` stand beside
 #   it in [benchmarks/RESULTS.md](../benchmarks/RESULTS.md).
-# - **Losses tell nothing** across objectives: at the optimum they still differ by the variance of their targets.
+# - **Losses do not compare** across objectives: at the optimum they still differ by the variance of their targets.
 #   Compare distances, likelihoods (`TrainedOccupancy.log_prob`) and values.
 # - **Narrow rewards.** One that lives in a small region needs many samples, and any blur of the model shows in it.
 # - **Families of policies and planning.** `MazeGoalPolicy` is a policy for every goal; one model of all of them

@@ -80,7 +80,7 @@ from flowmatch_rl.testbeds import Bimodal, Flat, FourModes, Quadratic
 FAST = os.environ.get("FLOWMATCH_FAST") == "1"
 PARTICLES = 100 if FAST else 500  # that the exact field of section 1 carries
 POINTS, REPEATS = (16, 16) if FAST else (32, 64)  # of the path, and estimates at each, in sections 2 to 4
-PAIRS = 50_000 if FAST else 400_000  # end points in section 5
+PAIRS = 50_000 if FAST else 400_000  # endpoints in section 5
 UPDATES = 60 if FAST else 1500  # of the policies of sections 6 and 7
 ENV_STEPS, WARM_UP = (640, 320) if FAST else (6000, 1000)  # of the pendulum
 
@@ -96,14 +96,14 @@ settings = {"num_points": POINTS, "num_repeats": REPEATS}
 # ## 1. Velocity is a posterior mean
 #
 # Actions lie in a box, flows in all of space. The flow therefore carries noise to a latent $u$, and the action is $a =
-# \tanh u$. In the latent space the law to be learned has the density
+# \tanh u$. In the latent space the distribution to be learned has the density
 #
 # $$p_1(u) \propto \exp\left(Q(\tanh u) / \lambda\right) \prod_j \left(1 - \tanh^2 u_j\right),$$
 #
 # with the Jacobian of tanh (`boltzmann_density`). Noise $x_0 \sim \mathcal N(0, I)$ and latent $x_1 \sim p_1$ are
 # joined by the path $x_t = \alpha_t x_1 + \sigma_t x_0$, here with $\alpha_t = t$ and $\sigma_t = 1 - t$.
 #
-# Now take $x_t$ as **evidence** and the end points as **latent**. Bayes' rule says what $x_t$ tells about $x_1$:
+# Now take $x_t$ as **evidence** and the endpoints as **latent**. Bayes' rule says what $x_t$ implies about $x_1$:
 #
 # $$p(x_1 \mid x_t) \propto \underbrace{p_1(x_1)}_\text{prior} \;
 # \underbrace{\mathcal N\left(x_1;\ x_t / \alpha_t,\ \rho_t^2 I\right)}_\text{likelihood},
@@ -125,7 +125,7 @@ points = PathPoints.between(path, start, goal, TIMES)
 
 
 def noise_end(x_t, t):
-    """Noise end points that pass through x_t, for data end points on the grid."""
+    """Noise endpoints that pass through x_t, for data endpoints on the grid."""
     return (x_t - path.schedule.alpha(t) * grid) / path.schedule.sigma(t)
 
 
@@ -177,7 +177,7 @@ assert max(float((form - forms[0]).abs().max()) for form in forms) < 1e-9
 
 
 def exact_velocity(x, t, condition):
-    """Velocity of the flow to the bandit's law."""
+    """Velocity of the flow to the bandit's distribution."""
     x_1 = exact_posterior_mean(bandit, x, t.expand(len(x)))
     return path.convert(x_1, x, t, "data", "velocity")
 
@@ -209,8 +209,8 @@ tidy(right, "action", "density")
 #
 # $$\bar x_1 \approx \sum_k w_k x_1^k, \qquad w_k = \frac{p_1(x_1^k)}{\sum_j p_1(x_1^j)} .$$
 #
-# $Q$ need not be normalised, and no sample of the law is needed: this is the paper's estimator in its plainest form.
-# Sixteen samples each, at points of section 1:
+# $Q$ need not be normalised, and no sample of the distribution is needed: this is the paper's estimator in its plainest
+# form. Sixteen samples each, at points of section 1:
 
 # %%
 torch.manual_seed(1)
@@ -285,8 +285,8 @@ assert bias[-1] < 0.2 * bias[1]
 #
 # $$\mathrm{Var}(x_0 - \eta\, r) = \mathrm{Var}(x_0) - 2 \eta\, \mathrm{Cov}(x_0, r) + \eta^2\, \mathrm{Var}(r).$$
 #
-# Integration by parts gives $\mathrm{Cov}(x_0, r) = 1$, whatever the law. Its lowest point is hence at $\eta^* = 1 /
-# \mathrm{Var}(r)$: the inverse Fisher information of the posterior. All of it is checked here on the grid of section 1.
+# Integration by parts gives $\mathrm{Cov}(x_0, r) = 1$, whatever the distribution. Its lowest point is hence at
+# $\eta^* = 1 / \mathrm{Var}(r)$: the inverse Fisher information of the posterior. All of it is checked here on the grid of section 1.
 
 # %%
 ends = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9, 0.97], dtype=F64)
@@ -366,17 +366,17 @@ fisher = found[16]["Fisher"].rmse / found[16]["none (noise)"].rmse
 assert float(fisher.max()) < 1.1
 
 # %% [markdown]
-# So far for the best coefficient. An estimated one is another matter. Regression on the samples of a single state is
-# the most accurate rule where many samples count. Where few do, it fits their noise and then takes it out of them: with
+# So much for the best coefficient. An estimated one is another matter. Regression on the samples of a single state is
+# the most accurate rule where many samples carry weight. Where few do, it fits their noise and then removes it: with
 # sixteen samples its error is about twice that of no control variate at all up to $t = 0.6$. That the best coefficient
-# is never worse than either end holds for the one of the law, not for that of sixteen samples. The Fisher rule has one
-# quantity less to estimate, and its error stays below that of none at every time measured. Pooling over a batch gives
-# regression its samples back; it is among the best rules everywhere here, where all states of a batch have one flow
-# time.
+# is never worse than 0 or 1 holds for that of the distribution, not for that of sixteen samples. The Fisher rule has
+# one quantity less to estimate, and its error stays below that of none at every time measured. Pooling over a batch
+# gives regression its samples back; it is among the best rules everywhere here, where all states of a batch have one
+# flow time.
 #
 # ## 4. Small flow times
 #
-# The likelihood tells less and less of $x_1$ as $t$ goes to 0. As a proposal its standard deviation is $\rho_t = (1 -
+# The likelihood says less and less about $x_1$ as $t$ goes to 0. As a proposal its standard deviation is $\rho_t = (1 -
 # t) / t$, which is 99 at $t = 0.01$. Almost all samples then lie where tanh is flat, and their actions at a bound. The
 # Jacobian gives such samples next to no weight: what counts is the one sample of least magnitude.
 #
@@ -445,7 +445,7 @@ assert float(errors["product"].rmse.max()) < 0.3
 # product proposal the error is at most 0.11, nearly all of it scatter, which training averages away.
 #
 # Its price: outside the base the weights grow like $\exp(|x_1|^2 / 2 \tau^2)$ for a base of variance $\tau^2$. A policy
-# that sits at the bounds of the box wants `base_variance` above 1.
+# that sits at the bounds of the box needs `base_variance` above 1.
 #
 # ## 5. Published methods as special cases
 #
@@ -486,7 +486,7 @@ assert torch.allclose(mixture, 0.7 * noise_expectation + 0.3 * gradient_expectat
 # %% [markdown]
 # - **Q-score matching** (`PointScoreEstimator`) takes $\nabla \log p_1$ at $x_t$ itself for the score at $x_t$: no
 #   samples at all. It is right where the path ends, and biased for every $t < 1$: earlier the score is that of the
-#   noised law.
+#   noised distribution.
 
 # %%
 figure, panels = plt.subplots(1, 3, figsize=(12.0, 3.0), sharey=True)
@@ -510,9 +510,9 @@ panels[0].legend(fontsize=8)
 
 # %% [markdown]
 # - **Mirror descent** (DPMD, `ReweightedEndpoints`) draws no $x_1$ for a given $x_t$. It takes the pairs that the
-#   points were made of, and weights them by $\exp(Q / \lambda)$. Regression then finds the posterior mean of *the law
-#   of the $x_1$, times* $\exp(Q / \lambda)$. For uniform actions that is the Boltzmann law. For actions of a policy it
-#   is a step from that policy: one that is at temperature 1 already goes on to temperature $1/2$.
+#   points were made of, and weights them by $\exp(Q / \lambda)$. Regression then finds the posterior mean of *the
+#   distribution of the $x_1$, times* $\exp(Q / \lambda)$. For uniform actions that is the Boltzmann distribution. For
+#   actions of a policy it is a step from that policy: one at temperature 1 moves to temperature $1/2$.
 
 # %%
 slope = Quadratic(1, centre=0.6, scale=0.6)
@@ -546,11 +546,11 @@ for axes, (name, (actions, temperature)) in zip(panels, bases.items(), strict=Tr
 # %% [markdown]
 # ## 6. Four modes, two proposals
 #
-# Now a network. `BanditFlow` is what the actor-critic of section 8 is, with the value of a bandit in place of critics.
+# Now a network. `BanditFlow` is the actor-critic of section 8 with the value of a bandit in place of critics.
 # An update
 #
-# 1. draws actions of the present policy as $x_1$, noise, flow times, and the points $x_t$ between them,
-# 2. estimates the end points at these points from values of $Q$ (the actions drawn have done their work),
+# 1. draws actions of the current policy as $x_1$, noise, flow times, and the points $x_t$ between them,
+# 2. estimates the endpoints at these points from values of $Q$ (the actions drawn are no longer needed),
 # 3. regresses the network on the estimate, as flow matching does on real pairs.
 #
 # Four Gaussians in the plane: by the likelihood proposal with the regression rule, which is the paper's choice; the
@@ -582,7 +582,7 @@ def fit(estimator, **options):
 
 
 def draw_actions(axes, actions, title):
-    """Actions over the density of the law."""
+    """Actions over the exact density."""
     axes.imshow(heights, origin="lower", extent=(-1, 1, -1, 1), cmap="Blues", vmin=0.0, vmax=1.5 * float(heights.max()))
     axes.scatter(*actions.T, s=3, color=RED, alpha=0.5, linewidths=0)
     axes.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), title=title)
@@ -613,19 +613,19 @@ assert FAST or distance[-1] < 0.5 * min(distance[:-1])
 
 # %% [markdown]
 # By the likelihood proposal a fifth to a quarter of the actions sit at a bound, whatever the rule, and many of the
-# others in the middle: the bias of section 4, learned. (Energy distances hardly tell how bad that is; look at samples.)
-# By the product proposal none sit at a bound. What is left of its distance is Euler's method and bridges between modes:
+# others in the middle: the bias of section 4, learned. (Energy distances hardly show how bad that is; look at samples.)
+# By the product proposal none sit at a bound. The rest of its distance is Euler's method and bridges between modes:
 # fifty steps of the same weights come to within 0.002.
 #
 # The paper's configuration has more parts than this comparison. It draws 32 particles and picks one by its value, which
-# takes out part of what is in the wrong place.
+# removes some of the actions in the wrong place.
 #
 # ## 7. One step
 #
 # A robot may not have time for ten evaluations of a network. `MeanFlow` learns the average velocity over an interval,
-# so that one evaluation carries noise to an action; the notebook on flow matching tells how. It needs pairs of end
-# points and nothing else, and posterior means are as good as pairs: by its identity the velocity of the moment enters
-# linearly, and the mean of the pairs is that velocity. The same estimator, another objective.
+# so that one evaluation carries noise to an action; the notebook on flow matching explains how. It needs pairs of
+# endpoints and nothing else, and posterior means are as good as pairs: in its identity the instantaneous velocity
+# enters linearly, and the mean of the pairs is that velocity. The same estimator, another objective.
 
 # %%
 one_step, metrics, seconds = fit(product, objective=MeanFlow(), sampler=AverageVelocitySampler(num_steps=1))
@@ -732,12 +732,12 @@ for name, values in profile.means.items():
 
 # %% [markdown]
 # At a temperature of 1 the values of this task differ by a nat or two over the samples of a state, and most samples
-# count, two thirds of them even at small flow times. The coefficient goes from 0 to 1, as in section 3. Hardly an
-# estimated action is at a bound.
+# carry weight, two thirds of them even at small flow times. The coefficient goes from 0 to 1, as in section 3. Hardly
+# an estimated action is at a bound.
 #
-# The first state above shows a limit. There the critics want the full torque, a law with a spike at the bound, and the
-# flow's samples are wider than it. Five Euler steps, sixteen samples and a proposal that covers bounds badly are the
-# suspects. The action taken is right all the same, for it is the best of sixteen.
+# The first state above shows a limit. There the critics prefer the full torque, a distribution with a spike at the
+# bound, and the flow's samples are wider than it. Five Euler steps, sixteen samples and a proposal that covers bounds
+# badly are the suspects. The action taken is still right, since it is the best of sixteen.
 #
 # ## 9. What is not shown
 #
