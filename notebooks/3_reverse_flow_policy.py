@@ -286,7 +286,8 @@ assert bias[-1] < 0.2 * bias[1]
 # $$\mathrm{Var}(x_0 - \eta\, r) = \mathrm{Var}(x_0) - 2 \eta\, \mathrm{Cov}(x_0, r) + \eta^2\, \mathrm{Var}(r).$$
 #
 # Integration by parts gives $\mathrm{Cov}(x_0, r) = 1$, whatever the distribution. Its lowest point is hence at
-# $\eta^* = 1 / \mathrm{Var}(r)$: the inverse Fisher information of the posterior. All of it is checked here on the grid of section 1.
+# $\eta^* = 1 / \mathrm{Var}(r)$: the inverse Fisher information of the posterior. All of it is checked here on the
+# grid of section 1.
 
 # %%
 ends = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9, 0.97], dtype=F64)
