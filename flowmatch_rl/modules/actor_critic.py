@@ -11,7 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from flowmatch_rl.batches import ACTION, REWARD, Transition, read_transition
-from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.evaluation import Episodes
 from flowmatch_rl.models import ActorModule, LatentPolicy, ParticleActor
 from flowmatch_rl.models.actor import Role
@@ -37,8 +37,7 @@ class ActorCritic(LightningModule, abc.ABC):
         critics: The critics and how their targets are made.
         temperature: Rule for the temperature, or a constant one.
         discount: Discount per environment step, in [0, 1).
-        optimizer: Learning rates and clipping.
-        reset_interval: Gradient steps after which all networks are initialised again; never if None.
+        optimizer: Learning rates, clipping and resets.
 
     Raises:
         UserError: If a number is out of its range.
@@ -65,15 +64,13 @@ class ActorCritic(LightningModule, abc.ABC):
         temperature: Temperature | float,
         discount: float,
         optimizer: ActorCriticOptimizer,
-        reset_interval: int | None,
     ) -> None:
         super().__init__()
-        check_range("[1, inf)", reset_interval=reset_interval)
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.temperature_rule = (
             temperature if isinstance(temperature, Temperature) else ConstantTemperature(temperature)
         )
-        self.optimizer, self.reset_interval = optimizer, reset_interval
+        self.optimizer = optimizer
         self._build_policy = build_policy
         self._build_critics = lambda: CriticLearner(critics, observation_dim, action_dim, discount)
         self.policy = build_policy()
@@ -149,7 +146,8 @@ class ActorCritic(LightningModule, abc.ABC):
             self.temperature.fill_(scheduled if scheduled is not None else self.temperature_rule.initial)
         else:
             self.temperature.copy_(self.log_temperature.detach().exp())
-        if self.reset_interval and self.global_step and self.global_step % self.reset_interval == 0:
+        interval = self.optimizer.reset_interval
+        if interval and self.global_step and self.global_step % interval == 0:
             self.reset_networks()
 
     def validation_step(self, batch: TensorDictBase, batch_idx: int) -> None:

@@ -48,8 +48,7 @@ class ReverseFlowActorCritic(ActorCritic):
             one training particle, or the first of several.
         likelihood: How the log-density of plain samples is computed, for ``entropy_backup`` and a temperature tuned to
             an entropy.
-        optimizer: Learning rates and clipping.
-        reset_interval: Gradient steps after which all networks are initialised again; never if None.
+        optimizer: Learning rates, clipping and resets.
         compile: Whether to compile sampling and posterior with ``torch.compile``.
 
     Raises:
@@ -79,7 +78,6 @@ class ReverseFlowActorCritic(ActorCritic):
         entropy_backup: bool = False,
         likelihood: Likelihood = Likelihood(Euler(num_steps=10)),
         optimizer: ActorCriticOptimizer = ActorCriticOptimizer(),
-        reset_interval: int | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__(
@@ -90,7 +88,6 @@ class ReverseFlowActorCritic(ActorCritic):
             temperature,
             discount,
             optimizer,
-            reset_interval,
         )
         rule = self.temperature_rule
         if rule.needs_samples and estimator.num_samples < 2:

@@ -102,6 +102,8 @@ class ActorCriticOptimizer:
         critic_learning_rate: Learning rate of the critics.
         temperature_learning_rate: Learning rate of the logarithm of a temperature that is tuned.
         max_gradient_norm: The gradient of each network is clipped to this norm; positive.
+        reset_interval: Gradient steps after which all networks are initialised again and the optimizer forgets its
+            state; never if None.
 
     Raises:
         UserError: If a number is not positive.
@@ -111,8 +113,10 @@ class ActorCriticOptimizer:
     critic_learning_rate: float = 1e-3
     temperature_learning_rate: float = 1e-3
     max_gradient_norm: float = 10.0
+    reset_interval: int | None = None
 
     def __post_init__(self) -> None:
+        check_range("[1, inf)", reset_interval=self.reset_interval)
         check_range("(0, inf)", **vars(self))
 
 

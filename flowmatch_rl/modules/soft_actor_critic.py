@@ -28,8 +28,7 @@ class SoftActorCritic(ActorCritic):
         policy: Network and squash of the policy.
         critics: The critics and how their targets are made.
         entropy_backup: Whether the next state's value includes the entropy of the policy.
-        optimizer: Learning rates and clipping.
-        reset_interval: Gradient steps after which all networks are initialised again; never if None.
+        optimizer: Learning rates, clipping and resets.
         compile: Whether to compile the networks with ``torch.compile``.
 
     Raises:
@@ -53,7 +52,6 @@ class SoftActorCritic(ActorCritic):
         critics: Critics = Critics(),
         entropy_backup: bool = True,
         optimizer: ActorCriticOptimizer = ActorCriticOptimizer(),
-        reset_interval: int | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__(
@@ -64,7 +62,6 @@ class SoftActorCritic(ActorCritic):
             temperature,
             discount,
             optimizer,
-            reset_interval,
         )
         if self.temperature_rule.needs_samples:
             raise UserError(f"{self.temperature_rule} needs a policy that learns from importance samples, got {policy}")

@@ -55,7 +55,7 @@ def ranks(tmp_path_factory) -> list[dict]:
         data__eval_episodes=2,
         data__test_episodes=2,
         data__env_steps_per_collection=1,
-        model__reset_interval=5,
+        model__optimizer__reset_interval=5,
     )
     return train(args, "RankReport", folder)
 
