@@ -21,7 +21,7 @@ from flowmatch_rl.samplers import OdeSampler, Sampler
 from flowmatch_rl.schema import TableSchema
 
 
-class FlowMatchingModel(FlowTraining):
+class FlowMatchingModel(FlowTraining[GenerativeModel]):
     """A flow from a source to data, conditional or not.
 
     Batches hold standardised samples. Sampling, likelihood and evaluation use the EMA flow.
@@ -97,16 +97,6 @@ class FlowMatchingModel(FlowTraining):
             marks_absence=marks_absence,
         )
         self.model = GenerativeModel(ema_copy(self.flow), schema, sampler, guidance, likelihood)
-
-    @property
-    def flow_ema(self) -> Flow:
-        """The EMA flow."""
-        return self.model.flow
-
-    @property
-    def schema(self) -> TableSchema:
-        """Columns and units."""
-        return self.model.schema
 
     def training_samples(self, samples: Samples) -> Samples:
         """What to train on in place of the data: the data, or for a second stage the couplings of the first one.

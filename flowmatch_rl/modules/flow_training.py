@@ -1,32 +1,39 @@
-"""What the training of generative models and of occupancies has in common."""
+"""Training of a flow, shared by generative models and occupancies."""
 
 import abc
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
+from torch import Tensor
 
-from flowmatch_rl.models import Flow
+from flowmatch_rl.models import Flow, GenerativeModel, Occupancy
 from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.running_means import RunningMeans
 from flowmatch_rl.modules.settings import FlowOptimizer
 from flowmatch_rl.nets import EmaSettings
+from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.seeds import process_seed
 
+Model = TypeVar("Model", GenerativeModel, Occupancy)
 
-class FlowTraining(QuickHooks, LightningModule, abc.ABC):
-    """Trains one flow with one optimizer, and keeps an EMA copy of it that is evaluated.
+
+class FlowTraining(QuickHooks, LightningModule, abc.ABC, Generic[Model]):
+    """Trains one flow with one optimizer, and keeps a model of its EMA copy that is evaluated.
 
     Children set the attributes.
 
     Attributes:
         flow: The flow that is trained.
+        model: The model of the EMA flow.
         optimizer: Its optimizer.
         ema: How the EMA flow follows it.
         means: Means of the metrics since the last logging.
     """
 
     flow: Flow
+    model: Model
     optimizer: FlowOptimizer
     ema: EmaSettings
 
@@ -35,10 +42,19 @@ class FlowTraining(QuickHooks, LightningModule, abc.ABC):
         self.means = RunningMeans()
         self._ema_step = 0  # of its last move
 
-    @property
     @abc.abstractmethod
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """Mean loss of a batch; adds ``train/loss`` to the means."""
+
+    @property
     def flow_ema(self) -> Flow:
         """The EMA flow."""
+        return self.model.flow
+
+    @property
+    def schema(self) -> TableSchema:
+        """Columns of the samples and of what they are conditioned on, with their units."""
+        return self.model.schema
 
     def on_fit_start(self) -> None:
         """Give each process noise of its own; weights were built from the common seed."""

@@ -23,7 +23,7 @@ from flowmatch_rl.solvers import Midpoint
 from flowmatch_rl.types import Policy, Reward
 
 
-class OccupancyModule(FlowTraining):
+class OccupancyModule(FlowTraining[Occupancy]):
     """Where a policy will be: a flow from noise to its discounted future states, given a state and an action.
 
     The state after k + 1 steps has the weight ``(1 - discount) discount^k``. Trained by temporal differences on
@@ -107,16 +107,6 @@ class OccupancyModule(FlowTraining):
         self.model = Occupancy(ema_copy(self.flow), inputs, sampler, likelihood, policy)
         self._backups = BackupMaker(self.model, objective.bootstraps)
         self._check_parts()
-
-    @property
-    def flow_ema(self) -> Flow:
-        """The EMA flow."""
-        return self.model.flow
-
-    @property
-    def schema(self) -> TableSchema:
-        """Modelled entries of the state, given the whole state, the action and the embedding."""
-        return self.model.schema
 
     @property
     def policy(self) -> Policy | None:
