@@ -32,6 +32,7 @@ BENCHMARKS = (
     "occupancy_maze",
     "occupancy_planning",
     "occupancy_speed",
+    "pictures",
 )
 
 
