@@ -11,6 +11,7 @@ import pytest
 import flowmatch_rl
 from flowmatch_rl.doors import lazy_exports
 from tests.cli.support import environment
+from tests.combinations import one_test
 
 ROOT = Path(flowmatch_rl.__file__).parent
 DOORS = sorted(
@@ -30,6 +31,7 @@ def loaded(code: str) -> set[str]:
     return set(json.loads(run.stdout.splitlines()[-1]))
 
 
+@one_test
 @pytest.mark.parametrize("package", DOORS)
 def test_every_export_can_be_had_and_is_listed(package: str) -> None:
     module = importlib.import_module(package)
@@ -40,6 +42,7 @@ def test_every_export_can_be_had_and_is_listed(package: str) -> None:
         _ = module.nothing_of_the_kind
 
 
+@one_test
 @pytest.mark.parametrize("package", DOORS)
 def test_no_export_has_the_name_of_a_module(package: str) -> None:
     folder = ROOT.joinpath(*package.split(".")[1:])

@@ -15,6 +15,7 @@ from flowmatch_rl.solvers import Divergence, Solver
 from flowmatch_rl.testbeds import Bandit, Process
 from flowmatch_rl.types import Policy, Reward
 from tests import families
+from tests.combinations import one_test
 
 FAMILIES = [
     (Schedule, families.SCHEDULES),
@@ -53,6 +54,7 @@ def descendants(base: type) -> set[type]:
 every_family = pytest.mark.parametrize(("base", "members"), FAMILIES, ids=[base.__name__ for base, _ in FAMILIES])
 
 
+@one_test
 @every_family
 def test_every_concrete_member_of_a_family_is_listed_and_abstract_or_final(base: type, members: list) -> None:
     listed = {member if isinstance(member, type) else type(member) for member in members}
@@ -62,6 +64,7 @@ def test_every_concrete_member_of_a_family_is_listed_and_abstract_or_final(base:
         assert inspect.isabstract(member) or not descendants(member)
 
 
+@one_test
 @every_family
 def test_members_compare_by_value_and_cannot_change(base: type, members: list) -> None:
     names = {member_type.__name__: member_type for member_type in TYPES} | {"inf": math.inf}

@@ -206,7 +206,7 @@ def test_diagnostics_describe_the_weights_and_the_density() -> None:
     assert (found.effective_sample_size <= 9.0).all()
 
 
-@each_value
+@one_test
 @pytest.mark.parametrize("proposal", WIDE_PROPOSALS, ids=repr)
 @pytest.mark.parametrize("rule", CONTROL_VARIATES, ids=repr)
 def test_one_sample_gives_finite_means(rule: ControlVariate, proposal: Proposal) -> None:

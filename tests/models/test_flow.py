@@ -76,6 +76,7 @@ def test_log_density_of_an_exact_flow_is_that_of_the_mixture(schedule, mixture) 
     torch.testing.assert_close(found, mixture.density(sample)[0], rtol=0, atol=1e-3)
 
 
+@one_test
 @pytest.mark.parametrize(
     ("noise", "condition"),
     [

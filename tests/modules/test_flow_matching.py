@@ -32,7 +32,7 @@ from flowmatch_rl.paths import (
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler, Sampler, SdeSampler
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.solvers import AdaptiveSolver, Euler, HutchinsonDivergence, Midpoint
-from tests.combinations import each_value, one_test
+from tests.combinations import one_test
 
 PLANE = TableSchema(("x", "y"), (3.0, -1.0), (2.0, 0.2))
 GIVEN = TableSchema(("x", "y"), (0.0, 0.0), (1.0, 1.0), ("angle",), (1.0,), (2.0,), ("part",), (("left", "right"),))
@@ -128,7 +128,7 @@ def test_every_weight_learns_and_the_ema_flow_does_not(options: dict[str, Any]) 
     assert all(weight.grad is None and not weight.requires_grad for weight in module.flow_ema.parameters())
 
 
-@each_value
+@one_test
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 @pytest.mark.parametrize("schema", [PLANE, GIVEN], ids=["plain", "conditional"])
 def test_samples_and_densities_have_the_shapes_of_the_batch(options: dict[str, Any], schema: TableSchema) -> None:

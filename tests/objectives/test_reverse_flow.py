@@ -6,7 +6,7 @@ from flowmatch_rl.estimators import PosteriorMeanEstimator, boltzmann_density
 from flowmatch_rl.objectives import CappedSignalWeight, PowerWeight, TimeWeight, UniformWeight, flow_matching_loss
 from flowmatch_rl.paths import AffinePath, LinearSchedule, Schedule, TanhSquash
 from flowmatch_rl.solvers import Midpoint
-from tests.combinations import each_value, one_test
+from tests.combinations import one_test
 from tests.families import SCHEDULES, TIME_WEIGHTS
 from tests.oracles import (
     EVEN,
@@ -24,7 +24,7 @@ from tests.oracles import (
 PATH = AffinePath()
 
 
-@each_value
+@one_test
 @pytest.mark.parametrize("shape", [(), (1,), (4,)])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("weight", TIME_WEIGHTS, ids=repr)

@@ -6,7 +6,7 @@ import torch
 from flowmatch_rl.objectives import ErrorOf, TimeWeight
 from flowmatch_rl.paths import AffinePath, LinearSchedule, Schedule, VariancePreservingSchedule
 from flowmatch_rl.types import Prediction
-from tests.combinations import each_pair, each_value
+from tests.combinations import each_pair, one_test
 from tests.families import SCHEDULES, TIME_WEIGHTS
 from tests.oracles import F64, normal, uniform
 
@@ -46,7 +46,7 @@ def test_an_error_measured_as_itself_counts_once(prediction: Prediction) -> None
     assert torch.equal(ErrorOf(prediction).weight(AffinePath(), t, prediction), torch.ones_like(t))
 
 
-@each_value
+@one_test
 @pytest.mark.parametrize("weight", TIME_WEIGHTS, ids=repr)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("shape", [(), (1,), (3, 3)])

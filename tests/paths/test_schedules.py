@@ -53,7 +53,7 @@ def test_exploding_noise_is_geometric_between_its_bounds() -> None:
     assert (schedule.alpha(t) == 1.0).all()
 
 
-@each_value
+@one_test
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (3, 3), (2, 1, 1)])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.paths import GaussianSource, MixtureSource, Source, UniformSource
-from tests.combinations import each_value, one_test
+from tests.combinations import one_test
 from tests.families import SOURCES
 from tests.oracles import F64, normal, stratified_normal
 
@@ -79,7 +79,7 @@ def test_a_source_that_says_it_is_standard_normal_is(source: Source) -> None:
         assert torch.equal(source.transform(x), x)
 
 
-@each_value
+@one_test
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 3)])
 @pytest.mark.parametrize("source", SOURCES, ids=repr)

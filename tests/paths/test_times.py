@@ -63,7 +63,7 @@ def test_the_quantile_function_inverts_the_integral_of_the_density(distribution:
     torch.testing.assert_close(mass_below(distribution, distribution.quantile(shares)), shares, rtol=0, atol=1e-7)
 
 
-@each_value
+@one_test
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("distribution", TIME_DISTRIBUTIONS, ids=repr)
 def test_the_ends_of_the_noise_give_times_within_the_closed_interval(
@@ -76,7 +76,7 @@ def test_the_ends_of_the_noise_give_times_within_the_closed_interval(
     assert times.amax() <= 1.0
 
 
-@each_value
+@one_test
 @pytest.mark.parametrize("shape", [(), (1,), (3, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("distribution", TIME_DISTRIBUTIONS, ids=repr)

@@ -18,7 +18,7 @@ from flowmatch_rl.testbeds import (
     SumReward,
 )
 from flowmatch_rl.types import Reward
-from tests.combinations import each_value, one_test
+from tests.combinations import one_test
 from tests.oracles import F64, normal, stratified_normal
 
 
@@ -73,7 +73,7 @@ def config_of(reward: Reward) -> dict:
     return {"class_path": f"flowmatch_rl.testbeds.{type(reward).__name__}", "init_args": fields}
 
 
-@each_value
+@one_test
 @pytest.mark.parametrize("reward", REWARDS, ids=repr)
 @pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 3)], ids=str)
 def test_a_reward_has_the_shape_of_the_batch_and_the_type_of_the_state(reward: Reward, batch: tuple[int, ...]) -> None:
@@ -112,6 +112,7 @@ def test_a_reward_refuses_states_without_its_columns_and_values_of_another_kind(
         reward.of_columns(torch.zeros(3, count, dtype=torch.int64))
 
 
+@one_test
 @pytest.mark.parametrize("reward", REWARDS, ids=repr)
 def test_a_reward_is_finite_where_everything_is_zero(reward: Reward) -> None:
     values = torch.zeros(len(reward.needed_columns), dtype=F64)
