@@ -204,11 +204,6 @@ def test_discounts_of_many_horizons_lie_in_range_and_are_told(teach: Teach) -> N
     torch.testing.assert_close(backup.next_weight, discount)
 
 
-def test_discounts_are_even_in_the_logarithm_of_the_horizon() -> None:
-    horizon = 1.0 / (1.0 - Horizon(0.9, 0.5).draw(torch.tensor([0.0, 0.25, 0.5, 1.0])))
-    torch.testing.assert_close(horizon, torch.tensor([2.0, 2.0 * 5.0**0.25, 2.0 * 5.0**0.5, 10.0]))
-
-
 def test_discounts_that_the_batch_brings_are_used(teach: Teach) -> None:
     given = torch.linspace(0.5, 0.9, 10)
     batch = segments(10, future=torch.zeros(10, 3), discount=given)

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.objectives import FirstState, backup_weights, choose_state, horizon_weights
+from flowmatch_rl.objectives import (
+    FirstState,
+    backup_weights,
+    choose_horizon,
+    choose_state,
+    discounts_between,
+    horizon_weights,
+    include_current_state,
+)
 from tests.combinations import each_pair
 from tests.oracles import F64, uniform
 
@@ -139,3 +147,26 @@ def test_bad_shapes_are_refused() -> None:
         choose_state(torch.zeros(2, 3, 1), torch.ones(2, 2), torch.zeros(2))
     with pytest.raises(ValueError, match="equal shapes"):
         horizon_weights(two, two[:1])
+
+
+def test_one_of_two_horizons_is_chosen_with_the_probability_of_its_weight() -> None:
+    discount, shorter = torch.full((1000,), 0.9, dtype=F64), torch.full((1000,), 0.6, dtype=F64)
+    even = (torch.arange(1000, dtype=F64) + 0.5) / 1000
+    near, far = torch.zeros(1000, 2, dtype=F64), torch.ones(1000, 2, dtype=F64)
+    chosen = choose_horizon(near, far, discount, shorter, even)
+    _, near_weight, far_weight = horizon_weights(discount[:1], shorter[:1])
+    assert float((chosen[:, 0] == 0.0).double().mean()) == pytest.approx(
+        float(near_weight / (near_weight + far_weight))
+    )
+    assert torch.equal(chosen[:, 0], chosen[:, 1])
+
+
+def test_the_current_state_is_included_with_the_probability_of_its_weight() -> None:
+    even = (torch.arange(1000, dtype=F64) + 0.5) / 1000
+    states = include_current_state(torch.zeros(1000, 1), torch.ones(1000, 1), torch.full((1000,), 0.7, dtype=F64), even)
+    assert float((states == 0.0).double().mean()) == pytest.approx(0.3)
+
+
+def test_discounts_are_even_in_the_logarithm_of_the_horizon() -> None:
+    found = discounts_between(0.5, torch.full((3,), 0.9, dtype=F64), torch.tensor([0.0, 0.5, 1.0], dtype=F64))
+    torch.testing.assert_close(1.0 / (1.0 - found), torch.tensor([2.0, 20.0**0.5, 10.0], dtype=F64))
