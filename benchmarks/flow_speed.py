@@ -62,7 +62,7 @@ PACKAGES: dict[str, Pairs] = {
 
 
 def batches(table: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Random batches of a table, for ever."""
+    """Random batches of a table, forever."""
     while True:
         for rows in torch.randperm(len(table)).split(batch_size):
             if len(rows) == batch_size:

@@ -43,9 +43,9 @@ def distances(module: OccupancyModule, number: int = 4_000, num_states: int = 16
     action = POLICY.act(state)
     found, floor, means = [], [], []
     for s, a in zip(state, action, strict=True):
-        law = PROCESS.occupancy(s.double().expand(number, 1), a.double().expand(number, 1), POLICY, DISCOUNT)
+        mixture = PROCESS.occupancy(s.double().expand(number, 1), a.double().expand(number, 1), POLICY, DISCOUNT)
         exact = [
-            law.draw(
+            mixture.draw(
                 torch.rand(number, generator=generator, dtype=torch.float64),
                 torch.randn(number, 1, generator=generator, dtype=torch.float64),
             )
@@ -56,7 +56,7 @@ def distances(module: OccupancyModule, number: int = 4_000, num_states: int = 16
         # In one dimension sorting solves the transport problem.
         found.append(float((made.sort(0).values - exact[0].sort(0).values).abs().mean()))
         floor.append(float((exact[1].sort(0).values - exact[0].sort(0).values).abs().mean()))
-        means.append(float((made.mean() - law.mean[0]).abs()))
+        means.append(float((made.mean() - mixture.mean[0]).abs()))
     check = float(wasserstein_distance(made[:200], exact[0][:200]))
     sorted_check = float((made[:200].sort(0).values - exact[0][:200].sort(0).values).abs().mean())
     if abs(check - sorted_check) > 1e-6:

@@ -1,7 +1,7 @@
 """Planning on the maze with a model of the policies that go to a point and rest there.
 
 One occupancy model is trained on random forces for all goals, at discount 0.95, without any reward. Then, for rewards
-that none of the policies was made for, generalised policy improvement chooses a goal anew every few steps; beside it a
+that none of the policies was made for, generalised policy improvement chooses another goal every few steps; beside it a
 single policy is followed that has the highest value of its own, chosen once at each start, or once for all starts.
 An action is held for four steps of 0.02 s. Returns are undiscounted sums over episodes of 120 decisions, means over
 100 episodes from random starts at rest.

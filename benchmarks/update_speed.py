@@ -21,7 +21,7 @@ FAST = ["-c", "conf/actor_critic/halfcheetah.yaml", "-c", "conf/actor_critic/pre
 
 
 def update_of(config: list[str], precision: str, compile: bool, device: str) -> tuple[Callable[[], None], Any]:
-    """One whole gradient update (forward, backward, clipping, Adam, lagging copies) on a fixed batch."""
+    """One whole gradient update (forward, backward, clipping, Adam, target networks) on a fixed batch."""
     options = ["--trainer.logger=false", "--trainer.default_root_dir=.", f"--trainer.precision={precision}"]
     cli = FlowMatchCLI([*config, *options, f"--model.init_args.compile={compile}"], run=False)
     module, trainer = cli.model.to(device), Trainer(logger=False, log_every_n_steps=10**9, accelerator="auto")

@@ -76,7 +76,7 @@ def test_a_run_leaves_figures_that_are_not_blank(run: Path, name: str) -> None:
     assert is_drawn(run / "figures" / name)
 
 
-def test_a_blank_page_is_told_from_a_figure(tmp_path: Path) -> None:
+def test_a_blank_page_is_no_figure(tmp_path: Path) -> None:
     figure = draw_learning_curve([ReturnPoint(1)], "")
     for axes in figure.axes:
         axes.remove()

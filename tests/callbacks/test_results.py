@@ -53,7 +53,7 @@ class Killed(Callback):
             assert [row["env_steps"] for row in read_table(Path(trainer.default_root_dir))] == ["30"]
 
 
-def test_the_table_is_there_while_the_run_goes_on(tmp_path: Path) -> None:
+def test_the_table_exists_during_the_run(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, [LearningCurve(), Killed()], max_epochs=2)
     trainer.fit(tiny_module(), datamodule=tiny_data())
     assert len(read_table(tmp_path)) == 2

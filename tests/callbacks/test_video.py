@@ -31,7 +31,7 @@ def module(policy: Any = full_torque) -> Any:
 
 @dataclass
 class StandInRenderer:
-    """Films Pendulum as noise, at a rate of choice; raises what it is told to."""
+    """Films Pendulum as noise, at a rate of choice; raises a given error."""
 
     frames_per_second: float = 25.0
     error: Exception | None = None
@@ -126,7 +126,7 @@ def test_an_mp4_has_the_frames_and_the_size_stated(tmp_path: Path) -> None:
     assert iio.imread(tmp_path / "a.mp4", plugin="FFMPEG").shape == (10, 120, 160, 3)
 
 
-def test_a_machine_without_opengl_writes_no_video_says_why_in_one_line_and_goes_on(
+def test_a_machine_without_opengl_writes_no_video_says_why_in_one_line_and_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     complaints: list[Any] = []

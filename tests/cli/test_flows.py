@@ -176,7 +176,7 @@ def test_prediction_draws_one_sample_for_each_row_of_a_file_of_conditions(given,
     assert len(set(drawn["height"])) == 3
 
 
-def test_prediction_replaces_a_file_only_when_told_to(moons, tmp_path) -> None:
+def test_prediction_replaces_a_file_only_when_asked(moons, tmp_path) -> None:
     path = tmp_path / "samples.csv"
     path.write_text("precious")
     more = SMALL | UNSTATED | {"trainer__default_root_dir": tmp_path, "ckpt_path": last_of(moons)}
@@ -215,7 +215,7 @@ def test_options_on_the_command_line_win_over_the_checkpoint(moons, tmp_path) ->
 
 @pytest.mark.usefixtures("without_figures", "signals")
 @pytest.mark.parametrize("stop", [{"trainer__max_epochs": 1}, {"interrupt_after": 4}], ids=["finished", "interrupted"])
-def test_resumed_run_goes_on_with_the_batches_that_would_have_come(stop, tmp_path) -> None:
+def test_resumed_run_continues_with_the_batches_that_would_have_come(stop, tmp_path) -> None:
     def fit(name: str, **changes: object) -> Outcome:
         probe = probes("Batches", path=str(tmp_path / name), interrupt_after=changes.pop("interrupt_after", None))
         folder = tmp_path / f"{name}_run"

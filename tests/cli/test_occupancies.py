@@ -25,7 +25,7 @@ OBJECTIVES = ["TDCFM", "CoupledTDCFM"]
 DATA_OF = {"maze_goals": "maze", "maze_loop": "maze"}
 """Collections of the tasks that are not called like one."""
 LONG: dict[str, object] = {"num_transitions": 800, "num_envs": 2, "block_steps": 400}
-"""Trajectories in which most of an occupancy at a discount of 0.99 is seen."""
+"""Trajectories in which most of an occupancy at a discount of 0.99 is observed."""
 UNSTATED = {f"model__{name}": None for name in ("network", "network__init_args__hidden_dim")}
 UNSTATED |= {"model__network__init_args__num_blocks": None, "model__likelihood__solver__init_args__num_steps": None}
 """Leaves the model's sizes to the checkpoint."""
@@ -195,7 +195,7 @@ def probes(name: str, **init_args: object) -> str:
 
 @pytest.mark.usefixtures("signals")
 @pytest.mark.parametrize("stop", [{"trainer__max_epochs": 1}, {"interrupt_after": 2}], ids=["finished", "interrupted"])
-def test_resumed_run_goes_on_with_the_batches_that_would_have_come(stop, data, tmp_path) -> None:
+def test_resumed_run_continues_with_the_batches_that_would_have_come(stop, data, tmp_path) -> None:
     def fit(name: str, **changes: object) -> Outcome:
         probe = probes("Batches", path=str(tmp_path / name), interrupt_after=changes.pop("interrupt_after", None))
         options: dict[str, object] = {"data__path": data("maze"), "trainer__callbacks": probe}

@@ -162,14 +162,14 @@ def test_what_does_not_fit_is_refused(ask, words) -> None:
         ask(TrainedOccupancy(occupancy().model, LOW, HIGH))
 
 
-def test_family_wants_a_member() -> None:
+def test_family_needs_a_member() -> None:
     with pytest.raises(ValueError, match="embedding"):
         goals().sample(3, np.zeros(4))
     with pytest.raises(ValueError, match=r"candidates of shape \(\.\.\., 2\), got \(3,\)"):
         goals().plan(LinearReward(("x",), (1.0,)), np.zeros(4), np.zeros(3))
 
 
-def test_model_without_a_policy_asks_for_actions() -> None:
+def test_model_without_a_policy_needs_actions() -> None:
     model = TrainedOccupancy(occupancy(policy=None).model)
     for ask in (lambda: model.sample(3, np.zeros(3)), lambda: model.value(FIRST, np.zeros(3))):
         with pytest.raises(ValueError, match="expected actions"):

@@ -73,7 +73,7 @@ def test_samples_and_densities_have_the_shapes_of_their_batch(network) -> None:
     shared = module.sample(noise, state[:, None], action[:, None])
     assert shared.shape == (4, 6, 3)
     assert shared.dtype == torch.float32
-    # Particles that share a condition are those that are told it each.
+    # Particles that share a condition are those with a copy of it each.
     each = module.sample(noise, state[:, None].expand(-1, 6, -1), action[:, None].expand(-1, 6, -1))
     torch.testing.assert_close(shared, each, rtol=1e-5, atol=1e-4)
     flat = module.sample(noise[:, 0], state, action)

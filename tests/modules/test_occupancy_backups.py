@@ -30,10 +30,10 @@ SIGMAS = 4.5
 @pytest.fixture
 def teach(monkeypatch: pytest.MonkeyPatch) -> Teach:
     """Returns the backups that a module hands to its objective."""
-    seen: list[Backup] = []
+    taught: list[Backup] = []
 
     def noting(self: OccupancyObjective, field: Any, field_ema: Any, backup: Backup, *_: Any) -> tuple[Tensor, Tensor]:
-        seen.append(backup)
+        taught.append(backup)
         return backup.state_weight, backup.next_weight
 
     monkeypatch.setattr(OccupancyObjective, "loss", noting)
@@ -41,7 +41,7 @@ def teach(monkeypatch: pytest.MonkeyPatch) -> Teach:
     def ask(module: OccupancyModule, batch: dict[str, Tensor]) -> Backup:
         torch.manual_seed(5)
         module.loss(read_segment(batch), batch.get("discount"))
-        return seen[-1]
+        return taught[-1]
 
     return ask
 
@@ -61,7 +61,7 @@ def test_one_step_teaches_the_arrival_state_and_the_future_of_the_next_action(te
     torch.testing.assert_close(backup.next_weight, torch.where(ended, 0.0, 0.9))
 
 
-def test_a_model_of_some_columns_is_told_the_whole_state(teach: Teach) -> None:
+def test_a_model_of_some_columns_is_conditioned_on_the_whole_state(teach: Teach) -> None:
     batch = segments(10)
     backup = teach(occupancy(columns=["speed", "x"]), batch)
     torch.testing.assert_close(backup.state, standard(batch["arrivals"][:, 0])[:, [2, 0]])
@@ -76,7 +76,7 @@ def test_without_a_policy_the_next_actions_are_those_of_the_data(teach: Teach) -
     torch.testing.assert_close(backup.next_condition, wanted)
 
 
-def test_members_that_made_the_data_are_told_to_the_network(teach: Teach) -> None:
+def test_members_that_made_the_data_are_inputs_of_the_network(teach: Teach) -> None:
     members = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
     backup = teach(occupancy(policy=None, embedding_dim=2), segments(10, next_action=True, embedding=members))
     assert torch.equal(backup.condition[:, 5:], members)
@@ -161,7 +161,7 @@ def maze_segments(size: int, num_steps: int = 1, **more: Tensor) -> dict[str, Te
     return segments(size, num_steps) | given | more
 
 
-def test_members_of_a_family_are_drawn_anew_and_act_at_the_arrival(teach: Teach) -> None:
+def test_members_of_a_family_are_drawn_for_each_batch_and_act_at_the_arrival(teach: Teach) -> None:
     batch = maze_segments(500)
     backup = teach(maze(), batch)
     members = backup.condition[:, 6:]
@@ -175,7 +175,7 @@ def test_members_of_a_family_are_drawn_anew_and_act_at_the_arrival(teach: Teach)
 
 @pytest.mark.parametrize("options", [{"num_steps": 2}, {"objective": MonteCarloCFM()}], ids=str)
 def test_where_the_data_are_of_the_modelled_policy_so_is_its_member(teach: Teach, options: dict[str, Any]) -> None:
-    """Later actions and states of a trajectory belong to the member that acted, not to one drawn anew."""
+    """Later actions and states of a trajectory belong to the member that acted, not to one drawn for the batch."""
     batch = maze_segments(50, options.get("num_steps", 1))
     members = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
     batch |= {"embedding": members, "future": batch["arrivals"][:, 0]}
@@ -190,7 +190,7 @@ def test_where_the_data_name_no_member_but_must_they_are_refused() -> None:
         maze(num_steps=2).loss(read_segment(batch))
 
 
-def test_discounts_of_many_horizons_lie_in_range_and_are_told(teach: Teach) -> None:
+def test_discounts_of_many_horizons_lie_in_range_and_are_inputs(teach: Teach) -> None:
     batch = segments(4_000)
     batch["terminated"][:] = False
     backup = teach(occupancy(horizon=Horizon(0.9, 0.5)), batch)
@@ -238,7 +238,7 @@ def test_a_long_horizon_is_reached_through_a_shorter_one_with_the_exact_shares(t
     assert bool((far[:, :3].mean(0).abs() < SIGMAS / len(far) ** 0.5).all())
     torch.testing.assert_close(far[:, :3].std(0), torch.ones(3), atol=0.08, rtol=0)
     assert float(asked.min()) >= 0.5
-    # The shares of the near ones among all, by the law of the shorter discount, for several functions of it.
+    # The shares of the near ones among all, by the distribution of the shorter discount, for several functions of it.
     uniform = ((torch.arange(400) + 0.5) / 400).double()
     shorter = 1.0 - 0.5 ** (1.0 - uniform) * (1.0 - discount[:, None]) ** uniform
     long = discount[:, None].expand_as(shorter)
@@ -256,7 +256,7 @@ def test_a_long_horizon_is_reached_through_a_shorter_one_with_the_exact_shares(t
 
 
 @pytest.mark.parametrize(
-    ("objective", "policy", "num_steps", "wants_actions", "wants_futures"),
+    ("objective", "policy", "num_steps", "needs_actions", "needs_futures"),
     [
         (TD2CFM(), PLANE_POLICY, 1, False, False),
         (TD2CFM(), None, 1, True, False),
@@ -265,12 +265,12 @@ def test_a_long_horizon_is_reached_through_a_shorter_one_with_the_exact_shares(t
         (MonteCarloCFM(), PLANE_POLICY, 1, False, True),
     ],
 )
-def test_a_model_asks_for_what_its_backups_need(
-    objective: OccupancyObjective, policy: Any, num_steps: int, wants_actions: bool, wants_futures: bool
+def test_a_model_states_what_its_backups_need(
+    objective: OccupancyObjective, policy: Any, num_steps: int, needs_actions: bool, needs_futures: bool
 ) -> None:
     module = occupancy(objective=objective, policy=policy, num_steps=num_steps, horizon=Horizon(0.9, 0.5))
     needs = module.segment_needs
-    assert (needs.num_steps, needs.next_action) == (num_steps, wants_actions)
-    assert (needs.future_discounts is not None) == wants_futures
+    assert (needs.num_steps, needs.next_action) == (num_steps, needs_actions)
+    assert (needs.future_discounts is not None) == needs_futures
     if needs.future_discounts is not None:
         torch.testing.assert_close(needs.future_discounts(torch.tensor([0.0, 1.0])), torch.tensor([0.5, 0.9]))

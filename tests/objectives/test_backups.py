@@ -130,7 +130,7 @@ def test_the_horizon_backup_has_the_occupancy_as_its_fixed_point(discount: float
     direct, near, far = (float(w) for w in weights)
     assert direct + near + far == pytest.approx(1.0)
     long, short = occupancy(kernel, discount), occupancy(kernel, shorter)
-    # S' and then the states of the shorter occupancy, from each of which the policy goes on.
+    # S' and then the states of the shorter occupancy, from each of which the policy resumes.
     backed_up = direct * kernel + near * kernel @ short + far * kernel @ short @ long
     torch.testing.assert_close(backed_up, long, rtol=0, atol=1e-12)
 

@@ -253,7 +253,7 @@ def test_without_a_discount_the_loss_is_flow_matching_on_one_step(objective: Occ
 
 
 @pytest.mark.parametrize("objective", OCCUPANCY_OBJECTIVES, ids=str)
-def test_no_gradient_reaches_the_lagging_copy(objective: OccupancyObjective) -> None:
+def test_no_gradient_reaches_the_ema_flow(objective: OccupancyObjective) -> None:
     batch, scale = batch_of(16, seed=60), torch.tensor(0.5, dtype=F64, requires_grad=True)
     path = DIFFUSION if objective.prediction == "noise" else LINEAR
 
