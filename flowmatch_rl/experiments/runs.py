@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,12 +108,17 @@ class Study:
     def split(self) -> tuple["Study", "Study"]:
         """Studies of the tasks that have returns, and of those that are bandits."""
         bandits = {run.task for run in self.runs if run.on_bandit}
-        sides = (tuple(task for task in self.tasks if (task in bandits) == side) for side in (False, True))
-        returns, others = (
-            dataclasses.replace(self, tasks=tasks, runs=tuple(run for run in self.runs if run.task in tasks))
-            for tasks in sides
+        return self._restrict(set(self.tasks) - bandits), self._restrict(bandits)
+
+    def _restrict(self, tasks: Collection[str]) -> "Study":
+        planned = {place: number for place, number in self.planned.items() if place[0] in tasks}
+        return Study(
+            tuple(task for task in self.tasks if task in tasks),
+            tuple(method for method in self.methods if method in {name for _, name in planned}),
+            tuple(run for run in self.runs if run.task in tasks),
+            planned,
+            self.ranges,
         )
-        return returns, others
 
     def metrics(self) -> pd.DataFrame:
         """What the tests of ended runs measured: a row for each run, a column for each metric."""

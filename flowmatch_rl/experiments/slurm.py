@@ -1,6 +1,7 @@
 """Jobs on a SLURM cluster, submitted by ``submitit``: the extra ``flowmatch_rl[slurm]``."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -87,6 +88,8 @@ class SlurmExecutor(Executor):
 
     def end_leftovers(self, jobs: Sequence[Job]) -> None:
         """Ask submitted jobs to stop, and cancel them when their time is up."""
+        if self.cluster == "slurm" and shutil.which("srun") is None:
+            raise RunError("there is no SLURM here: the command srun is not found")
         left = [submission for job in jobs if (submission := self._submission(job)) is not None]
         for submission in left:
             print(f"{submission.job.name} is still submitted, left over by a command that was killed", flush=True)

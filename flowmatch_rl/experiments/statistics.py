@@ -77,16 +77,15 @@ def summarize(study: Study) -> Summary:
         study: The runs.
     """
     returns, bandits = study.split()
-    tasks = tuple(
-        TaskCurves(task, [_method_on(returns, task, method) for method in study.methods]) for task in returns.tasks
-    )
+    methods = returns.methods
+    tasks = tuple(TaskCurves(task, [_method_on(returns, task, method) for method in methods]) for task in returns.tasks)
     tables = tuple(pd.DataFrame([_row(returns, task.name, method) for method in task.methods]) for task in tasks)
-    scores = {name: [task.methods[place].scores for task in tasks] for place, name in enumerate(study.methods)}
+    scores = {name: [task.methods[place].scores for task in tasks] for place, name in enumerate(methods)}
     unscaled = [task for task in returns.tasks if study.ranges[task] is None]
     aggregate = Aggregate(
-        study.methods,
+        methods,
         None if unscaled or not tasks else _means(returns, scores),
-        _improvement(returns, scores) if len(study.methods) > 1 and tasks else None,
+        _improvement(returns, scores) if len(methods) > 1 else None,
     )
     return Summary(
         tasks,
