@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.callbacks.occupancy_figures import OccupancyFigures
     from flowmatch_rl.callbacks.posterior_figures import PosteriorFigures
     from flowmatch_rl.callbacks.progress import Progress, Throughput
-    from flowmatch_rl.callbacks.results import RESULT, RunResult
+    from flowmatch_rl.callbacks.results import RunResult
     from flowmatch_rl.callbacks.samples import SampleWriter
     from flowmatch_rl.callbacks.tracking import RunRecord, Tracker
     from flowmatch_rl.callbacks.video import Video
@@ -22,7 +22,6 @@ else:
 
 __all__ = [
     "ACTIONS",
-    "RESULT",
     "ActionWriter",
     "AtomicCheckpointIO",
     "Checkpoints",

@@ -8,10 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from flowmatch_rl.callbacks.artifacts import writes_files
 from flowmatch_rl.callbacks.progress import env_step_counter
 from flowmatch_rl.callbacks.tracking import commit
-from flowmatch_rl.files import write_json
-
-RESULT = "result.json"
-"""Name of the file, in the run's folder."""
+from flowmatch_rl.files import RESULT, write_json
 
 
 class RunResult(Callback):

@@ -14,10 +14,9 @@ from typing import Any
 
 import yaml
 
-import flowmatch_rl.modules
-from flowmatch_rl.callbacks import RESULT
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.configuration import flatten
+from flowmatch_rl.files import RESULT
 
 Options = dict
 """Values by name, left as they are written: in a ``dict[str, Any]`` the parser makes objects of what names a class."""
@@ -311,7 +310,7 @@ def _arguments(where: str, class_path: str) -> dict[str, Any]:
     """Types of a class's arguments by name."""
     module, _, name = class_path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module) if module else flowmatch_rl.modules, name)
+        found = getattr(importlib.import_module(module or "flowmatch_rl.modules"), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{where}: unknown class {class_path!r}") from error
     return {key: parameter.annotation for key, parameter in inspect.signature(found).parameters.items()}

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowmatch_rl.callbacks import RESULT
 from flowmatch_rl.callbacks.nesting import ParentRun
 from flowmatch_rl.experiments.executors import CUT_OFF, GRACE_S, POLL_S, Execution, Executor
 from flowmatch_rl.experiments.plan import OUTPUT, Job, option
+from flowmatch_rl.files import RESULT
 
 _LAST_LINES = 5
 

@@ -17,13 +17,14 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
-from flowmatch_rl.callbacks import ACTIONS, RESULT
+from flowmatch_rl.callbacks import ACTIONS
 from flowmatch_rl.callbacks.artifacts import FIGURES
 from flowmatch_rl.callbacks.curves import TABLE
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.configuration import DIMENSIONS, flatten, shorten
 from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.experiments.record import begun_runs, first_difference, read_record
+from flowmatch_rl.files import RESULT
 from flowmatch_rl.testbeds import Bandit
 
 _CURVE = f"{FIGURES}/{TABLE}"

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback
 
-from flowmatch_rl.callbacks import RESULT, LearningCurve, RunResult
+from flowmatch_rl.callbacks import LearningCurve, RunResult
 from flowmatch_rl.envs import DMControlEnvironment, GymnasiumEnvironment
+from flowmatch_rl.files import RESULT
 from tests.callbacks.stand_ins import tiny_data, tiny_module, tiny_trainer
 from tests.callbacks.test_figures import read_table
 

@@ -42,7 +42,7 @@ def executor() -> Executor:
 
 
 def wait(path: Path) -> None:
-    deadline = time.monotonic() + 60.0
+    deadline = time.monotonic() + 250.0
     while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -98,7 +98,6 @@ def test_job_that_is_cut_off_is_submitted_again_and_resumes(executor: Executor, 
     assert ["ckpt_path" in start["options"] for start in starts(tmp_path, waiting.name)] == [False, True]
 
 
-@pytest.mark.slow
 def test_interruption_asks_submitted_jobs_to_save(executor: Executor, tmp_path: Path) -> None:
     waiting = job(tmp_path, "waits", act="wait")
     timer = threading.Thread(
@@ -112,7 +111,6 @@ def test_interruption_asks_submitted_jobs_to_save(executor: Executor, tmp_path: 
     assert (waiting.last.is_file(), waiting.finished, is_free(waiting.folder)) == (True, False, True)
 
 
-@pytest.mark.slow
 def test_what_a_killed_command_left_submitted_is_ended_and_resumed(executor: Executor, tmp_path: Path) -> None:
     waiting = job(tmp_path, "waits", act="wait")
     execution = executor.start(waiting, waiting.command(), {})  # nobody looks after it any more
