@@ -15,13 +15,14 @@ from lightning.pytorch import Trainer
 
 from benchmarks.flow_speed import quiet_trainer
 from flowmatch_rl.couplings import ExactCoupling
-from flowmatch_rl.data import SampleData, TwoMoons
+from flowmatch_rl.data import SampleData
 from flowmatch_rl.metrics import energy_distance
 from flowmatch_rl.modules import FlowMatchingModel, FlowOptimizer, Reflow
 from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.objectives import MeanFlow
 from flowmatch_rl.samplers import AverageVelocitySampler, OdeSampler, Sampler
 from flowmatch_rl.solvers import Euler
+from flowmatch_rl.testbeds import TwoMoons
 
 NUMBER = 15_000
 ARCHITECTURE = VelocityArchitecture(
@@ -41,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def fit(seed: int, updates: int, **options: Any) -> tuple[FlowMatchingModel, SampleData, Trainer]:
     """Train one model."""
     torch.manual_seed(seed)
-    data = SampleData(TwoMoons(), batch_size=512, num_updates=updates, epoch_updates=updates)
+    data = SampleData(batch_size=512, num_updates=updates, epoch_updates=updates)
     model = FlowMatchingModel(data.schema, **{"network": ARCHITECTURE, **options})
     trainer = quiet_trainer(updates)
     trainer.fit(model, datamodule=data)
@@ -50,8 +51,8 @@ def fit(seed: int, updates: int, **options: Any) -> tuple[FlowMatchingModel, Sam
 
 def distances(model: FlowMatchingModel, data: SampleData, seed: int) -> list[float]:
     """Energy distance by number of steps."""
-    drawn = TwoMoons().sample(NUMBER, torch.Generator().manual_seed(1000 + seed))
-    truth = data.schema.standardise(torch.tensor(drawn[["x", "y"]].to_numpy())).float()
+    points, _ = TwoMoons().sample(NUMBER, torch.Generator().manual_seed(1000 + seed))
+    truth = data.schema.standardise(points).float()
     noise = torch.randn(NUMBER, 2, generator=torch.Generator().manual_seed(seed))
 
     def sampler(steps: int) -> Sampler:

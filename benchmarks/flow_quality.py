@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.flow_speed import PACKAGES, Loop, trained
-from flowmatch_rl.data import Checkerboard, TwoMoons
-from flowmatch_rl.data.densities import PlanarDensity
+from flowmatch_rl.data import DensityTable
 from flowmatch_rl.metrics import energy_distance, sliced_wasserstein_distance
 from flowmatch_rl.solvers import Midpoint
+from flowmatch_rl.testbeds import Checkerboard, PlanarDensity, TwoMoons
 
 NUMBER = 5_000
 
@@ -28,11 +28,11 @@ def distances(samples: Tensor, truth: Tensor) -> tuple[float, float]:
 def run(seeds: int = 5, updates: int = 800, batch_size: int = 256) -> dict[str, Any]:
     """Train every contestant on every distribution with every seed; returns means and standard errors."""
     rows = []
-    for dataset in (TwoMoons(), Checkerboard()):
+    for dataset in (DensityTable(TwoMoons()), DensityTable(Checkerboard())):
         found: dict[str, list[tuple[float, float]]] = {"floor (two samples of the law)": []}
         for seed in range(seeds):
             module, data, _ = trained(dataset, batch_size, updates, seed=seed)
-            truth, other = (_fresh(dataset, data.schema, 1000 + 2 * seed + i) for i in range(2))
+            truth, other = (_fresh(dataset.density, data.schema, 1000 + 2 * seed + i) for i in range(2))
             found["floor (two samples of the law)"].append(distances(other, truth))
             noise = torch.randn(NUMBER, 2, generator=torch.Generator().manual_seed(seed))
             with torch.no_grad():
@@ -49,9 +49,9 @@ def run(seeds: int = 5, updates: int = 800, batch_size: int = 256) -> dict[str, 
     return {"title": f"A flow in the plane: sample quality after {updates} updates of batch {batch_size}", "rows": rows}
 
 
-def _fresh(dataset: PlanarDensity, schema: Any, seed: int) -> Tensor:
-    drawn = dataset.sample(NUMBER, torch.Generator().manual_seed(seed))
-    return schema.standardise(torch.tensor(drawn[["x", "y"]].to_numpy())).float()
+def _fresh(density: PlanarDensity, schema: Any, seed: int) -> Tensor:
+    points, _ = density.sample(NUMBER, torch.Generator().manual_seed(seed))
+    return schema.standardise(points).float()
 
 
 def _row(law: str, name: str, values: list[tuple[float, float]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torchcfm.conditional_flow_matching import ConditionalFlowMatcher, ExactOpti
 
 from flowmatch_rl.callbacks import Throughput
 from flowmatch_rl.couplings import Coupling, ExactCoupling, IndependentCoupling
-from flowmatch_rl.data import Dataset, SampleData, TwoMoons
+from flowmatch_rl.data import Dataset, DensityTable, SampleData
 from flowmatch_rl.modules import FlowMatchingModel, FlowOptimizer
 from flowmatch_rl.nets import VelocityArchitecture
 
@@ -153,7 +153,7 @@ def trained(
 
 def run(rounds: int = 5) -> dict[str, Any]:
     """Alternate rounds of every contestant, at two batch sizes; each keeps its best round."""
-    dataset = TwoMoons()
+    dataset = DensityTable()
     data = SampleData(dataset)
     table = data.schema.standardise(torch.tensor(dataset.load()[["x", "y"]].to_numpy())).float()
     rows = []

@@ -1,4 +1,4 @@
-"""Names and units of the columns of a table."""
+"""Units: the columns of tables and the bounds of actions, as models see them and as their users do."""
 
 import math
 from collections.abc import Mapping
@@ -9,6 +9,46 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import UserError
+
+
+@dataclass(frozen=True)
+class ActionBounds:
+    """Bounds of an action in the environment's unit, which models see as [-1, 1].
+
+    Attributes:
+        low: Value that -1 stands for, one per entry of the action.
+        high: Value that 1 stands for.
+
+    Raises:
+        UserError: If they differ in number, are not finite or out of order.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.low) != len(self.high):
+            raise UserError(
+                f"action_low and action_high have {len(self.low)} and {len(self.high)} values, wanted as many"
+            )
+        if not all(-math.inf < low < high < math.inf for low, high in zip(self.low, self.high, strict=True)):
+            raise UserError(f"action_low must lie below action_high, got {list(self.low)} and {list(self.high)}")
+
+    def standardise(self, action: Tensor) -> Tensor:
+        """Actions in [-1, 1], float64, shape (*batch, A), of actions in the environment's unit."""
+        low, high = self._tensors(action)
+        return 2.0 * (action - low) / (high - low) - 1.0
+
+    def restore(self, action: Tensor) -> Tensor:
+        """Actions in the environment's unit, float64, shape (*batch, A), of actions in [-1, 1]."""
+        low, high = self._tensors(action)
+        return low + (action + 1.0) / 2.0 * (high - low)
+
+    def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        if like.shape[-1:] != (len(self.low),):
+            raise ValueError(f"expected actions of shape (..., {len(self.low)}), got {tuple(like.shape)}")
+        low, high = (torch.tensor(bound, dtype=torch.float64, device=like.device) for bound in (self.low, self.high))
+        return low, high
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from matplotlib.collections import LineCollection
 
 from flowmatch_rl.batches import read_samples
 from flowmatch_rl.couplings import ExactCoupling, IndependentCoupling
-from flowmatch_rl.data import SampleData, TwoMoons
+from flowmatch_rl.data import SampleData
 from flowmatch_rl.evaluation import FlowTests, distance_by_steps, sample_flow
 from flowmatch_rl.figures import draw_samples
 from flowmatch_rl.figures.style import BLUE, GREEN, GREY, ORANGE, RED, scale_around_zero, tidy
@@ -542,9 +542,7 @@ assert learned["optimal transport"][0] < 0.5 * learned["independent"][0]
 def fit(max_frequency=10.0, **options):
     """A model of two moons, the data, its trainer and the seconds that training took."""
     torch.manual_seed(0)
-    data = SampleData(
-        TwoMoons(), batch_size=256, num_updates=UPDATES, epoch_updates=UPDATES, eval_samples=2 * PARTICLES
-    )
+    data = SampleData(batch_size=256, num_updates=UPDATES, epoch_updates=UPDATES, eval_samples=2 * PARTICLES)
     architecture = VelocityArchitecture(128, num_blocks=3, activation="gelu_tanh", max_frequency=max_frequency)
     module = FlowMatchingModel(
         data.schema,
@@ -623,7 +621,7 @@ box = torch.tensor([[-1.6, 2.6], [-1.1, 1.6]], dtype=torch.float64)
 cell = (box[:, 1] - box[:, 0]) / GRID
 centres = [low + (torch.arange(GRID) + 0.5) * width for low, width in zip(box[:, 0], cell, strict=True)]
 points = torch.stack(torch.meshgrid(*centres, indexing="xy"), dim=-1).flatten(0, 1)
-exact = data.dataset.log_prob(points).unflatten(0, (GRID, GRID))
+exact = data.dataset.density.log_prob(points).unflatten(0, (GRID, GRID))
 learned = model.log_prob(model.schema.standardise(points).float()).double().unflatten(0, (GRID, GRID))
 
 figure, panels = plt.subplots(1, 3, figsize=(12.0, 3.2), sharex=True, sharey=True)
@@ -676,7 +674,7 @@ threshold = batch["exact_log_prob"].quantile(0.01)
 
 def off_the_moons(points):
     """Fraction of samples less likely than 99 % of the data."""
-    return float((data.dataset.log_prob(model.schema.restore(points)) < threshold).double().mean())
+    return float((data.dataset.density.log_prob(model.schema.restore(points)) < threshold).double().mean())
 
 
 def in_steps(model, number):

@@ -1,8 +1,16 @@
 """Lists of environments and datasets, and tiny sizes that tests of the upper floors share."""
 
-from flowmatch_rl.data import Checkerboard, Density, EightGaussians, Rings, Spirals, TwoMoons
 from flowmatch_rl.envs import DMControlEnvironment, Environment, GymnasiumEnvironment, ProcessEnvironment
-from flowmatch_rl.testbeds import PointMassMaze, RingProcess
+from flowmatch_rl.testbeds import (
+    Checkerboard,
+    EightGaussians,
+    PlanarDensity,
+    PointMassMaze,
+    RingProcess,
+    Rings,
+    Spirals,
+    TwoMoons,
+)
 
 ENVIRONMENTS: list[tuple[Environment, int, int]] = [
     (GymnasiumEnvironment("Pendulum-v1"), 3, 1),
@@ -16,7 +24,7 @@ ENVIRONMENTS: list[tuple[Environment, int, int]] = [
 ]
 """Environments with the dimensions of their observation and action."""
 
-DENSITIES: list[Density] = [
+DENSITIES: list[PlanarDensity] = [
     TwoMoons(),
     EightGaussians(),
     Checkerboard(),

@@ -4,14 +4,11 @@ from flowmatch_rl.doors import lazy_exports
 
 if TYPE_CHECKING:
     from flowmatch_rl.data.bandit import BanditData
-    from flowmatch_rl.data.collection import collect_transitions
-    from flowmatch_rl.data.datasets import Dataset, Density
-    from flowmatch_rl.data.densities import Checkerboard, EightGaussians, Rings, Spirals, TwoMoons
+    from flowmatch_rl.data.base import DataModule
     from flowmatch_rl.data.layouts import (
         D4rlFile,
         ExorlEpisodes,
         Layout,
-        LayoutInfo,
         MinariFolder,
         OgbenchFile,
         TransitionTable,
@@ -20,35 +17,29 @@ if TYPE_CHECKING:
     from flowmatch_rl.data.offline import OfflineData
     from flowmatch_rl.data.online import OnlineData
     from flowmatch_rl.data.samples import SampleData
-    from flowmatch_rl.data.store import StoreInfo, TransitionStore
-    from flowmatch_rl.data.tables import TableFile, read_table
-    from flowmatch_rl.data.writer import TransitionWriter
+    from flowmatch_rl.data.tables import Dataset, DensityTable, TableFile, read_table
+    from flowmatch_rl.data.transitions import StoreInfo, TransitionStore, TransitionWriter, collect_transitions
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "BanditData",
-    "Checkerboard",
     "D4rlFile",
+    "DataModule",
     "Dataset",
-    "Density",
-    "EightGaussians",
+    "DensityTable",
     "ExorlEpisodes",
     "Layout",
-    "LayoutInfo",
     "MinariFolder",
     "OfflineData",
     "OgbenchFile",
     "OnlineData",
-    "Rings",
     "SampleData",
-    "Spirals",
     "StoreInfo",
     "TableFile",
     "TransitionStore",
     "TransitionTable",
     "TransitionWriter",
-    "TwoMoons",
     "collect_transitions",
     "convert_layout",
     "read_table",

@@ -1,23 +1,22 @@
-"""A bandit in place of a data set: one state again and again, and exact samples to compare a policy with."""
+"""A bandit in place of a data set: its single state, and exact samples to compare a policy with."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from flowmatch_rl.batches import ACTION, OBSERVATION, REFERENCE
-from flowmatch_rl.data.loaders import batch_loader
+from flowmatch_rl.checks import check_range
+from flowmatch_rl.data.base import DataModule, batch_loader
 from flowmatch_rl.testbeds import Bandit, FourModes
 
 
-class BanditData(LightningDataModule):
-    """Batches of the one state of a bandit for training, and exact samples of its Boltzmann law for evaluation.
+class BanditData(DataModule):
+    """Batches of the single state of a bandit for training, and exact samples of its Boltzmann distribution.
 
-    The temperature of the law is the module's own.
+    The temperature of the distribution is the module's own.
 
     Args:
         bandit: The bandit.
@@ -29,7 +28,7 @@ class BanditData(LightningDataModule):
         eval_seed: Seed of the exact samples.
 
     Raises:
-        ValueError: If a number is out of its range.
+        UserError: If a number is out of its range.
     """
 
     def __init__(
@@ -41,16 +40,11 @@ class BanditData(LightningDataModule):
         eval_samples: int = 3_000,
         eval_seed: int = 0,
     ) -> None:
-        super().__init__()
-        counts = {"batch_size": batch_size, "num_updates": num_updates, "epoch_updates": epoch_updates}
-        for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if eval_samples < 2:
-            raise ValueError(f"eval_samples must be at least 2, got {eval_samples}")
+        check_range("[1, inf)", batch_size=batch_size, num_updates=num_updates, epoch_updates=epoch_updates)
+        check_range("[2, inf)", eval_samples=eval_samples)
+        super().__init__(math.ceil(num_updates / epoch_updates))
         self.bandit = bandit
         self.batch_size, self.num_updates = batch_size, num_updates
-        self.num_epochs = math.ceil(num_updates / epoch_updates)
         self.eval_samples, self.eval_seed = eval_samples, eval_seed
         self._exact: dict[float, dict[str, Tensor]] = {}
 
@@ -61,25 +55,22 @@ class BanditData(LightningDataModule):
 
     @property
     def dimensions(self) -> dict[str, Any]:
-        """What a model needs to know: the ``bandit``."""
+        """Arguments of a model that the data determine: the ``bandit``."""
         return {"bandit": self.bandit}
 
     def train_dataloader(self) -> DataLoader:
         """Batches of ``OBSERVATION`` (B, 1), zeros."""
-        number = max(1, round(self.num_updates / self.num_epochs))
-        return batch_loader(_Repeated({OBSERVATION: torch.zeros(self.batch_size, 1)}, number))
+        return self.training_loader(self.num_updates, lambda _: {OBSERVATION: torch.zeros(self.batch_size, 1)})
 
     def val_dataloader(self) -> DataLoader:
         """One batch of exact samples, ``ACTION`` and ``REFERENCE`` (N, D) each."""
-        return batch_loader(_Repeated(self._exact_samples(), 1))
-
-    def test_dataloader(self) -> DataLoader:
-        """One batch of exact samples, ``ACTION`` and ``REFERENCE`` (N, D) each, the same as in validation."""
-        return batch_loader(_Repeated(self._exact_samples(), 1))
-
-    def _exact_samples(self) -> dict[str, Tensor]:
         module: Any = self.trainer.lightning_module if self.trainer else None
-        temperature = float(getattr(module, "temperature", 1.0))
+        return batch_loader(1, lambda _: dict(self.exact_samples(1.0 if module is None else module.temperature)))
+
+    test_dataloader = val_dataloader
+
+    def exact_samples(self, temperature: float) -> dict[str, Tensor]:
+        """Exact samples at a temperature, ``ACTION`` and ``REFERENCE`` (N, D) each, independent of each other."""
         if temperature not in self._exact:
             generator = torch.Generator().manual_seed(self.eval_seed)
             shape = (2 * self.eval_samples, self.bandit.action_dim)
@@ -87,17 +78,3 @@ class BanditData(LightningDataModule):
             action, reference = samples.float().chunk(2)
             self._exact[temperature] = {ACTION: action, REFERENCE: reference}
         return self._exact[temperature]
-
-
-class _Repeated(IterableDataset):
-    """One batch, several times."""
-
-    def __init__(self, batch: dict[str, Tensor], number: int) -> None:
-        self._batch, self._number = batch, number
-
-    def __len__(self) -> int:
-        return self._number
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for _ in range(self._number):
-            yield dict(self._batch)

@@ -1,35 +1,32 @@
 """Offline data: segments of a data set of transitions, and trajectories to evaluate on."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from flowmatch_rl.batches import ACTION, DONE, EMBEDDING, OBSERVATION, SegmentNeeds
-from flowmatch_rl.data.loaders import batch_loader
-from flowmatch_rl.data.segments import SegmentReader
-from flowmatch_rl.data.source_states import Trajectories, follow_policy, stored_trajectories
-from flowmatch_rl.data.store import TransitionStore
+from flowmatch_rl.checks import check_range
+from flowmatch_rl.data.base import TEST_SEEDS, DataModule, batch_loader
+from flowmatch_rl.data.transitions.rollouts import Trajectories, follow_policy, stored_trajectories
+from flowmatch_rl.data.transitions.segments import SegmentReader
+from flowmatch_rl.data.transitions.store import TransitionStore
 from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.envs.process import ProcessEnvironment
 from flowmatch_rl.schema import TableSchema
+from flowmatch_rl.seeds import process_seed
 from flowmatch_rl.testbeds import PlanarProcess
 from flowmatch_rl.types import Policy
 
-_TEST_SEEDS = 1_000_000
-"""Distance between the seeds of evaluations and tests."""
-
 _MOST_HELD_OUT = 0.25
-"""Share of the trajectories of a data set that may be kept for evaluation."""
+"""Fraction of the trajectories of a data set that may be kept for evaluation."""
 
 
 class OccupancyLearner(Protocol):
-    """What a module must offer to be trained on segments."""
+    """A module that is trained on segments."""
 
     policy: Policy | None
 
@@ -39,7 +36,7 @@ class OccupancyLearner(Protocol):
         ...
 
 
-class OfflineData(LightningDataModule):
+class OfflineData(DataModule):
     """Segments of a data set that ``collect`` or ``convert`` wrote, read from disk as they are needed.
 
     Training draws rows with replacement. Evaluations take source states and follow the module's policy from there in an
@@ -62,7 +59,7 @@ class OfflineData(LightningDataModule):
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it is no data set, or a number is out of its range.
+        UserError: If it is no data set, or a number is out of its range.
     """
 
     def __init__(
@@ -78,29 +75,25 @@ class OfflineData(LightningDataModule):
         eval_steps: int = 1_000,
         eval_seed: int = 0,
     ) -> None:
-        super().__init__()
-        counts = {
-            "batch_size": batch_size,
-            "num_updates": num_updates,
-            "epoch_updates": epoch_updates,
-            "eval_states": eval_states,
-            "test_states": test_states,
-            "eval_copies": eval_copies,
-            "eval_steps": eval_steps,
-        }
-        for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_range(
+            "[1, inf)",
+            batch_size=batch_size,
+            num_updates=num_updates,
+            epoch_updates=epoch_updates,
+            eval_states=eval_states,
+            test_states=test_states,
+            eval_copies=eval_copies,
+            eval_steps=eval_steps,
+        )
+        super().__init__(math.ceil(num_updates / epoch_updates))
         self.store = TransitionStore.open(path)
         self.batch_size = batch_size
         self.num_updates = num_updates
-        self.num_epochs = math.ceil(num_updates / epoch_updates)
         self.environment = environment
         self.eval_states, self.test_states = eval_states, test_states
         self.eval_copies, self.eval_steps, self.eval_seed = eval_copies, eval_steps, eval_seed
-        self._seed: int | None = None
         self._reader: SegmentReader | None = None
-        self._drawn = 0  # batches, by a run to go on with
+        self._drawn = 0  # batches, by the run that is resumed
         self._trajectories: dict[tuple[int, int], Trajectories] = {}
 
     @property
@@ -142,44 +135,30 @@ class OfflineData(LightningDataModule):
     def _follows(self) -> bool:
         return self.environment is not None and self._module.policy is not None
 
-    @property
-    def _world_size(self) -> int:
-        return self.trainer.world_size if self.trainer else 1
-
-    @property
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer else 0
-
-    def setup(self, stage: str) -> None:
-        """Note the seed that the processes have in common, before the module gives each a noise of its own."""
-        self._seed = torch.initial_seed()
-
     def train_dataloader(self) -> DataLoader:
-        """Batches of segments, see ``keys.read_segment``."""
+        """Batches of segments, see ``batches.read_segment``."""
         if self._reader is None:
-            seed = (self._seed or 0) + self._rank
+            seed = process_seed(self.common_seed, self.rank)
             held_out = 0 if self._follows else self._held_out()[1]
             self._reader = SegmentReader(
                 self.store, self._module.segment_needs, self.batch_size, seed, self._drawn, held_out
             )
-        return batch_loader(_Segments(self._reader, max(1, round(self.num_updates / self.num_epochs))))
+        reader = self._reader
+        return self.training_loader(self.num_updates, lambda _: reader.take())
 
     def val_dataloader(self) -> DataLoader:
-        """One batch of source states with trajectories, see ``keys.read_rollouts``."""
-        return batch_loader(_Sources(self, self.eval_states, self.eval_seed))
+        """One batch of source states with trajectories, see ``batches.read_rollouts``."""
+        return batch_loader(1, lambda _: self.trajectories(self.eval_states, self.eval_seed))
 
     def test_dataloader(self) -> DataLoader:
-        """One batch of source states with trajectories, see ``keys.read_rollouts``."""
-        return batch_loader(_Sources(self, self.test_states, self.eval_seed + _TEST_SEEDS))
+        """One batch of source states with trajectories, see ``batches.read_rollouts``."""
+        return batch_loader(1, lambda _: self.trajectories(self.test_states, self.eval_seed + TEST_SEEDS))
 
-    def predict_dataloader(self) -> DataLoader:
-        """One batch of source states with trajectories, see ``keys.read_rollouts``."""
-        return self.test_dataloader()
+    predict_dataloader = test_dataloader
 
     def trajectories(self, number: int, seed: int) -> Trajectories:
-        """This process's share of ``number`` source states, with trajectories where there are any."""
-        share = math.ceil(number / self._world_size)
-        key = (share, seed + self._rank * number)
+        """This process's part of ``number`` source states, with trajectories where there are any."""
+        key = (math.ceil(number / self.world_size), seed + self.rank * number)
         if key not in self._trajectories:
             self._trajectories[key] = self._follow(*key) if self._follows else self._stored(*key)
         return self._trajectories[key]
@@ -194,14 +173,14 @@ class OfflineData(LightningDataModule):
         return {"drawn": self._drawn if self._reader is None else self._reader.sampler.drawn}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a number of batches."""
+        """Resume after a number of batches."""
         self._drawn = state_dict["drawn"]
 
     def _follow(self, number: int, seed: int) -> Trajectories:
-        policy = self._module.policy
-        if self.environment is None or policy is None:
+        environment, policy = self.environment, self._module.policy
+        if environment is None or policy is None:
             raise ValueError("following a policy needs an environment and a policy")
-        return follow_policy(self.environment, policy, number, self.eval_copies, self.eval_steps, seed)
+        return follow_policy(environment, policy, number, self.eval_copies, self.eval_steps, seed)
 
     def _stored(self, number: int, seed: int) -> Trajectories:
         """Source states of the data set: where its last trajectories begin, or any of its rows."""
@@ -232,33 +211,3 @@ class OfflineData(LightningDataModule):
         starts = torch.cat([torch.zeros(1, dtype=torch.long), ends + 1])
         starts = starts[starts < len(self.store)][-kept:]
         return starts, len(self.store) - int(starts[0])
-
-
-class _Segments(IterableDataset):
-    """A virtual epoch of training batches. Their state lives in the reader: ``iter`` is called every epoch."""
-
-    def __init__(self, reader: SegmentReader, number: int) -> None:
-        self.reader = reader
-        self.number = number
-
-    def __len__(self) -> int:
-        return self.number
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for _ in range(self.number):
-            yield self.reader.take()
-
-
-class _Sources(IterableDataset):
-    """One batch: source states."""
-
-    def __init__(self, data: OfflineData, number: int, seed: int) -> None:
-        self.data = data
-        self.number = number
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[Trajectories]:
-        yield self.data.trajectories(self.number, self.seed)

@@ -1,5 +1,6 @@
 """Online data: a policy collects transitions into a replay buffer while it trains on them."""
 
+import contextlib
 import dataclasses
 import math
 from collections import deque
@@ -7,28 +8,24 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
-from lightning.pytorch import LightningDataModule
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from torchrl.collectors import Collector
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 
-from flowmatch_rl.batches import DONE, LENGTH, NEXT_OBSERVATION, OBSERVATION, REWARD, TRANSITION
-from flowmatch_rl.checks import RunError
-from flowmatch_rl.data.loaders import batch_loader
+from flowmatch_rl.batches import DONE, NEXT_OBSERVATION, OBSERVATION, REWARD
+from flowmatch_rl.checks import RunError, UserError, check_range
+from flowmatch_rl.data.base import TEST_SEEDS, DataModule, batch_loader
+from flowmatch_rl.data.replay import Replay
 from flowmatch_rl.envs.environments import Environment, GymnasiumEnvironment, Spaces, build_environment, spaces_of
-from flowmatch_rl.envs.multi_step import MultiStep
 from flowmatch_rl.envs.rendered import RenderedEnvironment
 from flowmatch_rl.envs.rollouts import roll_out_episodes
-
-_TEST_SEEDS = 1_000_000
-"""Distance between the seeds of evaluations and tests."""
+from flowmatch_rl.seeds import process_seed
 
 
 class ActingModule(Protocol):
-    """What a module must offer to be trained on collected data."""
+    """A module that is trained on collected data."""
 
     @property
     def device(self) -> torch.device:
@@ -40,24 +37,23 @@ class ActingModule(Protocol):
         ...
 
     def evaluation_policy(self) -> TensorDictModuleBase:
-        """Policy that is evaluated, with its noise seeded afresh."""
+        """Policy that is evaluated, with noise of a fixed seed."""
         ...
 
 
-class OnlineData(LightningDataModule):
+class OnlineData(DataModule):
     """Collects transitions with TorchRL, and yields batches from a replay buffer.
 
     Everything is counted in environment steps. Training begins after a warm-up of random actions. A virtual epoch ends
     with an evaluation on environments of its own: the validation and test loaders yield whole episodes of the policy
-    with fixed initial states. With several processes each has its own environments, buffer and noise, collects its
-    share of the steps, and trains ``updates_per_env_step`` times per step of its own.
+    with fixed initial states. With several processes each has its own environments, buffer and noise, collects an equal
+    part of the steps, and trains ``updates_per_env_step`` times per step of its own.
 
-    With ``n_steps`` above 1 the buffer holds transitions of that many steps, shorter ones at the end of an episode. The
-    last ``n_steps - 1`` steps of each environment wait for those that follow; a run that is resumed begins new episodes
-    and does without the steps that were waiting.
+    With ``n_steps`` above 1 the buffer holds transitions of that many steps, see ``Replay``. A run that is resumed
+    begins new episodes, and drops the steps that were waiting for those that follow.
 
     Args:
-        environment: What to act in.
+        environment: Environment to act in.
         total_env_steps: Environment steps of the whole run, warm-up included, over all processes.
         warmup_env_steps: Steps of random actions before the first update, over all processes.
         epoch_env_steps: Steps between two evaluations; the steps after the warm-up are divided evenly into epochs of
@@ -70,14 +66,14 @@ class OnlineData(LightningDataModule):
         env_steps_per_collection: Steps collected at a time, a multiple of ``num_envs``; more is faster and makes the
             data a little older.
         n_steps: Steps of a transition, at least 1; the rewards are stored one by one, and discounted by the model.
-        eval_episodes: Episodes of each evaluation during training, shared among the processes.
+        eval_episodes: Episodes of each evaluation during training, divided among the processes.
         test_episodes: Episodes of the ``test`` and ``predict`` commands.
         eval_seed: Seed of the initial states during training; tests have others.
         max_episode_steps: Steps after which an evaluation episode is cut off.
-        checkpoint_replay: Whether checkpoints hold the replay buffer, so that a resumed run goes on with it.
+        checkpoint_replay: Whether checkpoints hold the replay buffer, so that a resumed run continues with it.
 
     Raises:
-        ValueError: If the environment or a number does not fit.
+        UserError: If the environment or a number does not fit.
     """
 
     def __init__(
@@ -99,40 +95,36 @@ class OnlineData(LightningDataModule):
         max_episode_steps: int = 10_000,
         checkpoint_replay: bool = True,
     ) -> None:
-        super().__init__()
-        counts = {
-            "epoch_env_steps": epoch_env_steps,
-            "batch_size": batch_size,
-            "buffer_capacity": buffer_capacity,
-            "num_envs": num_envs,
-            "env_steps_per_collection": env_steps_per_collection,
-            "n_steps": n_steps,
-            "eval_episodes": eval_episodes,
-            "test_episodes": test_episodes,
-            "max_episode_steps": max_episode_steps,
-        }
-        for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not updates_per_env_step > 0.0:
-            raise ValueError(f"updates_per_env_step must be positive, got {updates_per_env_step}")
+        check_range(
+            "[1, inf)",
+            epoch_env_steps=epoch_env_steps,
+            batch_size=batch_size,
+            buffer_capacity=buffer_capacity,
+            num_envs=num_envs,
+            env_steps_per_collection=env_steps_per_collection,
+            n_steps=n_steps,
+            eval_episodes=eval_episodes,
+            test_episodes=test_episodes,
+            max_episode_steps=max_episode_steps,
+        )
+        check_range("(0, inf)", updates_per_env_step=updates_per_env_step)
         if batch_size > warmup_env_steps:
-            raise ValueError(
+            raise UserError(
                 f"batch_size {batch_size} is more than the {warmup_env_steps} transitions that warm-up collects; "
                 "lower batch_size or raise warmup_env_steps"
             )
         if batch_size > buffer_capacity:
-            raise ValueError(f"batch_size {batch_size} is more than buffer_capacity {buffer_capacity}")
+            raise UserError(f"batch_size {batch_size} is more than buffer_capacity {buffer_capacity}")
         if total_env_steps <= warmup_env_steps:
-            raise ValueError(f"total_env_steps {total_env_steps} must exceed warmup_env_steps {warmup_env_steps}")
+            raise UserError(f"total_env_steps {total_env_steps} must exceed warmup_env_steps {warmup_env_steps}")
         if env_steps_per_collection % num_envs:
-            raise ValueError(
+            raise UserError(
                 f"env_steps_per_collection {env_steps_per_collection} must be a multiple of num_envs {num_envs}"
             )
+        super().__init__(math.ceil((total_env_steps - warmup_env_steps) / epoch_env_steps))
         self.environment = environment
         self.total_env_steps = total_env_steps
         self.warmup_env_steps = warmup_env_steps
-        self.num_epochs = math.ceil((total_env_steps - warmup_env_steps) / epoch_env_steps)
         self.updates_per_env_step = updates_per_env_step
         self.batch_size = batch_size
         self.buffer_capacity = buffer_capacity
@@ -145,16 +137,13 @@ class OnlineData(LightningDataModule):
         self.eval_seed = eval_seed
         self.max_episode_steps = max_episode_steps
         self.checkpoint_replay = checkpoint_replay
-        probe = environment.make(render=False)
-        self.spaces: Spaces = spaces_of(probe, environment.label)
-        probe.close()
+        with contextlib.closing(environment.make(render=False)) as probe:
+            self.spaces: Spaces = spaces_of(probe, environment.label)
         self.recent_returns: deque[float] = deque(maxlen=20)
         self._local_env_steps = 0
         self._pending_updates = 0.0
-        self._written = 0  # transitions put into this buffer, restored ones included
+        self._replay: Replay | None = None
         self._restored: TensorDictBase | None = None  # transitions of a checkpoint, until the buffer is made
-        self._multi_step = MultiStep(n_steps)
-        self._buffer: TensorDictReplayBuffer | None = None
         self._collector: Collector | None = None
         self._blocks: Iterator[TensorDictBase] | None = None
         self._evaluation_envs: dict[int, EnvBase] = {}
@@ -172,70 +161,49 @@ class OnlineData(LightningDataModule):
     @property
     def env_steps(self) -> int:
         """Environment steps taken so far, over all processes."""
-        return self._local_env_steps * self._world_size
+        return self._local_env_steps * self.world_size
 
     @property
     def replay(self) -> TensorDictBase | None:
         """Transitions that this process holds, oldest first and on the CPU, batch size (N,); None before the first."""
-        if self._buffer is None or len(self._buffer) == 0:
-            return self._restored
-        held = self._buffer[:].select(*self._stored_keys).cpu()
-        oldest = self._written % self.buffer_capacity if len(held) == self.buffer_capacity else 0
-        return held.apply(lambda entry: entry.roll(-oldest, 0))
-
-    @property
-    def _stored_keys(self) -> tuple[str | tuple[str, str], ...]:
-        return TRANSITION if self.n_steps == 1 else (*TRANSITION, LENGTH)
-
-    @property
-    def _world_size(self) -> int:
-        return self.trainer.world_size if self.trainer else 1
-
-    @property
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer else 0
+        return self._restored if self._replay is None or len(self._replay) == 0 else self._replay.transitions
 
     @property
     def _module(self) -> ActingModule:
-        assert self.trainer is not None, "loaders are made by a Trainer"
+        if self.trainer is None:
+            raise RuntimeError("a Trainer must make the loaders")
         return self.trainer.lightning_module  # pyright: ignore[reportReturnType]
 
     def train_dataloader(self) -> DataLoader:
         """Batches of transitions; collects as it goes."""
-        local_steps = (self.total_env_steps - self.warmup_env_steps) / self._world_size
-        batches = max(1, round(local_steps * self.updates_per_env_step / self.num_epochs))
-        return batch_loader(_Batches(self, batches))
+        local_steps = (self.total_env_steps - self.warmup_env_steps) / self.world_size
+        return self.training_loader(local_steps * self.updates_per_env_step, lambda _: self.next_batch())
 
     def val_dataloader(self) -> DataLoader:
-        """One TensorDict of whole episodes, see ``roll_out_episodes``."""
-        return batch_loader(_Episodes(self, self.eval_episodes, self.eval_seed))
+        """One TensorDict of complete episodes, see ``roll_out_episodes``."""
+        return batch_loader(1, lambda _: self.episodes(self.eval_episodes, self.eval_seed))
 
     def test_dataloader(self) -> DataLoader:
-        """One TensorDict of whole episodes, see ``roll_out_episodes``."""
-        return batch_loader(_Episodes(self, self.test_episodes, self.eval_seed + _TEST_SEEDS))
+        """One TensorDict of complete episodes, see ``roll_out_episodes``."""
+        return batch_loader(1, lambda _: self.episodes(self.test_episodes, self.eval_seed + TEST_SEEDS))
 
-    def predict_dataloader(self) -> DataLoader:
-        """One TensorDict of whole episodes, see ``roll_out_episodes``."""
-        return batch_loader(_Episodes(self, self.test_episodes, self.eval_seed + _TEST_SEEDS))
+    predict_dataloader = test_dataloader
 
-    def collected_batches(self, number: int) -> Iterator[TensorDictBase]:
-        """Yield batches from the replay buffer, collecting between them at the set ratio."""
-        buffer = self._ready_buffer()
-        for _ in range(number):
-            while self._pending_updates < 1.0:
-                self._pending_updates += self._collect(buffer) * self.updates_per_env_step
-            self._pending_updates -= 1.0
-            yield buffer.sample()
+    def next_batch(self) -> TensorDictBase:
+        """A batch from the replay buffer, after collecting at the set ratio."""
+        replay = self._ready_replay()
+        while self._pending_updates < 1.0:
+            self._pending_updates += self._collect(replay) * self.updates_per_env_step
+        self._pending_updates -= 1.0
+        return replay.sample()
 
     def episodes(self, number: int, seed: int) -> TensorDictBase:
-        """Run evaluation episodes, this process's share of ``number`` (rounded up), and return their transitions."""
-        share = math.ceil(number / self._world_size)
-        if share not in self._evaluation_envs:
-            self._evaluation_envs[share] = build_environment(self.environment, share)
-        seed += self._rank * number
-        return roll_out_episodes(
-            self._evaluation_envs[share], self._module.evaluation_policy(), seed, self.max_episode_steps
-        )
+        """Run this process's part of ``number`` evaluation episodes (rounded up), and return their transitions."""
+        part = math.ceil(number / self.world_size)
+        if part not in self._evaluation_envs:
+            self._evaluation_envs[part] = build_environment(self.environment, part)
+        env, seed = self._evaluation_envs[part], seed + self.rank * number
+        return roll_out_episodes(env, self._module.evaluation_policy(), seed, self.max_episode_steps)
 
     def rendering_environment(self) -> RenderedEnvironment:
         """An environment to film, which starts where the first evaluation episode does. The caller closes it."""
@@ -256,42 +224,40 @@ class OnlineData(LightningDataModule):
         state: dict[str, Any] = {"local_env_steps": self._local_env_steps, "pending_updates": self._pending_updates}
         held = self.replay if self.checkpoint_replay else None
         if held is not None:  # oldest first, so that a resumed run overwrites in the same order
-            state["replay"] = {"/".join(k) if isinstance(k, tuple) else k: held[k] for k in self._stored_keys}
+            state["replay"] = dict(held.flatten_keys("/").items())
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore counters and replay buffer. The environment itself starts a fresh episode.
 
         Raises:
-            ValueError: If the transitions of the replay buffer have another number of steps.
+            UserError: If the transitions of the replay buffer have another number of steps.
         """
         replay = state_dict.get("replay")
-        if replay is not None and (saved := replay["/".join(REWARD)].shape[-1]) != self.n_steps:
-            raise ValueError(f"the checkpoint's replay buffer has n_steps {saved}, this run {self.n_steps}")
-        self._local_env_steps = state_dict["local_env_steps"]
-        self._pending_updates = state_dict["pending_updates"]
         self._restored = None
         if replay is not None:
-            entries = {tuple(key.split("/")): values for key, values in replay.items()}
-            self._restored = TensorDict(entries, [len(replay["/".join(REWARD)])])
+            number, steps = replay["/".join(REWARD)].shape
+            if steps != self.n_steps:
+                raise UserError(f"the checkpoint's replay buffer has n_steps {steps}, this run {self.n_steps}")
+            self._restored = TensorDict({tuple(key.split("/")): rows for key, rows in replay.items()}, [number])
+        self._local_env_steps = state_dict["local_env_steps"]
+        self._pending_updates = state_dict["pending_updates"]
 
-    def _ready_buffer(self) -> TensorDictReplayBuffer:
+    def _ready_replay(self) -> Replay:
         """The replay buffer, filled by warm-up (or from a checkpoint) before its first use."""
-        if self._buffer is None:
-            storage = LazyTensorStorage(self.buffer_capacity, device=self._module.device)
-            self._buffer = TensorDictReplayBuffer(storage=storage, batch_size=self.batch_size)
-            if self._restored is not None:
-                self._buffer.extend(self._restored)
-                self._written += len(self._restored)
-                self._restored = None
-        warmup = math.ceil(self.warmup_env_steps / self._world_size)
-        while self._local_env_steps < warmup or len(self._buffer) < self.batch_size:
-            self._collect(self._buffer)
-        return self._buffer
+        if self._replay is None:
+            device = self._module.device
+            self._replay = Replay(self.buffer_capacity, self.batch_size, self.n_steps, device, self._restored)
+            self._restored = None
+        warmup = math.ceil(self.warmup_env_steps / self.world_size)
+        while self._local_env_steps < warmup or len(self._replay) < self.batch_size:
+            self._collect(self._replay)
+        return self._replay
 
-    def _collect(self, buffer: TensorDictReplayBuffer) -> int:
-        """Collect one block into the buffer and return its number of steps."""
+    def _collect(self, replay: Replay) -> int:
+        """Collect one block into the replay buffer and return its number of steps."""
         if self._blocks is None:
+            replay.begin_episodes()
             self._blocks = iter(self._start_collector())
         block = next(self._blocks).reshape(-1)
         for key in (REWARD, NEXT_OBSERVATION, OBSERVATION):
@@ -299,28 +265,21 @@ class OnlineData(LightningDataModule):
                 bad = int((~torch.isfinite(block[key]).flatten(1).all(1)).nonzero()[0])
                 raise RunError(
                     f"{self.environment.label} returned a {'/'.join(key) if isinstance(key, tuple) else key} that is "
-                    f"not finite at environment step {(self._local_env_steps + bad + 1) * self._world_size}"
+                    f"not finite at environment step {(self._local_env_steps + bad + 1) * self.world_size}"
                 )
         ended = block[DONE].squeeze(-1)
         self.recent_returns.extend(block["next", "episode_reward"].squeeze(-1)[ended].tolist())
         self._local_env_steps += len(block)
-        rows = block.select(*TRANSITION)
-        if self.n_steps > 1:
-            rows = self._multi_step.fold(block.reshape(self.num_envs, -1))
-        if len(rows):
-            buffer.extend(rows)
-        self._written += len(rows)
+        replay.add(block.reshape(self.num_envs, -1))
         return len(block)
 
     def _start_collector(self) -> Collector:
         module = self._module
-        self._multi_step = MultiStep(self.n_steps)  # the environments begin new episodes
-        random_steps = math.ceil(self.warmup_env_steps / self._world_size) - self._local_env_steps
+        random_steps = math.ceil(self.warmup_env_steps / self.world_size) - self._local_env_steps
         env = build_environment(self.environment, self.num_envs, self.parallel)
         # Seeded before the collector resets it: seeding starts new episodes, of which a collector would not learn. The
         # seed depends on the step as well, so that a resumed run does not see its first episodes again.
-        seed = torch.initial_seed() % 2**31
-        env.set_seed((seed + 1_000 * self._rank + self._local_env_steps) % 2**31)
+        env.set_seed(process_seed(torch.initial_seed(), self.rank, self._local_env_steps) % 2**31)
         self._collector = Collector(
             env,
             module.collection_policy(),
@@ -335,32 +294,3 @@ class OnlineData(LightningDataModule):
             auto_register_policy_transforms=False,
         )
         return self._collector
-
-
-class _Batches(IterableDataset):
-    """A virtual epoch of training batches. Its state lives in the data module: ``iter`` is called every epoch."""
-
-    def __init__(self, data: OnlineData, number: int) -> None:
-        self.data = data
-        self.number = number
-
-    def __len__(self) -> int:
-        return self.number
-
-    def __iter__(self) -> Iterator[TensorDictBase]:
-        return self.data.collected_batches(self.number)
-
-
-class _Episodes(IterableDataset):
-    """One batch: the evaluation episodes."""
-
-    def __init__(self, data: OnlineData, number: int, seed: int) -> None:
-        self.data = data
-        self.number = number
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[TensorDictBase]:
-        yield self.data.episodes(self.number, self.seed)

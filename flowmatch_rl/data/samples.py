@@ -1,17 +1,17 @@
-"""Samples of a table, in batches: what a generative model is trained on, evaluated on and conditioned by."""
+"""Samples of a table, in batches: the training data of a generative model, its evaluation data and its conditions."""
 
 import math
-from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from flowmatch_rl.batches import CONDITION, EXACT_LOG_PROB, SAMPLE, SOURCE, Samples
-from flowmatch_rl.data.columns import (
+from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.data.base import DataModule, batch_loader
+from flowmatch_rl.data.tables.columns import (
     describe_table,
     numeric_columns,
     read_numbers,
@@ -19,42 +19,35 @@ from flowmatch_rl.data.columns import (
     standardised_conditions,
     standardised_samples,
 )
-from flowmatch_rl.data.datasets import Dataset, Density
-from flowmatch_rl.data.densities import TwoMoons
-from flowmatch_rl.data.loaders import batch_loader
-from flowmatch_rl.data.shuffled import Batch, ShuffledRows
-from flowmatch_rl.data.tables import read_table
+from flowmatch_rl.data.tables.datasets import Dataset, DensityTable
+from flowmatch_rl.data.tables.reading import read_table
+from flowmatch_rl.data.tables.shuffled import ShuffledRows
 from flowmatch_rl.schema import TableSchema
 
 
-class SchemaModule(Protocol):
-    """What a module must offer to be trained on samples of a table."""
+class SampleLearner(Protocol):
+    """A module that is trained on samples of a table."""
 
     @property
     def schema(self) -> TableSchema:
         """Columns that it models, and the units it was trained in."""
         ...
 
-
-@runtime_checkable
-class ResamplingModule(Protocol):
-    """A module that trains on other samples than those of the table, such as pairs made by an earlier model."""
-
     def training_samples(self, samples: Samples) -> Samples:
-        """Replace the standardised training split, given whole and on the CPU."""
+        """Samples to train on, given the standardised training split on the CPU; it may return them unchanged."""
         ...
 
 
-class SampleData(LightningDataModule):
+class SampleData(DataModule):
     """Splits a table of samples and yields standardised batches of it.
 
-    Training goes through the training rows again and again, each time in another order; every process has an order of
+    Training passes through the training rows again and again, each time in another order; every process has an order of
     its own. The units are those of the module once there is one: after loading a checkpoint, those it was trained in.
     Batches are dictionaries of tensors with the keys of ``flowmatch_rl.batches``; evaluation batches hold the exact
     log-density of their samples where the dataset has one.
 
     Args:
-        dataset: Where the table comes from.
+        dataset: The table.
         columns: Columns to model; by default all that hold numbers and are named neither in ``conditions`` nor in
             ``classes``.
         conditions: Columns of numbers to condition on.
@@ -67,20 +60,20 @@ class SampleData(LightningDataModule):
         test_fraction: Fraction of the rows kept for tests.
         split_seed: Seed of the split.
         standardise: Whether to give each column mean 0 and standard deviation 1 over the training rows.
-        eval_samples: Rows of an evaluation, at most, shared among the processes; each needs 2, with conditions 4.
-        predict_samples: Samples that the ``predict`` command draws, shared among the processes.
+        eval_samples: Rows of an evaluation, at most, divided among the processes; each needs 2, with conditions 4.
+        predict_samples: Samples that the ``predict`` command draws, divided among the processes.
         predict_conditions: File with the condition and class columns to draw for, one sample per row, instead of
             ``predict_samples``; by default a conditional model draws for rows of the test split, chosen at random.
         predict_batch_size: Samples drawn at a time.
 
     Raises:
         FileNotFoundError: If the table is a file that does not exist.
-        ValueError: If the table, a column or a number does not fit.
+        UserError: If the table, a column or a number does not fit.
     """
 
     def __init__(
         self,
-        dataset: Dataset = TwoMoons(),
+        dataset: Dataset = DensityTable(),
         columns: list[str] | None = None,
         conditions: list[str] | None = None,
         classes: list[str] | None = None,
@@ -96,21 +89,18 @@ class SampleData(LightningDataModule):
         predict_conditions: str | None = None,
         predict_batch_size: int = 10_000,
     ) -> None:
-        super().__init__()
-        counts = {
-            "batch_size": batch_size,
-            "num_updates": num_updates,
-            "epoch_updates": epoch_updates,
-            "predict_samples": predict_samples,
-            "predict_batch_size": predict_batch_size,
-        }
-        for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_range(
+            "[1, inf)",
+            batch_size=batch_size,
+            num_updates=num_updates,
+            epoch_updates=epoch_updates,
+            predict_samples=predict_samples,
+            predict_batch_size=predict_batch_size,
+        )
+        super().__init__(math.ceil(num_updates / epoch_updates))
         self.dataset = dataset
         self.batch_size = batch_size
         self.num_updates = num_updates
-        self.num_epochs = math.ceil(num_updates / epoch_updates)
         self.eval_samples = eval_samples
         self.predict_samples = predict_samples
         self.predict_conditions = predict_conditions
@@ -121,17 +111,15 @@ class SampleData(LightningDataModule):
         columns, conditions, classes = self._choose_columns(columns, conditions or [], classes or [])
         # Two samples make a distance; conditional models compare one half of them with the other.
         self._least = 4 if conditions or classes else 2
-        if eval_samples < self._least:
-            raise ValueError(f"eval_samples must be at least {self._least}, got {eval_samples}")
+        check_range(f"[{self._least}, inf)", eval_samples=eval_samples)
         self._rows = _split(len(self._frame), val_fraction, test_fraction, self._least, split_seed, self._table)
         if batch_size > len(self._rows["train"]):
-            raise ValueError(f"batch_size {batch_size} is more than the {len(self._rows['train'])} training rows")
+            raise UserError(f"batch_size {batch_size} is more than the {len(self._rows['train'])} training rows")
         self.schema: TableSchema = describe_table(
             self._frame, columns, conditions, classes, self._rows["train"], standardise, self._table
         )
-        self._seed: int | None = None
         self._batches: ShuffledRows | None = None
-        self._place: dict[str, int] = {}  # in the sequence of batches, of a run to go on with
+        self._place: dict[str, int] = {}  # in the sequence of batches, of the run that is resumed
 
     @property
     def label(self) -> str:
@@ -148,58 +136,48 @@ class SampleData(LightningDataModule):
         """Whether evaluation batches hold the exact log-density of their samples."""
         schema = self._schema_in_use
         return (
-            isinstance(self.dataset, Density)
-            and sorted(schema.columns) == sorted(self.dataset.coordinates)
+            isinstance(self.dataset, DensityTable)
+            and sorted(schema.columns) == sorted(self.dataset.density.columns)
             and schema.condition_dim == 0
         )
 
     @property
     def _schema_in_use(self) -> TableSchema:
-        module: SchemaModule | None = self._module
+        module = self._module
         return self.schema if module is None else module.schema
 
     @property
-    def _module(self) -> Any:
-        return self.trainer.lightning_module if self.trainer else None
-
-    @property
-    def _world_size(self) -> int:
-        return self.trainer.world_size if self.trainer else 1
-
-    @property
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer else 0
-
-    def setup(self, stage: str) -> None:
-        """Note the seed that the processes have in common, before the module gives each a noise of its own."""
-        self._seed = torch.initial_seed()
+    def _module(self) -> SampleLearner | None:
+        module: Any = self.trainer.lightning_module if self.trainer else None
+        return module
 
     def train_dataloader(self) -> DataLoader:
         """Batches of ``SAMPLE`` (B, D) and, where there are, ``CONDITION`` (B, C) and ``SOURCE`` (B, D)."""
         if self._batches is None:
             self._batches = self._start_batches()
-        return batch_loader(_TrainingBatches(self._batches, max(1, round(self.num_updates / self.num_epochs))))
+        batches = self._batches
+        return self.training_loader(self.num_updates, lambda _: batches.take())
 
     def val_dataloader(self) -> DataLoader:
         """One batch of the validation rows, with ``EXACT_LOG_PROB`` (B,) where the density is known."""
-        return batch_loader(_FixedBatches([self._evaluation_batch("val")]))
+        return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader:
         """One batch of the test rows, with ``EXACT_LOG_PROB`` (B,) where the density is known."""
-        return batch_loader(_FixedBatches([self._evaluation_batch("test")]))
+        return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader:
         """Batches of ``row``, the number of each sample to draw, and, for a conditional model, ``CONDITION`` (B, C)."""
         condition = self._prediction_condition()
-        share = self._share(self.predict_samples if condition is None else len(condition))
-        batches = [{"row": rows} for rows in share.split(self.predict_batch_size)]
+        rows = self._own_rows(self.predict_samples if condition is None else len(condition))
+        batches = [{"row": part} for part in rows.split(self.predict_batch_size)]
         if condition is not None:
             for batch in batches:
                 batch[CONDITION] = condition[batch["row"]]
-        return batch_loader(_FixedBatches(batches))
+        return batch_loader(len(batches), batches.__getitem__)
 
     def teardown(self, stage: str) -> None:
-        """Forget the training rows, which are in the units of the module; keep the place in the sequence."""
+        """Drop the training rows, which are in the units of the module; keep the place in the sequence."""
         self._place = self.state_dict()
         self._batches = None
 
@@ -208,7 +186,7 @@ class SampleData(LightningDataModule):
         return self._place if self._batches is None else self._batches.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a place in the sequence of training batches."""
+        """Resume from a place in the sequence of training batches."""
         self._place = state_dict
 
     def _choose_columns(
@@ -219,13 +197,13 @@ class SampleData(LightningDataModule):
         require_columns(self._frame, named, self._table)
         for name in named:
             if named.count(name) > 1:
-                raise ValueError(
+                raise UserError(
                     f"column {name!r} is named {named.count(name)} times in columns, conditions and classes"
                 )
         if columns is None:
             columns = numeric_columns(self._frame.drop(columns=named), self._table)
         if not columns:
-            raise ValueError(f"{self._table} has no column to model; name at least one column of numbers in `columns`")
+            raise UserError(f"{self._table} has no column to model; name at least one column of numbers in `columns`")
         return columns, conditions, classes
 
     def _start_batches(self) -> ShuffledRows:
@@ -234,40 +212,39 @@ class SampleData(LightningDataModule):
         samples = Samples(
             standardised_samples(frame, schema, self._table), standardised_conditions(frame, schema, self._table)
         )
-        if isinstance(self._module, ResamplingModule):
+        if self._module is not None:
             samples = _checked(self._module.training_samples(samples), samples, self.batch_size)
         table = {SAMPLE: samples.sample, CONDITION: samples.condition, SOURCE: samples.source}
         table = {key: rows.cpu() for key, rows in table.items() if rows is not None}
-        seed = torch.initial_seed() if self._seed is None else self._seed
-        place = {"seed": seed, "num_rows": len(samples.sample)} | self._place
+        place = {"seed": self.common_seed, "num_rows": len(samples.sample)} | self._place
         if place.pop("num_rows") != len(samples.sample):
-            raise ValueError(
-                f"{self._table} has {len(samples.sample)} training rows, but the run to go on with has "
-                f"{self._place['num_rows']}; go on with the same table and split"
+            raise UserError(
+                f"{self._table} has {len(samples.sample)} training rows, but the run to resume has "
+                f"{self._place['num_rows']}; resume with the same table and split"
             )
-        return ShuffledRows(table, self.batch_size, self._rank, **place)
+        return ShuffledRows(table, self.batch_size, self.rank, **place)
 
-    def _evaluation_batch(self, split: str) -> Batch:
-        """This process's share of the rows that a split is evaluated on."""
+    def _evaluation_loader(self, split: str) -> DataLoader:
+        """One batch of this process's part of the rows that a split is evaluated on."""
         rows = self._rows[split][: self.eval_samples]
-        share = self._share(len(rows), self._least)
-        frame, schema = self._frame.iloc[rows[share.numpy()]], self._schema_in_use
+        rows = rows[self._own_rows(len(rows), self._least).numpy()]
+        frame, schema = self._frame.iloc[rows], self._schema_in_use
         batch = {SAMPLE: standardised_samples(frame, schema, self._table)}
         condition = standardised_conditions(frame, schema, self._table)
         if condition is not None:
             batch[CONDITION] = condition
-        if self.has_exact_density:
-            assert isinstance(self.dataset, Density)
-            points = read_numbers(frame, self.dataset.coordinates, self._table)
-            batch[EXACT_LOG_PROB] = self.dataset.log_prob(torch.from_numpy(points)).float()
-        return batch
+        if self.has_exact_density and isinstance(self.dataset, DensityTable):
+            density = self.dataset.density
+            points = torch.from_numpy(read_numbers(frame, density.columns, self._table))
+            batch[EXACT_LOG_PROB] = density.log_prob(points).float()
+        return batch_loader(1, lambda _: batch)
 
     def _prediction_condition(self) -> Tensor | None:
         """Conditions to draw samples for, one per sample, shape (B, C), or None if there are none."""
         schema = self._schema_in_use
         if self.predict_conditions is not None:
             if schema.condition_dim == 0:
-                raise ValueError(f"predict_conditions is {self.predict_conditions!r}, but the model has no conditions")
+                raise UserError(f"predict_conditions is {self.predict_conditions!r}, but the model has no conditions")
             table = f"the file {self.predict_conditions!r}"
             return standardised_conditions(read_table(self.predict_conditions), schema, table)
         condition = standardised_conditions(self._frame.iloc[self._rows["test"]], schema, self._table)
@@ -276,57 +253,27 @@ class SampleData(LightningDataModule):
         generator = torch.Generator().manual_seed(self.split_seed)
         return condition[torch.randint(len(condition), (self.predict_samples,), generator=generator)]
 
-    def _share(self, number: int, least: int = 1) -> Tensor:
-        """This process's share of the rows 0, 1, ..., number - 1, at least ``least`` of them."""
-        if number < least * self._world_size:
-            raise ValueError(
-                f"{number} rows cannot be shared among {self._world_size} processes, which need {least} each; "
+    def _own_rows(self, number: int, least: int = 1) -> Tensor:
+        """This process's part of the rows 0, 1, ..., number - 1, at least ``least`` of them."""
+        if number < least * self.world_size:
+            raise UserError(
+                f"{number} rows cannot be divided among {self.world_size} processes, which need {least} each; "
                 "use fewer devices"
             )
-        return torch.arange(self._rank, number, self._world_size)
-
-
-class _TrainingBatches(IterableDataset):
-    """A virtual epoch of training batches. Their state lives in the sequence: ``iter`` is called every epoch."""
-
-    def __init__(self, batches: ShuffledRows, number: int) -> None:
-        self.batches = batches
-        self.number = number
-
-    def __len__(self) -> int:
-        return self.number
-
-    def __iter__(self) -> Iterator[Batch]:
-        for _ in range(self.number):
-            yield self.batches.take()
-
-
-class _FixedBatches(IterableDataset):
-    """The same batches each time."""
-
-    def __init__(self, batches: list[Batch]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.batches)
+        return torch.arange(self.rank, number, self.world_size)
 
 
 def _split(
     number: int, val_fraction: float, test_fraction: float, least: int, seed: int, table: str
 ) -> dict[str, np.ndarray]:
     """Rows of the training, validation and test splits, in random order."""
-    for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not 0.0 < fraction < 1.0:
-            raise ValueError(f"{name} must lie between 0 and 1, got {fraction}")
+    check_range("(0, 1)", val_fraction=val_fraction, test_fraction=test_fraction)
     if val_fraction + test_fraction >= 1.0:
-        raise ValueError(f"val_fraction {val_fraction} and test_fraction {test_fraction} must sum to less than 1")
+        raise UserError(f"val_fraction {val_fraction} and test_fraction {test_fraction} must sum to less than 1")
     num_val, num_test = round(number * val_fraction), round(number * test_fraction)
     num_train = number - num_val - num_test
     if num_train < 2 or num_val < least or num_test < least:
-        raise ValueError(
+        raise UserError(
             f"{table} has too few rows: {number} make {num_train} for training, {num_val} for validation and "
             f"{num_test} for tests; at least 2, {least} and {least} are needed"
         )
@@ -338,11 +285,11 @@ def _checked(samples: Samples, replaced: Samples, batch_size: int) -> Samples:
     """The samples that a module trains on instead of the table's, if they fit."""
     number = len(samples.sample)
     if number < batch_size:
-        raise ValueError(f"batch_size {batch_size} is more than the {number} samples that training_samples returned")
+        raise UserError(f"batch_size {batch_size} is more than the {number} samples that training_samples returned")
     for name, like in (("sample", replaced.sample), ("condition", replaced.condition), ("source", replaced.sample)):
         rows: Tensor | None = getattr(samples, name)
         wanted = None if like is None else (number, *like.shape[1:])
         if (None if rows is None else tuple(rows.shape)) != wanted and not (name == "source" and rows is None):
             got = "none" if rows is None else f"shape {tuple(rows.shape)}"
-            raise ValueError(f"training_samples returned a {name} of {got}, wanted {wanted or 'none'}")
+            raise UserError(f"training_samples returned a {name} of {got}, wanted {wanted or 'none'}")
     return samples

@@ -25,6 +25,7 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.envs.rendering import choose_backend, reason_without_backend
 
 choose_backend()
@@ -54,7 +55,7 @@ class Environment(abc.ABC):
             render: Whether ``frame`` will be called.
 
         Raises:
-            ValueError: If there is no such environment.
+            UserError: If there is no such environment.
         """
 
     @abc.abstractmethod
@@ -67,8 +68,12 @@ class Environment(abc.ABC):
         """
 
     @abc.abstractmethod
+    def column_names(self, env: EnvBase) -> tuple[str, ...]:
+        """Names of the S entries of the observation of a bare environment, as ``build_environment`` orders them."""
+
+    @abc.abstractmethod
     def frame(self, env: EnvBase) -> np.ndarray:
-        """Picture of the present state of a bare environment, RGB, shape (height, width, 3), bytes."""
+        """Picture of the current state of a bare environment, RGB, shape (height, width, 3), bytes."""
 
     @abc.abstractmethod
     def frames_per_second(self, env: EnvBase) -> float:
@@ -76,7 +81,22 @@ class Environment(abc.ABC):
 
 
 @dataclass(frozen=True)
-class GymnasiumEnvironment(Environment):
+class SimulatedEnvironment(Environment, abc.ABC):
+    """An environment of a simulator, which runs one copy at a time."""
+
+    def make_copies(self, num_envs: int, parallel: bool) -> EnvBase:
+        """Make several bare environments that are stepped together."""
+        batched = ParallelEnv if parallel else SerialEnv
+        return batched(num_envs, functools.partial(_make_float, self))
+
+    def column_names(self, env: EnvBase) -> tuple[str, ...]:
+        """Names of the entries of an observation, ``key_0``, ``key_1`` and so on for an entry ``key``."""
+        widths = {str(key): spec.shape.numel() for key, spec in _observations(env).items()}
+        return tuple(f"{key}_{place}" for key in sorted(widths) for place in range(widths[key]))
+
+
+@dataclass(frozen=True)
+class GymnasiumEnvironment(SimulatedEnvironment):
     """An environment registered with Gymnasium.
 
     Args:
@@ -99,19 +119,15 @@ class GymnasiumEnvironment(Environment):
         except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
             near = difflib.get_close_matches(self.name, gymnasium.registry, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown Gymnasium environment {self.name!r}{hint} ({error})") from error
+            raise UserError(f"unknown Gymnasium environment {self.name!r}{hint} ({error})") from error
         except (gymnasium.error.Error, ImportError, TypeError) as error:
-            raise ValueError(f"Gymnasium cannot make {self.name!r} with options {self.options}: {error}") from error
+            raise UserError(f"Gymnasium cannot make {self.name!r} with options {self.options}: {error}") from error
         view = _view(probe.unwrapped) if render else {}
         probe.close()
         return GymEnv(self.name, **(view | self.options))
 
-    def make_copies(self, num_envs: int, parallel: bool) -> EnvBase:
-        """Make several bare environments that are stepped together."""
-        return _independent_copies(self, num_envs, parallel)
-
     def frame(self, env: EnvBase) -> np.ndarray:
-        """Picture of the present state of a bare environment, RGB, shape (height, width, 3), bytes."""
+        """Picture of the current state of a bare environment, RGB, shape (height, width, 3), bytes."""
         return np.asarray(_raw(env).render())
 
     def frames_per_second(self, env: EnvBase) -> float:
@@ -124,14 +140,14 @@ def _view(env: Any) -> dict[str, str]:
     view = {"render_mode": "rgb_array"}
     if hasattr(env, "mujoco_renderer"):
         if reason := reason_without_backend():
-            raise RuntimeError(reason)
+            raise UserError(reason)
         if "track" in {env.model.camera(index).name for index in range(env.model.ncam)}:
             view["camera_name"] = "track"
     return view
 
 
 @dataclass(frozen=True)
-class DMControlEnvironment(Environment):
+class DMControlEnvironment(SimulatedEnvironment):
     """A task of the DeepMind Control Suite.
 
     Args:
@@ -160,17 +176,13 @@ class DMControlEnvironment(Environment):
         if self.label not in names:
             near = difflib.get_close_matches(self.label, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown DeepMind Control task {self.label!r}{hint}")
+            raise UserError(f"unknown DeepMind Control task {self.label!r}{hint}")
         if render and (reason := reason_without_backend()):
-            raise RuntimeError(reason)
+            raise UserError(reason)
         return DMControlEnv(self.domain, self.task)
 
-    def make_copies(self, num_envs: int, parallel: bool) -> EnvBase:
-        """Make several bare environments that are stepped together."""
-        return _independent_copies(self, num_envs, parallel)
-
     def frame(self, env: EnvBase) -> np.ndarray:
-        """Picture of the present state of a bare environment, RGB, shape (height, width, 3), bytes."""
+        """Picture of the current state of a bare environment, RGB, shape (height, width, 3), bytes."""
         return _raw(env).physics.render(height=240, width=320, camera_id=self.camera)
 
     def frames_per_second(self, env: EnvBase) -> float:
@@ -215,7 +227,7 @@ def build_environment(
         render: Whether pictures will be wanted; single environments only.
 
     Raises:
-        ValueError: If there is no such environment, or its actions or observations are not vectors of numbers.
+        UserError: If there is no such environment, or its actions or observations are not vectors of numbers.
     """
     single = environment.make(render)
     spaces_of(single, environment.label)
@@ -244,20 +256,20 @@ def spaces_of(env: EnvBase, label: str) -> Spaces:
         label: Name to use in errors.
 
     Raises:
-        ValueError: If actions are not a bounded vector of reals, or an observation is a picture or not a vector.
+        UserError: If actions are not a bounded vector of reals, or an observation is a picture or not a vector.
     """
     action = env.action_spec
     if action.domain != "continuous" or len(action.shape) != 1:
-        raise ValueError(
+        raise UserError(
             f"{label} has {action.domain} actions of shape {tuple(action.shape)}; a vector of reals is wanted"
         )
     box: Any = action.space
     low, high = box.low.flatten().double(), box.high.flatten().double()
     if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()) or float(high.abs().max()) > 1e30:
-        raise ValueError(f"{label} has unbounded actions; finite bounds are wanted")
+        raise UserError(f"{label} has unbounded actions; finite bounds are wanted")
     for key, spec in _observations(env).items():
         if len(spec.shape) > 1 or spec.dtype == torch.uint8:
-            raise ValueError(
+            raise UserError(
                 f"{label} observes {key!r} of shape {tuple(spec.shape)} and type {str(spec.dtype)[6:]}, "
                 "which looks like pixels; vectors of reals are wanted"
             )
@@ -267,12 +279,6 @@ def spaces_of(env: EnvBase, label: str) -> Spaces:
         action_low=low.tolist(),
         action_high=high.tolist(),
     )
-
-
-def _independent_copies(environment: Environment, num_envs: int, parallel: bool) -> EnvBase:
-    """Copies that each are an environment of their own."""
-    batched = ParallelEnv if parallel else SerialEnv
-    return batched(num_envs, functools.partial(_make_float, environment))
 
 
 def _make_float(environment: Environment) -> EnvBase:

@@ -1,10 +1,11 @@
-"""Transitions of several steps, made of steps as they are collected."""
+"""Multi-step transitions, made of single steps as they are collected."""
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from flowmatch_rl.batches import ACTION, DONE, LENGTH, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED
+from flowmatch_rl.checks import check_range
 
 Key = str | tuple[str, str]
 
@@ -12,26 +13,25 @@ Key = str | tuple[str, str]
 class MultiStep:
     """Folds the steps of several environments into transitions of up to n steps each.
 
-    Every step begins one transition. It goes on until n steps were taken or the episode ends, by termination or
-    truncation, and is handed out then. Until then the steps wait, at most n - 1 per environment. Rewards are kept
-    apart, since how they are discounted is the matter of who learns from them.
+    Every step begins one transition. It lasts until n steps were taken or the episode ends, by termination or
+    truncation, and is returned then. Until then the steps wait, at most n - 1 per environment. Rewards are kept apart,
+    since the learner discounts them.
 
     Args:
         num_steps: Steps n, at least 1.
 
     Raises:
-        ValueError: If ``num_steps`` is below 1.
+        UserError: If ``num_steps`` is below 1.
     """
 
     def __init__(self, num_steps: int) -> None:
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        check_range("[1, inf)", num_steps=num_steps)
         self.num_steps = num_steps
         self._waiting: dict[Key, Tensor] = {}  # each (E, n - 1 or less, ...), the latest steps of each environment
-        self._begun: Tensor | None = None  # (E, same), whether a step's transition is not handed out yet
+        self._begun: Tensor | None = None  # (E, same), whether a step's transition is still to be returned
 
     def fold(self, steps: TensorDictBase) -> TensorDict:
-        """Take the next steps of each environment and hand out the transitions that they complete.
+        """Take the next steps of each environment and return the transitions that they complete.
 
         Args:
             steps: TensorDict of batch size (E, T) with the keys of ``TRANSITION`` and ``DONE``; those of one
@@ -60,13 +60,13 @@ class MultiStep:
         total = done.shape[1]
         length, ended = torch.zeros_like(done, dtype=torch.long), torch.zeros_like(done)
         for step in range(min(self.num_steps, total)):
-            going_on = ~ended[:, : total - step]
-            length[:, : total - step] += going_on
+            running = ~ended[:, : total - step]
+            length[:, : total - step] += running
             ended[:, : total - step] |= done[:, step:]
         return length, ended | (length == self.num_steps)
 
-    def _transitions(self, steps: dict[Key, Tensor], length: Tensor, handed_out: Tensor) -> TensorDict:
-        environment, first = handed_out.nonzero(as_tuple=True)
+    def _transitions(self, steps: dict[Key, Tensor], length: Tensor, returned: Tensor) -> TensorDict:
+        environment, first = returned.nonzero(as_tuple=True)
         length = length[environment, first]
         last = first + length - 1
         offsets = torch.arange(self.num_steps, device=length.device)

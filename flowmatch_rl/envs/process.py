@@ -1,4 +1,4 @@
-"""Environments made of processes: a batch of copies is one tensor, and a step of all of them one call."""
+"""Environments of testbed processes: a batch of copies is one tensor, and a step of all of them one call."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.testbeds import PlanarProcess, Process
 from flowmatch_rl.types import Reward
@@ -97,7 +98,7 @@ class ProcessEnvironment(Environment):
         max_steps: Steps after which an episode is truncated, at least 1.
 
     Raises:
-        ValueError: If ``max_steps`` is less than 1, or the reward needs a column that the process lacks.
+        UserError: If ``max_steps`` is less than 1, or the reward needs a column that the process lacks.
     """
 
     process: Process
@@ -105,15 +106,9 @@ class ProcessEnvironment(Environment):
     max_steps: int = 1_000
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        check_range("[1, inf)", max_steps=self.max_steps)
         if self.reward is not None:
             self.reward.evaluate(torch.zeros(1, len(self.process.columns)), self.process.columns)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the entries of an observation."""
-        return self.process.columns
 
     @property
     def label(self) -> str:
@@ -129,6 +124,10 @@ class ProcessEnvironment(Environment):
     def make_copies(self, num_envs: int, parallel: bool) -> EnvBase:
         """One environment whose batch is the copies; ``parallel`` is of no use, and ignored."""
         return ProcessEnv(self.process, self.reward, self.max_steps, num_envs)
+
+    def column_names(self, env: EnvBase) -> tuple[str, ...]:
+        """Names of the entries of the state."""
+        return self.process.columns
 
     def frame(self, env: EnvBase) -> np.ndarray:
         """The plane from above: walls and the point, RGB, shape (240, 240, 3), bytes."""
@@ -150,7 +149,7 @@ class ProcessEnvironment(Environment):
 
     def _plane(self) -> PlanarProcess:
         if not isinstance(self.process, PlanarProcess):
-            raise ValueError(f"only processes in the plane can be drawn, and {self.label} is none")
+            raise UserError(f"only processes in the plane can be drawn, and {self.label} is none")
         return self.process
 
 

@@ -27,7 +27,7 @@ class RenderedEnvironment:
         return self.environment.frames_per_second(self._bare)
 
     def frame(self) -> np.ndarray:
-        """Picture of the present state, RGB, shape (height, width, 3), bytes."""
+        """Picture of the current state, RGB, shape (height, width, 3), bytes."""
         return self.environment.frame(self._bare)
 
     @property

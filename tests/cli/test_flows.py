@@ -260,17 +260,21 @@ def test_source_of_another_class_starts_from_its_own_defaults() -> None:
     assert plain["model"]["init_args"]["source"]["init_args"]["scale"] == 0.3
 
 
-def test_dataset_of_another_class_starts_from_its_own_defaults() -> None:
-    config = printed("--data.dataset.noise=0.7", "--data.dataset=Rings", "--data.dataset.num_rings=2")
-    dataset = config["data"]["init_args"]["dataset"]
-    assert dataset["class_path"].endswith(".Rings")
-    assert dataset["init_args"] == {"num_samples": 100_000, "seed": 0, "num_rings": 2, "radius": 3.0, "noise": 0.1}
+def test_density_of_another_class_starts_from_its_own_defaults() -> None:
+    density = "--data.dataset.density"
+    config = printed(f"{density}.noise=0.7", f"{density}=Rings", f"{density}.num_rings=2")
+    chosen = config["data"]["init_args"]["dataset"]["init_args"]["density"]
+    assert chosen["class_path"].endswith(".Rings")
+    assert chosen["init_args"] == {"num_rings": 2, "radius": 3.0, "noise": 0.1}
 
 
 def test_dataset_that_a_second_file_states_again_keeps_the_arguments_of_the_first(tmp_path) -> None:
-    (tmp_path / "more.yaml").write_text("data: {init_args: {dataset: {class_path: TwoMoons, init_args: {seed: 3}}}}\n")
-    config = printed("--data.dataset.noise=0.7", f"-c={tmp_path / 'more.yaml'}")
-    assert config["data"]["init_args"]["dataset"]["init_args"] == {"num_samples": 100_000, "seed": 3, "noise": 0.7}
+    more = "data: {init_args: {dataset: {class_path: DensityTable, init_args: {seed: 3}}}}\n"
+    (tmp_path / "more.yaml").write_text(more)
+    config = printed("--data.dataset.density.noise=0.7", f"-c={tmp_path / 'more.yaml'}")
+    arguments = config["data"]["init_args"]["dataset"]["init_args"]
+    assert arguments.pop("density")["init_args"] == {"noise": 0.7}
+    assert arguments == {"num_samples": 100_000, "seed": 3}
 
 
 def test_written_configuration_can_be_used_again(moons) -> None:

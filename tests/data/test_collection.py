@@ -117,7 +117,7 @@ def test_without_a_policy_actions_are_uniform(tmp_path) -> None:
 
 
 def test_share_of_the_steps_is_uniform_and_the_rest_the_policys(tmp_path) -> None:
-    store = collect(tmp_path / "set", 1600, Family(0), num_envs=16, block_steps=100, random_share=0.3)
+    store = collect(tmp_path / "set", 1600, Family(0), num_envs=16, block_steps=100, random_fraction=0.3)
     own = (columns_of(store, "action") == 0.25).all(1)
     assert abs(own.double().mean().item() - 0.7) < 4.0 * (0.3 * 0.7 / 1600) ** 0.5
     others = columns_of(store, "action")[~own]
@@ -149,7 +149,7 @@ def test_each_trajectory_has_one_member_of_a_family_and_the_next_another(tmp_pat
 
 
 def test_same_seed_gives_the_same_rows_and_another_seed_others(tmp_path) -> None:
-    settings = {"policy": Family(), "action_noise": 0.1, "random_share": 0.5}
+    settings = {"policy": Family(), "action_noise": 0.1, "random_fraction": 0.5}
     torch.manual_seed(1)
     first = collect(tmp_path / "a", seed=3, **settings)
     torch.manual_seed(2)
@@ -164,7 +164,7 @@ def test_description_has_the_units_of_the_environment_and_how_the_data_were_made
     info = collect(tmp_path / "set", 10, Family(0), seed=5, action_noise=0.5).info
     assert info.columns == ("observation_0", "observation_1")
     assert (info.action_low, info.action_high) == ((-3.0, 0.0), (1.0, 10.0))
-    made = {"seed": 5, "action_noise": 0.5, "random_share": 0.0, "num_envs": 3, "policy": "Family(dim=0)"}
+    made = {"seed": 5, "action_noise": 0.5, "random_fraction": 0.0, "num_envs": 3, "policy": "Family(dim=0)"}
     assert made.items() <= info.provenance.items()
     assert "ToyCounting-v0" in info.provenance["environment"]
 
@@ -173,7 +173,8 @@ def test_description_has_the_units_of_the_environment_and_how_the_data_were_made
 class NamedCounting(Environment):
     """An environment that names its columns."""
 
-    columns: tuple[str, ...] = ("steps", "mark")
+    def column_names(self, env: EnvBase) -> tuple[str, ...]:
+        return "steps", "mark"
 
     @property
     def label(self) -> str:
@@ -228,9 +229,9 @@ def test_numbers_that_are_not_finite_end_the_collection_and_name_the_row(tmp_pat
         ({"number": 0}, "num_transitions must be at least 1, got 0"),
         ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
         ({"block_steps": 0}, "block_steps must be at least 1, got 0"),
-        ({"policy": Family(), "action_noise": -1.0}, "action_noise must be finite and at least 0, got -1.0"),
-        ({"policy": Family(), "random_share": 1.5}, r"random_share must lie in \[0, 1\], got 1.5"),
-        ({"random_share": 0.5}, "need a policy"),
+        ({"policy": Family(), "action_noise": -1.0}, "action_noise must be at least 0, got -1.0"),
+        ({"policy": Family(), "random_fraction": 1.5}, r"random_fraction must lie in \[0, 1\], got 1.5"),
+        ({"random_fraction": 0.5}, "need a policy"),
         ({"environment": GymnasiumEnvironment("NoSuch-v0")}, "NoSuch-v0"),
     ],
 )

@@ -60,11 +60,11 @@ def test_interrupted_conversion_ends_like_an_uninterrupted_one(appended: int, tm
     monkeypatch.setattr(conversion, "PIECE_ROWS", 3)
     append, done = conversion.TransitionWriter.append, []
 
-    def append_some(writer, block, state=None) -> None:
+    def append_some(writer, block) -> None:
         if len(done) == appended:
             raise KeyboardInterrupt
         done.append(len(block))
-        append(writer, block, state)
+        append(writer, block)
 
     # One row per block, so that pieces do not end where blocks do.
     monkeypatch.setattr(OgbenchFile, "blocks", lambda _: iter(whole.split(1)))

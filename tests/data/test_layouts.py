@@ -140,7 +140,7 @@ def test_d4rl_without_arrivals_drops_the_last_rows_of_trajectories(tmp_path: Pat
         row(x[3], u[3], r[3], x[4], "truncated"),
         row(x[5], u[5], r[5], x[6], "truncated"),
     ]
-    (remark,) = layout.describe().remarks
+    (remark,) = layout.describe().provenance["remarks"]
     assert remark.startswith("1 termination")
 
 

@@ -210,7 +210,7 @@ def test_table(changes, words, tmp_path: Path) -> None:
         ({"action_low": [0.0, 0.0], "action_high": [1.0, 0.0]}, ["below"]),
         ({"action_low": float("nan"), "action_high": 1.0}, ["below"]),
         ({"action_low": [0.0, 0.0, 0.0], "action_high": 1.0}, ["action_low", "3 values", "1 or 2"]),
-        ({"action_low": [0.0, 0.0], "action_high": [1.0, 1.0, 1.0]}, ["2 and 3 values"]),
+        ({"action_low": [0.0, 0.0], "action_high": [1.0, 1.0, 1.0]}, ["action_low", "2 values", "1 or 3"]),
         ({"action_low": 0.0, "action_high": 1.0}, ["[-0.5, 0.5]", "[0.0, 1.0]"]),
     ],
     ids=lambda value: str(list(value.values())) if isinstance(value, dict) else "",

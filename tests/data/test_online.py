@@ -31,7 +31,7 @@ def build(environment: GymnasiumEnvironment = COUNTING, world_size: int = 1, ran
 
 
 def take(data: OnlineData, number: int) -> list[TensorDictBase]:
-    return list(data.collected_batches(number))
+    return [data.next_batch() for _ in range(number)]
 
 
 def held(data: OnlineData) -> TensorDictBase:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.batches import CONDITION, EXACT_LOG_PROB, SAMPLE, SOURCE, Samples
-from flowmatch_rl.data import Density, SampleData, TwoMoons
+from flowmatch_rl.data import DensityTable, SampleData
 from flowmatch_rl.schema import TableSchema
+from flowmatch_rl.testbeds import PlanarDensity
 from tests.combinations import one_test
 from tests.data.toy_table import (
     CONDITIONAL,
@@ -18,6 +19,7 @@ from tests.data.toy_table import (
     VALUES,
     build,
     only,
+    plain_module,
     rows_of,
     split_rows,
     take,
@@ -87,8 +89,8 @@ def test_conditions_are_standardised_numbers_and_an_indicator_per_class() -> Non
 
 
 @pytest.mark.parametrize("density", DENSITIES, ids=repr)
-def test_densities_give_x_and_y_and_their_exact_log_density(density: Density) -> None:
-    data = SampleData(replace(density, num_samples=300), batch_size=8)
+def test_densities_give_x_and_y_and_their_exact_log_density(density: PlanarDensity) -> None:
+    data = SampleData(DensityTable(density, num_samples=300), batch_size=8)
     assert data.schema.columns == ("x", "y")
     assert data.has_exact_density
     for batch in (only(data.val_dataloader()), only(data.test_dataloader())):
@@ -110,7 +112,7 @@ def test_densities_give_x_and_y_and_their_exact_log_density(density: Density) ->
     ids=str,
 )
 def test_density_is_exact_for_all_coordinates_and_no_conditions(options, exact) -> None:
-    data = SampleData(TwoMoons(num_samples=200), batch_size=8, **options)
+    data = SampleData(DensityTable(num_samples=200), batch_size=8, **options)
     assert data.has_exact_density == exact
     assert (EXACT_LOG_PROB in only(data.val_dataloader())) == exact
 
@@ -143,7 +145,7 @@ OTHER_UNITS = TableSchema(
 
 
 def test_units_are_those_of_the_module_once_there_is_one() -> None:
-    data = build(**CONDITIONAL, module=SimpleNamespace(schema=OTHER_UNITS))
+    data = build(**CONDITIONAL, module=plain_module(OTHER_UNITS))
     rows = np.array(split_order(data))
     batch = only(data.val_dataloader())
     wanted = np.column_stack([(VALUES["b"][rows] - 1.0) / 3.0, (VALUES["a"][rows] - 2.0) / 4.0])
@@ -161,9 +163,9 @@ def split_order(data: SampleData) -> list[int]:
 
 
 def test_exact_density_follows_the_columns_of_the_module() -> None:
-    data = SampleData(TwoMoons(num_samples=200), batch_size=8)
+    data = SampleData(DensityTable(num_samples=200), batch_size=8)
     schema = replace(data.schema, columns=("x",), shift=(0.0,), scale=(1.0,))
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0, lightning_module=SimpleNamespace(schema=schema))
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, lightning_module=plain_module(schema))
     assert not data.has_exact_density
     assert set(only(data.val_dataloader())) == {SAMPLE}
 
@@ -180,7 +182,7 @@ def test_exact_density_follows_the_columns_of_the_module() -> None:
     ids=str,
 )
 def test_a_table_that_does_not_fit_the_module_is_refused(loader: str, change: dict, words: list[str]) -> None:
-    data = build(**CONDITIONAL, module=SimpleNamespace(schema=replace(OTHER_UNITS, **change)))
+    data = build(**CONDITIONAL, module=plain_module(replace(OTHER_UNITS, **change)))
     with pytest.raises(ValueError) as caught:
         getattr(data, loader)()
     assert all(word in str(caught.value) for word in words)
@@ -188,7 +190,7 @@ def test_a_table_that_does_not_fit_the_module_is_refused(loader: str, change: di
 
 @pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader"])
 def test_a_table_without_a_column_of_the_module_is_refused(loader: str) -> None:
-    data = build(module=SimpleNamespace(schema=replace(OTHER_UNITS, columns=("b", "c"))))
+    data = build(module=plain_module(replace(OTHER_UNITS, columns=("b", "c"))))
     with pytest.raises(ValueError, match="no column 'c'"):
         getattr(data, loader)()
 
@@ -275,7 +277,7 @@ def test_evaluation_repeats_itself_and_is_cut_and_shared_among_processes() -> No
 @pytest.mark.parametrize(("options", "world_size", "least"), [({}, 6, 2), ({}, 3, 2), (CONDITIONAL, 2, 4)])
 def test_more_processes_than_rows_suffice_for_are_refused(options: dict, world_size: int, least: int) -> None:
     data = build(**options, world_size=world_size, rank=world_size - 1)
-    words = f"5 rows cannot be shared among {world_size} processes, which need {least} each"
+    words = f"5 rows cannot be divided among {world_size} processes, which need {least} each"
     with pytest.raises(ValueError, match=words):
         data.val_dataloader()
 

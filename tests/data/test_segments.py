@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import SegmentNeeds, read_segment
 from flowmatch_rl.data import TransitionStore
-from flowmatch_rl.data.segments import RowSampler, SegmentReader
+from flowmatch_rl.data.transitions.segments import RowSampler, SegmentReader
 from tests.combinations import each_pair
 from tests.data.toy_trajectories import TRAJECTORIES, End, action_at, trajectory_store
 

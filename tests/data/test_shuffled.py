@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from flowmatch_rl.batches import SAMPLE
+from flowmatch_rl.batches import SAMPLE, Samples
 from flowmatch_rl.data import SampleData
 from flowmatch_rl.schema import TableSchema
 from tests.combinations import each_value
@@ -88,6 +88,9 @@ class Recorder(LightningModule):
         self.schema = schema
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen: list[Tensor] = []
+
+    def training_samples(self, samples: Samples) -> Samples:
+        return samples
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         self.seen.append(batch[SAMPLE].clone())

@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from tensordict.memmap import MemoryMappedTensor
 
 from flowmatch_rl.data import StoreInfo, TransitionStore
-from flowmatch_rl.data.store import entries_of
+from flowmatch_rl.data.transitions.store import entries_of
 from tests.combinations import each_value, one_test
 from tests.data.toy_rows import COLUMNS, PROVENANCE, assert_rows_equal, toy_rows, toy_store, toy_writer
 
@@ -78,7 +78,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["set", "set.partial"])
 def test_a_half_written_data_set_is_refused_with_what_to_do(tmp_path, name) -> None:
-    toy_writer(tmp_path / "set", 10).append(toy_rows(7))
+    with toy_writer(tmp_path / "set", 10) as writer:
+        writer.append(toy_rows(7))
     with pytest.raises(ValueError, match=r"set.* is not finished \(7 rows .*again"):
         TransitionStore.open(tmp_path / name)
 

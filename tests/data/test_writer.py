@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.data import TransitionStore
-from flowmatch_rl.data.moments import column_moments, read_chunks
+from flowmatch_rl.data.transitions.moments import column_moments, read_chunks
 from tests.combinations import one_test
 from tests.data.toy_rows import assert_rows_equal, toy_rows, toy_store, toy_writer
 
@@ -73,19 +74,14 @@ def test_entries_that_are_not_declared_are_left_out(tmp_path) -> None:
     assert_rows_equal(writer.finish().transitions, toy_rows(5))
 
 
-def test_fewer_rows_are_a_data_set_only_where_that_is_allowed(tmp_path) -> None:
-    rows = toy_rows(7)
+def test_a_data_set_with_missing_rows_is_not_finished(tmp_path) -> None:
     writer = toy_writer(tmp_path / "set", 10)
-    with pytest.raises(ValueError, match="only 0 of 10 rows"):
-        writer.finish(allow_fewer=True)
-    writer.append(rows)
-    with pytest.raises(ValueError, match="only 7 of 10 rows"):
+    with pytest.raises(UserError, match="only 0 of 10 rows"):
+        writer.finish()
+    writer.append(toy_rows(7))
+    with pytest.raises(UserError, match="only 7 of 10 rows"):
         writer.finish()
     assert not (tmp_path / "set").exists()
-    store = writer.finish(allow_fewer=True)
-    assert len(store) == 7
-    assert_rows_equal(store.transitions, rows)
-    assert store.info.observation_mean[0] == pytest.approx(rows["observation"][:, 0].double().mean().item())
 
 
 def test_more_rows_than_declared_are_refused(tmp_path) -> None:
@@ -197,17 +193,29 @@ def test_an_empty_folder_may_be_filled(tmp_path, place) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["set"]
 
 
-def test_a_writer_goes_on_after_the_rows_and_with_the_state_of_the_last(tmp_path) -> None:
+def append_to(path, rows, **changes) -> None:
+    """Write some rows, as a process that ends before the data set is complete."""
+    with toy_writer(path, **changes) as writer:
+        writer.append(rows)
+
+
+def test_a_writer_resumes_after_the_rows_that_were_written(tmp_path) -> None:
     rows = toy_rows(10)
-    first = toy_writer(tmp_path / "set")
-    assert (first.rows_written, first.state) == (0, {})
-    first.append(rows[:4], {"file": "a", "place": 4})
-    first.append(rows[4:6])
-    second = toy_writer(tmp_path / "set")
-    assert (second.rows_written, second.state) == (6, {"file": "a", "place": 4})
-    second.append(rows[6:], {"file": "b"})
-    assert toy_writer(tmp_path / "set").state == {"file": "b"}
-    assert_rows_equal(second.finish().transitions, rows)
+    append_to(tmp_path / "set", rows[:4])
+    append_to(tmp_path / "set", rows[4:6])
+    with toy_writer(tmp_path / "set") as last:
+        assert last.rows_written == 6
+        last.append(rows[6:])
+        assert_rows_equal(last.finish().transitions, rows)
+
+
+def test_a_writer_that_is_refused_does_not_keep_the_folder(tmp_path) -> None:
+    append_to(tmp_path / "set", toy_rows(4))
+    with pytest.raises(UserError) as caught:
+        toy_writer(tmp_path / "set", 11)
+    with toy_writer(tmp_path / "set") as writer:
+        assert writer.rows_written == 4
+    assert "num_transitions is 10" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -224,20 +232,21 @@ def test_a_writer_goes_on_after_the_rows_and_with_the_state_of_the_last(tmp_path
     ],
 )
 def test_the_beginning_of_another_data_set_is_not_continued(tmp_path, changes, difference) -> None:
-    toy_writer(tmp_path / "set").append(toy_rows(4))
-    with pytest.raises(ValueError, match=re.escape(difference)):
+    append_to(tmp_path / "set", toy_rows(4))
+    with pytest.raises(UserError, match=re.escape(difference)):
         toy_writer(tmp_path / "set", **changes)
-    assert toy_writer(tmp_path / "set").rows_written == 4
+    with toy_writer(tmp_path / "set") as writer:
+        assert writer.rows_written == 4
 
 
 def test_a_trajectory_that_an_interruption_cut_is_marked_as_truncated(tmp_path) -> None:
     rows = toy_rows(10)
     for flag in ("terminated", "truncated", "done"):
         rows["next", flag][:] = False
-    toy_writer(tmp_path / "set", ordered=True).append(rows[:4])
-    again = toy_writer(tmp_path / "set", ordered=True)
-    again.append(rows[4:])
-    store = again.finish()
+    append_to(tmp_path / "set", rows[:4], ordered=True)
+    with toy_writer(tmp_path / "set", ordered=True) as again:
+        again.append(rows[4:])
+        store = again.finish()
     ends = [3, 9]
     assert store.transitions["next", "truncated"].flatten().nonzero().flatten().tolist() == ends
     assert store.transitions["next", "done"].flatten().nonzero().flatten().tolist() == ends
@@ -249,7 +258,7 @@ def test_two_processes_do_not_write_the_same_data_set(tmp_path) -> None:
     writer = toy_writer(tmp_path / "set")
     code = f"from tests.data.toy_rows import toy_writer; toy_writer({str(tmp_path / 'set')!r})"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "ValueError: another process is writing the data set" in other.stderr
+    assert "UserError: another process is writing the data set" in other.stderr
     writer.append(toy_rows(10))
     assert_rows_equal(writer.finish().transitions, toy_rows(10))
 
@@ -258,34 +267,34 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-def test_a_block_that_was_half_written_is_no_part_of_fewer_rows(tmp_path, monkeypatch) -> None:
-    writer = toy_writer(tmp_path / "set")
-    writer.append(toy_rows(4))
-
+def test_a_block_that_was_half_written_is_no_part_of_the_rows(tmp_path, monkeypatch) -> None:
     def killed(descriptor: int) -> None:
         raise Killed
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", killed)
-        with pytest.raises(Killed):
-            writer.append(toy_rows(3))
-    assert_rows_equal(toy_writer(tmp_path / "set").finish(allow_fewer=True).transitions, toy_rows(4))
+    rows = toy_rows(10)
+    with toy_writer(tmp_path / "set") as writer:
+        writer.append(rows[:4])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", killed)
+            with pytest.raises(Killed):
+                writer.append(toy_rows(3))
+    with toy_writer(tmp_path / "set") as writer:
+        writer.append(rows[4:])
+        assert_rows_equal(writer.finish().transitions, rows)
 
 
 def test_written_rows_that_went_missing_are_not_made_up(tmp_path) -> None:
-    toy_writer(tmp_path / "set").append(toy_rows(4))
+    append_to(tmp_path / "set", toy_rows(4))
     (tmp_path / "set.partial" / "data" / "transitions" / "action.memmap").unlink()
     with pytest.raises(ValueError, match=r"action\.memmap' is too short for the 4 rows that were written"):
         toy_writer(tmp_path / "set")
 
 
 def write_all(path, rows) -> None:
-    writer = toy_writer(path, len(rows))
-    while writer.rows_written < len(rows):
-        assert writer.rows_written == writer.state.get("place", 0)
-        place = min(writer.rows_written + 4, len(rows))
-        writer.append(rows[writer.rows_written : place], {"place": place})
-    writer.finish()
+    with toy_writer(path, len(rows)) as writer:
+        while writer.rows_written < len(rows):
+            writer.append(rows[writer.rows_written :][:4])
+        writer.finish()
 
 
 def test_an_interruption_at_any_moment_loses_one_block_at_most_and_leaves_no_data_set(tmp_path, monkeypatch) -> None:

@@ -3,7 +3,7 @@
 import torch
 from tensordict import TensorDict
 
-from flowmatch_rl.data import TransitionStore, TransitionWriter
+from flowmatch_rl.data import StoreInfo, TransitionStore, TransitionWriter
 
 COLUMNS = ("position", "speed")
 ACTION_DIM = 3
@@ -45,14 +45,14 @@ def toy_writer(path, number: int = 10, **changes) -> TransitionWriter:
         "ordered": False,
         "provenance": PROVENANCE,
     }
-    return TransitionWriter(path, **(wanted | changes))
+    return TransitionWriter(path, StoreInfo(**(wanted | changes)))
 
 
 def toy_store(path, number: int = 10, **changes) -> TransitionStore:
     """A data set of toy rows."""
-    writer = toy_writer(path, number, **changes)
-    writer.append(toy_rows(number, changes.get("embedding_dim", 0), changes.get("has_next_action", False)))
-    return writer.finish()
+    with toy_writer(path, number, **changes) as writer:
+        writer.append(toy_rows(number, changes.get("embedding_dim", 0), changes.get("has_next_action", False)))
+        return writer.finish()
 
 
 def assert_rows_equal(got, wanted) -> None:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from flowmatch_rl.batches import SAMPLE
 from flowmatch_rl.data import Dataset, SampleData
+from flowmatch_rl.schema import TableSchema
 
 ROWS = 50
 
@@ -39,10 +40,15 @@ VALUES = {
 CONDITIONAL = {"columns": ["a", "b"], "conditions": ["speed"], "classes": ["kind", "size"]}
 
 
+def plain_module(schema: TableSchema) -> SimpleNamespace:
+    """A module that trains on the samples of the table."""
+    return SimpleNamespace(schema=schema, training_samples=lambda samples: samples)
+
+
 def build(values: dict = VALUES, world_size: int = 1, rank: int = 0, module: object = None, **options) -> SampleData:
     torch.manual_seed(0)
     data = SampleData(ToyTable(values), **({"batch_size": 8} | options))
-    module = SimpleNamespace(schema=data.schema) if module is None else module
+    module = plain_module(data.schema) if module is None else module
     data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank, lightning_module=module)
     return data
 

@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from flowmatch_rl.data import TransitionStore, TransitionWriter
+from flowmatch_rl.data import StoreInfo, TransitionStore, TransitionWriter
 
 End = Literal["terminated", "truncated"]
 
@@ -56,8 +56,7 @@ def trajectory_store(
 ) -> TransitionStore:
     """A data set of the trajectories."""
     rows = trajectory_rows(trajectories, changes.get("embedding_dim", 0), changes.get("has_next_action", False))
-    writer = TransitionWriter(
-        path,
+    info = StoreInfo(
         columns=COLUMNS,
         action_dim=1,
         num_transitions=len(rows),
@@ -65,5 +64,6 @@ def trajectory_store(
         provenance={"made_by": "a test"},
         **changes,
     )
-    writer.append(rows)
-    return writer.finish()
+    with TransitionWriter(path, info) as writer:
+        writer.append(rows)
+        return writer.finish()

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowmatch_rl.batches import Samples
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.couplings import ExactCoupling
-from flowmatch_rl.data import EightGaussians, SampleData, TwoMoons
+from flowmatch_rl.data import DensityTable, SampleData
 from flowmatch_rl.evaluation import FlowTests
 from flowmatch_rl.inference import load_flow
 from flowmatch_rl.models import Flow, Likelihood
@@ -32,6 +32,7 @@ from flowmatch_rl.paths import (
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler, Sampler, SdeSampler
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.solvers import AdaptiveSolver, Euler, HutchinsonDivergence, Midpoint
+from flowmatch_rl.testbeds import EightGaussians, TwoMoons
 from tests.combinations import one_test
 
 PLANE = TableSchema(("x", "y"), (3.0, -1.0), (2.0, 0.2))
@@ -84,7 +85,7 @@ def batch(size: int = 12, schema: TableSchema = PLANE) -> dict[str, Tensor]:
 
 def tiny_data(**options: Any) -> SampleData:
     sizes = {"batch_size": 16, "num_updates": 6, "epoch_updates": 3, "eval_samples": 40, "predict_samples": 7}
-    return SampleData(**{"dataset": TwoMoons(num_samples=300), **sizes, **options})
+    return SampleData(**{"dataset": DensityTable(num_samples=300), **sizes, **options})
 
 
 def trainer(folder: Path, **options: Any) -> Trainer:
@@ -319,7 +320,7 @@ def test_a_test_uses_the_units_of_the_checkpoint(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     run.fit(FlowMatchingModel(data.schema, network=SMALL), datamodule=data)
     run.save_checkpoint(tmp_path / "model.ckpt")
-    other = tiny_data(dataset=TwoMoons(num_samples=300, noise=0.8))
+    other = tiny_data(dataset=DensityTable(TwoMoons(noise=0.8), num_samples=300))
     module = FlowMatchingModel(other.schema, network=SMALL, tests=FlowTests(likelihood_samples=0))
     trainer(tmp_path).test(module, datamodule=other, ckpt_path=tmp_path / "model.ckpt", verbose=False)
     assert module.schema == data.schema != other.schema
@@ -339,7 +340,7 @@ def test_a_checkpoint_of_other_classes_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize("conditional", [False, True])
 def test_reflow_starts_from_its_teacher_and_learns_its_pairs(tmp_path: Path, conditional: bool) -> None:
-    options = {"dataset": EightGaussians(num_samples=300), "classes": ["part"]} if conditional else {}
+    options = {"dataset": DensityTable(EightGaussians(), num_samples=300), "classes": ["part"]} if conditional else {}
     data = tiny_data(**options)
     run = trainer(tmp_path)
     run.fit(FlowMatchingModel(data.schema, network=SMALL), datamodule=data)
@@ -388,7 +389,7 @@ def test_a_student_that_differs_from_its_teacher_is_refused(tmp_path: Path) -> N
 
 
 def test_a_trained_flow_returns_arrays_in_the_units_of_the_data(tmp_path: Path) -> None:
-    data = tiny_data(dataset=EightGaussians(num_samples=300), classes=["part"])
+    data = tiny_data(dataset=DensityTable(EightGaussians(), num_samples=300), classes=["part"])
     run = trainer(tmp_path)
     run.fit(FlowMatchingModel(data.schema, network=SMALL, likelihood=Likelihood(Midpoint(3))), datamodule=data)
     run.save_checkpoint(tmp_path / "model.ckpt")

@@ -3,7 +3,7 @@ from typing import TYPE_CHECKING
 from flowmatch_rl.doors import lazy_exports
 
 if TYPE_CHECKING:
-    from flowmatch_rl.data.layouts.base import Layout, LayoutInfo, Rows
+    from flowmatch_rl.data.layouts.base import Layout, Rows
     from flowmatch_rl.data.layouts.conversion import convert_layout
     from flowmatch_rl.data.layouts.d4rl import D4rlFile
     from flowmatch_rl.data.layouts.exorl import ExorlEpisodes
@@ -17,7 +17,6 @@ __all__ = [
     "D4rlFile",
     "ExorlEpisodes",
     "Layout",
-    "LayoutInfo",
     "MinariFolder",
     "OgbenchFile",
     "Rows",

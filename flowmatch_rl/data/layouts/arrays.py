@@ -10,6 +10,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from flowmatch_rl.checks import UserError
+
 BLOCK_ROWS = 50_000
 """Rows of a long file that are read at a time."""
 
@@ -37,11 +39,11 @@ def numbered_files(folder: Path, but: str = "") -> list[Path]:
         but: Pattern of the names to leave out.
 
     Raises:
-        ValueError: If there are none.
+        UserError: If there are none.
     """
     files = [file for file in folder.glob("*.npz") if not (but and file.match(but))]
     if not files:
-        raise ValueError(f"{str(folder)!r} holds no .npz files")
+        raise UserError(f"{str(folder)!r} holds no .npz files")
     return sorted(files, key=lambda file: by_number(file.name))
 
 
@@ -54,11 +56,11 @@ def same_dimensions(files: Sequence[Path], dimensions: Sequence[tuple[int, int]]
     """Dimensions of the observations and actions of several files.
 
     Raises:
-        ValueError: Naming the first file whose dimensions are not those of the first one.
+        UserError: Naming the first file whose dimensions are not those of the first one.
     """
     for file, got in zip(files, dimensions, strict=True):
         if got != dimensions[0]:
-            raise ValueError(
+            raise UserError(
                 f"observations and actions of {str(file)!r} are of dimensions {got[0]} and {got[1]}, wanted "
                 f"{dimensions[0][0]} and {dimensions[0][1]} as in {files[0].name!r}"
             )
@@ -70,20 +72,20 @@ def readable(place: Path | str) -> Iterator[None]:
     """Turn what libraries raise about a damaged file into one line.
 
     Raises:
-        ValueError: Naming the file and the reason.
+        UserError: Naming the file and the reason.
     """
     try:
         yield
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"cannot read {str(place)!r}: {reason}") from error
+        raise UserError(f"cannot read {str(place)!r}: {reason}") from error
 
 
 def npz_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays in a ``.npz`` file, from their headers alone.
 
     Raises:
-        ValueError: If it is not such a file.
+        UserError: If it is not such a file.
     """
     with readable(file), zipfile.ZipFile(file) as archive:
         return {name.removesuffix(".npy"): _npy_shape(archive, name, file) for name in archive.namelist()}
@@ -96,21 +98,21 @@ def _npy_shape(archive: zipfile.ZipFile, name: str, file: Path) -> tuple[int, ..
             version = np.lib.format.read_magic(stream)
             return readers[version](stream)[0]
         except (ValueError, KeyError) as error:
-            raise ValueError(f"cannot read {name!r} of {str(file)!r}: it is not an array of numbers") from error
+            raise UserError(f"cannot read {name!r} of {str(file)!r}: it is not an array of numbers") from error
 
 
 def read_npz(file: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Those arrays of a ``.npz`` file that are among ``names``.
 
     Raises:
-        ValueError: If it cannot be read.
+        UserError: If it cannot be read.
     """
     with readable(file):
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in names if name in arrays}
         except ValueError as error:  # of objects, of an empty file and of a damaged one
-            raise ValueError(f"cannot read {str(file)!r}: {' '.join(str(error).split())}") from error
+            raise UserError(f"cannot read {str(file)!r}: {' '.join(str(error).split())}") from error
 
 
 @contextlib.contextmanager
@@ -118,7 +120,7 @@ def open_hdf5(file: Path) -> Iterator[h5py.File]:
     """An HDF5 file, for reading.
 
     Raises:
-        ValueError: If it is not one, or is damaged.
+        UserError: If it is not one, or is damaged.
     """
     with readable(file), h5py.File(file, "r") as opened:
         yield opened
@@ -128,24 +130,24 @@ def require_arrays(held: Collection[str], names: Sequence[str], place: Path | st
     """Refuse a file that lacks an array.
 
     Raises:
-        ValueError: Naming the first missing array, and those that there are.
+        UserError: Naming the first missing array, and those that there are.
     """
     for name in names:
         if name not in held:
             there = ", ".join(sorted(held)) or "no arrays"
-            raise ValueError(f"{str(place)!r} lacks the array {name!r}; it holds {there}")
+            raise UserError(f"{str(place)!r} lacks the array {name!r}; it holds {there}")
 
 
 def stored_array(group: h5py.Group, name: str, place: Path | str) -> h5py.Dataset:
     """An array of an HDF5 group, not yet read.
 
     Raises:
-        ValueError: If it is missing, or is a group itself.
+        UserError: If it is missing, or is a group itself.
     """
     require_arrays(group.keys(), [name], place)
     array = group[name]
     if not isinstance(array, h5py.Dataset):
-        raise ValueError(f"{name!r} of {str(place)!r} is a group, wanted one array")
+        raise UserError(f"{name!r} of {str(place)!r} is a group, wanted one array")
     return array
 
 
@@ -159,12 +161,12 @@ def check_shape(shape: tuple[int, ...], wanted: tuple[int | None, ...], key: str
         place: Its file.
 
     Raises:
-        ValueError: If they differ.
+        UserError: If they differ.
     """
     plain = shape[:1] if len(wanted) == 1 and shape[1:] == (1,) else shape
     if len(plain) != len(wanted) or any(n != m if m is not None else n < 1 for n, m in zip(plain, wanted, strict=True)):
         names = " x ".join("any" if size is None else str(size) for size in wanted)
-        raise ValueError(f"{key!r} of {str(place)!r} has shape {tuple(shape)}, wanted {names}")
+        raise UserError(f"{key!r} of {str(place)!r} has shape {tuple(shape)}, wanted {names}")
 
 
 def numbers(
@@ -183,18 +185,18 @@ def numbers(
         The numbers, float64, of ``len(wanted)`` dimensions.
 
     Raises:
-        ValueError: If the array has another shape, holds something else, or numbers that are not finite in single
+        UserError: If the array has another shape, holds something else, or numbers that are not finite in single
             precision.
     """
     check_shape(values.shape, wanted, key, place)
     if values.dtype.kind not in "biuf":
-        raise ValueError(f"{key!r} of {str(place)!r} is of type {values.dtype}, wanted numbers")
+        raise UserError(f"{key!r} of {str(place)!r} is of type {values.dtype}, wanted numbers")
     plain = np.asarray(values, np.float64).reshape(values.shape[: len(wanted)])
     fits = np.abs(plain) <= np.finfo(np.float32).max
     if not fits.all():
         row = int(np.flatnonzero(~fits.reshape(len(fits), -1).all(1))[0])
         worst = plain[row][~fits[row]].flat[0]
-        raise ValueError(f"{key!r} of {str(place)!r} holds {worst} in row {first_row + row}, wanted finite numbers")
+        raise UserError(f"{key!r} of {str(place)!r} holds {worst} in row {first_row + row}, wanted finite numbers")
     return plain
 
 
@@ -205,37 +207,10 @@ def flags(values: np.ndarray, length: int, key: str, place: Path | str) -> np.nd
         Boolean array of shape (length,).
 
     Raises:
-        ValueError: If the array has another shape, or other values.
+        UserError: If the array has another shape, or other values.
     """
     plain = numbers(values, (length,), key, place)
     wrong = np.flatnonzero((plain != 0.0) & (plain != 1.0))
     if len(wrong):
-        raise ValueError(f"{key!r} of {str(place)!r} holds {plain[wrong[0]]:g} in row {wrong[0]}, wanted 0 or 1")
+        raise UserError(f"{key!r} of {str(place)!r} holds {plain[wrong[0]]:g} in row {wrong[0]}, wanted 0 or 1")
     return plain == 1.0
-
-
-def column_names(columns: Sequence[str] | None, held: Sequence[str], place: Path | str) -> tuple[str, ...]:
-    """Names of the entries of an observation.
-
-    Args:
-        columns: Names that were asked for, or None.
-        held: Names by the file.
-        place: The file.
-
-    Raises:
-        ValueError: If their number differs, or a name occurs twice.
-    """
-    if columns is None:
-        return tuple(held)
-    if len(columns) != len(held):
-        raise ValueError(
-            f"got {len(columns)} columns, wanted {len(held)}, the size of an observation of {str(place)!r}"
-        )
-    if doubled := [name for name in columns if columns.count(name) > 1]:
-        raise ValueError(f"two columns are named {doubled[0]!r}")
-    return tuple(columns)
-
-
-def vector_names(name: str, size: int) -> list[str]:
-    """Names of the entries of a vector, as ``collect_transitions`` gives them: ``name_0``, ``name_1`` and so on."""
-    return [f"{name}_{place}" for place in range(size)]

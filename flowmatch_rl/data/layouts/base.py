@@ -1,7 +1,7 @@
-"""What every layout of stored transitions has in common: its description, its blocks, and the units of its actions."""
+"""The common part of all layouts of stored transitions: description, blocks, and units of actions."""
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,39 +10,17 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from flowmatch_rl.batches import ACTION, DONE, NEXT_ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED, TRUNCATED
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.data.transitions.store import StoreInfo
+from flowmatch_rl.schema import ActionBounds
 
 ROUND_OFF = 1e-5
 """How far beyond -1 and 1 an action may lie and still be taken for one of them."""
 
 
 @dataclass(frozen=True)
-class LayoutInfo:
-    """What a layout holds, known before its transitions are read.
-
-    Attributes:
-        columns: Names of the S entries of an observation.
-        action_dim: Dimension A of the action.
-        num_transitions: Transitions in all blocks.
-        ordered: Whether the rows of a trajectory follow each other, each starting where the one before arrived.
-        action_low: Values that the action -1 stands for, in the files' units; None where files hold [-1, 1].
-        action_high: Values that the action 1 stands for.
-        has_next_action: Whether blocks hold the actions taken in the arrival states.
-        remarks: What a reader of the files should know, a line each.
-    """
-
-    columns: tuple[str, ...]
-    action_dim: int
-    num_transitions: int
-    ordered: bool
-    action_low: tuple[float, ...] | None = None
-    action_high: tuple[float, ...] | None = None
-    has_next_action: bool = False
-    remarks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Rows:
-    """Transitions of one file, checked but for the range of their actions, which are in the file's units.
+    """Transitions of one file, checked except for the range of their actions, which are in the file's units.
 
     Attributes:
         place: The file, and the part of it, for messages.
@@ -76,7 +54,7 @@ class Layout(abc.ABC):
         action_high: Value in the files that becomes the action 1.
 
     Raises:
-        ValueError: If only one of the bounds is given, or they are out of order.
+        UserError: If only one of the bounds is given, or they are out of order.
     """
 
     path: str
@@ -85,23 +63,17 @@ class Layout(abc.ABC):
 
     def __post_init__(self) -> None:
         if (self.action_low is None) != (self.action_high is None):
-            raise ValueError(
-                f"got action_low {self.action_low} and action_high {self.action_high}, wanted both or none"
-            )
-        if self.action_low is not None and self.action_high is not None:
-            low, high = np.atleast_1d(self.action_low), np.atleast_1d(self.action_high)
-            if len(low) != len(high) and 1 not in (len(low), len(high)):
-                raise ValueError(f"action_low and action_high have {len(low)} and {len(high)} values, wanted as many")
-            if not (np.isfinite(low) & np.isfinite(high) & (low < high)).all():
-                raise ValueError(f"action_low must lie below action_high, got {self.action_low} and {self.action_high}")
+            raise UserError(f"got action_low {self.action_low} and action_high {self.action_high}, wanted both or none")
+        lengths = {np.size(bound) for bound in (self.action_low, self.action_high) if bound is not None}
+        self.bounds(max(lengths, default=1))
 
     @abc.abstractmethod
-    def describe(self) -> LayoutInfo:
+    def describe(self) -> StoreInfo:
         """Read what there is, without the transitions themselves.
 
         Raises:
             FileNotFoundError: If there is no such file or folder.
-            ValueError: If the files do not have this layout; the message names the file, the entry, what it holds and
+            UserError: If the files do not have this layout; the message names the file, the entry, what it holds and
                 what was wanted.
         """
 
@@ -110,7 +82,7 @@ class Layout(abc.ABC):
         """Read the transitions in the units of the files, always in the same order.
 
         Raises:
-            ValueError: As ``describe``; and if a number is not finite.
+            UserError: As ``describe``; and if a number is not finite.
         """
 
     def blocks(self) -> Iterator[TensorDict]:
@@ -122,7 +94,7 @@ class Layout(abc.ABC):
             ``next/terminated``, ``next/truncated`` and ``next/done``; perhaps ``next/action`` (B, A).
 
         Raises:
-            ValueError: As ``rows``; and if an action lies outside of its range.
+            UserError: As ``rows``; and if an action lies outside of its range.
         """
         for rows in self.rows():
             block = TensorDict(
@@ -142,33 +114,101 @@ class Layout(abc.ABC):
                 block[key] = torch.from_numpy(column)[:, None]
             yield block
 
-    def bounds(self, action_dim: int) -> tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None]:
-        """Values that the actions -1 and 1 stand for, one per dimension; None where the files hold [-1, 1].
+    def bounds(self, action_dim: int) -> ActionBounds | None:
+        """Values that the actions -1 and 1 stand for; None where the files hold [-1, 1].
 
         Args:
             action_dim: Dimension A of the action.
 
         Raises:
-            ValueError: If there is another number of bounds.
+            UserError: If there is another number of bounds, or they are out of order.
         """
-        if self.action_low is None:
-            return None, None
-        low, high = (np.atleast_1d(np.asarray(bound, np.float64)) for bound in (self.action_low, self.action_high))
-        for name, bound in (("action_low", low), ("action_high", high)):
-            if len(bound) not in (1, action_dim):
-                raise ValueError(f"{name} has {len(bound)} values, wanted 1 or {action_dim} for actions of {self.path}")
-        return tuple(np.broadcast_to(low, action_dim).tolist()), tuple(np.broadcast_to(high, action_dim).tolist())
+        if self.action_low is None or self.action_high is None:
+            return None
+        bounds = []
+        for name, bound in (("action_low", self.action_low), ("action_high", self.action_high)):
+            values = bound if isinstance(bound, list) else [bound]
+            if len(values) not in (1, action_dim):
+                raise UserError(f"{name} has {len(values)} values, wanted 1 or {action_dim} for actions of {self.path}")
+            bounds.append(tuple(map(float, values * action_dim))[:action_dim])
+        return ActionBounds(*bounds)
+
+    def description(
+        self,
+        columns: Sequence[str],
+        action_dim: int,
+        num_transitions: int,
+        ordered: bool = True,
+        has_next_action: bool = False,
+        remarks: Sequence[str] = (),
+    ) -> StoreInfo:
+        """Description of the data set that the files make.
+
+        Args:
+            columns: Names of the S entries of an observation.
+            action_dim: Dimension A of the action.
+            num_transitions: Transitions in all blocks.
+            ordered: Whether the rows of a trajectory follow each other, each starting where the one before arrived.
+            has_next_action: Whether blocks hold the actions taken in the arrival states.
+            remarks: What a reader of the files should know, a line each.
+
+        Raises:
+            UserError: If there are no transitions, or the bounds of the action do not fit.
+        """
+        bounds = self.bounds(action_dim)
+        if num_transitions < 1:
+            raise UserError(f"{self.path!r} holds no transitions")
+        return StoreInfo(
+            columns=tuple(columns),
+            action_dim=action_dim,
+            num_transitions=num_transitions,
+            ordered=ordered,
+            has_next_action=has_next_action,
+            action_low=None if bounds is None else bounds.low,
+            action_high=None if bounds is None else bounds.high,
+            provenance={"made_by": "convert_layout", "layout": repr(self), "remarks": list(remarks)},
+        )
 
     def _unit_actions(self, action: np.ndarray, place: str) -> Tensor:
         """Actions scaled into [-1, 1], float32, shape (B, A)."""
-        low, high = self.bounds(action.shape[1])
-        unit = action if low is None else 2.0 * (action - np.array(low)) / (np.array(high) - np.array(low)) - 1.0
-        if unit.size and np.abs(unit).max() > 1.0 + ROUND_OFF:
+        bounds, unit = self.bounds(action.shape[1]), torch.from_numpy(action)
+        if bounds is not None:
+            unit = bounds.standardise(unit)
+        if unit.numel() and float(unit.abs().max()) > 1.0 + ROUND_OFF:
             found = f"[{action.min():g}, {action.max():g}]"
             wanted = (
-                "[-1, 1]; give action_low and action_high"
-                if low is None
-                else f"[{self.action_low}, {self.action_high}]"
+                f"[{self.action_low}, {self.action_high}]" if bounds else "[-1, 1]; give action_low and action_high"
             )
-            raise ValueError(f"the actions of {place} lie in {found}, wanted {wanted}")
-        return torch.from_numpy(unit.clip(-1.0, 1.0)).float()
+            raise UserError(f"the actions of {place} lie in {found}, wanted {wanted}")
+        return unit.clamp(-1.0, 1.0).float()
+
+
+@dataclass(frozen=True)
+class ArrayLayout(Layout, abc.ABC):
+    """A layout of plain arrays, whose files do not name the entries of an observation.
+
+    Args:
+        columns: Names of the entries of an observation; by default ``observation_0`` and so on.
+    """
+
+    columns: list[str] | None = field(default=None, kw_only=True)
+
+    def column_names(self, held: Sequence[str]) -> tuple[str, ...]:
+        """Names of the entries of an observation.
+
+        Args:
+            held: Names to use unless the layout was given others.
+
+        Raises:
+            UserError: If their number differs.
+        """
+        if self.columns is not None and len(self.columns) != len(held):
+            raise UserError(
+                f"got {len(self.columns)} columns, wanted {len(held)}, the size of an observation of {self.path!r}"
+            )
+        return tuple(held if self.columns is None else self.columns)
+
+
+def vector_names(name: str, size: int) -> list[str]:
+    """Names of the entries of a vector, as ``collect_transitions`` gives them: ``name_0``, ``name_1`` and so on."""
+    return [f"{name}_{place}" for place in range(size)]

@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from tqdm import tqdm
 
 from flowmatch_rl.batches import DONE
 from flowmatch_rl.data.layouts.base import Layout
-from flowmatch_rl.data.store import TransitionStore
-from flowmatch_rl.data.writer import TransitionWriter
+from flowmatch_rl.data.transitions.store import TransitionStore
+from flowmatch_rl.data.transitions.writer import TransitionWriter, progress_bar
 
 PIECE_ROWS = 100_000
 """Rows that are written at a time: each writing waits for the disk."""
@@ -20,7 +19,7 @@ def convert_layout(layout: Layout, path: str, progress: bool = True) -> Transiti
     """Copy transitions into a data set.
 
     No more than a file of the layout or about ``PIECE_ROWS`` rows are in memory at a time. A conversion that was
-    interrupted goes on when it is called again with the same arguments.
+    interrupted resumes when it is called again with the same arguments.
 
     Args:
         layout: Where they are, and how they are laid out.
@@ -32,31 +31,14 @@ def convert_layout(layout: Layout, path: str, progress: bool = True) -> Transiti
 
     Raises:
         FileNotFoundError: If the layout's files are not there.
-        ValueError: If they do not have the layout, or the folder is occupied or holds another data set.
+        UserError: If they do not have the layout, or the folder is occupied or holds another data set.
     """
     info = layout.describe()
-    if info.num_transitions < 1:
-        raise ValueError(f"{layout.path!r} holds no transitions")
-    writer = TransitionWriter(
-        path,
-        columns=info.columns,
-        action_dim=info.action_dim,
-        num_transitions=info.num_transitions,
-        ordered=info.ordered,
-        provenance={"made_by": "convert_layout", "layout": repr(layout), "remarks": list(info.remarks)},
-        action_low=info.action_low,
-        action_high=info.action_high,
-        has_next_action=info.has_next_action,
-    )
-    written = writer.rows_written
-    label = type(layout).__name__
-    with tqdm(
-        total=info.num_transitions, initial=written, unit="row", unit_scale=True, desc=label, disable=not progress
-    ) as bar:
-        for piece in pieces(skip_rows(layout.blocks(), written), PIECE_ROWS, info.ordered):
+    with TransitionWriter(path, info) as writer, progress_bar(writer, type(layout).__name__, progress) as bar:
+        for piece in pieces(skip_rows(layout.blocks(), writer.rows_written), PIECE_ROWS, info.ordered):
             writer.append(piece)
             bar.update(len(piece))
-    return writer.finish()
+        return writer.finish()
 
 
 def skip_rows(blocks: Iterator[TensorDict], number: int) -> Iterator[TensorDict]:

@@ -1,27 +1,28 @@
 """Files as D4RL stores them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from flowmatch_rl.data.layouts.arrays import column_names, existing, flags, open_hdf5, vector_names
-from flowmatch_rl.data.layouts.base import Layout, LayoutInfo, Rows
+from flowmatch_rl.data.layouts.arrays import existing, flags, open_hdf5
+from flowmatch_rl.data.layouts.base import ArrayLayout, Rows, vector_names
 from flowmatch_rl.data.layouts.steps import StepFile, ends, step_dimensions
+from flowmatch_rl.data.transitions.store import StoreInfo
 
 _FLAGS = ("terminals", "timeouts")
 
 
 @dataclass(frozen=True)
-class D4rlFile(Layout):
+class D4rlFile(ArrayLayout):
     """An HDF5 file of D4RL.
 
     It holds ``observations`` (N, S), ``actions`` (N, A), ``rewards``, ``terminals`` and ``timeouts`` (N,), and perhaps
     ``next_observations`` (N, S). Without them each row arrives where the next one starts, and the last row of a
     trajectory gives no transition, since the file does not hold where it arrived: what follows is the start of another
-    trajectory. Such files thus tell of no termination.
+    trajectory. Such files thus hold no terminations.
 
     Args:
         path: The file.
@@ -31,9 +32,7 @@ class D4rlFile(Layout):
         action_high: Value in the files that becomes the action 1.
     """
 
-    columns: list[str] | None = field(default=None, kw_only=True)
-
-    def describe(self) -> LayoutInfo:
+    def describe(self) -> StoreInfo:
         """Read the shapes and the ends of trajectories."""
         file = self._file()
         with open_hdf5(file) as opened:
@@ -45,16 +44,8 @@ class D4rlFile(Layout):
             number -= int(ends(terminals | timeouts).sum())
             if lost := int(terminals.sum()):
                 remarks = (f"{lost} terminations are left out: the file does not hold the states that they arrive at",)
-        low, high = self.bounds(action_dim)
-        return LayoutInfo(
-            columns=column_names(self.columns, vector_names("observation", observation_dim), self.path),
-            action_dim=action_dim,
-            num_transitions=number,
-            ordered=True,
-            action_low=low,
-            action_high=high,
-            remarks=remarks,
-        )
+        columns = self.column_names(vector_names("observation", observation_dim))
+        return self.description(columns, action_dim, number, remarks=remarks)
 
     def rows(self) -> Iterator[Rows]:
         """Read the transitions, slice by slice."""

@@ -1,14 +1,14 @@
 """Episodes as ExORL and URLB store them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.data.layouts.arrays import (
     check_shape,
-    column_names,
     existing,
     npz_shapes,
     numbered_files,
@@ -16,15 +16,15 @@ from flowmatch_rl.data.layouts.arrays import (
     read_npz,
     require_arrays,
     same_dimensions,
-    vector_names,
 )
-from flowmatch_rl.data.layouts.base import Layout, LayoutInfo, Rows
+from flowmatch_rl.data.layouts.base import ArrayLayout, Rows, vector_names
+from flowmatch_rl.data.transitions.store import StoreInfo
 
 _ARRAYS = ("observation", "action", "reward", "discount")
 
 
 @dataclass(frozen=True)
-class ExorlEpisodes(Layout):
+class ExorlEpisodes(ArrayLayout):
     """A folder of ``.npz`` files, one per episode, as ExORL and URLB store them.
 
     A file of T steps holds ``observation`` (T + 1, S), ``action`` (T + 1, A), ``reward`` and ``discount`` (T + 1, 1);
@@ -39,22 +39,13 @@ class ExorlEpisodes(Layout):
         action_high: Value in the files that becomes the action 1.
     """
 
-    columns: list[str] | None = field(default=None, kw_only=True)
-
-    def describe(self) -> LayoutInfo:
+    def describe(self) -> StoreInfo:
         """Read the shapes of all episodes."""
         files = self._files()
         shapes = [_episode_shape(file) for file in files]
         observation_dim, action_dim = same_dimensions(files, [dims for _, dims in shapes])
-        low, high = self.bounds(action_dim)
-        return LayoutInfo(
-            columns=column_names(self.columns, vector_names("observation", observation_dim), self.path),
-            action_dim=action_dim,
-            num_transitions=sum(length - 1 for length, _ in shapes),
-            ordered=True,
-            action_low=low,
-            action_high=high,
-        )
+        columns = self.column_names(vector_names("observation", observation_dim))
+        return self.description(columns, action_dim, sum(length - 1 for length, _ in shapes))
 
     def rows(self) -> Iterator[Rows]:
         """Read the transitions, episode by episode in the order of their numbers."""
@@ -72,7 +63,7 @@ def _episode_shape(file: Path) -> tuple[int, tuple[int, int]]:
     check_shape(shapes["observation"], (None, None), "observation", file)
     length, observation_dim = shapes["observation"]
     if length < 2:
-        raise ValueError(f"{str(file)!r} holds {length} observation, wanted at least 2")
+        raise UserError(f"{str(file)!r} holds {length} observation, wanted at least 2")
     check_shape(shapes["action"], (length, None), "action", file)
     for key in ("reward", "discount"):
         check_shape(shapes[key], (length,), key, file)
@@ -89,13 +80,11 @@ def _episode(file: Path) -> Rows:
     discount = numbers(arrays["discount"], (length,), "discount", file)[1:]
     wrong = np.flatnonzero((discount < 0.0) | (discount > 1.0))
     if len(wrong):
-        raise ValueError(f"'discount' of {str(file)!r} is {discount[wrong[0]]:g} in row {wrong[0] + 1}, wanted [0, 1]")
+        raise UserError(f"'discount' of {str(file)!r} is {discount[wrong[0]]:g} in row {wrong[0] + 1}, wanted [0, 1]")
     terminated = discount == 0.0
     if terminated[:-1].any():
         row = int(np.argmax(terminated)) + 1
-        raise ValueError(
-            f"'discount' of {str(file)!r} is 0 in row {row}, wanted 0 in the last row, {length - 1}, alone"
-        )
+        raise UserError(f"'discount' of {str(file)!r} is 0 in row {row}, wanted 0 in the last row, {length - 1}, alone")
     ended = np.arange(length - 1) == length - 2
     observation = observation.astype(np.float32)
     return Rows(

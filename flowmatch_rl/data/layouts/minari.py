@@ -9,26 +9,26 @@ from typing import Any
 import h5py
 import numpy as np
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.data.layouts.arrays import (
     by_number,
     check_shape,
-    column_names,
     existing,
     flags,
     numbers,
     open_hdf5,
     require_arrays,
     stored_array,
-    vector_names,
 )
-from flowmatch_rl.data.layouts.base import Layout, LayoutInfo, Rows
+from flowmatch_rl.data.layouts.base import ArrayLayout, Rows, vector_names
 from flowmatch_rl.data.layouts.steps import ends
+from flowmatch_rl.data.transitions.store import StoreInfo
 
 _VECTORS = ("rewards", "terminations", "truncations")
 
 
 @dataclass(frozen=True)
-class MinariFolder(Layout):
+class MinariFolder(ArrayLayout):
     """The folder of a data set of Minari, which holds ``data/main_data.hdf5`` and ``data/metadata.json``.
 
     An episode of T steps is a group ``episode_I`` with ``observations`` (T + 1, S), ``actions`` (T, A), ``rewards``,
@@ -46,9 +46,8 @@ class MinariFolder(Layout):
     """
 
     observation_keys: list[str] | None = field(default=None, kw_only=True)
-    columns: list[str] | None = field(default=None, kw_only=True)
 
-    def describe(self) -> LayoutInfo:
+    def describe(self) -> StoreInfo:
         """Read the shapes of all episodes."""
         file = self._file()
         with open_hdf5(file) as opened:
@@ -56,14 +55,12 @@ class MinariFolder(Layout):
             names, action_dim = episodes[0].names, episodes[0].action_dim
             for episode in episodes:
                 if (episode.names, episode.action_dim) != (names, action_dim):
-                    raise ValueError(
+                    raise UserError(
                         f"{episode.place!r} holds observations {', '.join(episode.names)} and actions of dimension "
                         f"{episode.action_dim}, wanted {', '.join(names)} and {action_dim} as in the first episode"
                     )
             steps = sum(episode.num_steps for episode in episodes)
-        low, high = self.bounds(action_dim)
-        columns = column_names(self.columns, names, self.path)
-        return LayoutInfo(columns, action_dim, steps, ordered=True, action_low=low, action_high=high)
+        return self.description(self.column_names(names), action_dim, steps)
 
     def rows(self) -> Iterator[Rows]:
         """Read the transitions, episode by episode in the order of their numbers."""
@@ -77,13 +74,13 @@ class MinariFolder(Layout):
         folder = existing(self.path, "the folder of a data set of Minari") / "data"
         metadata = folder / "metadata.json"
         if not metadata.is_file():
-            raise ValueError(f"{self.path!r} is not the folder of a data set of Minari: it has no data/metadata.json")
+            raise UserError(f"{self.path!r} is not the folder of a data set of Minari: it has no data/metadata.json")
         try:
             kind = json.loads(metadata.read_text(encoding="utf-8")).get("data_format", "hdf5")
         except (ValueError, AttributeError) as error:
-            raise ValueError(f"cannot read {str(metadata)!r}: {error}") from error
+            raise UserError(f"cannot read {str(metadata)!r}: {error}") from error
         if kind != "hdf5":
-            raise ValueError(f"the data set {self.path!r} is of the format {kind!r}, wanted 'hdf5'")
+            raise UserError(f"the data set {self.path!r} is of the format {kind!r}, wanted 'hdf5'")
         return existing(str(folder / "main_data.hdf5"), "the episodes of a data set of Minari")
 
 
@@ -154,12 +151,12 @@ def _episode_groups(opened: h5py.File, file: Path) -> list[h5py.Group]:
     """The episodes in the order of their numbers."""
     names = [name for name in sorted(map(str, opened), key=by_number) if name.startswith("episode_")]
     if not names:
-        raise ValueError(f"{str(file)!r} holds no episodes")
+        raise UserError(f"{str(file)!r} holds no episodes")
     groups: list[h5py.Group] = []
     for name in names:
         group = opened[name]
         if not isinstance(group, h5py.Group):
-            raise ValueError(f"{name!r} of {str(file)!r} is an array, wanted a group of arrays")
+            raise UserError(f"{name!r} of {str(file)!r} is an array, wanted a group of arrays")
         groups.append(group)
     return groups
 
@@ -170,12 +167,12 @@ def _observations(group: h5py.Group, keys: Sequence[str] | None, place: str) -> 
     held = group["observations"]
     if isinstance(held, h5py.Dataset):
         if keys is not None:
-            raise ValueError(f"got observation_keys {', '.join(keys)}, but observations of {place!r} are one array")
+            raise UserError(f"got observation_keys {', '.join(keys)}, but observations of {place!r} are one array")
         return {"observation": held}
     arrays = _leaves(held)
     require_arrays(arrays, keys or [], f"{place}/observations")
     if not arrays:
-        raise ValueError(f"'observations' of {place!r} holds no arrays")
+        raise UserError(f"'observations' of {place!r} holds no arrays")
     return {name: arrays[name] for name in keys or sorted(arrays)}
 
 

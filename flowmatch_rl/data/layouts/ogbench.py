@@ -1,29 +1,28 @@
 """Files as OGBench stores them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from flowmatch_rl.data.layouts.arrays import (
-    column_names,
     existing,
     flags,
     npz_shapes,
     numbered_files,
     read_npz,
     same_dimensions,
-    vector_names,
 )
-from flowmatch_rl.data.layouts.base import Layout, LayoutInfo, Rows
+from flowmatch_rl.data.layouts.base import ArrayLayout, Rows, vector_names
 from flowmatch_rl.data.layouts.steps import OPTIONAL_VECTORS, StepFile, ends, step_dimensions
+from flowmatch_rl.data.transitions.store import StoreInfo
 
 _REQUIRED = ("observations", "actions", "terminals")
 
 
 @dataclass(frozen=True)
-class OgbenchFile(Layout):
+class OgbenchFile(ArrayLayout):
     """A ``.npz`` file of OGBench, or a folder with the files of one large data set.
 
     It holds ``observations`` (N, S), ``actions`` (N, A) and ``terminals`` (N,), which is 1 in the last row of each
@@ -41,22 +40,13 @@ class OgbenchFile(Layout):
         action_high: Value in the files that becomes the action 1.
     """
 
-    columns: list[str] | None = field(default=None, kw_only=True)
-
-    def describe(self) -> LayoutInfo:
+    def describe(self) -> StoreInfo:
         """Read the shapes and the ends of trajectories."""
         files = self._files()
         sizes = [_size(file) for file in files]
         observation_dim, action_dim = same_dimensions(files, [dims for _, dims in sizes])
-        low, high = self.bounds(action_dim)
-        return LayoutInfo(
-            columns=column_names(self.columns, vector_names("observation", observation_dim), self.path),
-            action_dim=action_dim,
-            num_transitions=sum(number for number, _ in sizes),
-            ordered=True,
-            action_low=low,
-            action_high=high,
-        )
+        columns = self.column_names(vector_names("observation", observation_dim))
+        return self.description(columns, action_dim, sum(number for number, _ in sizes))
 
     def rows(self) -> Iterator[Rows]:
         """Read the transitions, file by file; one file is in memory at a time."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.data.layouts.arrays import BLOCK_ROWS, check_shape, numbers, require_arrays
 from flowmatch_rl.data.layouts.base import Rows
 
@@ -41,7 +42,7 @@ class StepFile:
         """Read the transitions in the order of the file.
 
         Raises:
-            ValueError: If an array does not hold finite numbers of the right shape.
+            UserError: If an array does not hold finite numbers of the right shape.
         """
         for start in range(0, len(self.last), BLOCK_ROWS):
             stop = min(start + BLOCK_ROWS, len(self.last))
@@ -102,11 +103,11 @@ def step_dimensions(shapes: Mapping[str, tuple[int, ...]], flags: Sequence[str],
         file: The file.
 
     Raises:
-        ValueError: If an array is missing, or they differ in length.
+        UserError: If an array is missing, or they differ in length.
     """
     require_arrays(shapes, ("observations", "actions", *flags), file)
     if shapes["observations"][:1] == (0,):
-        raise ValueError(f"{str(file)!r} holds no rows")
+        raise UserError(f"{str(file)!r} holds no rows")
     check_shape(shapes["observations"], (None, None), "observations", file)
     rows, observation_dim = shapes["observations"]
     check_shape(shapes["actions"], (rows, None), "actions", file)

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from flowmatch_rl.data.columns import read_numbers, require_columns
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.data.layouts.arrays import BLOCK_ROWS, flags, numbers
-from flowmatch_rl.data.layouts.base import Layout, LayoutInfo, Rows
+from flowmatch_rl.data.layouts.base import Layout, Rows
 from flowmatch_rl.data.layouts.steps import ends
-from flowmatch_rl.data.tables import read_table
+from flowmatch_rl.data.tables.columns import read_numbers, require_columns
+from flowmatch_rl.data.tables.reading import read_table
+from flowmatch_rl.data.transitions.store import StoreInfo
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class TransitionTable(Layout):
         action_high: Value in the file that becomes the action 1.
 
     Raises:
-        ValueError: If there are not as many arrival columns as columns.
+        UserError: If there are not as many arrival columns as columns.
     """
 
     observations: list[str] = field(kw_only=True)
@@ -44,19 +46,11 @@ class TransitionTable(Layout):
     next_actions: list[str] | None = field(default=None, kw_only=True)
     ordered: bool = field(default=False, kw_only=True)
 
-    def describe(self) -> LayoutInfo:
+    def describe(self) -> StoreInfo:
         """Read the table, which is small, and look at its columns."""
         frame = self._frame()
-        low, high = self.bounds(len(self.actions))
-        return LayoutInfo(
-            columns=tuple(self.observations),
-            action_dim=len(self.actions),
-            num_transitions=len(frame),
-            ordered=self.ordered,
-            action_low=low,
-            action_high=high,
-            has_next_action=self.next_actions is not None,
-        )
+        has_next_action = self.next_actions is not None
+        return self.description(self.observations, len(self.actions), len(frame), self.ordered, has_next_action)
 
     def rows(self) -> Iterator[Rows]:
         """Read the transitions in the order of the table."""
@@ -91,9 +85,9 @@ class TransitionTable(Layout):
         for arrivals, starts in pairs.items():
             got, wanted = getattr(self, arrivals), getattr(self, starts)
             if not wanted:
-                raise ValueError(f"{starts} must name at least one column")
+                raise UserError(f"{starts} must name at least one column")
             if got is not None and len(got) != len(wanted):
-                raise ValueError(f"{arrivals} has {len(got)} columns, wanted {len(wanted)} as {starts}")
+                raise UserError(f"{arrivals} has {len(got)} columns, wanted {len(wanted)} as {starts}")
         frame = read_table(self.path)
         optional = [name for name in (self.reward, self.terminated) if name is not None]
         names = [*self.observations, *self.actions, *self.next_observations, *(self.next_actions or []), *optional]

@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 from tensordict import TensorDict
 
-from flowmatch_rl.data.datasets import Dataset
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.data.tables.datasets import Dataset
 
 _WANTED = ".npy, .npz, .csv, .parquet, or a folder that holds a memory-mapped TensorDict"
 
@@ -48,31 +49,31 @@ def read_table(path: str) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is of another kind, cannot be read, or does not hold columns of numbers and text.
+        UserError: If it is of another kind, cannot be read, or does not hold columns of numbers and text.
     """
     file = Path(path)
     if not file.exists():
         raise FileNotFoundError(f"there is no table {path!r}; wanted {_WANTED}")
     suffix = "folder" if file.is_dir() else file.suffix.lower()
     if suffix not in _READERS:
-        raise ValueError(f"{path!r} is not a table; wanted {_WANTED}")
+        raise UserError(f"{path!r} is not a table; wanted {_WANTED}")
     try:
         frame = _READERS[suffix](file)
     # Readers raise what their libraries do, and a damaged file may raise anything.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"cannot read the table {path!r}: {reason}") from error
+        raise UserError(f"cannot read the table {path!r}: {reason}") from error
     frame.columns = frame.columns.map(str)
     doubled = frame.columns[frame.columns.duplicated()]
     if len(doubled):
-        raise ValueError(f"the table {path!r} has two columns named {doubled[0]!r}")
+        raise UserError(f"the table {path!r} has two columns named {doubled[0]!r}")
     return frame.reset_index(drop=True)
 
 
 def _read_npy(file: Path) -> pd.DataFrame:
     array = np.load(file, allow_pickle=False)
     if array.ndim != 2:
-        raise ValueError(f"it holds an array of shape {array.shape}, wanted a matrix with one row per sample")
+        raise UserError(f"it holds an array of shape {array.shape}, wanted a matrix with one row per sample")
     return pd.DataFrame(_values(array, "the matrix"))
 
 
@@ -88,9 +89,9 @@ def _read_csv(file: Path) -> pd.DataFrame:
         frame = pd.read_csv(file, low_memory=False, index_col=False)
     for place, name in enumerate(frame.columns):
         if name == f"Unnamed: {place}":
-            raise ValueError(f"its first line has no name for column {place}; name it, or save without row numbers")
+            raise UserError(f"its first line has no name for column {place}; name it, or save without row numbers")
     if all(map(_is_number, frame.columns)) and not all(map(str.isdigit, frame.columns)):
-        raise ValueError(f"its first line must name the columns, got {', '.join(frame.columns)}")
+        raise UserError(f"its first line must name the columns, got {', '.join(frame.columns)}")
     return frame
 
 
@@ -108,14 +109,14 @@ def _read_parquet(file: Path) -> pd.DataFrame:
 
 def _read_folder(folder: Path) -> pd.DataFrame:
     if not (folder / "meta.json").exists():
-        raise ValueError("the folder has no meta.json, which a memory-mapped TensorDict has")
+        raise UserError("the folder has no meta.json, which a memory-mapped TensorDict has")
     held = TensorDict.load_memmap(folder, allow_pickle=False)
     if not held.batch_dims:
-        raise ValueError("the TensorDict has no batch dimension, wanted one row per sample")
+        raise UserError("the TensorDict has no batch dimension, wanted one row per sample")
     arrays = {}
     for key, value in held.reshape(-1).flatten_keys("/").items():
         if not isinstance(value, torch.Tensor):
-            raise ValueError(f"the entry {key!r} is a {type(value).__name__}, wanted a tensor")
+            raise UserError(f"the entry {key!r} is a {type(value).__name__}, wanted a tensor")
         # NumPy has no bfloat16.
         arrays[key] = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     return _join(arrays)
@@ -133,14 +134,14 @@ _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
 def _join(arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """One table of vectors and matrices with the same number of rows."""
     if not arrays:
-        raise ValueError("it holds no arrays")
+        raise UserError("it holds no arrays")
     columns: list[pd.DataFrame] = []
     first = next(iter(arrays))
     for name, array in arrays.items():
         if array.ndim not in (1, 2):
-            raise ValueError(f"{name!r} has shape {array.shape}, wanted a vector or a matrix with one row per sample")
+            raise UserError(f"{name!r} has shape {array.shape}, wanted a vector or a matrix with one row per sample")
         if len(array) != len(arrays[first]):
-            raise ValueError(f"{name!r} has {len(array)} rows, but {first!r} has {len(arrays[first])}")
+            raise UserError(f"{name!r} has {len(array)} rows, but {first!r} has {len(arrays[first])}")
         names = [name] if array.ndim == 1 else [f"{name}[{place}]" for place in range(array.shape[1])]
         columns.append(pd.DataFrame(_values(array, repr(name)).reshape(len(array), -1), columns=names))
     return pd.concat(columns, axis=1)
@@ -148,5 +149,5 @@ def _join(arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
 
 def _values(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind not in "biufU":
-        raise ValueError(f"{name} is of type {array.dtype}, wanted numbers or text")
+        raise UserError(f"{name} is of type {array.dtype}, wanted numbers or text")
     return array

@@ -1,18 +1,15 @@
-"""Densities in the plane, at the scales the literature draws them, with exact log-densities.
-
-Each is a mixture of parts of equal weight; a table of samples has the columns ``x``, ``y`` and, as text, ``part``.
-"""
+"""Densities in the plane, at the scales the literature draws them, with exact log-densities."""
 
 import abc
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
-from flowmatch_rl.data.datasets import Density
+from flowmatch_rl.checks import check_range
 
 _PANEL_NODES, _PANEL_LENGTH = 32, 6.0
 """Gauss-Legendre nodes per stretch of curve, and its length in standard deviations of the noise: errors are below 1e-10
@@ -23,13 +20,16 @@ _MAX_ELEMENTS = 4_000_000
 
 
 @dataclass(frozen=True)
-class PlanarDensity(Density):
-    """A density in the plane, a mixture of parts of equal weight."""
+class PlanarDensity(abc.ABC):
+    """A density in the plane, a mixture of parts of equal weight.
 
-    @property
-    def coordinates(self) -> tuple[str, ...]:
-        """Names of the columns that ``log_prob`` is a density of."""
-        return "x", "y"
+    Attributes:
+        label: Short name, for titles and run names.
+        columns: Names of the two coordinates.
+    """
+
+    label: ClassVar[str]
+    columns: ClassVar[tuple[str, str]] = ("x", "y")
 
     @property
     @abc.abstractmethod
@@ -50,16 +50,33 @@ class PlanarDensity(Density):
 
     @abc.abstractmethod
     def log_density(self, x: Tensor) -> Tensor:
-        """Log-density in nats of points, float64, shape (B, 2); returns shape (B,)."""
+        """Log-density in nats, shape (B,), of points of shape (B, 2) in double precision."""
 
-    def sample(self, number: int, generator: torch.Generator) -> pd.DataFrame:
-        """Draw independent rows: columns ``x``, ``y``, and ``part`` as text."""
+    def sample(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw independent points.
+
+        Args:
+            number: Number B of points.
+            generator: Source of randomness, on the CPU.
+
+        Returns:
+            Points, float64, shape (B, 2), and the indices of their parts, shape (B,).
+        """
         part = torch.randint(len(self.parts), (number,), generator=generator)
-        x, y = self.draw(part, generator).numpy().T
-        return pd.DataFrame({"x": x, "y": y, "part": np.array(self.parts)[part.numpy()]})
+        return self.draw(part, generator), part
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density in nats, float64, shape (B,), of points of shape (B, 2)."""
+        """Log-density of points.
+
+        Args:
+            x: Points, shape (B, 2).
+
+        Returns:
+            Log-density in nats, float64, shape (B,); minus infinity where the density is zero.
+
+        Raises:
+            ValueError: If ``x`` has another shape.
+        """
         if x.dim() != 2 or x.shape[1] != 2:
             raise ValueError(f"points in the plane must have shape (B, 2), got {tuple(x.shape)}")
         return self.log_density(x.double())
@@ -75,16 +92,12 @@ class TwoMoons(PlanarDensity):
         noise: Standard deviation of the noise, positive.
     """
 
+    label: ClassVar[str] = "two_moons"
+
     noise: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_counts(self, "num_samples")
-        _check_lengths(self, "noise")
-
-    @property
-    def label(self) -> str:
-        """Short name, for titles and run names."""
-        return "two_moons"
+        check_range("(0, inf)", noise=self.noise)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -119,18 +132,14 @@ class EightGaussians(PlanarDensity):
         scale: Standard deviation of each Gaussian, positive.
     """
 
+    label: ClassVar[str] = "eight_gaussians"
+
     radius: float = 5.0
     # Not "noise": the command line hands an argument on to the next class that has one of its name.
     scale: float = 0.3
 
     def __post_init__(self) -> None:
-        _check_counts(self, "num_samples")
-        _check_lengths(self, "radius", "scale")
-
-    @property
-    def label(self) -> str:
-        """Short name, for titles and run names."""
-        return "eight_gaussians"
+        check_range("(0, inf)", radius=self.radius, scale=self.scale)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -159,17 +168,14 @@ class Checkerboard(PlanarDensity):
         squares_per_side: Squares along a side, at least 1.
     """
 
+    label: ClassVar[str] = "checkerboard"
+
     half_width: float = 4.0
     squares_per_side: int = 4
 
     def __post_init__(self) -> None:
-        _check_counts(self, "num_samples", "squares_per_side")
-        _check_lengths(self, "half_width")
-
-    @property
-    def label(self) -> str:
-        """Short name, for titles and run names."""
-        return "checkerboard"
+        check_range("[1, inf)", squares_per_side=self.squares_per_side)
+        check_range("(0, inf)", half_width=self.half_width)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -206,18 +212,15 @@ class Rings(PlanarDensity):
         noise: Standard deviation of the noise, positive.
     """
 
+    label: ClassVar[str] = "rings"
+
     num_rings: int = 4
     radius: float = 3.0
     noise: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_counts(self, "num_samples", "num_rings")
-        _check_lengths(self, "radius", "noise")
-
-    @property
-    def label(self) -> str:
-        """Short name, for titles and run names."""
-        return "rings"
+        check_range("[1, inf)", num_rings=self.num_rings)
+        check_range("(0, inf)", radius=self.radius, noise=self.noise)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -256,19 +259,16 @@ class Spirals(PlanarDensity):
         noise: Standard deviation of the noise, positive.
     """
 
+    label: ClassVar[str] = "spirals"
+
     num_arms: int = 2
     turns: float = 1.5
     radius: float = 3.0
     noise: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_counts(self, "num_samples", "num_arms")
-        _check_lengths(self, "turns", "radius", "noise")
-
-    @property
-    def label(self) -> str:
-        """Short name, for titles and run names."""
-        return "spirals"
+        check_range("[1, inf)", num_arms=self.num_arms)
+        check_range("(0, inf)", turns=self.turns, radius=self.radius, noise=self.noise)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -293,19 +293,6 @@ class Spirals(PlanarDensity):
         """Points at a fraction in [0, 1] of the radius on each arm, shape (..., 2)."""
         angle = math.tau * (self.turns * fraction + part.double() / self.num_arms)
         return self.radius * fraction.unsqueeze(-1) * _direction(angle)
-
-
-def _check_counts(density: PlanarDensity, *names: str) -> None:
-    for name in names:
-        if getattr(density, name) < 1:
-            raise ValueError(f"{name} of {type(density).__name__} must be at least 1, got {getattr(density, name)}")
-
-
-def _check_lengths(density: PlanarDensity, *names: str) -> None:
-    for name in names:
-        value = getattr(density, name)
-        if not 0.0 < value < math.inf:
-            raise ValueError(f"{name} of {type(density).__name__} must be positive and finite, got {value}")
 
 
 def _numbered(number: int) -> tuple[str, ...]:

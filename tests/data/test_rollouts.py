@@ -8,7 +8,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from flowmatch_rl.batches import Rollouts, read_rollouts
-from flowmatch_rl.data.source_states import follow_policy, from_steps, stored_trajectories
+from flowmatch_rl.data.transitions.rollouts import follow_policy, from_steps, stored_trajectories
 from flowmatch_rl.envs import GymnasiumEnvironment, ProcessEnvironment
 from flowmatch_rl.testbeds import (
     ConstantPolicy,

@@ -13,17 +13,8 @@ from scipy.integrate import quad
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from flowmatch_rl.data import (
-    Checkerboard,
-    Dataset,
-    Density,
-    EightGaussians,
-    Rings,
-    SampleData,
-    Spirals,
-    TwoMoons,
-    densities,
-)
+from flowmatch_rl.data import Dataset, DensityTable, SampleData
+from flowmatch_rl.testbeds import Checkerboard, EightGaussians, PlanarDensity, Rings, Spirals, TwoMoons, densities
 from tests.combinations import each_value, one_test
 from tests.settings import DENSITIES
 
@@ -34,11 +25,11 @@ def points(frame: pd.DataFrame) -> Tensor:
     return torch.from_numpy(frame[["x", "y"]].to_numpy())
 
 
-def draw(density: Density, number: int, seed: int = 0) -> pd.DataFrame:
-    return density.sample(number, torch.Generator().manual_seed(seed))
+def draw(density: PlanarDensity, number: int, seed: int = 0) -> pd.DataFrame:
+    return replace(DensityTable(density), num_samples=number, seed=seed).load()
 
 
-def grid(density: Density) -> tuple[Tensor, float]:
+def grid(density: PlanarDensity) -> tuple[Tensor, float]:
     """Midpoints of a fine grid that holds all mass and is aligned with the squares of a board, and its spacing."""
     if isinstance(density, Checkerboard):
         spacing = 2 * density.half_width / density.squares_per_side / 8
@@ -49,13 +40,13 @@ def grid(density: Density) -> tuple[Tensor, float]:
     return middle, spacing
 
 
-def on_grid(density: Density) -> tuple[Tensor, Tensor, float]:
+def on_grid(density: PlanarDensity) -> tuple[Tensor, Tensor, float]:
     middle, spacing = grid(density)
     return middle, density.log_prob(torch.cartesian_prod(middle, middle)).reshape(len(middle), -1), spacing
 
 
 @each_density
-def test_density_integrates_to_one_and_samples_follow_it(density: Density) -> None:
+def test_density_integrates_to_one_and_samples_follow_it(density: PlanarDensity) -> None:
     middle, log_prob, spacing = on_grid(density)
     mass = log_prob.exp() * spacing**2
     assert mass.sum().item() == pytest.approx(1.0, abs=1e-6)
@@ -78,10 +69,10 @@ def test_density_integrates_to_one_and_samples_follow_it(density: Density) -> No
 
 
 @each_density
-def test_parts_are_equally_frequent_text(density: Density) -> None:
+def test_parts_are_equally_frequent_text(density: PlanarDensity) -> None:
     frame = draw(density, 4000)
     assert list(frame.columns) == ["x", "y", "part"]
-    assert density.coordinates == ("x", "y")
+    assert density.columns == ("x", "y")
     assert set(frame["part"]) == set(density.parts)
     assert all(isinstance(part, str) for part in frame["part"])
     share = 1 / len(density.parts)
@@ -90,7 +81,7 @@ def test_parts_are_equally_frequent_text(density: Density) -> None:
 
 
 @each_density
-def test_parts_say_where_a_point_is(density: Density) -> None:
+def test_parts_say_where_a_point_is(density: PlanarDensity) -> None:
     """Within a part, the nearest other sample is nearly always of the same part where parts are apart."""
     density = replace(density, noise=1e-3) if "noise" in {field.name for field in fields(density)} else density
     frame = draw(density, 2000)
@@ -100,19 +91,19 @@ def test_parts_say_where_a_point_is(density: Density) -> None:
 
 
 @each_density
-def test_table_has_the_rows_asked_for_in_float64_and_depends_on_its_seed_alone(density: Density) -> None:
-    density = replace(density, num_samples=50)
+def test_table_has_the_rows_asked_for_in_float64_and_depends_on_its_seed_alone(density: PlanarDensity) -> None:
+    table = DensityTable(density, num_samples=50)
     before = torch.get_rng_state()
-    frame = density.load()
+    frame = table.load()
     assert len(frame) == 50
     assert frame["x"].dtype == frame["y"].dtype == np.float64
-    pd.testing.assert_frame_equal(frame, density.load())
-    assert not frame.equals(replace(density, seed=1).load())
+    pd.testing.assert_frame_equal(frame, table.load())
+    assert not frame.equals(replace(table, seed=1).load())
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @each_density
-def test_log_prob_is_float64_also_of_float32_points_and_of_one_or_none(density: Density) -> None:
+def test_log_prob_is_float64_also_of_float32_points_and_of_one_or_none(density: PlanarDensity) -> None:
     x = points(draw(density, 3)).float()
     assert density.log_prob(x).dtype == torch.float64
     torch.testing.assert_close(density.log_prob(x), density.log_prob(x.double()), rtol=0, atol=0)
@@ -121,7 +112,7 @@ def test_log_prob_is_float64_also_of_float32_points_and_of_one_or_none(density: 
 
 
 @each_density
-def test_points_far_away_have_a_log_density_without_nan(density: Density) -> None:
+def test_points_far_away_have_a_log_density_without_nan(density: PlanarDensity) -> None:
     far = torch.tensor([[40.0, 0.0], [0.0, 0.0], [-1e3, 1e3]])
     log_prob = density.log_prob(far)
     assert not log_prob.isnan().any()
@@ -135,14 +126,14 @@ def test_points_far_away_have_a_log_density_without_nan(density: Density) -> Non
 @one_test
 @each_density
 @pytest.mark.parametrize("shape", [(2,), (3, 1), (3, 3), (3, 1, 2)], ids=str)
-def test_points_of_another_shape_are_refused(density: Density, shape: tuple[int, ...]) -> None:
+def test_points_of_another_shape_are_refused(density: PlanarDensity, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError) as caught:
         density.log_prob(torch.zeros(shape))
     assert str(shape) in str(caught.value)
 
 
 @each_density
-def test_density_does_not_depend_on_how_many_points_are_held_at_once(density: Density, monkeypatch) -> None:
+def test_density_does_not_depend_on_how_many_points_are_held_at_once(density: PlanarDensity, monkeypatch) -> None:
     x = points(draw(density, 30))
     whole = density.log_prob(x)
     monkeypatch.setattr(densities, "_MAX_ELEMENTS", 5_000)
@@ -218,20 +209,19 @@ def test_checkerboard_is_uniform_on_every_other_square() -> None:
 
 
 @pytest.mark.parametrize("kind", [TwoMoons, EightGaussians, Checkerboard, Rings, Spirals])
-def test_a_density_named_in_a_configuration_has_its_own_defaults(kind: type[Density]) -> None:
-    """The parser hands arguments of the default dataset on to another one with arguments of the same name."""
+def test_a_density_named_in_a_configuration_has_its_own_defaults(kind: type[PlanarDensity]) -> None:
+    """The parser hands arguments of the default density on to another one with arguments of the same name."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--dataset", type=Dataset, default=SampleData().dataset)
-    parsed = parser.parse_object({"dataset": {"class_path": f"flowmatch_rl.data.{kind.__name__}"}})
-    assert parser.instantiate(parsed).dataset == kind()
+    dataset = {"class_path": "flowmatch_rl.data.DensityTable", "init_args": {"density": kind.__name__}}
+    assert parser.instantiate(parser.parse_object({"dataset": dataset})).dataset == DensityTable(kind())
 
 
 @one_test
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        *((kind, {"num_samples": 0}, ["num_samples", "0"]) for kind in (TwoMoons, EightGaussians, Checkerboard, Rings)),
-        (Spirals, {"num_samples": -1}, ["num_samples", "Spirals", "-1"]),
+        (DensityTable, {"num_samples": 0}, ["num_samples", "0"]),
         *((kind, {"noise": 0.0}, ["noise", "0.0"]) for kind in (TwoMoons, Rings, Spirals)),
         *((kind, {"noise": math.nan}, ["noise", "nan"]) for kind in (TwoMoons, Rings, Spirals)),
         (EightGaussians, {"scale": -1.0}, ["scale", "-1.0"]),

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from flowmatch_rl.seeds import process_seed
+
 Batch = dict[str, Tensor]
 
 
@@ -48,6 +50,6 @@ class ShuffledRows:
         return {key: torch.cat([before[key][start:], rows[: self.row]]) for key, rows in self._shuffled.items()}
 
     def _shuffle(self) -> Batch:
-        generator = torch.Generator().manual_seed((self.seed + 1_000 * self._rank + 1_000_000 * self.passes) % 2**63)
+        generator = torch.Generator().manual_seed(process_seed(self.seed, self._rank, self.passes))
         order = torch.randperm(self.num_rows, generator=generator)
         return {key: rows[order] for key, rows in self._table.items()}

@@ -8,7 +8,8 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from flowmatch_rl.batches import ACTION, DONE, EMBEDDING, NEXT_OBSERVATION, OBSERVATION, TERMINATED
-from flowmatch_rl.data.store import TransitionStore
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.data.transitions.store import TransitionStore
 from flowmatch_rl.envs.environments import Environment, build_environment
 from flowmatch_rl.envs.process import ProcessEnvironment
 from flowmatch_rl.envs.rollouts import roll_out_episodes
@@ -39,10 +40,10 @@ def follow_policy(
         Tensors by the names of the attributes of ``Rollouts``.
 
     Raises:
-        ValueError: If more than one trajectory per state is wanted of an environment that can't be put back.
+        UserError: If more than one trajectory per state is wanted of an environment that can't be put back.
     """
     if copies != 1:
-        raise ValueError(f"{environment.label} can't be put back into a state: eval_copies must be 1, got {copies}")
+        raise UserError(f"{environment.label} can't be put back into a state: eval_copies must be 1, got {copies}")
     generator = torch.Generator().manual_seed(seed)
     embedding = policy.embeddings(torch.rand(num_states, policy.embedding_dim, generator=generator))
     env = build_environment(environment, num_states)

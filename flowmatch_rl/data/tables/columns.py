@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.schema import TableSchema
 
 
@@ -19,23 +20,23 @@ def require_columns(frame: pd.DataFrame, names: Sequence[str], table: str) -> No
     """Refuse a table that lacks a column or has no rows.
 
     Raises:
-        ValueError: Naming the first missing column, and the nearest name that there is.
+        UserError: Naming the first missing column, and the nearest name that there is.
     """
     for name in names:
         if name not in frame.columns:
             near = difflib.get_close_matches(name, map(str, frame.columns), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             held = ", ".join(map(str, frame.columns))
-            raise ValueError(f"{table} has no column {name!r}, only {held}{hint}")
+            raise UserError(f"{table} has no column {name!r}, only {held}{hint}")
     if len(frame) == 0:
-        raise ValueError(f"{table} has no rows")
+        raise UserError(f"{table} has no rows")
 
 
 def numeric_columns(frame: pd.DataFrame, table: str) -> list[str]:
     """Names of the columns of numbers, in order; digits stored as text are text.
 
     Raises:
-        ValueError: If a column holds numbers in some rows and text in others.
+        UserError: If a column holds numbers in some rows and text in others.
     """
     names = []
     for name in frame.columns:
@@ -55,7 +56,7 @@ def read_numbers(frame: pd.DataFrame, names: Sequence[str], table: str) -> np.nd
     """Columns of numbers, float64, shape (B, len(names)).
 
     Raises:
-        ValueError: If one of them holds text or values that are not finite; the message names it and the first row.
+        UserError: If one of them holds text or values that are not finite; the message names it and the first row.
     """
     values = np.empty((len(frame), len(names)))
     for place, name in enumerate(names):
@@ -66,7 +67,7 @@ def read_numbers(frame: pd.DataFrame, names: Sequence[str], table: str) -> np.nd
         if len(bad):
             held = "a value that is" if len(bad) == 1 else f"{len(bad)} values that are"
             where = "in" if len(bad) == 1 else "the first in"
-            raise ValueError(f"column {name!r} of {table} holds {held} not finite, {where} row {frame.index[bad[0]]}")
+            raise UserError(f"column {name!r} of {table} holds {held} not finite, {where} row {frame.index[bad[0]]}")
     return values
 
 
@@ -84,7 +85,7 @@ def _refuse_text(column: pd.Series, table: str) -> None:
     bad = np.flatnonzero(np.isnan(_parse(column)) & column.notna().to_numpy())
     if len(bad):
         row, value = column.index[bad[0]], column.iloc[bad[0]]
-        raise ValueError(
+        raise UserError(
             f"column {column.name!r} of {table} holds {value!r} in row {row}, which is not a number; "
             "it may be named in `classes`, or left out of `columns`"
         )
@@ -94,15 +95,13 @@ def read_classes(frame: pd.DataFrame, name: str, table: str) -> np.ndarray:
     """A column of classes as text, shape (B,); whole numbers that were read as floats lose their point.
 
     Raises:
-        ValueError: If a row has no class.
+        UserError: If a row has no class.
     """
     codes, values = pd.factorize(frame[name].astype(object))
     missing = np.flatnonzero(codes < 0)
     if len(missing):
         first = frame.index[missing[0]]
-        raise ValueError(
-            f"column {name!r} of {table} lacks the class of {len(missing)} rows, the first of them {first}"
-        )
+        raise UserError(f"column {name!r} of {table} lacks the class of {len(missing)} rows, the first of them {first}")
     return np.array([_class_name(value) for value in values], dtype=object)[codes]
 
 
@@ -131,7 +130,7 @@ def describe_table(
         table: Phrase that names the table.
 
     Raises:
-        ValueError: If a column cannot be read, or is constant and was to be standardised.
+        UserError: If a column cannot be read, or is constant and was to be standardised.
     """
     shift, scale = _units(frame, columns, training_rows, standardise, table)
     condition_shift, condition_scale = _units(frame, conditions, training_rows, standardise, table)
@@ -156,7 +155,7 @@ def _units(
         return (0.0,) * len(names), (1.0,) * len(names)
     for name, constant, value in zip(names, np.ptp(values, axis=0) == 0.0, values[0], strict=True):
         if constant:
-            raise ValueError(
+            raise UserError(
                 f"column {name!r} of {table} is {value:g} in all {len(rows)} training rows and has no scale; "
                 "leave it out, or set standardise to false"
             )
@@ -164,7 +163,7 @@ def _units(
         shift, scale = values.mean(0), values.std(0)
     for name, unit, extent in zip(names, scale, np.ptp(values, axis=0), strict=True):
         if not 0.0 < unit < np.inf:
-            raise ValueError(
+            raise UserError(
                 f"column {name!r} of {table} extends over {extent:g}, which has no standard deviation in double "
                 "precision; rescale it"
             )
@@ -175,7 +174,7 @@ def standardised_samples(frame: pd.DataFrame, schema: TableSchema, table: str) -
     """Samples in the units of a schema, float32, shape (B, D).
 
     Raises:
-        ValueError: If the table lacks a column, or one cannot be read.
+        UserError: If the table lacks a column, or one cannot be read.
     """
     require_columns(frame, schema.columns, table)
     sample = schema.standardise(torch.from_numpy(read_numbers(frame, schema.columns, table))).float()
@@ -187,7 +186,7 @@ def standardised_conditions(frame: pd.DataFrame, schema: TableSchema, table: str
     """Conditions in the units of a schema, float32, shape (B, C); None if it has none.
 
     Raises:
-        ValueError: If the table lacks a column, one cannot be read, or holds a class that the schema does not know.
+        UserError: If the table lacks a column, one cannot be read, or holds a class that the schema does not know.
     """
     if schema.condition_dim == 0:
         return None
@@ -198,7 +197,7 @@ def standardised_conditions(frame: pd.DataFrame, schema: TableSchema, table: str
         values[name] = read_classes(frame, name, table)
         unknown = np.flatnonzero(~np.isin(values[name], classes))
         if len(unknown):
-            raise ValueError(
+            raise UserError(
                 f"column {name!r} of {table} holds the class {values[name][unknown[0]]!r} in row "
                 f"{frame.index[unknown[0]]}, which the model does not know; its classes are {', '.join(classes)}"
             )
@@ -213,4 +212,4 @@ def _check_single(values: Tensor, names: Sequence[str], frame: pd.DataFrame, tab
         bad = torch.nonzero(~torch.isfinite(column))
         if len(bad):
             row = frame.index[int(bad[0])]
-            raise ValueError(f"column {name!r} of {table} holds {frame[name][row]} in row {row}, too large a number")
+            raise UserError(f"column {name!r} of {table} holds {frame[name][row]} in row {row}, too large a number")

@@ -1,5 +1,7 @@
 """Collects transitions of a policy into a data set on disk."""
 
+import contextlib
+import dataclasses
 import math
 from typing import Any
 
@@ -8,12 +10,11 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
-from tqdm import tqdm
 
 from flowmatch_rl.batches import ACTION, DONE, EMBEDDING, OBSERVATION, TRUNCATED
-from flowmatch_rl.checks import RunError
-from flowmatch_rl.data.store import TransitionStore, entries_of
-from flowmatch_rl.data.writer import TransitionWriter
+from flowmatch_rl.checks import RunError, UserError, check_range
+from flowmatch_rl.data.transitions.store import StoreInfo, TransitionStore, entries_of
+from flowmatch_rl.data.transitions.writer import TransitionWriter, progress_bar
 from flowmatch_rl.envs.environments import Environment, build_environment, spaces_of
 from flowmatch_rl.types import Policy
 
@@ -27,53 +28,51 @@ def collect_transitions(
     block_steps: int = 1000,
     seed: int = 0,
     action_noise: float = 0.0,
-    random_share: float = 0.0,
+    random_fraction: float = 0.0,
     progress: bool = True,
 ) -> TransitionStore:
     """Collect transitions into a data set of ordered rows.
 
     The environments are stepped together, and their steps written block by block. In the file the steps of one
     environment in one block follow each other; where the end of a block cuts a trajectory, that is marked as
-    truncated, and goes on as another trajectory in the next block. A collection that was interrupted goes on when it
+    truncated, and continues as another trajectory in the next block. A collection that was interrupted resumes when it
     is called again with the same arguments, its environments starting afresh.
 
     Args:
         environment: What to act in.
         path: Folder of the data set; see ``TransitionWriter``.
         num_transitions: Rows, each one step of one environment.
-        policy: Who acts, on the CPU; actions are uniform in [-1, 1] if None. For a family of policies each trajectory
-            has a member of its own, drawn anew at each reset and stored under ``embedding``.
+        policy: Policy that acts, on the CPU; actions are uniform in [-1, 1] if None. For a family of policies each
+            trajectory has a member of its own, drawn at each reset and stored under ``embedding``.
         num_envs: Environments stepped together. Many are fast where the environment steps them as one batch, and make
-            the trajectories shorter, since each takes its share of the rows.
+            the trajectories shorter, since the rows are divided among them.
         block_steps: Steps of each environment per block; an interruption loses a block at most.
         seed: Seed of environments, noise and embeddings.
         action_noise: Standard deviation of Gaussian noise added to the policy's actions, in the unit of [-1, 1]; the
             sums are clipped to that range.
-        random_share: Share of the steps, drawn independently of each other, whose action is uniform instead.
+        random_fraction: Fraction of the steps, drawn independently of each other, whose action is uniform instead.
         progress: Whether to show a bar.
 
     Returns:
         The data set.
 
     Raises:
-        ValueError: If an argument does not fit, or the folder is occupied or holds another collection.
+        UserError: If an argument does not fit, or the folder is occupied or holds another collection.
         RunError: If an observation, a reward or an action is not finite, or an action lies outside [-1, 1].
     """
-    counts = {"num_transitions": num_transitions, "num_envs": num_envs, "block_steps": block_steps}
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    acting = _Acting(policy, action_noise, random_share)
-    probe = environment.make(render=False)
-    spaces = spaces_of(probe, environment.label)
-    columns = column_names(environment, probe)
-    probe.close()
-    writer = TransitionWriter(
-        path,
+    check_range("[1, inf)", num_transitions=num_transitions, num_envs=num_envs, block_steps=block_steps)
+    acting = _Acting(policy, action_noise, random_fraction)
+    with contextlib.closing(environment.make(render=False)) as probe:
+        spaces = spaces_of(probe, environment.label)
+        columns = environment.column_names(probe)
+    info = StoreInfo(
+        num_transitions=num_transitions,
         columns=columns,
         action_dim=spaces.action_dim,
-        num_transitions=num_transitions,
         ordered=True,
+        action_low=tuple(spaces.action_low),
+        action_high=tuple(spaces.action_high),
+        embedding_dim=acting.embedding_dim,
         provenance={
             "made_by": "collect_transitions",
             "environment": repr(environment),
@@ -82,71 +81,41 @@ def collect_transitions(
             "block_steps": block_steps,
             "seed": seed,
             "action_noise": action_noise,
-            "random_share": random_share,
+            "random_fraction": random_fraction,
         },
-        action_low=spaces.action_low,
-        action_high=spaces.action_high,
-        embedding_dim=acting.embedding_dim,
     )
-    bar = tqdm(
-        total=num_transitions,
-        initial=writer.rows_written,
-        unit="row",
-        unit_scale=True,
-        desc=environment.label,
-        disable=not progress,
-    )
-    env = build_environment(environment, num_envs)
-    try:
+    with (
+        TransitionWriter(path, info) as writer,
+        progress_bar(writer, environment.label, progress) as bar,
+        contextlib.closing(build_environment(environment, num_envs)) as env,
+    ):
         blocks = _Blocks(env, num_envs, acting, _seed(seed, writer.rows_written))
         while missing := num_transitions - writer.rows_written:
             block = blocks.take(min(block_steps, math.ceil(missing / num_envs)))[:missing]
             try:
                 writer.append(block)
-            except ValueError as error:
+            except UserError as error:
                 raise RunError(f"{environment.label}: {error}") from error
             bar.update(len(block))
-    finally:
-        env.close()
-        bar.close()
-    return writer.finish()
+        return writer.finish()
 
 
-def column_names(environment: Environment, env: EnvBase) -> tuple[str, ...]:
-    """Names of the entries of an observation.
-
-    Args:
-        environment: The recipe; its ``columns`` are taken if it has them.
-        env: The bare environment made from it.
-
-    Returns:
-        S names: of an entry ``key`` of the environment ``key_0``, ``key_1`` and so on, in the order in which
-        ``build_environment`` concatenates the entries.
-    """
-    named: tuple[str, ...] | None = getattr(environment, "columns", None)
-    if named is not None:
-        return tuple(named)
-    specs = dict(env.observation_spec.items(include_nested=True, leaves_only=True))
-    widths = {str(key): spec.shape.numel() for key, spec in specs.items()}
-    return tuple(f"{key}_{place}" for key in sorted(widths) for place in range(widths[key]))
-
-
+@dataclasses.dataclass(frozen=True)
 class _Acting:
-    """Actions of a policy with exploration."""
+    """Actions of a policy with exploration; see ``collect_transitions``."""
 
-    def __init__(self, policy: Policy | None, action_noise: float, random_share: float) -> None:
-        if not 0.0 <= action_noise < math.inf:
-            raise ValueError(f"action_noise must be finite and at least 0, got {action_noise}")
-        if not 0.0 <= random_share <= 1.0:
-            raise ValueError(f"random_share must lie in [0, 1], got {random_share}")
-        if policy is None and (action_noise or random_share):
-            raise ValueError(
-                f"action_noise {action_noise} and random_share {random_share} need a policy; without one all actions "
-                "are uniform"
+    policy: Policy | None
+    action_noise: float
+    random_fraction: float
+
+    def __post_init__(self) -> None:
+        check_range("[0, inf)", action_noise=self.action_noise)
+        check_range("[0, 1]", random_fraction=self.random_fraction)
+        if self.policy is None and (self.action_noise or self.random_fraction):
+            raise UserError(
+                f"action_noise {self.action_noise} and random_fraction {self.random_fraction} need a policy; without "
+                "one all actions are uniform"
             )
-        self.policy = policy
-        self._noise = action_noise
-        self._random_share = random_share
 
     @property
     def embedding_dim(self) -> int:
@@ -166,16 +135,16 @@ class _Acting:
         if self.policy is None:
             return _uniform(size, generator)
         action = self.policy.act(observation, embedding if self.embedding_dim else None, generator)
-        if self._noise:
-            action = (action + self._noise * torch.randn(size, generator=generator)).clamp(-1.0, 1.0)
-        if self._random_share:
-            at_random = torch.rand(size[0], 1, generator=generator) < self._random_share
+        if self.action_noise:
+            action = (action + self.action_noise * torch.randn(size, generator=generator)).clamp(-1.0, 1.0)
+        if self.random_fraction:
+            at_random = torch.rand(size[0], 1, generator=generator) < self.random_fraction
             action = torch.where(at_random, _uniform(size, generator), action)
         return action
 
 
 class _Blocks:
-    """Steps of a batch of environments, a block of them at a time. The next block goes on where the last one ended."""
+    """Steps of a batch of environments, a block of them at a time. The next block begins where the last one ended."""
 
     def __init__(self, env: EnvBase, num_envs: int, acting: _Acting, seed: int) -> None:
         self._env = env
@@ -184,7 +153,7 @@ class _Blocks:
         self._generator = torch.Generator().manual_seed(seed)
         self._action_shape = env.action_spec.shape
         observation_dim = env.observation_spec[OBSERVATION].shape[-1]
-        self._entries = entries_of(observation_dim, self._action_shape[-1], acting.embedding_dim, False)
+        self._entries = entries_of(observation_dim, self._action_shape[-1], acting.embedding_dim)
         env.set_seed(seed)
         self._present = env.reset()
         none = torch.zeros(num_envs, acting.embedding_dim)

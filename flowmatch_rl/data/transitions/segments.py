@@ -19,11 +19,12 @@ from flowmatch_rl.batches import (
     TERMINATED,
     SegmentNeeds,
 )
-from flowmatch_rl.data.store import TransitionStore
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.data.transitions.store import TransitionStore
 from flowmatch_rl.testbeds import geometric_steps
 
 MOST_UNSEEN = 0.05
-"""Share of an occupancy that may lie beyond the end of a trajectory its states are drawn from."""
+"""Fraction of an occupancy that may lie beyond the end of a trajectory its states are drawn from."""
 
 _ENDLESS = 2**31
 """Steps of a trajectory that stays in its terminal state."""
@@ -87,7 +88,7 @@ class SegmentReader:
         held_out: Trailing rows that are kept for evaluation.
 
     Raises:
-        ValueError: If the data set lacks what is needed.
+        UserError: If the data set lacks what is needed.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class SegmentReader:
             rows = torch.arange(len(store)) if rows is None else rows
             rows = rows[rows < len(store) - held_out]
         if rows is not None and len(rows) == 0:
-            raise ValueError(f"{store.path} has no trajectory long enough: {self._wanted_steps()}")
+            raise UserError(f"{store.path} has no trajectory long enough: {self._wanted_steps()}")
         self.sampler = RowSampler(rows, seed, drawn)
         self._buffer = TensorDictReplayBuffer(
             storage=TensorStorage(self._transitions), sampler=self.sampler, batch_size=batch_size
@@ -186,11 +187,11 @@ class SegmentReader:
     def _check(self, store: TransitionStore) -> None:
         needs, info = self._needs, store.info
         if needs.next_action and not (info.ordered or self._known):
-            raise ValueError(
+            raise UserError(
                 f"{store.path} is a shuffled table without next actions; name a policy to model, or convert the data "
                 "with next_actions"
             )
         if needs.num_steps > 1 and not info.ordered:
-            raise ValueError(f"num_steps {needs.num_steps} needs trajectories; {store.path} is a shuffled table")
+            raise UserError(f"num_steps {needs.num_steps} needs trajectories; {store.path} is a shuffled table")
         if needs.future_discounts is not None and not info.ordered:
-            raise ValueError(f"MonteCarloCFM needs trajectories; {store.path} is a shuffled table")
+            raise UserError(f"MonteCarloCFM needs trajectories; {store.path} is a shuffled table")

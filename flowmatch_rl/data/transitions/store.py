@@ -1,12 +1,12 @@
 """The canonical data set of transitions on disk: a memory-mapped TensorDict, and a file that describes it.
 
 A data set is a folder that holds ``transitions``, a TensorDict saved by ``memmap`` with one row per transition, and
-``dataset.json``. While it is written it lies in ``NAME.partial`` beside its place, and moves there when it is whole.
+``dataset.json``. While it is written it lies in ``NAME.partial`` beside its place, and moves there when it is complete.
 """
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from flowmatch_rl.batches import (
     TERMINATED,
     TRUNCATED,
 )
+from flowmatch_rl.checks import UserError, check_range
 
 FORMAT_VERSION = 1
 INFO_FILE = "dataset.json"
@@ -37,7 +38,7 @@ class Entry:
     """One entry of the transitions.
 
     Attributes:
-        key: Where it lies in the TensorDict.
+        key: Its key in the TensorDict.
         width: Numbers per row.
         dtype: Their type.
     """
@@ -62,18 +63,10 @@ class Entry:
         return self.width * self.dtype.itemsize
 
 
-def entries_of(observation_dim: int, action_dim: int, embedding_dim: int, has_next_action: bool) -> tuple[Entry, ...]:
-    """The entries of a data set.
-
-    Args:
-        observation_dim: Dimension S of the observation.
-        action_dim: Dimension A of the action.
-        embedding_dim: Dimension Z of the embedding; 0 for none.
-        has_next_action: Whether the action taken in the next observation is known.
-
-    Returns:
-        The entries, in a fixed order.
-    """
+def entries_of(
+    observation_dim: int, action_dim: int, embedding_dim: int = 0, has_next_action: bool = False
+) -> tuple[Entry, ...]:
+    """The entries of a data set, in a fixed order; the arguments are those of ``StoreInfo``."""
     entries = [
         Entry(OBSERVATION, observation_dim, torch.float32),
         Entry(ACTION, action_dim, torch.float32),
@@ -90,44 +83,63 @@ def entries_of(observation_dim: int, action_dim: int, embedding_dim: int, has_ne
     return tuple(entries)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StoreInfo:
-    """What is known of a data set without reading its transitions.
+    """Description of a data set. ``TransitionWriter.finish`` fills in the statistics, which have defaults.
 
     Attributes:
         num_transitions: Number N of rows.
         columns: Names of the S entries of an observation.
         action_dim: Dimension A of an action.
+        ordered: Whether rows are consecutive steps of trajectories, which end where ``done`` is true; otherwise they
+            are a shuffled table.
         action_low: Lower bounds of the actions in the environment's unit, or None if they are not known.
         action_high: Upper bounds, or None.
         embedding_dim: Dimension Z of the embedding of the policy that acted; 0 if there is none.
         has_next_action: Whether the rows hold the action taken in the next observation.
-        ordered: Whether rows are consecutive steps of trajectories, which end where ``done`` is true; otherwise they
-            are a shuffled table.
+        provenance: How the data were made; JSON.
         observation_mean: Mean of each column over all observations, in its own unit.
         observation_std: Standard deviation of each (divisor N); 1 for a constant column.
         reward_mean: Mean reward per step.
         reward_std: Its standard deviation; 1 for a constant reward.
         num_trajectories: Number of trajectories, or None if the rows are not ordered.
-        provenance: How the data were made.
         format_version: Version of the format on disk.
+
+    Raises:
+        UserError: If a number is out of its range, two columns have one name, or the bounds do not fit.
     """
 
     num_transitions: int
     columns: tuple[str, ...]
     action_dim: int
-    action_low: tuple[float, ...] | None
-    action_high: tuple[float, ...] | None
-    embedding_dim: int
-    has_next_action: bool
     ordered: bool
-    observation_mean: tuple[float, ...]
-    observation_std: tuple[float, ...]
-    reward_mean: float
-    reward_std: float
-    num_trajectories: int | None
-    provenance: dict[str, Any]
+    action_low: tuple[float, ...] | None = None
+    action_high: tuple[float, ...] | None = None
+    embedding_dim: int = 0
+    has_next_action: bool = False
+    provenance: dict[str, Any] = field(default_factory=dict)
+    observation_mean: tuple[float, ...] = ()
+    observation_std: tuple[float, ...] = ()
+    reward_mean: float = 0.0
+    reward_std: float = 1.0
+    num_trajectories: int | None = None
     format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        check_range(
+            "[1, inf)",
+            num_transitions=self.num_transitions,
+            action_dim=self.action_dim,
+            **{"the number of columns": self.observation_dim},
+        )
+        check_range("[0, inf)", embedding_dim=self.embedding_dim)
+        if doubled := [name for place, name in enumerate(self.columns) if name in self.columns[:place]]:
+            raise UserError(f"two columns are named {doubled[0]!r}")
+        bounds = self.action_low, self.action_high
+        if bounds != (None, None) and {None if bound is None else len(bound) for bound in bounds} != {self.action_dim}:
+            raise UserError(
+                f"action_low and action_high must both be None or of {self.action_dim} numbers, got {list(bounds)}"
+            )
 
     @property
     def observation_dim(self) -> int:
@@ -140,22 +152,22 @@ class StoreInfo:
         return entries_of(self.observation_dim, self.action_dim, self.embedding_dim, self.has_next_action)
 
 
+@dataclass(frozen=True, eq=False)
 class TransitionStore:
     """A data set of transitions, which stays on disk; use ``open`` to get one.
 
-    Args:
+    Attributes:
         path: Folder of the data set.
-        info: What it holds.
+        info: Its description.
         transitions: Memory-mapped rows, batch size (N,), keys as TorchRL names them: ``observation`` (N, S), ``action``
             in [-1, 1] (N, A), ``next`` with ``observation`` (N, S) and ``reward``, ``terminated``, ``truncated`` and
-            ``done`` (N, 1); perhaps ``next/action`` (N, A) and ``embedding`` (N, Z). What is written into it is
-            written into the files.
+            ``done`` (N, 1); perhaps ``next/action`` (N, A) and ``embedding`` (N, Z). Writing into it changes the
+            files.
     """
 
-    def __init__(self, path: Path, info: StoreInfo, transitions: TensorDict) -> None:
-        self.path = path
-        self.info = info
-        self.transitions = transitions
+    path: Path
+    info: StoreInfo
+    transitions: TensorDict
 
     def __len__(self) -> int:
         return self.info.num_transitions
@@ -172,7 +184,7 @@ class TransitionStore:
 
         Raises:
             FileNotFoundError: If there is no such folder.
-            ValueError: If it is not a whole data set, or of another version of the format.
+            UserError: If it is not a complete data set, or of another version of the format.
         """
         path = Path(path)
         info = _read_info(path)
@@ -184,7 +196,7 @@ class TransitionStore:
             wanted = info.num_transitions * entry.row_bytes
             if got != wanted:
                 size = "is missing" if got is None else f"has {got} bytes ({got / entry.row_bytes:g} rows)"
-                raise ValueError(
+                raise UserError(
                     f"the data set {str(path)!r} is damaged: {entry.file} {size}, but {INFO_FILE} says "
                     f"{info.num_transitions} rows, which take {wanted} bytes; copy or make the data set again"
                 )
@@ -193,9 +205,9 @@ class TransitionStore:
         # TensorDict raises what its readers do.
         except Exception as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"the data set {str(path)!r} is damaged: TensorDict cannot read it: {reason}") from error
+            raise UserError(f"the data set {str(path)!r} is damaged: TensorDict cannot read it: {reason}") from error
         if tuple(transitions.batch_size) != (info.num_transitions,):
-            raise ValueError(
+            raise UserError(
                 f"the data set {str(path)!r} is damaged: its TensorDict is of batch size "
                 f"{tuple(transitions.batch_size)}, wanted ({info.num_transitions},)"
             )
@@ -211,29 +223,27 @@ def _read_info(path: Path) -> StoreInfo:
     for folder in (path, partial_path(path)):
         if (folder / PROGRESS_FILE).is_file() and not (path / INFO_FILE).is_file():
             rows = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))["rows_written"]
-            raise ValueError(
+            raise UserError(
                 f"the data set {str(path)!r} is not finished ({rows} rows are written); run the command that made it "
-                "again, which goes on where it was interrupted"
+                "again, which resumes where it was interrupted"
             )
     if not path.is_dir():
         raise FileNotFoundError(f"there is no data set {str(path)!r}")
     if not (path / INFO_FILE).is_file():
-        raise ValueError(f"{str(path)!r} is not a data set of transitions: the folder has no {INFO_FILE}")
+        raise UserError(f"{str(path)!r} is not a data set of transitions: the folder has no {INFO_FILE}")
     try:
         fields = json.loads((path / INFO_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"cannot read {str(path / INFO_FILE)!r}: {error}") from error
+        raise UserError(f"cannot read {str(path / INFO_FILE)!r}: {error}") from error
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if version != FORMAT_VERSION:
-        raise ValueError(
+        raise UserError(
             f"the data set {str(path)!r} has format version {version}, wanted {FORMAT_VERSION}; make it again"
         )
-    known = {field.name for field in dataclasses.fields(StoreInfo)}
+    known = {item.name for item in dataclasses.fields(StoreInfo)}
     if fields.keys() != known:
         wrong = sorted(fields.keys() ^ known)[0]
-        raise ValueError(f"{str(path / INFO_FILE)!r} has {'an unknown' if wrong in fields else 'no'} entry {wrong!r}")
+        raise UserError(f"{str(path / INFO_FILE)!r} has {'an unknown' if wrong in fields else 'no'} entry {wrong!r}")
     # JSON has no tuples.
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-    }
+    values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in fields.items()}
     return StoreInfo(**values)

@@ -1,0 +1,99 @@
+"""The common part of all data modules: ranks, the shared seed, and loaders of whole batches."""
+
+import abc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset
+
+TEST_SEEDS = 1_000_000
+"""Distance between the seeds of evaluations during training and of tests."""
+
+
+class Batches(IterableDataset):
+    """Batches that are made when they are needed.
+
+    Args:
+        number: Batches per pass.
+        make: Returns a batch, given its number in the pass. Its state outlives a pass.
+    """
+
+    def __init__(self, number: int, make: Callable[[int], Any]) -> None:
+        self._number, self._make = number, make
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._make, range(self._number))
+
+
+def batch_loader(number: int, make: Callable[[int], Any]) -> DataLoader:
+    """A loader that returns whole batches unchanged, and leaves the global random numbers alone.
+
+    Args:
+        number: Batches per pass.
+        make: Returns a batch, a dictionary or a TensorDict, given its number in the pass.
+    """
+    # The default collate function cannot take a TensorDict apart.
+    # Without a generator of its own each iterator would draw from the global one, and evaluation disturb training.
+    return DataLoader(
+        Batches(number, make), batch_size=None, collate_fn=_identity, num_workers=0, generator=torch.Generator()
+    )
+
+
+class DataModule(LightningDataModule, abc.ABC):
+    """A data module that counts training in virtual epochs, each of which ends with an evaluation.
+
+    Args:
+        num_epochs: Virtual epochs of the whole run.
+    """
+
+    def __init__(self, num_epochs: int) -> None:
+        super().__init__()
+        self.num_epochs = num_epochs
+        self._common_seed: int | None = None
+
+    @property
+    @abc.abstractmethod
+    def label(self) -> str:
+        """Short name, for titles and run names."""
+
+    @property
+    @abc.abstractmethod
+    def dimensions(self) -> dict[str, Any]:
+        """Arguments of a model that the data determine."""
+
+    @property
+    def common_seed(self) -> int:
+        """Seed that the processes share; the module gives each a noise of its own once training starts."""
+        return torch.initial_seed() if self._common_seed is None else self._common_seed
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def rank(self) -> int:
+        """Global rank of this process."""
+        return self.trainer.global_rank if self.trainer else 0
+
+    def setup(self, stage: str) -> None:
+        """Record the common seed."""
+        self._common_seed = torch.initial_seed()
+
+    def training_loader(self, num_updates: float, make: Callable[[int], Any]) -> DataLoader:
+        """Loader of one virtual epoch.
+
+        Args:
+            num_updates: Gradient steps of the whole run.
+            make: Returns a batch, given its number in the epoch.
+        """
+        return batch_loader(max(1, round(num_updates / self.num_epochs)), make)
+
+
+def _identity(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,72 @@
+"""The replay buffer of one process, which stores transitions of one or several steps."""
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+
+from flowmatch_rl.batches import LENGTH, TRANSITION
+from flowmatch_rl.envs.multi_step import MultiStep
+
+
+class Replay:
+    """Transitions of several environments, the oldest dropped where the buffer is full.
+
+    With ``n_steps`` above 1 a transition takes that many steps, fewer at the end of an episode. The last
+    ``n_steps - 1`` steps of each environment wait for those that follow.
+
+    Args:
+        capacity: Transitions kept.
+        batch_size: Transitions per batch.
+        n_steps: Steps of a transition, at least 1.
+        device: Device of the transitions.
+        restored: Transitions to begin with, oldest first, batch size (N,); None for none.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        batch_size: int,
+        n_steps: int,
+        device: torch.device,
+        restored: TensorDictBase | None = None,
+    ) -> None:
+        self._keys = TRANSITION if n_steps == 1 else (*TRANSITION, LENGTH)
+        self._capacity, self._n_steps = capacity, n_steps
+        storage = LazyTensorStorage(capacity, device=device)
+        self._buffer = TensorDictReplayBuffer(storage=storage, batch_size=batch_size)
+        self._multi_step = MultiStep(n_steps)
+        self._written = 0
+        if restored is not None:
+            self._extend(restored)
+
+    def __len__(self) -> int:
+        return len(self._buffer)
+
+    @property
+    def transitions(self) -> TensorDictBase:
+        """The stored transitions, oldest first and on the CPU, batch size (N,)."""
+        held = self._buffer[:].select(*self._keys).cpu()
+        oldest = self._written % self._capacity if len(held) == self._capacity else 0
+        return held.apply(lambda entry: entry.roll(-oldest, 0))
+
+    def begin_episodes(self) -> None:
+        """Forget the steps that wait: the environments begin new episodes."""
+        self._multi_step = MultiStep(self._n_steps)
+
+    def add(self, steps: TensorDictBase) -> None:
+        """Store consecutive steps.
+
+        Args:
+            steps: TensorDict of batch size (E, T), see ``MultiStep.fold``.
+        """
+        single = self._n_steps == 1
+        self._extend(steps.reshape(-1).select(*TRANSITION) if single else self._multi_step.fold(steps))
+
+    def sample(self) -> TensorDictBase:
+        """A batch drawn with replacement."""
+        return self._buffer.sample()
+
+    def _extend(self, rows: TensorDictBase) -> None:
+        if len(rows):
+            self._buffer.extend(rows)
+        self._written += len(rows)
