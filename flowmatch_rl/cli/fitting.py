@@ -7,8 +7,8 @@ import torch
 
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.data.collection import column_names
-from flowmatch_rl.data.segments import MOST_UNSEEN
 from flowmatch_rl.data.store import StoreInfo
+from flowmatch_rl.data.transitions.segments import MOST_UNOBSERVED
 from flowmatch_rl.envs.environments import Environment, spaces_of
 from flowmatch_rl.modules import OccupancyModule
 from flowmatch_rl.modules.occupancy_checks import check_policy
@@ -35,8 +35,8 @@ def _(model: OccupancyModule, data: object) -> None:
     _check_environment(data.environment, data.store.info)
     discount = model.model.horizon.discount
     unseen = discount**data.eval_steps
-    if unseen > MOST_UNSEEN:
-        wanted = math.ceil(math.log(MOST_UNSEEN) / math.log(discount))
+    if unseen > MOST_UNOBSERVED:
+        wanted = math.ceil(math.log(MOST_UNOBSERVED) / math.log(discount))
         raise ValueError(
             f"eval_steps {data.eval_steps} leaves {unseen:.0%} of an occupancy at discount {discount} unseen; "
             f"it must be at least {wanted}"

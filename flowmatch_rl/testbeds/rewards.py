@@ -1,5 +1,6 @@
-"""Rewards for being in a state, by the names of the columns they look at."""
+"""Rewards for being in a state, as functions of named columns of the state."""
 
+import abc
 import importlib
 import math
 from collections.abc import Callable, Sequence
@@ -9,12 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.shapes import check_shape
 from flowmatch_rl.types import Reward
 
 
+class ColumnReward(Reward, abc.ABC):
+    """A reward of the columns that it names.
+
+    Attributes:
+        columns: Their names.
+    """
+
+    columns: tuple[str, ...]
+
+    @property
+    def needed_columns(self) -> tuple[str, ...]:
+        """The columns that the reward depends on."""
+        return tuple(self.columns)
+
+
 @dataclass(frozen=True)
-class GoalReward(Reward):
+class GoalReward(ColumnReward):
     """1 within a distance of a goal, falling along half a cosine to 0 over a margin.
 
     Args:
@@ -24,7 +41,7 @@ class GoalReward(Reward):
         margin: Distance over which it falls to 0, in the same unit, at least 0; 0 for a jump.
 
     Raises:
-        ValueError: If the columns are none or repeated, the goal has another length, a number is not finite or is
+        UserError: If the columns are none or repeated, the goal has another length, a number is not finite or is
             negative, or radius and margin are both 0.
     """
 
@@ -38,15 +55,10 @@ class GoalReward(Reward):
         _check_numbers("goal", self.goal, len(self.columns))
         _check_numbers("radius and margin", (self.radius, self.margin), 2)
         if self.radius < 0.0 or self.margin < 0.0 or self.radius + self.margin == 0.0:
-            raise ValueError(
+            raise UserError(
                 f"radius and margin must be at least 0 and not both 0, got radius {self.radius} and margin "
                 f"{self.margin}"
             )
-
-    @property
-    def needed_columns(self) -> tuple[str, ...]:
-        """The columns of the goal."""
-        return tuple(self.columns)
 
     def of_columns(self, values: Tensor) -> Tensor:
         """Reward in [0, 1], shape (*batch), of values of shape (*batch, R)."""
@@ -59,7 +71,7 @@ class GoalReward(Reward):
 
 
 @dataclass(frozen=True)
-class BoxReward(Reward):
+class BoxReward(ColumnReward):
     """1 in a closed box and 0 outside.
 
     Args:
@@ -68,7 +80,7 @@ class BoxReward(Reward):
         columns: Columns of the box.
 
     Raises:
-        ValueError: If the columns are none or repeated, the bounds have another length or are not finite, or a lower
+        UserError: If the columns are none or repeated, the bounds have another length or are not finite, or a lower
             bound is above the upper one.
     """
 
@@ -80,16 +92,11 @@ class BoxReward(Reward):
         _check_columns("columns", self.columns)
         for name, bounds in (("low", self.low), ("high", self.high)):
             if len(bounds) != len(self.columns):
-                raise ValueError(f"{name} must hold {len(self.columns)} bounds, one per column, got {bounds}")
+                raise UserError(f"{name} must hold {len(self.columns)} bounds, one per column, got {bounds}")
             _check_numbers(name, finite := [bound for bound in bounds if bound is not None], len(finite))
         for column, low, high in zip(self.columns, self.low, self.high, strict=True):
             if low is not None and high is not None and low > high:
-                raise ValueError(f"low must not be above high, got {low} and {high} for the column {column!r}")
-
-    @property
-    def needed_columns(self) -> tuple[str, ...]:
-        """The columns of the box."""
-        return tuple(self.columns)
+                raise UserError(f"low must not be above high, got {low} and {high} for the column {column!r}")
 
     def of_columns(self, values: Tensor) -> Tensor:
         """Reward 0 or 1, shape (*batch), of values of shape (*batch, R)."""
@@ -100,7 +107,7 @@ class BoxReward(Reward):
 
 
 @dataclass(frozen=True)
-class LinearReward(Reward):
+class LinearReward(ColumnReward):
     """Weighted sum of columns, plus a constant.
 
     Args:
@@ -109,7 +116,7 @@ class LinearReward(Reward):
         bias: Reward where all columns are 0.
 
     Raises:
-        ValueError: If the columns are none or repeated, the weights have another length, or a number is not finite.
+        UserError: If the columns are none or repeated, the weights have another length, or a number is not finite.
     """
 
     columns: tuple[str, ...]
@@ -121,11 +128,6 @@ class LinearReward(Reward):
         _check_numbers("weights", self.weights, len(self.columns))
         _check_numbers("bias", (self.bias,), 1)
 
-    @property
-    def needed_columns(self) -> tuple[str, ...]:
-        """The columns with a weight."""
-        return tuple(self.columns)
-
     def of_columns(self, values: Tensor) -> Tensor:
         """Reward, shape (*batch), of values of shape (*batch, R)."""
         _check_values(self, values)
@@ -133,7 +135,7 @@ class LinearReward(Reward):
 
 
 @dataclass(frozen=True)
-class QuadraticReward(Reward):
+class QuadraticReward(ColumnReward):
     """A constant minus the weighted squared distance from a centre.
 
     Args:
@@ -143,7 +145,7 @@ class QuadraticReward(Reward):
         bias: Reward at the centre.
 
     Raises:
-        ValueError: If the columns are none or repeated, the centre or the weights have another length, a number is not
+        UserError: If the columns are none or repeated, the centre or the weights have another length, a number is not
             finite, or a weight is negative.
     """
 
@@ -157,13 +159,7 @@ class QuadraticReward(Reward):
         _check_numbers("center", self.center, len(self.columns))
         _check_numbers("weights", self.weights, len(self.columns))
         _check_numbers("bias", (self.bias,), 1)
-        if min(self.weights) < 0.0:
-            raise ValueError(f"weights must be at least 0, got {self.weights}")
-
-    @property
-    def needed_columns(self) -> tuple[str, ...]:
-        """The columns with a weight."""
-        return tuple(self.columns)
+        check_range("[0, inf)", weights=min(self.weights))
 
     def of_columns(self, values: Tensor) -> Tensor:
         """Reward of at most the bias, shape (*batch), of values of shape (*batch, R)."""
@@ -185,7 +181,7 @@ class CirculationReward(Reward):
         scale: Speed with a reward of 1, in the unit of the velocity, positive.
 
     Raises:
-        ValueError: If there are not two columns each, a column is repeated, the centre is not two finite numbers, or
+        UserError: If there are not two columns each, a column is repeated, the centre is not two finite numbers, or
             the scale is not positive.
     """
 
@@ -198,10 +194,10 @@ class CirculationReward(Reward):
     def __post_init__(self) -> None:
         for name, columns in (("position", self.position), ("velocity", self.velocity)):
             if len(columns) != 2:
-                raise ValueError(f"{name} must name 2 columns, got {columns}")
+                raise UserError(f"{name} must name 2 columns, got {columns}")
         _check_columns("position and velocity", self.needed_columns)
         _check_numbers("center", self.center, 2)
-        _check_scale(self.scale)
+        check_range("(0, inf)", scale=self.scale)
 
     @property
     def needed_columns(self) -> tuple[str, ...]:
@@ -220,7 +216,7 @@ class CirculationReward(Reward):
 
 
 @dataclass(frozen=True)
-class SpeedReward(Reward):
+class SpeedReward(ColumnReward):
     """Length of the velocity.
 
     Args:
@@ -228,7 +224,7 @@ class SpeedReward(Reward):
         scale: Speed with a reward of 1, in their unit, positive.
 
     Raises:
-        ValueError: If the columns are none or repeated, or the scale is not positive.
+        UserError: If the columns are none or repeated, or the scale is not positive.
     """
 
     columns: tuple[str, ...] = ("vx", "vy")
@@ -236,12 +232,7 @@ class SpeedReward(Reward):
 
     def __post_init__(self) -> None:
         _check_columns("columns", self.columns)
-        _check_scale(self.scale)
-
-    @property
-    def needed_columns(self) -> tuple[str, ...]:
-        """The columns of the velocity."""
-        return tuple(self.columns)
+        check_range("(0, inf)", scale=self.scale)
 
     def of_columns(self, values: Tensor) -> Tensor:
         """Reward of at least 0, shape (*batch), of values of shape (*batch, R)."""
@@ -258,7 +249,7 @@ class SumReward(Reward):
         weights: Weight of each; null for 1.
 
     Raises:
-        ValueError: If there are no rewards, or the weights have another length or are not finite.
+        UserError: If there are no rewards, or the weights have another length or are not finite.
     """
 
     rewards: tuple[Reward, ...]
@@ -266,7 +257,7 @@ class SumReward(Reward):
 
     def __post_init__(self) -> None:
         if len(self.rewards) == 0:
-            raise ValueError("rewards must hold at least one reward, got none")
+            raise UserError("rewards must hold at least one reward, got none")
         if self.weights is not None:
             _check_numbers("weights", self.weights, len(self.rewards))
 
@@ -284,8 +275,8 @@ class SumReward(Reward):
 
 
 @dataclass(frozen=True)
-class FunctionReward(Reward):
-    """A function of one's own.
+class FunctionReward(ColumnReward):
+    """A function of your own.
 
     Args:
         function: The function as ``package.module:function``; it takes values of shape (*batch, R) and returns rewards
@@ -293,7 +284,7 @@ class FunctionReward(Reward):
         columns: Columns of the values, in this order.
 
     Raises:
-        ValueError: If the columns are none or repeated, or the function cannot be imported.
+        UserError: If the columns are none or repeated, or the function cannot be imported.
     """
 
     function: str
@@ -303,22 +294,17 @@ class FunctionReward(Reward):
         _check_columns("columns", self.columns)
         _imported(self.function)
 
-    @property
-    def needed_columns(self) -> tuple[str, ...]:
-        """The columns that the function is given."""
-        return tuple(self.columns)
-
     def of_columns(self, values: Tensor) -> Tensor:
         """Reward, shape (*batch), of values of shape (*batch, R).
 
         Raises:
-            ValueError: If the function returns another shape.
+            UserError: If the function returns another shape.
         """
         _check_values(self, values)
         reward = _imported(self.function)(values)
         got = tuple(reward.shape) if isinstance(reward, Tensor) else type(reward).__name__
         if got != tuple(values.shape[:-1]):
-            raise ValueError(f"{self.function} must return a reward of shape {tuple(values.shape[:-1])}, got {got}")
+            raise UserError(f"{self.function} must return a reward of shape {tuple(values.shape[:-1])}, got {got}")
         return reward
 
 
@@ -326,32 +312,27 @@ def _imported(name: str) -> Callable[..., Any]:
     """The function that ``package.module:function`` names."""
     module, colon, function = name.partition(":")
     if not (module and colon and function):
-        raise ValueError(f"function must be written as package.module:function, got {name!r}")
+        raise UserError(f"function must be written as package.module:function, got {name!r}")
     try:
         found = getattr(importlib.import_module(module), function, None)
     except ImportError as error:
-        raise ValueError(f"the module of the function {name!r} cannot be imported: {error}") from error
+        raise UserError(f"the module of the function {name!r} cannot be imported: {error}") from error
     if not callable(found):
-        raise ValueError(f"the module {module!r} has no function {function!r}, named by {name!r}")
+        raise UserError(f"the module {module!r} has no function {function!r}, named by {name!r}")
     return found
 
 
 def _check_columns(name: str, columns: Sequence[str]) -> None:
     if isinstance(columns, str) or len(columns) == 0 or len(set(columns)) != len(columns):
-        raise ValueError(f"{name} must be different names, at least one, got {columns!r}")
+        raise UserError(f"{name} must be different names, at least one, got {columns!r}")
 
 
 def _check_numbers(name: str, numbers: Sequence[float], count: int) -> None:
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{name} must be finite, {count} in number, got {numbers}")
-
-
-def _check_scale(scale: float) -> None:
-    if not 0.0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, got {scale}")
+        raise UserError(f"{name} must be finite, {count} in number, got {numbers}")
 
 
 def _check_values(reward: Reward, values: Tensor) -> None:
     if not values.is_floating_point():
-        raise ValueError(f"values must be floating-point numbers, got {values.dtype}")
+        raise UserError(f"values must be floating-point numbers, got {values.dtype}")
     check_shape("values", values, (*values.shape[:-1], len(reward.needed_columns)))

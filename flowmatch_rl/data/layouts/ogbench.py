@@ -28,8 +28,8 @@ class OgbenchFile(ArrayLayout):
     It holds ``observations`` (N, S), ``actions`` (N, A) and ``terminals`` (N,), which is 1 in the last row of each
     trajectory, for whatever reason it ended: ends are time limits. In the compact form each row arrives where the next
     one starts, and the last row of a trajectory is an observation without a transition; with ``next_observations``
-    every row is a transition. Files written from what OGBench loads as compact also flag the row before; they are told
-    by ``valids`` (N,), which is 0 in the last row of each trajectory. Where the file holds ``rewards`` (N,) they are
+    every row is a transition. Files written from what OGBench loads as compact also flag the row before; they have
+    ``valids`` (N,), which is 0 in the last row of each trajectory. Where the file holds ``rewards`` (N,) they are
     taken, otherwise they are 0; ``masks`` (N,) are 0 where the arrival is terminal.
 
     Args:

@@ -93,11 +93,11 @@ def from_steps(steps: TensorDictBase, embedding: Tensor) -> Trajectories:
     num_steps = steps.shape[1]
     done, terminated = steps.get(DONE).squeeze(-1), steps.get(TERMINATED).squeeze(-1)
     # Up to and with the first end; what follows it repeats the last state.
-    seen = (done.cumsum(1) - done.long() == 0).sum(1)
-    index = torch.minimum(torch.arange(num_steps), seen[:, None] - 1)
+    taken = (done.cumsum(1) - done.long() == 0).sum(1)
+    index = torch.minimum(torch.arange(num_steps), taken[:, None] - 1)
     rows = torch.arange(len(steps))[:, None]
-    ended = terminated[rows, index] & (torch.arange(num_steps) >= seen[:, None] - 1)
-    length = torch.where(ended.any(dim=1), num_steps, seen)
+    ended = terminated[rows, index] & (torch.arange(num_steps) >= taken[:, None] - 1)
+    length = torch.where(ended.any(dim=1), num_steps, taken)
     return {
         "observation": steps.get(OBSERVATION)[:, 0],
         "action": steps.get(ACTION)[:, 0],

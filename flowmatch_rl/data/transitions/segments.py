@@ -23,7 +23,7 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.data.transitions.store import TransitionStore
 from flowmatch_rl.testbeds import geometric_steps
 
-MOST_UNSEEN = 0.05
+MOST_UNOBSERVED = 0.05
 """Fraction of an occupancy that may lie beyond the end of a trajectory its states are drawn from."""
 
 _ENDLESS = 2**31
@@ -36,7 +36,7 @@ class RowSampler(Sampler):
     Args:
         rows: Rows to draw from, or None for all.
         seed: Seed, of this process.
-        drawn: Batches drawn by a run to go on with.
+        drawn: Batches drawn by the run that is resumed.
     """
 
     def __init__(self, rows: Tensor | None, seed: int, drawn: int = 0) -> None:
@@ -63,7 +63,7 @@ class RowSampler(Sampler):
         return {"drawn": self.drawn}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a number of batches drawn."""
+        """Resume after a number of batches drawn."""
         self.drawn = state_dict["drawn"]
 
     def dumps(self, path: Any) -> None:
@@ -84,7 +84,7 @@ class SegmentReader:
         needs: What the segments must hold.
         batch_size: Segments per batch.
         seed: Seed, of this process.
-        drawn: Batches drawn by a run to go on with.
+        drawn: Batches drawn by the run that is resumed.
         held_out: Trailing rows that are kept for evaluation.
 
     Raises:
@@ -125,16 +125,16 @@ class SegmentReader:
         if self._needs.future_discounts is not None:
             uniform = self.sampler.uniform(2 * len(rows)).reshape(2, -1)
             batch["discount"] = self._needs.future_discounts(uniform[0].float())
-            left = self._left(rows)
-            # A terminal state is never left: all later times find it. Where a trajectory is cut, so is the law.
-            seen = left.masked_fill(self._terminates[rows], _ENDLESS)
-            steps = torch.minimum(geometric_steps(uniform[1], batch["discount"], seen), left)
+            remaining = self._remaining_steps(rows)
+            # A terminal state is never left: all later times find it. Where a trajectory is cut, so is the distribution.
+            observed = remaining.masked_fill(self._terminates[rows], _ENDLESS)
+            steps = torch.minimum(geometric_steps(uniform[1], batch["discount"], observed), remaining)
             batch["future"] = self._transitions.get(NEXT_OBSERVATION)[rows + steps - 1]
         return batch
 
     def _steps(self, first: TensorDictBase, rows: Tensor) -> dict[str, Tensor]:
         steps = self._needs.num_steps
-        length = self._left(rows).clamp_max(steps)
+        length = self._remaining_steps(rows).clamp_max(steps)
         batch = {"length": length}
         if steps == 1:
             batch["arrivals"], batch["terminated"] = first[NEXT_OBSERVATION][:, None], first[TERMINATED]
@@ -156,14 +156,16 @@ class SegmentReader:
         if self._needs.future_discounts is None:
             return "an action must follow a step, so that it takes two"
         highest = float(self._needs.future_discounts(torch.ones(1)))
-        steps = math.ceil(math.log(MOST_UNSEEN) / math.log(highest))
-        return f"at discount {highest:.6g} it takes {steps} steps to see {1.0 - MOST_UNSEEN:.0%} of an occupancy"
+        steps = math.ceil(math.log(MOST_UNOBSERVED) / math.log(highest))
+        return (
+            f"at discount {highest:.6g} it takes {steps} steps to observe {1.0 - MOST_UNOBSERVED:.0%} of an occupancy"
+        )
 
-    def _left(self, rows: Tensor) -> Tensor:
+    def _remaining_steps(self, rows: Tensor) -> Tensor:
         return torch.ones_like(rows) if self._remaining is None else self._remaining[rows]
 
     def _usable(self, store: TransitionStore) -> tuple[Tensor, Tensor, Tensor]:
-        """What is left of the trajectory of each row.
+        """Remaining steps of the trajectory of each row.
 
         Returns:
             Steps to its last state with what is needed, whether it ends in a terminal state, both of shape (N,), and
@@ -181,7 +183,7 @@ class SegmentReader:
         usable = remaining >= 1
         if self._needs.future_discounts is not None:
             highest = self._needs.future_discounts(torch.ones(1)).double()
-            usable &= terminal | (highest**remaining <= MOST_UNSEEN)
+            usable &= terminal | (highest**remaining <= MOST_UNOBSERVED)
         return remaining, terminal, usable.nonzero().reshape(-1)
 
     def _check(self, store: TransitionStore) -> None:

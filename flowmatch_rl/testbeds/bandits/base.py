@@ -59,13 +59,13 @@ class Bandit(abc.ABC):
 
     @abc.abstractmethod
     def mode_of(self, actions: Tensor) -> Tensor:
-        """Part that each action belongs to.
+        """Mode that each action belongs to.
 
         Args:
             actions: Actions, shape (..., D).
 
         Returns:
-            Number of the part in 0, ..., J - 1, integer, shape (...).
+            Number of the mode in 0, ..., J - 1, integer, shape (...).
         """
 
     @abc.abstractmethod

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.testbeds.bandits.base import PlanarBandit
 
 
@@ -20,7 +21,7 @@ class FourModes(PlanarBandit):
             (-, -) of the signs.
 
     Raises:
-        ValueError: If a number is out of its range.
+        UserError: If a number is out of its range.
     """
 
     mode: float = 0.5
@@ -28,10 +29,10 @@ class FourModes(PlanarBandit):
     weights: tuple[float, float, float, float] = (0.25, 0.25, 0.25, 0.25)
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.mode < 1.0 or not 0.0 < self.scale < math.inf:
-            raise ValueError(f"expected mode in (0, 1) and scale > 0, got mode={self.mode}, scale={self.scale}")
+        check_range("(0, 1)", mode=self.mode)
+        check_range("(0, inf)", scale=self.scale)
         if len(self.weights) != 4 or not all(0.0 < weight < math.inf for weight in self.weights):
-            raise ValueError(f"expected four positive weights, got {self.weights}")
+            raise UserError(f"expected four positive weights, got {self.weights}")
 
     @property
     def label(self) -> str:
@@ -54,8 +55,8 @@ class FourModes(PlanarBandit):
         signs = actions.new_tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
         offsets = self.mode * signs - actions[..., None, :]  # (..., 4, 2)
         logits = actions.new_tensor(self.weights).log() - 0.5 * offsets.square().sum(-1) / self.scale**2
-        share = torch.softmax(logits, dim=-1)
-        return torch.logsumexp(logits, dim=-1), (share[..., None] * offsets).sum(-2) / self.scale**2
+        weights = torch.softmax(logits, dim=-1)
+        return torch.logsumexp(logits, dim=-1), (weights[..., None] * offsets).sum(-2) / self.scale**2
 
     def mode_of(self, actions: Tensor) -> Tensor:
         """The quadrant, in the order of the weights."""
@@ -75,15 +76,15 @@ class TwoMoonsEnergy(PlanarBandit):
         width: Standard deviation across the arcs, positive; also the width of the sigmoids.
 
     Raises:
-        ValueError: If a number is not positive, or the moons do not fit into the box.
+        UserError: If a number is not positive, or the moons do not fit into the box.
     """
 
     radius: float = 0.5
     width: float = 0.07
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.width < math.inf or not 0.0 < self.radius <= 0.6:
-            raise ValueError(f"expected width > 0 and radius in (0, 0.6], got {self.width} and {self.radius}")
+        check_range("(0, inf)", width=self.width)
+        check_range("(0, 0.6]", radius=self.radius)
 
     @property
     def label(self) -> str:
@@ -103,8 +104,8 @@ class TwoMoonsEnergy(PlanarBandit):
     def value_and_gradient(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Action value (...) and its gradient (..., 2)."""
         terms, gradients = self._moons(actions)
-        share = torch.softmax(terms, dim=-1)
-        return torch.logsumexp(terms, dim=-1), (share[..., None] * gradients).sum(-2)
+        weights = torch.softmax(terms, dim=-1)
+        return torch.logsumexp(terms, dim=-1), (weights[..., None] * gradients).sum(-2)
 
     def mode_of(self, actions: Tensor) -> Tensor:
         """The moon of the larger term: 0 for the upper one, 1 for the lower one."""

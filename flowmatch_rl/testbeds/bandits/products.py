@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import check_range
 from flowmatch_rl.testbeds.bandits.base import ProductBandit
 
 MOST_DIMENSIONS = 16
@@ -22,7 +23,7 @@ class Bimodal(ProductBandit):
         scale: Standard deviation of each Gaussian, positive, in units of the action.
 
     Raises:
-        ValueError: If a number is out of its range.
+        UserError: If a number is out of its range.
     """
 
     dimensions: int = 6
@@ -30,10 +31,9 @@ class Bimodal(ProductBandit):
     scale: float = 0.15
 
     def __post_init__(self) -> None:
-        if not 1 <= self.dimensions <= MOST_DIMENSIONS:
-            raise ValueError(f"dimensions must lie in 1, ..., {MOST_DIMENSIONS}, got {self.dimensions}")
-        if not 0.0 < self.mode < 1.0 or not 0.0 < self.scale < math.inf:
-            raise ValueError(f"expected mode in (0, 1) and scale > 0, got mode={self.mode}, scale={self.scale}")
+        check_range(f"[1, {MOST_DIMENSIONS}]", dimensions=self.dimensions)
+        check_range("(0, 1)", mode=self.mode)
+        check_range("(0, inf)", scale=self.scale)
 
     @property
     def action_dim(self) -> int:
@@ -77,14 +77,13 @@ class Flat(ProductBandit):
         dimensions: Dimension D of the action, at least 1.
 
     Raises:
-        ValueError: If ``dimensions`` is below 1.
+        UserError: If ``dimensions`` is below 1.
     """
 
     dimensions: int = 6
 
     def __post_init__(self) -> None:
-        if self.dimensions < 1:
-            raise ValueError(f"dimensions must be at least 1, got {self.dimensions}")
+        check_range("[1, inf)", dimensions=self.dimensions)
 
     @property
     def action_dim(self) -> int:
@@ -126,7 +125,7 @@ class Quadratic(ProductBandit):
         scale: Standard deviation of the Gaussian at temperature 1, positive.
 
     Raises:
-        ValueError: If a number is out of its range.
+        UserError: If a number is out of its range.
     """
 
     dimensions: int = 2
@@ -134,10 +133,9 @@ class Quadratic(ProductBandit):
     scale: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.dimensions < 1:
-            raise ValueError(f"dimensions must be at least 1, got {self.dimensions}")
-        if not -1.0 <= self.centre <= 1.0 or not 0.0 < self.scale < math.inf:
-            raise ValueError(f"expected centre in [-1, 1] and scale > 0, got centre={self.centre}, scale={self.scale}")
+        check_range("[1, inf)", dimensions=self.dimensions)
+        check_range("[-1, 1]", centre=self.centre)
+        check_range("(0, inf)", scale=self.scale)
 
     @property
     def action_dim(self) -> int:

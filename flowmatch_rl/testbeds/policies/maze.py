@@ -1,4 +1,4 @@
-"""Scripted experts of the maze: they run around it or rest in one place, and get there from everywhere.
+"""Scripted expert policies of the maze: they run around it, or go to one place and rest there.
 
 Rooms are numbered clockwise from the top left; gap i lies between room i and room i + 1.
 """
@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import check_word
 from flowmatch_rl.shapes import check_shape
 from flowmatch_rl.testbeds.processes.maze import ARM_HALF_WIDTH, ARM_LENGTH, DECAY, HALF_SIZE, MAX_SPEED, free_positions
 from flowmatch_rl.types import Policy, SinglePolicy
@@ -35,7 +36,7 @@ _CORNERS = ((-1.0, 1.0), (1.0, 1.0), (1.0, -1.0), (-1.0, -1.0))
 
 @dataclass(frozen=True)
 class MazeLoopPolicy(SinglePolicy):
-    """Runs around the maze clockwise, for ever; a lap takes about 160 steps."""
+    """Runs around the maze clockwise without end; a lap takes about 160 steps."""
 
     def act(
         self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None
@@ -56,14 +57,13 @@ class MazeReachPolicy(SinglePolicy):
         room: The room.
 
     Raises:
-        ValueError: If there is no such room.
+        UserError: If there is no such room.
     """
 
     room: Room = "top_left"
 
     def __post_init__(self) -> None:
-        if self.room not in get_args(Room):
-            raise ValueError(f"room must be one of {', '.join(get_args(Room))}, got {self.room!r}")
+        check_word(get_args(Room), room=self.room)
 
     @property
     def goal(self) -> tuple[float, float]:

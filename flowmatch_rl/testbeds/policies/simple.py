@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.shapes import check_shape
 from flowmatch_rl.types import SinglePolicy
 
@@ -21,7 +22,7 @@ class LinearPolicy(SinglePolicy):
         bias: Action at the origin, A numbers; None for zeros.
 
     Raises:
-        ValueError: If the rows are empty or differ in length, or the bias does not fit.
+        UserError: If the rows are empty or differ in length, or the bias does not fit.
     """
 
     gain: list[list[float]]
@@ -30,9 +31,9 @@ class LinearPolicy(SinglePolicy):
     def __post_init__(self) -> None:
         lengths = {len(row) for row in self.gain}
         if len(lengths) != 1 or lengths == {0}:
-            raise ValueError(f"gain must be rows of one length, at least 1, got lengths {sorted(lengths)}")
+            raise UserError(f"gain must be rows of one length, at least 1, got lengths {sorted(lengths)}")
         if self.bias is not None and len(self.bias) != len(self.gain):
-            raise ValueError(f"bias must have {len(self.gain)} entries, one per row of gain, got {len(self.bias)}")
+            raise UserError(f"bias must have {len(self.gain)} entries, one per row of gain, got {len(self.bias)}")
 
     def matrices(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Gain, shape (A, S), and bias, shape (A,), of the type and on the device of ``like``."""
@@ -57,14 +58,14 @@ class ConstantPolicy(SinglePolicy):
         action: The action, A numbers in [-1, 1].
 
     Raises:
-        ValueError: If there are none, or one is out of its range.
+        UserError: If there are none, or one is out of its range.
     """
 
     action: list[float]
 
     def __post_init__(self) -> None:
         if not self.action or not all(-1.0 <= value <= 1.0 for value in self.action):
-            raise ValueError(f"action must be numbers in [-1, 1], at least one, got {self.action}")
+            raise UserError(f"action must be numbers in [-1, 1], at least one, got {self.action}")
 
     def act(
         self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None
@@ -82,14 +83,13 @@ class RandomPolicy(SinglePolicy):
         action_dim: Dimension A, at least 1.
 
     Raises:
-        ValueError: If it is less.
+        UserError: If it is less.
     """
 
     action_dim: int
 
     def __post_init__(self) -> None:
-        if self.action_dim < 1:
-            raise ValueError(f"action_dim must be at least 1, got {self.action_dim}")
+        check_range("[1, inf)", action_dim=self.action_dim)
 
     def act(
         self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None

@@ -1,7 +1,8 @@
-"""Markov decision processes written as batched functions, for which futures can be had exactly or in quantity."""
+"""Markov decision processes as batched functions, whose futures are known exactly or sampled in large numbers."""
 
 import abc
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,13 +14,13 @@ from flowmatch_rl.types import Policy
 class Process(abc.ABC):
     """A Markov decision process as pure functions of batches; noise is an argument.
 
-    States are observed whole. Processes are frozen dataclasses, so that configurations can hold them.
+    States are fully observed. Processes are frozen dataclasses, so that configurations can hold them.
+
+    Attributes:
+        label: Short name, for titles and run names.
     """
 
-    @property
-    @abc.abstractmethod
-    def label(self) -> str:
-        """Short name, for titles and run names."""
+    label: ClassVar[str]
 
     @property
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""Finite Markov chains seen as points in the plane, whose discounted future is known exactly."""
+"""Finite Markov chains observed as points in the plane, whose discounted future is known exactly."""
 
 import abc
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.paths import GaussianMixture
 from flowmatch_rl.shapes import check_shape
 from flowmatch_rl.testbeds.processes.planar import PlanarProcess
@@ -27,10 +28,9 @@ def discounted_occupancy(first: Tensor, kernel: Tensor, discount: float) -> Tens
         Probabilities, shape (*batch, N). The cell at time 0 is not counted.
 
     Raises:
-        ValueError: If the discount is out of its range.
+        UserError: If the discount is out of its range.
     """
-    if not 0.0 <= discount < 1.0:
-        raise ValueError(f"discount must lie in [0, 1), got {discount}")
+    check_range("[0, 1)", discount=discount)
     system = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device) - discount * kernel
     if kernel.dim() == 2:
         visits = torch.linalg.solve(system, first.reshape(-1, len(kernel)), left=False).reshape(first.shape)
@@ -55,7 +55,7 @@ class CellProcess(PlanarProcess):
         slip: Probability that the move is random, in [0, 1].
 
     Raises:
-        ValueError: If a number is out of its range.
+        UserError: If a number is out of its range.
     """
 
     num_states: int = 12
@@ -63,15 +63,13 @@ class CellProcess(PlanarProcess):
     slip: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.num_states < 3:
-            raise ValueError(f"num_states must be at least 3, got {self.num_states}")
+        check_range("[3, inf)", num_states=self.num_states)
+        check_range("[0, 1]", slip=self.slip)
         if not 0.0 < self.jitter <= self.cell_radius / 5.0:
-            raise ValueError(
+            raise UserError(
                 f"jitter must be positive and at most {self.cell_radius / 5.0:.4g}, a fifth of the distance from a "
                 f"centre to the edge of its cell, got {self.jitter}"
             )
-        if not 0.0 <= self.slip <= 1.0:
-            raise ValueError(f"slip must lie in [0, 1], got {self.slip}")
 
     @property
     @abc.abstractmethod
@@ -178,13 +176,13 @@ class CellProcess(PlanarProcess):
             policy: Takes the later actions; deterministic, and takes one action throughout a cell.
             discount: Discount g per step, in [0, 1).
             embedding: Members of the family that act, shape (*batch, Z), or None.
-            include_current: Whether the sum starts at time 0, so that the present cell has weight 1 - g.
+            include_current: Whether the sum starts at time 0, so that the current cell has weight 1 - g.
 
         Returns:
             Probabilities of the cells, float64, shape (*batch, N).
 
         Raises:
-            ValueError: If the discount is out of its range.
+            UserError: If the discount is out of its range.
         """
         cell = self.cell(state)
         first = self.transition_matrix(action[..., None, :].expand(*cell.shape, self.num_states, 1))
@@ -194,7 +192,7 @@ class CellProcess(PlanarProcess):
         return (1.0 - discount) * self._one_hot(cell) + discount * future if include_current else future
 
     def mixture(self, probabilities: Tensor) -> GaussianMixture:
-        """Law of the observed point for given probabilities of the cells, one component per cell that can occur.
+        """Distribution of the observed point, one component per cell of positive probability.
 
         Args:
             probabilities: Probabilities of the cells, shape (N,).

@@ -100,11 +100,11 @@ class FullGaussianMixture:
         """
         alpha, sigma = _coefficients(path, x_t, t)
         log_terms, offset, variance = self._log_terms(x_t, alpha, sigma)
-        share = torch.softmax(log_terms, dim=-1)
-        scaled = share[..., None] * offset / variance
+        weights = torch.softmax(log_terms, dim=-1)
+        scaled = weights[..., None] * offset / variance
         x_0 = sigma[..., None] * torch.einsum("jde,...je->...d", self.axes, scaled)
         x_1 = alpha[..., None] * torch.einsum("jde,...je->...d", self.axes, scaled * self.variances)
-        return x_0, x_1 + (share[..., None] * self._means_for(x_t)).sum(-2)
+        return x_0, x_1 + (weights[..., None] * self._means_for(x_t)).sum(-2)
 
     def velocity(self, path: AffinePath, x_t: Tensor, t: Tensor) -> Tensor:
         """Exact marginal velocity of the path, shape (*batch, D); arguments as for ``posterior_means``."""

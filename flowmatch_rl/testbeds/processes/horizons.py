@@ -1,4 +1,4 @@
-"""The law of the time at which a discounted future is looked at."""
+"""The distribution of the time at which a discounted future is sampled."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from flowmatch_rl.shapes import append_dims
 def geometric_steps(uniform: Tensor, discount: Tensor | float, max_steps: int | Tensor | None = None) -> Tensor:
     """Numbers of steps k = 1, 2, ... of probability ``(1 - discount) discount^(k - 1)``, by inverse transform.
 
-    With ``max_steps`` the law is that of k given k <= max_steps. The arithmetic is in double precision.
+    With ``max_steps`` the distribution is that of k given k <= max_steps. The arithmetic is in double precision.
 
     Args:
         uniform: Uniform noise in [0, 1), shape (*batch).

@@ -1,10 +1,12 @@
 """A linear process with normal noise, whose discounted future is a mixture of normals known exactly."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.paths import AffinePath
 from flowmatch_rl.shapes import append_dims, check_shape
 from flowmatch_rl.testbeds.policies.simple import LinearPolicy
@@ -31,8 +33,10 @@ class LinearGaussianProcess(Process):
         start_scale: Standard deviation of each entry of the initial state, which has mean 0; at least 0.
 
     Raises:
-        ValueError: If a shape does not fit, the noise is degenerate or ``start_scale`` is negative.
+        UserError: If a shape does not fit, the noise is degenerate or ``start_scale`` is negative.
     """
+
+    label: ClassVar[str] = "linear-gaussian"
 
     transition: list[list[float]] = field(default_factory=lambda: [[0.9, 0.2], [-0.2, 0.8]])
     control: list[list[float]] = field(default_factory=lambda: [[0.0], [0.3]])
@@ -49,20 +53,14 @@ class LinearGaussianProcess(Process):
         }
         for name, (rows, lengths) in wanted.items():
             if not rows or len(rows) != number or {len(row) for row in rows} != lengths:
-                raise ValueError(
+                raise UserError(
                     f"{name} must have {number} rows, one per row of transition, of the right length, got {rows}"
                 )
         if self.drift is not None and len(self.drift) != number:
-            raise ValueError(f"drift must have {number} entries, got {len(self.drift)}")
+            raise UserError(f"drift must have {number} entries, got {len(self.drift)}")
         if not abs(float(torch.linalg.det(torch.tensor(self.noise_factor, dtype=torch.float64)))) > 0.0:
-            raise ValueError(f"noise_factor must be of full rank, got {self.noise_factor}")
-        if not self.start_scale >= 0.0:
-            raise ValueError(f"start_scale must be at least 0, got {self.start_scale}")
-
-    @property
-    def label(self) -> str:
-        """Short name, for titles and run names."""
-        return "linear-gaussian"
+            raise UserError(f"noise_factor must be of full rank, got {self.noise_factor}")
+        check_range("[0, inf)", start_scale=self.start_scale)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -100,10 +98,10 @@ class LinearGaussianProcess(Process):
     def occupancy(
         self, state: Tensor, action: Tensor, policy: LinearPolicy, discount: float, num_terms: int | None = None
     ) -> FullGaussianMixture:
-        """Exact discounted distribution of the future states, the present one not counted.
+        """Exact discounted distribution of the future states, the current one not counted.
 
-        Component k is the law of the state after k steps, of weight ``(1 - g) g^(k - 1)``; the last one has all the
-        remaining weight.
+        Component k is the distribution of the state after k steps, of weight ``(1 - g) g^(k - 1)``; the last one has
+        all the remaining weight.
 
         Args:
             state: States at time 0, shape (*batch, S).
@@ -159,16 +157,14 @@ class LinearGaussianProcess(Process):
         return like.new_tensor(self.transition), like.new_tensor(self.control), like.new_tensor(drift)
 
     def _components(self, policy: LinearPolicy, discount: float, num_terms: int | None, like: Tensor) -> "_Components":
-        """What the laws after k steps have in common for all first states and actions, computed in double precision."""
-        if not 0.0 <= discount < 1.0:
-            raise ValueError(f"discount must lie in [0, 1), got {discount}")
+        """The part of the distributions that is common to all first states and actions, computed in double precision."""
+        check_range("[0, 1)", discount=discount)
         transition, control, drift = self._matrices(torch.zeros((), dtype=torch.float64))
         gain, bias = policy.matrices(transition)
         check_shape("the gain of the policy", gain, (self.action_dim, len(transition)))
         closed, shift = transition + control @ gain, control @ bias + drift
         number = _count_terms(closed, discount) if num_terms is None else num_terms
-        if number < 1:
-            raise ValueError(f"num_terms must be at least 1, got {number}")
+        check_range("[1, inf)", num_terms=number)
         factor = transition.new_tensor(self.noise_factor)
         power, offset, covariance = (
             torch.eye(len(transition)).to(transition),
@@ -188,7 +184,7 @@ class LinearGaussianProcess(Process):
 
 @dataclass(frozen=True)
 class _Components:
-    """Laws after k steps, ``N(powers_k m + offsets_k, axes_k variances_k axes_k^T)`` for a first mean m."""
+    """Distributions after k steps, ``N(powers_k m + offsets_k, axes_k variances_k axes_k^T)`` for a first mean m."""
 
     weights: Tensor
     powers: Tensor
@@ -213,7 +209,7 @@ class _Components:
 
 
 def _count_terms(closed: Tensor, discount: float) -> int:
-    """Components after which neither the remaining weight nor the change of the law can matter."""
+    """Components after which neither the remaining weight nor the change of the distribution can matter."""
     growth = float(torch.linalg.eigvals(closed).abs().max())
     if discount * growth >= 1.0:
         raise ValueError(

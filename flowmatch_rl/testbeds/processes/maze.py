@@ -1,10 +1,12 @@
 """A point mass in four rooms that are joined in a ring."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import check_range
 from flowmatch_rl.shapes import check_shape
 from flowmatch_rl.testbeds.processes.planar import PlanarProcess
 
@@ -51,9 +53,9 @@ def free_positions(uniform: Tensor) -> Tensor:
     bounds = size.prod(-1).cumsum(0)
     area = uniform[..., 0].contiguous() * bounds[-1]
     part = torch.searchsorted(bounds, area, right=True).clamp_max(len(bounds) - 1)
-    # What is left of the number that chose the box is uniform within it.
-    share = 1.0 - (bounds[part] - area) / size.prod(-1)[part]
-    return boxes[part, :2] + size[part] * torch.stack([share.clamp(0.0, 1.0), uniform[..., 1]], dim=-1)
+    # The remainder of the number that chose the box is uniform within it.
+    remainder = 1.0 - (bounds[part] - area) / size.prod(-1)[part]
+    return boxes[part, :2] + size[part] * torch.stack([remainder.clamp(0.0, 1.0), uniform[..., 1]], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class PointMassMaze(PlanarProcess):
     A wall in the shape of a cross stands in the middle and leaves gaps at the outer wall, so that the four rooms form
     a ring. A step takes 0.02 s: the velocity becomes ``0.9 v + 0.1 * 0.4 a``, and the point moves along x and then
     along y until a wall stops it, which sets that part of its velocity to 0; along the wall it slides. From the middle
-    of a room to that of the next it is a matter of about 40 steps. The dynamics are deterministic, and never end.
+    of a room to that of the next it takes about 40 steps. The dynamics are deterministic, and never end.
 
     Args:
         start_speed: Initial velocities are uniform in [-start_speed, start_speed] per axis, in units per second; 0 for
@@ -71,22 +73,17 @@ class PointMassMaze(PlanarProcess):
         action_repeat: Steps of 0.02 s that each action is held for, at least 1; they count as one.
 
     Raises:
-        ValueError: If ``start_speed`` is not in [0, 0.4], or ``action_repeat`` is below 1.
+        UserError: If ``start_speed`` is not in [0, 0.4], or ``action_repeat`` is below 1.
     """
+
+    label: ClassVar[str] = "point-mass-maze"
 
     start_speed: float = 0.0
     action_repeat: int = 1
 
     def __post_init__(self) -> None:
-        if self.action_repeat < 1:
-            raise ValueError(f"action_repeat must be at least 1, got {self.action_repeat}")
-        if not 0.0 <= self.start_speed <= MAX_SPEED:
-            raise ValueError(f"start_speed must lie in [0, {MAX_SPEED}], got {self.start_speed}")
-
-    @property
-    def label(self) -> str:
-        """Short name, for titles and run names."""
-        return "point-mass-maze"
+        check_range("[1, inf)", action_repeat=self.action_repeat)
+        check_range(f"[0, {MAX_SPEED}]", start_speed=self.start_speed)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """A walk along a line."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,17 +21,14 @@ class RandomWalkProcess(CellProcess):
         absorbing: Whether the first and the last cell are terminal; else a move beyond them stays.
 
     Raises:
-        ValueError: If a number is out of its range.
+        UserError: If a number is out of its range.
     """
+
+    label: ClassVar[str] = "random-walk"
 
     num_states: int = 7
     jitter: float = 0.03
     absorbing: bool = True
-
-    @property
-    def label(self) -> str:
-        """Short name, for titles and run names."""
-        return "random-walk"
 
     @property
     def half_width(self) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,15 +24,12 @@ class RingProcess(CellProcess):
         radius: Radius of the circle, positive.
 
     Raises:
-        ValueError: If a number is out of its range.
+        UserError: If a number is out of its range.
     """
 
-    radius: float = 1.0
+    label: ClassVar[str] = "ring"
 
-    @property
-    def label(self) -> str:
-        """Short name, for titles and run names."""
-        return "ring"
+    radius: float = 1.0
 
     @property
     def half_width(self) -> float:
