@@ -1,14 +1,14 @@
 """Whether data and model of a run fit each other, before it begins."""
 
+import contextlib
 import functools
 import math
 
 import torch
 
 from flowmatch_rl.data import OfflineData
-from flowmatch_rl.data.collection import column_names
-from flowmatch_rl.data.store import StoreInfo
 from flowmatch_rl.data.transitions.segments import MOST_UNOBSERVED
+from flowmatch_rl.data.transitions.store import StoreInfo
 from flowmatch_rl.envs.environments import Environment, spaces_of
 from flowmatch_rl.modules import OccupancyModule
 from flowmatch_rl.modules.occupancy_checks import check_policy
@@ -60,8 +60,7 @@ def check_acts(policy: Policy, environment: Environment) -> None:
 def _check_environment(environment: Environment, info: StoreInfo) -> None:
     """Raise unless a policy of the data can act in an environment."""
     columns, action_dim = _spaces(environment)
-    # Environments of libraries have no names of their own, and those of a data set may be its user's.
-    same = columns == info.columns if hasattr(environment, "columns") else len(columns) == len(info.columns)
+    same = columns == info.columns if environment.names_columns else len(columns) == len(info.columns)
     if not same or action_dim != info.action_dim:
         raise ValueError(
             f"{environment.label} has {len(columns)} columns ({_some(columns)}) and actions of dimension {action_dim}, "
@@ -71,11 +70,8 @@ def _check_environment(environment: Environment, info: StoreInfo) -> None:
 
 def _spaces(environment: Environment) -> tuple[tuple[str, ...], int]:
     """Names of the columns of an environment, and the dimension of its actions."""
-    probe = environment.make(render=False)
-    try:
-        return column_names(environment, probe), spaces_of(probe, environment.label).action_dim
-    finally:
-        probe.close()
+    with contextlib.closing(environment.make(render=False)) as probe:
+        return environment.column_names(probe), spaces_of(probe, environment.label).action_dim
 
 
 def _some(names: tuple[str, ...]) -> str:

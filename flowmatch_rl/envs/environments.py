@@ -38,9 +38,12 @@ class Environment(abc.ABC):
     Attributes:
         return_range: The lowest and the highest return an episode can have by the rules of the benchmark, None where
             there are no such rules. Reports bring returns of different tasks to one scale with it.
+        names_columns: Whether the environment has names of its own for the entries of an observation. Those of a
+            simulator are numbered, and the user of a data set may have chosen others.
     """
 
     return_range: ClassVar[tuple[float, float] | None] = None
+    names_columns: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod

@@ -1,7 +1,7 @@
 """Environments of testbed processes: a batch of copies is one tensor, and a step of all of them one call."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -100,6 +100,8 @@ class ProcessEnvironment(Environment):
     Raises:
         UserError: If ``max_steps`` is less than 1, or the reward needs a column that the process lacks.
     """
+
+    names_columns: ClassVar[bool] = True
 
     process: Process
     reward: Reward | None = None
