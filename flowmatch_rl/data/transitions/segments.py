@@ -126,7 +126,7 @@ class SegmentReader:
             uniform = self.sampler.uniform(2 * len(rows)).reshape(2, -1)
             batch["discount"] = self._needs.future_discounts(uniform[0].float())
             remaining = self._remaining_steps(rows)
-            # A terminal state is never left: all later times find it. Where a trajectory is cut, so is the distribution.
+            # A terminal state is never left. Where a trajectory is cut, the distribution is too.
             observed = remaining.masked_fill(self._terminates[rows], _ENDLESS)
             steps = torch.minimum(geometric_steps(uniform[1], batch["discount"], observed), remaining)
             batch["future"] = self._transitions.get(NEXT_OBSERVATION)[rows + steps - 1]

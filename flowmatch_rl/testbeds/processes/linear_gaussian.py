@@ -157,7 +157,7 @@ class LinearGaussianProcess(Process):
         return like.new_tensor(self.transition), like.new_tensor(self.control), like.new_tensor(drift)
 
     def _components(self, policy: LinearPolicy, discount: float, num_terms: int | None, like: Tensor) -> "_Components":
-        """The part of the distributions that is common to all first states and actions, computed in double precision."""
+        """The part of the distributions that all first states and actions share, computed in double precision."""
         check_range("[0, 1)", discount=discount)
         transition, control, drift = self._matrices(torch.zeros((), dtype=torch.float64))
         gain, bias = policy.matrices(transition)
