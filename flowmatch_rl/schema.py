@@ -1,7 +1,7 @@
 """Units: the columns of tables and the bounds of actions, as models see them and as their users do."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,11 @@ class ActionBounds:
             )
         if not all(-math.inf < low < high < math.inf for low, high in zip(self.low, self.high, strict=True)):
             raise UserError(f"action_low must lie below action_high, got {list(self.low)} and {list(self.high)}")
+
+    @classmethod
+    def of(cls, low: Sequence[float] | None, high: Sequence[float] | None, action_dim: int) -> "ActionBounds":
+        """Bounds of ``action_dim`` numbers each; -1 and 1 where they are None."""
+        return cls(tuple(low or [-1.0] * action_dim), tuple(high or [1.0] * action_dim))
 
     def standardise(self, action: Tensor) -> Tensor:
         """Actions in [-1, 1], float64, shape (*batch, A), of actions in the environment's unit."""

@@ -50,7 +50,7 @@ from flowmatch_rl.cli.commands import COMMANDS, COMMANDS_HELP, run_command
 from flowmatch_rl.cli.fitting import check_fit
 from flowmatch_rl.cli.messages import Parser, report
 from flowmatch_rl.cli.wiring import giver, wiring
-from flowmatch_rl.configuration import DIMENSIONS, shorten
+from flowmatch_rl.configuration import DIMENSIONS, flatten, shorten
 
 _ROOMS = (
     "callbacks",
@@ -202,9 +202,9 @@ class FlowMatchCLI(LightningCLI):
         config = self.config.get(str(self.subcommand), self.config)
         text = self._parser(self.subcommand).dump(config, skip_none=False)
         parameters = {
-            key.removeprefix("init_args."): value
+            key.replace("init_args.", ""): value
             for part in ("model", "data")
-            for key, value in _flatten(config[part].as_dict(), part).items()
+            for key, value in flatten(config[part].as_dict(), f"{part}.").items()
         }
         return RunRecord(text, parameters, config.get("seed_everything"))
 
@@ -295,14 +295,6 @@ def _known_names() -> frozenset[str]:
             if inspect.isclass(value):
                 names |= {name, *inspect.signature(value).parameters}
     return frozenset(names - {"args", "kwargs"})
-
-
-def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = prefix if key == "init_args" else f"{prefix}.{key}"
-        flat |= _flatten(value, name) if isinstance(value, dict) else {name: value}
-    return flat
 
 
 def _model_argument(argument: str) -> str | None:

@@ -12,6 +12,7 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.models import Occupancy
 from flowmatch_rl.modules.occupancy import OccupancyModule
 from flowmatch_rl.planning import improve
+from flowmatch_rl.schema import ActionBounds
 from flowmatch_rl.types import Reward
 
 RewardFunction = Reward | Callable[[np.ndarray], np.ndarray]
@@ -60,8 +61,7 @@ class TrainedOccupancy:
     ) -> None:
         self.model = model.eval()
         self._generator = torch.Generator().manual_seed(seed)
-        self._low = -1.0 if action_low is None else torch.tensor(action_low)
-        self._high = 1.0 if action_high is None else torch.tensor(action_high)
+        self._bounds = ActionBounds.of(action_low, action_high, model.inputs.action_dim)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -195,7 +195,7 @@ class TrainedOccupancy:
             max_rows,
         )
         batch = states.shape[:-1]
-        action = self._low + (plan.action.cpu() + 1.0) / 2.0 * (self._high - self._low)
+        action = self._bounds.restore(plan.action).float()
         index, values = plan.index.reshape(batch), plan.values.reshape(*batch, -1)
         return PlannedAction(_array(action.reshape(*batch, -1)), _array(index), _array(values))
 
@@ -218,8 +218,8 @@ class TrainedOccupancy:
             member = self._entries("embedding", embedding, inputs.embedding_dim, batch)
         if action is None:
             return state, self.model.act(state, member), member
-        given = self._entries("action", action, inputs.action_dim, batch).cpu()
-        return state, (2.0 * (given - self._low) / (self._high - self._low) - 1.0).to(state.device), member
+        given = self._entries("action", action, inputs.action_dim, batch)
+        return state, self._bounds.standardise(given).to(state), member
 
     def _entries(self, name: str, array: np.ndarray, dimension: int, batch: tuple[int, ...] | None = None) -> Tensor:
         """An array as a tensor, its last dimension checked, and those before it where ``batch`` is given."""

@@ -9,6 +9,7 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.modules.actor_critic import ActorCritic
 from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
 from flowmatch_rl.modules.soft_actor_critic import SoftActorCritic
+from flowmatch_rl.schema import ActionBounds
 
 
 class TrainedPolicy:
@@ -23,9 +24,8 @@ class TrainedPolicy:
         self.module = module.eval()
         self._actor = module.actor("eval")
         self._generator = torch.Generator().manual_seed(seed)
-        low, high = module.hparams["action_low"], module.hparams["action_high"]
-        self._low = np.full(module.action_dim, -1.0) if low is None else np.asarray(low)
-        self._high = np.full(module.action_dim, 1.0) if high is None else np.asarray(high)
+        options = module.hparams
+        self._bounds = ActionBounds.of(options["action_low"], options["action_high"], module.action_dim)
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
         """Act as in evaluations: by the particle of highest value, or the mode of a Gaussian.
@@ -45,8 +45,8 @@ class TrainedPolicy:
                 f"expected an observation of shape (..., {self.module.observation_dim}), got {observation.shape}"
             )
         states = torch.as_tensor(observation, dtype=torch.float32, device=self.module.device)
-        action = self._actor(states, self._generator).clamp(-1.0, 1.0).cpu().numpy()
-        return (self._low + (action + 1.0) / 2.0 * (self._high - self._low)).astype(np.float32)
+        action = self._actor(states, self._generator).clamp(-1.0, 1.0).cpu()
+        return self._bounds.restore(action).float().numpy()
 
 
 def load_policy(checkpoint: str | Path, device: str = "cpu") -> TrainedPolicy:

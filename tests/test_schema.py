@@ -1,0 +1,31 @@
+"""Bounds of actions map between [-1, 1] and the environment's unit."""
+
+import pytest
+import torch
+
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.schema import ActionBounds
+
+
+def test_bounds_map_to_minus_one_and_one_and_back() -> None:
+    bounds = ActionBounds((-2.0, 0.0), (2.0, 5.0))
+    action = torch.tensor([[-2.0, 0.0], [2.0, 5.0], [0.0, 2.5], [1.0, 4.0]], dtype=torch.float64)
+    unit = bounds.standardise(action)
+    assert unit.tolist() == [[-1.0, -1.0], [1.0, 1.0], [0.0, 0.0], [0.5, pytest.approx(0.6)]]
+    torch.testing.assert_close(bounds.restore(unit), action)
+
+
+def test_bounds_that_are_not_set_change_nothing() -> None:
+    action = torch.rand(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 0.5
+    torch.testing.assert_close(ActionBounds.of(None, None, 4).restore(action), action)
+
+
+@pytest.mark.parametrize(("low", "high"), [((0.0,), (1.0, 2.0)), ((1.0,), (1.0,)), ((float("nan"),), (1.0,))])
+def test_bounds_that_do_not_fit_are_refused(low: tuple[float, ...], high: tuple[float, ...]) -> None:
+    with pytest.raises(UserError, match="action_low"):
+        ActionBounds(low, high)
+
+
+def test_actions_of_another_dimension_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(\.\.\., 2\), got \(3, 1\)"):
+        ActionBounds((0.0, 0.0), (1.0, 1.0)).restore(torch.zeros(3, 1))
