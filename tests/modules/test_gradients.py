@@ -46,7 +46,7 @@ def test_adam_leaves_the_scale_of_float16_to_the_trainer_which_takes_it_off_befo
     kind: int, precision: str, fused: bool
 ) -> None:
     module = modules()[kind]
-    module._trainer = cast(Trainer, types.SimpleNamespace(precision=precision))
+    module.trainer = cast(Trainer, types.SimpleNamespace(precision=precision))
     optimizer = module.configure_optimizers()
     assert optimizer.defaults["fused"] is fused
     assert bool(getattr(optimizer, "_step_supports_amp_scaling", False)) is fused  # what Lightning asks
