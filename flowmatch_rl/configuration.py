@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-DIMENSIONS = ("observation_dim", "action_dim", "action_low", "action_high", "embedding_dim", "schema", "bandit")
+DIMENSIONS = ("observation_dim", "action_dim", "action_bounds", "embedding_dim", "schema", "bandit")
 """Arguments of models that data may give."""
 
 _NOISE = re.compile(

@@ -1,7 +1,7 @@
 """Units: the columns of tables and the bounds of actions, as models see them and as their users do."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +35,9 @@ class ActionBounds:
             raise UserError(f"action_low must lie below action_high, got {list(self.low)} and {list(self.high)}")
 
     @classmethod
-    def of(cls, low: Sequence[float] | None, high: Sequence[float] | None, action_dim: int) -> "ActionBounds":
-        """Bounds of ``action_dim`` numbers each; -1 and 1 where they are None."""
-        return cls(tuple(low or [-1.0] * action_dim), tuple(high or [1.0] * action_dim))
+    def unit(cls, action_dim: int) -> "ActionBounds":
+        """Bounds of actions that the environment takes in [-1, 1] itself."""
+        return cls((-1.0,) * action_dim, (1.0,) * action_dim)
 
     def standardise(self, action: Tensor) -> Tensor:
         """Actions in [-1, 1], float64, shape (*batch, A), of actions in the environment's unit."""

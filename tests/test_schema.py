@@ -17,7 +17,7 @@ def test_bounds_map_to_minus_one_and_one_and_back() -> None:
 
 def test_bounds_that_are_not_set_change_nothing() -> None:
     action = torch.rand(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 0.5
-    torch.testing.assert_close(ActionBounds.of(None, None, 4).restore(action), action)
+    torch.testing.assert_close(ActionBounds.unit(4).restore(action), action)
 
 
 @pytest.mark.parametrize(("low", "high"), [((0.0,), (1.0, 2.0)), ((1.0,), (1.0,)), ((float("nan"),), (1.0,))])

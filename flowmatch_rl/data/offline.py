@@ -109,8 +109,7 @@ class OfflineData(DataModule):
             "schema": TableSchema(info.columns, info.observation_mean, info.observation_std),
             "action_dim": info.action_dim,
             "embedding_dim": info.embedding_dim,
-            "action_low": None if info.action_low is None else list(info.action_low),
-            "action_high": None if info.action_high is None else list(info.action_high),
+            "action_bounds": info.action_bounds,
         }
 
     @property

@@ -1,7 +1,6 @@
 """Online data: a policy collects transitions into a replay buffer while it trains on them."""
 
 import contextlib
-import dataclasses
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -156,7 +155,7 @@ class OnlineData(DataModule):
     @property
     def dimensions(self) -> dict[str, Any]:
         """Arguments of a model that this data determines."""
-        return dataclasses.asdict(self.spaces)
+        return dict(vars(self.spaces))
 
     @property
     def env_steps(self) -> int:

@@ -27,6 +27,7 @@ from torchrl.envs import (
 
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.envs.rendering import choose_backend, reason_without_backend
+from flowmatch_rl.schema import ActionBounds
 
 choose_backend()
 
@@ -205,14 +206,12 @@ class Spaces:
     Attributes:
         observation_dim: Dimension S of the observation, all entries concatenated in the order of their names.
         action_dim: Dimension A of the action.
-        action_low: Lower bounds of the action, in the environment's unit.
-        action_high: Upper bounds.
+        action_bounds: Bounds of the action, in the environment's unit.
     """
 
     observation_dim: int
     action_dim: int
-    action_low: list[float]
-    action_high: list[float]
+    action_bounds: ActionBounds
 
 
 def build_environment(
@@ -279,8 +278,7 @@ def spaces_of(env: EnvBase, label: str) -> Spaces:
     return Spaces(
         observation_dim=sum(spec.shape.numel() for spec in _observations(env).values()),
         action_dim=action.shape[0],
-        action_low=low.tolist(),
-        action_high=high.tolist(),
+        action_bounds=ActionBounds(tuple(low.tolist()), tuple(high.tolist())),
     )
 
 

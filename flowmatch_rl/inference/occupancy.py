@@ -1,6 +1,6 @@
 """A trained occupancy for use outside training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,21 +47,14 @@ class TrainedOccupancy:
 
     Args:
         model: The trained model.
-        action_low: Lower bounds of the action in the environment's unit; -1 if None.
-        action_high: Upper bounds; 1 if None.
+        action_bounds: Bounds of the action in the environment's unit; [-1, 1] if None.
         seed: Seed of the noise.
     """
 
-    def __init__(
-        self,
-        model: Occupancy,
-        action_low: Sequence[float] | None = None,
-        action_high: Sequence[float] | None = None,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, model: Occupancy, action_bounds: ActionBounds | None = None, seed: int = 0) -> None:
         self.model = model.eval()
         self._generator = torch.Generator().manual_seed(seed)
-        self._bounds = ActionBounds.of(action_low, action_high, model.inputs.action_dim)
+        self._bounds = action_bounds or ActionBounds.unit(model.inputs.action_dim)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -219,7 +212,7 @@ class TrainedOccupancy:
         if action is None:
             return state, self.model.act(state, member), member
         given = self._entries("action", action, inputs.action_dim, batch)
-        return state, self._bounds.standardise(given).to(state), member
+        return state, self._bounds.standardise(given).float(), member
 
     def _entries(self, name: str, array: np.ndarray, dimension: int, batch: tuple[int, ...] | None = None) -> Tensor:
         """An array as a tensor, its last dimension checked, and those before it where ``batch`` is given."""
@@ -254,7 +247,7 @@ def load_occupancy(checkpoint: str | Path, device: str = "cpu") -> TrainedOccupa
         FileNotFoundError: If there is no such file.
     """
     module = OccupancyModule.load_from_checkpoint(checkpoint, map_location=device)
-    return TrainedOccupancy(module.model, module.hparams["action_low"], module.hparams["action_high"])
+    return TrainedOccupancy(module.model, module.hparams["action_bounds"])
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -24,8 +24,7 @@ class TrainedPolicy:
         self.module = module.eval()
         self._actor = module.actor("eval")
         self._generator = torch.Generator().manual_seed(seed)
-        options = module.hparams
-        self._bounds = ActionBounds.of(options["action_low"], options["action_high"], module.action_dim)
+        self._bounds: ActionBounds = module.hparams["action_bounds"] or ActionBounds.unit(module.action_dim)
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
         """Act as in evaluations: by the particle of highest value, or the mode of a Gaussian.
@@ -45,8 +44,8 @@ class TrainedPolicy:
                 f"expected an observation of shape (..., {self.module.observation_dim}), got {observation.shape}"
             )
         states = torch.as_tensor(observation, dtype=torch.float32, device=self.module.device)
-        action = self._actor(states, self._generator).clamp(-1.0, 1.0).cpu()
-        return self._bounds.restore(action).float().numpy()
+        action = self._actor(states, self._generator).clamp(-1.0, 1.0)
+        return self._bounds.restore(action).float().cpu().numpy()
 
 
 def load_policy(checkpoint: str | Path, device: str = "cpu") -> TrainedPolicy:

@@ -18,7 +18,7 @@ from flowmatch_rl.nets import Architecture, EmaSettings, FilmUNetArchitecture, e
 from flowmatch_rl.objectives import TD2CFM, BackupNoise, OccupancyObjective
 from flowmatch_rl.paths import AffinePath, TimeDistribution, UniformTime
 from flowmatch_rl.samplers import OdeSampler, Sampler
-from flowmatch_rl.schema import TableSchema
+from flowmatch_rl.schema import ActionBounds, TableSchema
 from flowmatch_rl.solvers import Midpoint
 from flowmatch_rl.types import Policy, Reward
 
@@ -36,8 +36,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
         schema: Names and units of the state's entries; taken from the data.
         action_dim: Dimension A of the action; taken from the data.
         embedding_dim: Dimension Z of the embeddings in the data; taken from the data.
-        action_low: Lower bounds of the action in the environment's unit; taken from the data.
-        action_high: Upper bounds.
+        action_bounds: Bounds of the action in the environment's unit; taken from the data.
         policy: Policy, or family of policies, to model; None for the one that made the data, whose next actions the
             data must then hold.
         objective: How the occupancy is learned.
@@ -70,8 +69,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
         schema: TableSchema | None,
         action_dim: int,
         embedding_dim: int = 0,
-        action_low: list[float] | None = None,
-        action_high: list[float] | None = None,
+        action_bounds: ActionBounds | None = None,
         policy: Policy | None = None,
         objective: OccupancyObjective = TD2CFM(),
         path: AffinePath = AffinePath(),

@@ -18,6 +18,7 @@ from flowmatch_rl.objectives import (
     PolicyState,
     Temperature,
 )
+from flowmatch_rl.schema import ActionBounds
 from flowmatch_rl.solvers import Euler
 
 
@@ -32,8 +33,7 @@ class ReverseFlowActorCritic(ActorCritic):
     Args:
         observation_dim: Dimension S of the observation; taken from the data.
         action_dim: Dimension A of the action; taken from the data.
-        action_low: Lower bounds of the action in the environment's unit, kept for ``load_policy``; from the data.
-        action_high: Upper bounds; from the data.
+        action_bounds: Bounds of the action in the environment's unit, kept for ``load_policy``; taken from the data.
         discount: Discount per environment step, in [0, 1).
         temperature: Temperature of the policy in units of the return, positive, or a rule for it.
         policy: Path, network, sampler and squash of the policy.
@@ -64,8 +64,7 @@ class ReverseFlowActorCritic(ActorCritic):
         self,
         observation_dim: int,
         action_dim: int,
-        action_low: list[float] | None = None,
-        action_high: list[float] | None = None,
+        action_bounds: ActionBounds | None = None,
         discount: float = 0.99,
         temperature: Temperature | float = 0.02,
         policy: FlowPolicyArchitecture = FlowPolicyArchitecture(),

@@ -10,6 +10,7 @@ from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.actor_critic import ActorCritic
 from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics
 from flowmatch_rl.objectives import EntropyTemperature, PolicyState, Temperature, soft_policy_loss
+from flowmatch_rl.schema import ActionBounds
 
 
 class SoftActorCritic(ActorCritic):
@@ -21,8 +22,7 @@ class SoftActorCritic(ActorCritic):
     Args:
         observation_dim: Dimension S of the observation; taken from the data.
         action_dim: Dimension A of the action; taken from the data.
-        action_low: Lower bounds of the action in the environment's unit, kept for ``load_policy``; from the data.
-        action_high: Upper bounds; from the data.
+        action_bounds: Bounds of the action in the environment's unit, kept for ``load_policy``; taken from the data.
         discount: Discount per environment step, in [0, 1).
         temperature: Temperature in units of the return, or a rule for it.
         policy: Network and squash of the policy.
@@ -44,8 +44,7 @@ class SoftActorCritic(ActorCritic):
         self,
         observation_dim: int,
         action_dim: int,
-        action_low: list[float] | None = None,
-        action_high: list[float] | None = None,
+        action_bounds: ActionBounds | None = None,
         discount: float = 0.99,
         temperature: Temperature | float = EntropyTemperature(),
         policy: GaussianPolicyArchitecture = GaussianPolicyArchitecture(),

@@ -40,7 +40,8 @@ def test_every_task_trains(path, tmp_path) -> None:
     hyper_parameters = checkpoint["hyper_parameters"]
     observation = checkpoint["OnlineData"]["replay"]["observation"]
     assert observation.shape == (40, hyper_parameters["observation_dim"])
-    assert all(math.isfinite(bound) for bound in hyper_parameters["action_low"] + hyper_parameters["action_high"])
+    bounds = hyper_parameters["action_bounds"]
+    assert all(math.isfinite(bound) for bound in (*bounds.low, *bounds.high))
 
 
 @each_value

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowmatch_rl.batches import SegmentNeeds
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
-from flowmatch_rl.schema import TableSchema
+from flowmatch_rl.schema import ActionBounds, TableSchema
 from flowmatch_rl.testbeds import ConstantPolicy, LinearGaussianProcess, LinearPolicy, MazeGoalPolicy
 from flowmatch_rl.types import Policy
 from tests.combinations import one_test
@@ -66,12 +66,11 @@ def test_dimensions_and_units_come_from_the_data_set(tmp_path: Path) -> None:
         "schema": TableSchema(("trajectory", "time"), info.observation_mean, info.observation_std),
         "action_dim": 1,
         "embedding_dim": 2,
-        "action_low": [-2.0],
-        "action_high": [3.0],
+        "action_bounds": ActionBounds((-2.0,), (3.0,)),
     }
     assert made.label == "set"
     other = data(tmp_path / "other", store={})
-    assert other.dimensions["action_low"] is other.dimensions["action_high"] is None
+    assert other.dimensions["action_bounds"] is None
     assert other.dimensions["embedding_dim"] == 0
 
 

@@ -11,6 +11,7 @@ import torch
 import tests.toys as toys
 from flowmatch_rl.data import OnlineData
 from flowmatch_rl.envs import DMControlEnvironment, Environment, GymnasiumEnvironment, build_environment
+from flowmatch_rl.schema import ActionBounds
 from tests.combinations import each_value, one_test
 from tests.settings import ENVIRONMENTS
 
@@ -72,8 +73,7 @@ def test_full_torque_reaches_the_pendulum(action, num_envs) -> None:
 def test_bounds_of_the_spaces_are_in_the_environments_unit() -> None:
     spaces = OnlineData(GymnasiumEnvironment("ToyCounting-v0")).spaces
     assert (spaces.observation_dim, spaces.action_dim) == (2, 2)
-    assert spaces.action_low == [-3.0, 0.0]
-    assert spaces.action_high == [1.0, 10.0]
+    assert spaces.action_bounds == ActionBounds((-3.0, 0.0), (1.0, 10.0))
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_specs_describe_what_the_environment_returns(process: Process, num_envs:
     assert isinstance(env.base_env, ProcessEnv)
     spaces = OnlineData(environment).spaces
     assert (spaces.observation_dim, spaces.action_dim) == (len(process.columns), process.action_dim)
-    assert (spaces.action_low[0], spaces.action_high[0]) == (-1.0, 1.0)
+    assert (spaces.action_bounds.low[0], spaces.action_bounds.high[0]) == (-1.0, 1.0)
 
 
 def test_a_step_is_that_of_the_process_and_its_reward_that_of_the_arrival() -> None:

@@ -13,12 +13,13 @@ from flowmatch_rl.models import Horizon
 from flowmatch_rl.modules import OccupancyModule
 from flowmatch_rl.objectives import TD2CFM, TDDD
 from flowmatch_rl.paths import AffinePath, VariancePreservingSchedule
-from flowmatch_rl.schema import TableSchema
+from flowmatch_rl.schema import ActionBounds, TableSchema
 from flowmatch_rl.testbeds import LinearReward, MazeGoalPolicy, SumReward
 from tests.combinations import one_test
 from tests.modules.occupancy_toys import PLANE, PLANE_POLICY, occupancy
 
-LOW, HIGH = [-2.0, 0.0], [2.0, 10.0]
+LOW, HIGH = (-2.0, 0.0), (2.0, 10.0)
+BOUNDS = ActionBounds(LOW, HIGH)
 FIRST = LinearReward(("x",), (1.0,))
 MAZE = TableSchema(("x", "y", "vx", "vy"), (0.0, 0.0, 0.0, 0.0), (0.1, 0.1, 0.3, 0.3))
 DIFFUSION = {"objective": TDDD(), "path": AffinePath(VariancePreservingSchedule()), "t_min": 2e-3}
@@ -29,9 +30,9 @@ def states(*batch: int, schema: TableSchema = PLANE) -> np.ndarray:
     return unit * np.array(schema.scale) + np.array(schema.shift)
 
 
-def goals(low: list[float] | None = None, high: list[float] | None = None, **options: Any) -> TrainedOccupancy:
+def goals(bounds: ActionBounds | None = None, **options: Any) -> TrainedOccupancy:
     """A model of the policies that go to a point of the maze."""
-    return TrainedOccupancy(occupancy(MAZE, policy=MazeGoalPolicy(), **options).model, low, high)
+    return TrainedOccupancy(occupancy(MAZE, policy=MazeGoalPolicy(), **options).model, bounds)
 
 
 def checkpoint(module: OccupancyModule, folder: Path) -> Path:
@@ -59,7 +60,7 @@ def test_answers_have_the_batch_shape_of_the_states(batch) -> None:
 def test_actions_are_in_the_unit_of_the_environment() -> None:
     unit = np.random.default_rng(1).uniform(-1, 1, (6, 2)).astype(np.float32)
     outer = np.array(LOW) + (unit + 1.0) / 2.0 * (np.array(HIGH) - np.array(LOW))
-    plain, scaled = TrainedOccupancy(occupancy().model), TrainedOccupancy(occupancy().model, LOW, HIGH)
+    plain, scaled = TrainedOccupancy(occupancy().model), TrainedOccupancy(occupancy().model, BOUNDS)
     for ask in (
         lambda model, action: model.sample(4, states(6), action),
         lambda model, action: model.log_prob(states(6), states(6), action),
@@ -69,7 +70,7 @@ def test_actions_are_in_the_unit_of_the_environment() -> None:
 
 
 def test_planned_action_is_that_of_the_chosen_member_in_the_unit_of_the_environment() -> None:
-    model = goals(LOW, HIGH)
+    model = goals(BOUNDS)
     state, members = states(5, schema=MAZE), np.random.default_rng(2).uniform(-0.2, 0.2, (4, 2))
     plan = model.plan(LinearReward(("x",), (1.0,)), state, members, number=8)
     assert np.array_equal(plan.index, plan.values.argmax(-1))
@@ -124,12 +125,12 @@ def test_seed_repeats_the_answers_and_the_global_noise_stays() -> None:
     ids=["rewards", "horizons", "diffusion", "no policy"],
 )
 def test_loaded_model_answers_as_the_saved_one(options, tmp_path) -> None:
-    module = occupancy(**options, action_low=LOW, action_high=HIGH)
+    module = occupancy(**options, action_bounds=BOUNDS)
     path = checkpoint(module, tmp_path)
     torch.load(path, weights_only=True)
     loaded = load_occupancy(path)
     assert loaded.model.policy == module.model.policy
-    saved = TrainedOccupancy(module.model, LOW, HIGH)
+    saved = TrainedOccupancy(module.model, BOUNDS)
     asked = [model.sample(4, states(3), np.ones((3, 2))) for model in (saved, loaded)]
     assert np.array_equal(asked[0], asked[1])
 
@@ -159,7 +160,7 @@ def test_discounts_of_a_model_of_many_horizons_give_other_futures() -> None:
 )
 def test_what_does_not_fit_is_refused(ask, words) -> None:
     with pytest.raises(ValueError, match=words):
-        ask(TrainedOccupancy(occupancy().model, LOW, HIGH))
+        ask(TrainedOccupancy(occupancy().model, BOUNDS))
 
 
 def test_family_needs_a_member() -> None:

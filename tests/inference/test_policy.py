@@ -9,11 +9,13 @@ from lightning.pytorch import Trainer
 from flowmatch_rl.inference import TrainedPolicy, load_policy
 from flowmatch_rl.modules import ReverseFlowActorCritic
 from flowmatch_rl.paths import NoSquash
+from flowmatch_rl.schema import ActionBounds
 from tests.combinations import each_value, one_test
 from tests.modules.options import grouped
 from tests.modules.test_reverse_flow_actor_critic import TINY, A, S
 
-LOW, HIGH = [-2.0, 0.0], [2.0, 10.0]
+LOW, HIGH = (-2.0, 0.0), (2.0, 10.0)
+BOUNDS = ActionBounds(LOW, HIGH)
 
 
 def module(**options) -> ReverseFlowActorCritic:
@@ -30,7 +32,7 @@ def checkpoint(built: ReverseFlowActorCritic, folder) -> str:
 
 def test_three_lines_run_a_policy_in_its_environment(tmp_path) -> None:
     env = gymnasium.make("Pendulum-v1")
-    path = checkpoint(module(observation_dim=3, action_dim=1, action_low=[-2.0], action_high=[2.0]), tmp_path)
+    path = checkpoint(module(observation_dim=3, action_dim=1, action_bounds=ActionBounds((-2.0,), (2.0,))), tmp_path)
     observation, _ = env.reset(seed=0)
     policy = load_policy(path)
     for _ in range(5):
@@ -43,7 +45,7 @@ def test_three_lines_run_a_policy_in_its_environment(tmp_path) -> None:
 @pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 3)], ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 def test_actions_are_single_precision_within_the_bounds_for_any_batch(batch, dtype) -> None:
-    policy = TrainedPolicy(module(action_low=LOW, action_high=HIGH))
+    policy = TrainedPolicy(module(action_bounds=BOUNDS))
     observation = np.random.default_rng(0).normal(scale=5.0, size=(*batch, S)).astype(dtype)
     action = policy(observation)
     assert isinstance(action, np.ndarray)
@@ -54,7 +56,7 @@ def test_actions_are_single_precision_within_the_bounds_for_any_batch(batch, dty
 
 
 def test_actions_are_the_policys_rescaled_to_the_environments_unit() -> None:
-    built = module(action_low=LOW, action_high=HIGH)
+    built = module(action_bounds=BOUNDS)
     observation = np.random.default_rng(0).normal(size=(6, S)).astype(np.float32)
     unit = built.actor("eval")(torch.as_tensor(observation), torch.Generator().manual_seed(3)).numpy()
     wanted = np.array(LOW) + (unit + 1.0) / 2.0 * (np.array(HIGH) - np.array(LOW))
@@ -78,7 +80,7 @@ def test_seed_repeats_the_actions_and_the_global_noise_stays() -> None:
 
 
 def test_loaded_policy_equals_the_saved_modules(tmp_path) -> None:
-    built = module(action_low=LOW, action_high=HIGH)
+    built = module(action_bounds=BOUNDS)
     observation = np.random.default_rng(0).normal(size=(6, S))
     np.testing.assert_array_equal(
         load_policy(checkpoint(built, tmp_path))(observation), TrainedPolicy(built)(observation)
@@ -95,7 +97,7 @@ def test_observation_of_another_shape_is_refused_with_both_shapes(shape) -> None
 
 
 def test_actions_of_an_unbounded_latent_space_stay_within_the_bounds() -> None:
-    policy = TrainedPolicy(module(squash=NoSquash(), action_low=LOW, action_high=HIGH))
+    policy = TrainedPolicy(module(squash=NoSquash(), action_bounds=BOUNDS))
     action = policy(np.random.default_rng(0).normal(scale=20.0, size=(50, S)))
     assert (action >= LOW).all()
     assert (action <= HIGH).all()

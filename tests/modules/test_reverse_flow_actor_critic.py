@@ -17,6 +17,7 @@ from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture
 from flowmatch_rl.objectives import CappedSignalWeight, ConditionalFlowMatching
 from flowmatch_rl.paths import AffinePath, CosineSchedule, LogitNormalTime, NoSquash, TanhSquash
 from flowmatch_rl.samplers import OdeSampler
+from flowmatch_rl.schema import ActionBounds
 from flowmatch_rl.solvers import Euler, Heun
 from tests.combinations import one_test
 from tests.modules.options import grouped, quiet_trainer
@@ -284,8 +285,7 @@ NON_DEFAULT = {
     "critic": CriticArchitecture(3, 12, 1),
     "eval_selection": FirstSelection(),
     "collect_selection": GreedySelection(),
-    "action_low": [-2.0, -1.0],
-    "action_high": [2.0, 3.0],
+    "action_bounds": ActionBounds((-2.0, -1.0), (2.0, 3.0)),
 }
 
 

@@ -12,6 +12,7 @@ from flowmatch_rl.modules import SoftActorCritic
 from flowmatch_rl.nets import CriticArchitecture, GaussianArchitecture
 from flowmatch_rl.objectives import ConstantTemperature, EntropyTemperature
 from flowmatch_rl.paths import NoSquash, TanhSquash
+from flowmatch_rl.schema import ActionBounds
 from tests.combinations import one_test
 from tests.modules.options import grouped, quiet_trainer
 from tests.modules.test_reverse_flow_actor_critic import A, B, S, saved, transitions
@@ -180,8 +181,7 @@ def test_collection_samples_and_evaluation_takes_the_mode() -> None:
             "network": GaussianArchitecture(12, 1, "gelu", -3.0, 1.0),
             "critic": CriticArchitecture(3, 12, 1, layer_norm=True),
             "subset_size": 2,
-            "action_low": [-2.0, -1.0],
-            "action_high": [2.0, 3.0],
+            "action_bounds": ActionBounds((-2.0, -1.0), (2.0, 3.0)),
         },
     ],
     ids=["default", "non-default"],

@@ -70,8 +70,8 @@ def collect_transitions(
         columns=columns,
         action_dim=spaces.action_dim,
         ordered=True,
-        action_low=tuple(spaces.action_low),
-        action_high=tuple(spaces.action_high),
+        action_low=spaces.action_bounds.low,
+        action_high=spaces.action_bounds.high,
         embedding_dim=acting.embedding_dim,
         provenance={
             "made_by": "collect_transitions",

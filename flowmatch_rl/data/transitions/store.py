@@ -25,6 +25,7 @@ from flowmatch_rl.batches import (
     TRUNCATED,
 )
 from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.schema import ActionBounds
 
 FORMAT_VERSION = 1
 INFO_FILE = "dataset.json"
@@ -140,6 +141,13 @@ class StoreInfo:
             raise UserError(
                 f"action_low and action_high must both be None or of {self.action_dim} numbers, got {list(bounds)}"
             )
+
+    @property
+    def action_bounds(self) -> ActionBounds | None:
+        """Bounds of the actions in the environment's unit, or None if they are not known."""
+        if self.action_low is None or self.action_high is None:
+            return None
+        return ActionBounds(self.action_low, self.action_high)
 
     @property
     def observation_dim(self) -> int:
