@@ -5,20 +5,21 @@ from flowmatch_rl.doors import lazy_exports
 if TYPE_CHECKING:
     from flowmatch_rl.data.bandit import BanditData
     from flowmatch_rl.data.base import DataModule
-    from flowmatch_rl.data.layouts import (
-        D4rlFile,
-        ExorlEpisodes,
-        Layout,
-        MinariFolder,
-        OgbenchFile,
-        TransitionTable,
-        convert_layout,
-    )
+    from flowmatch_rl.data.layouts.base import Layout
+    from flowmatch_rl.data.layouts.conversion import convert_layout
+    from flowmatch_rl.data.layouts.d4rl import D4rlFile
+    from flowmatch_rl.data.layouts.exorl import ExorlEpisodes
+    from flowmatch_rl.data.layouts.minari import MinariFolder
+    from flowmatch_rl.data.layouts.ogbench import OgbenchFile
+    from flowmatch_rl.data.layouts.table import TransitionTable
     from flowmatch_rl.data.offline import OfflineData
     from flowmatch_rl.data.online import OnlineData
     from flowmatch_rl.data.samples import SampleData
-    from flowmatch_rl.data.tables import Dataset, DensityTable, TableFile, read_table
-    from flowmatch_rl.data.transitions import StoreInfo, TransitionStore, TransitionWriter, collect_transitions
+    from flowmatch_rl.data.tables.datasets import Dataset, DensityTable
+    from flowmatch_rl.data.tables.reading import TableFile, read_table
+    from flowmatch_rl.data.transitions.collection import collect_transitions
+    from flowmatch_rl.data.transitions.store import StoreInfo, TransitionStore
+    from flowmatch_rl.data.transitions.writer import TransitionWriter
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 

@@ -1,36 +1,18 @@
-from flowmatch_rl.testbeds.bandits import (
-    Bandit,
-    Bimodal,
-    Flat,
-    FourModes,
-    PlanarBandit,
-    ProductBandit,
-    Quadratic,
-    TwoMoonsEnergy,
-)
+from flowmatch_rl.testbeds.bandits.base import Bandit, PlanarBandit, ProductBandit
+from flowmatch_rl.testbeds.bandits.planar import FourModes, TwoMoonsEnergy
+from flowmatch_rl.testbeds.bandits.products import Bimodal, Flat, Quadratic
 from flowmatch_rl.testbeds.densities import Checkerboard, EightGaussians, PlanarDensity, Rings, Spirals, TwoMoons
-from flowmatch_rl.testbeds.policies import (
-    ConstantPolicy,
-    LinearPolicy,
-    MazeGoalPolicy,
-    MazeLoopPolicy,
-    MazeReachPolicy,
-    RandomPolicy,
-    Room,
-)
-from flowmatch_rl.testbeds.processes import (
-    CellProcess,
-    FullGaussianMixture,
-    LinearGaussianProcess,
-    PlanarProcess,
-    PointMassMaze,
-    Process,
-    RandomWalkProcess,
-    RingProcess,
-    discounted_occupancy,
-    free_positions,
-    geometric_steps,
-)
+from flowmatch_rl.testbeds.policies.maze import MazeGoalPolicy, MazeLoopPolicy, MazeReachPolicy, Room
+from flowmatch_rl.testbeds.policies.simple import ConstantPolicy, LinearPolicy, RandomPolicy
+from flowmatch_rl.testbeds.processes.base import Process
+from flowmatch_rl.testbeds.processes.cells import CellProcess, discounted_occupancy
+from flowmatch_rl.testbeds.processes.full_mixture import FullGaussianMixture
+from flowmatch_rl.testbeds.processes.horizons import geometric_steps
+from flowmatch_rl.testbeds.processes.linear_gaussian import LinearGaussianProcess
+from flowmatch_rl.testbeds.processes.maze import PointMassMaze, free_positions
+from flowmatch_rl.testbeds.processes.planar import PlanarProcess
+from flowmatch_rl.testbeds.processes.random_walk import RandomWalkProcess
+from flowmatch_rl.testbeds.processes.ring import RingProcess
 from flowmatch_rl.testbeds.rewards import (
     BoxReward,
     CirculationReward,
