@@ -134,11 +134,15 @@ def test_interruption_stops_the_processes_and_the_same_command_goes_on(number: i
 @pytest.mark.usefixtures("stand_in")
 def test_what_a_killed_command_leaves_behind_is_ended_before_its_runs_go_on(tmp_path: Path) -> None:
     changes = {"methods": {"a": {"options": {"act": "wait"}}, "b": {"options": {"act": "wait"}}}, "seeds": [0]}
-    path = definition(tmp_path, **changes)
+    definition(tmp_path, **changes)
     code = (
-        "import sys; from flowmatch_rl.cli import run; from flowmatch_rl.experiments import plan; "
+        "import sys; from pathlib import Path; from flowmatch_rl.experiments import plan; "
+        "from flowmatch_rl.experiments.executors import LocalExecutor; "
+        "from flowmatch_rl.experiments.queue import JobQueue; "
         f"plan.PROGRAM = (sys.executable, {str(STAND_IN)!r}); "
-        f"run(['compare', '-c={path}', '--output={tmp_path / 'out'}'])"
+        "waits = plan.Method(options={'act': 'wait'}); "
+        f"made = plan.Plan({{'swing': plan.Task([{str(tmp_path / 'task.yaml')!r}])}}, {{'a': waits, 'b': waits}}); "
+        f"JobQueue(made.jobs(Path({str(tmp_path / 'out')!r})), LocalExecutor(), 2, None).work()"
     )
     command = subprocess.Popen(
         [sys.executable, "-c", code], env=environment(), cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True
