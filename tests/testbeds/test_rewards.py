@@ -248,7 +248,7 @@ def test_a_function_that_cannot_be_found_is_refused_at_once(function: str, messa
         (lambda: CirculationReward(position=("x", "vx")), "different names"),
         (lambda: CirculationReward(position=("x", "y", "z")), "position must name 2 columns"),
         (lambda: CirculationReward(center=(0.0, math.inf)), "center must be finite"),
-        (lambda: CirculationReward(scale=0.0), "scale must be positive and finite, got 0.0"),
+        (lambda: CirculationReward(scale=0.0), "scale must be positive, got 0.0"),
         (lambda: SpeedReward(scale=-1.0), "scale must be positive"),
         (lambda: SumReward(rewards=()), "at least one reward"),
         (lambda: SumReward(rewards=(SpeedReward(),), weights=(1.0, 2.0)), "weights must be finite, 1 in number"),
