@@ -31,8 +31,8 @@ with (folder / "starts.jsonl").open("a") as file:
     context = os.environ.get("MLFLOW_RUN_CONTEXT")
     threads = os.environ.get("OMP_NUM_THREADS"), os.environ.get("OMP_WAIT_POLICY")
     file.write(json.dumps({"pid": os.getpid(), "options": options, "context": context, "threads": threads}) + "\n")
-alive.touch(exist_ok=False)  # an error where another one lives
 signal.signal(signal.SIGTERM, save)
+alive.touch(exist_ok=False)  # an error where another one lives
 act = options.get("act", "end")
 if act == "fail" and "ckpt_path" not in options:
     print("\n".join(f"line {number}" for number in range(20)))

@@ -154,7 +154,6 @@ def test_what_a_killed_command_leaves_behind_is_ended_before_its_runs_go_on(tmp_
             assert command.poll() is None
             time.sleep(0.05)
         orphans = [starts(tmp_path, f"swing/{method}/0")[0]["pid"] for method in "ab"]
-        time.sleep(0.3)  # for their handlers of signals
         command.kill()
         command.wait()
         assert all(Path(f"/proc/{pid}").exists() for pid in orphans)  # they train on, alone

@@ -85,7 +85,7 @@ def test_job_that_is_cut_off_is_submitted_again_and_resumes(executor: Executor, 
 
     def cut_off() -> None:
         wait(waiting.folder / "alive")
-        time.sleep(0.5)  # for its handlers of signals
+        wait(waiting.folder / ".submitted")
         number = (waiting.folder / ".submitted").read_text()
         (controlled,) = Path(f"/proc/{number}/task/{number}/children").read_text().split()
         os.kill(int(controlled), signal.SIGUSR2)
@@ -100,9 +100,7 @@ def test_job_that_is_cut_off_is_submitted_again_and_resumes(executor: Executor, 
 
 def test_interruption_asks_submitted_jobs_to_save(executor: Executor, tmp_path: Path) -> None:
     waiting = job(tmp_path, "waits", act="wait")
-    timer = threading.Thread(
-        target=lambda: (wait(waiting.folder / "alive"), time.sleep(0.5), os.kill(os.getpid(), signal.SIGTERM))
-    )
+    timer = threading.Thread(target=lambda: (wait(waiting.folder / "alive"), os.kill(os.getpid(), signal.SIGTERM)))
     with default_signals():
         timer.start()
         queue = JobQueue([waiting], executor, 1, None)
@@ -115,7 +113,6 @@ def test_what_a_killed_command_left_submitted_is_ended_and_resumed(executor: Exe
     waiting = job(tmp_path, "waits", act="wait")
     execution = executor.start(waiting, waiting.command(), {})  # nobody looks after it any more
     wait(waiting.folder / "alive")
-    time.sleep(0.5)
     queue = JobQueue([waiting], executor, 1, None)
     assert (queue.work(), queue.failures, waiting.finished) == (0, [], True)
     assert ["ckpt_path" in start["options"] for start in starts(tmp_path, waiting.name)] == [False, True]
