@@ -341,11 +341,11 @@ def interrupted(tracked, tmp_path_factory):
     ended = {}
     try:
         for number, (process, folder) in started.items():
-            deadline = time.monotonic() + 90.0
+            deadline = time.monotonic() + 300.0
             while not (folder / "started").exists() and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.1)
             os.kill(process.pid, number)
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=300)
             ended[number] = process.returncode, err, folder
     finally:
         for process, _ in started.values():
