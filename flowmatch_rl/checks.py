@@ -8,6 +8,10 @@ class UserError(ValueError):
     """A wrong argument, file or checkpoint; the command line shows it in three lines at most, with exit status 2."""
 
 
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that a user named and that is not there."""
+
+
 class RunError(Exception):
     """A run that cannot continue, for a reason its user can act on; the command line shows it, with exit status 1."""
 

@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 
 
 def summary(trainer: Trainer) -> str:
-    """The result of the final evaluation, as the module's ``result_lines`` tells it, and where everything lies.
+    """What the final evaluation measured, by the module's ``result_lines``, and where the files of the run are.
 
     Args:
         trainer: A Trainer that has just tested.
@@ -16,12 +16,12 @@ def summary(trainer: Trainer) -> str:
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     root = Path(trainer.default_root_dir)
     module: Any = trainer.lightning_module
-    lines = module.result_lines(metrics) if hasattr(module, "result_lines") else []
+    lines = getattr(module, "result_lines", lambda _: [])(metrics)  # which a user's own module may not have
     for label, pattern in (("checkpoint", "checkpoints/*.ckpt"), ("figure", "figures/*.png"), ("video", "videos/*")):
         lines += [f"{label:<12} {_shown(path)}" for path in sorted(root.glob(pattern))]
     for logger in trainer.loggers:
         if isinstance(logger, MLFlowLogger):
-            uri = logger._tracking_uri
+            uri = logger.experiment.tracking_uri
             lines.append(f"tracking     MLflow run {logger.run_id} at {uri}")
             if uri.startswith("sqlite"):
                 lines.append(f"open it      make ui   (or: mlflow ui --backend-store-uri {uri})")

@@ -31,9 +31,9 @@ class RunResult(Callback):
         """Note that training came to its end."""
         self._trained = True
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file, if this test follows a training."""
-        if not (self._trained and writes_files(trainer)):
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file at the end of a test, also of one without batches, if it follows a training."""
+        if stage != "test" or not (self._trained and writes_files(trainer)):
             return
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         counter = env_step_counter(trainer)
@@ -43,7 +43,9 @@ class RunResult(Callback):
             "gradient_steps": trainer.global_step,
             "return_range": getattr(getattr(data, "environment", None), "return_range", None),
             "commit": commit(),
-            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "metrics": {
+                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")
+            },
         }
         write_json(_path(trainer), result)
 

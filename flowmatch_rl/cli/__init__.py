@@ -1,14 +1,16 @@
 """The command line; its parts are imported when they are first used."""
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_HOMES = {"FlowMatchCLI": "command", "run": "command"}
+from flowmatch_rl.doors import lazy_exports
 
-__all__ = ["FlowMatchCLI", "run"]  # pyright: ignore[reportUnsupportedDunderAll]
+if TYPE_CHECKING:
+    from flowmatch_rl.cli.comparisons import compare, estimators
+    from flowmatch_rl.cli.datasets import collect, convert
+    from flowmatch_rl.cli.main import run
+    from flowmatch_rl.cli.reports import report
+    from flowmatch_rl.cli.training import FlowMatchCLI, train
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__all__ = ["FlowMatchCLI", "collect", "compare", "convert", "estimators", "report", "run", "train"]

@@ -293,7 +293,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
 
 
 def _name_methods(found: Sequence[tuple[Run, dict[str, Any]]], root: str) -> list[Run]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.checks import MissingFileError, UserError, check_range
 from flowmatch_rl.inference.policy import load_actor_critic
 from flowmatch_rl.models import ParticleActor
 from flowmatch_rl.types import SinglePolicy
@@ -24,7 +24,7 @@ class CheckpointPolicy(SinglePolicy):
             evaluations. The time of an action is proportional to it.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        MissingFileError: If there is no such file.
         UserError: If ``num_particles`` is below 1, or, once it acts, the file is not of an actor-critic.
     """
 
@@ -33,7 +33,7 @@ class CheckpointPolicy(SinglePolicy):
 
     def __post_init__(self) -> None:
         if not Path(self.path).is_file():
-            raise FileNotFoundError(f"there is no checkpoint {self.path!r}")
+            raise MissingFileError(f"there is no checkpoint {self.path!r}")
         check_range("[1, inf)", num_particles=self.num_particles)
 
     def act(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from flowmatch_rl.batches import Samples
-from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.checks import MissingFileError, UserError, check_range
 from flowmatch_rl.models import GenerativeModel
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Midpoint, Solver
@@ -51,11 +51,11 @@ class Reflow:
             The teacher.
 
         Raises:
-            FileNotFoundError: If there is no such checkpoint.
+            MissingFileError: If there is no such checkpoint.
             UserError: If the file is no such checkpoint, or teacher and student have different networks or columns.
         """
         if not Path(self.teacher).is_file():
-            raise FileNotFoundError(f"no checkpoint of a teacher at {self.teacher}")
+            raise MissingFileError(f"no checkpoint of a teacher at {self.teacher}")
         try:
             teacher = kind.load_from_checkpoint(self.teacher, map_location="cpu").eval()
         except Exception as error:  # a damaged file may raise anything

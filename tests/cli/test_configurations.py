@@ -71,6 +71,13 @@ def check_stated(stated: dict[str, Any], written: dict[str, Any], where: str, si
             assert found == value, place
 
 
+def test_a_run_that_is_not_tested_ends_with_where_its_files_are(tmp_path) -> None:
+    options = {"trainer__logger": "false", "trainer__default_root_dir": tmp_path, "trainer__limit_test_batches": 0}
+    outcome = call(arguments("fit", PENDULUM, **options))
+    assert (outcome.code, outcome.err) == (0, "")
+    assert {line.split()[0] for line in outcome.out.splitlines() if line} <= {"checkpoint", "figure"}
+
+
 @functools.cache
 def environment_of(task) -> dict:
     return printed(task)["data"]["init_args"]["environment"]

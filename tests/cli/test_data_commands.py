@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flowmatch_rl.checks import RunError
-from flowmatch_rl.cli import commands
+from flowmatch_rl.cli import datasets
 from flowmatch_rl.data import TransitionStore
 from tests.cli.support import call
 from tests.combinations import one_test
@@ -155,7 +155,7 @@ def test_status_tells_why_a_command_ended(error, code, words, buffer: Path, tmp_
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(commands, "convert_layout", fail)
+    monkeypatch.setattr(datasets, "convert_layout", fail)
     outcome = call(convert(buffer, f"--output={tmp_path / 'out'}"))
     assert outcome.code == code
     assert words in outcome.err
@@ -163,7 +163,7 @@ def test_status_tells_why_a_command_ended(error, code, words, buffer: Path, tmp_
 
 
 def test_mistake_of_a_library_is_not_taken_for_one_of_the_user(buffer: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(commands, "convert_layout", lambda *_: np.zeros(2).reshape(3))
+    monkeypatch.setattr(datasets, "convert_layout", lambda *_: np.zeros(2).reshape(3))
     with pytest.raises(ValueError, match="reshape"):
         call(convert(buffer, f"--output={tmp_path / 'out'}"))
 

@@ -10,7 +10,7 @@ from tests.cli.support import PENDULUM, arguments, call
 from tests.combinations import one_test
 
 SAMPLES = ["estimator__init_args__num_samples"]
-STEPS = ["sampler__init_args__solver__init_args__num_steps"]
+STEPS = ["policy__sampler__init_args__solver__init_args__num_steps"]
 """Options that parts named below don't have."""
 
 
@@ -58,21 +58,24 @@ def test_wrong_argument_is_named_in_three_lines_with_status_two(extra, words, hi
     [
         ({"temperature": -1}, ["temperature must be positive", "-1.0"]),
         ({"temperature": "Tepid"}, ["temperature", "unknown class 'Tepid'"]),
-        ({"temperature": "SampleSizeTemperature", "temperature__share": 2}, ["share must lie in (0, 1)", "2.0"]),
+        ({"temperature": "SampleSizeTemperature", "temperature__fraction": 2}, ["fraction must lie in (0, 1)", "2.0"]),
         (
             {"temperature": "SampleSizeTemperature", "estimator": "PointScoreEstimator"} | dict.fromkeys(SAMPLES),
             ["SampleSizeTemperature", "two samples", "PointScoreEstimator()"],
         ),
-        ({"subset_size": 3}, ["subset_size must lie in 1, ..., 2", "got 3"]),
-        ({"policy_batch_size": 0}, ["policy_batch_size must be at least 1", "got 0"]),
-        ({"reset_interval": 0}, ["reset_interval must be at least 1", "got 0"]),
-        ({"exploration": -0.1}, ["exploration must be at least 0", "got -0.1"]),
-        ({"weight_reduction": "largest"}, ["weight_reduction", "'largest'", "'min', 'mean'"]),
-        ({"sampler": "AverageVelocitySampler"} | dict.fromkeys(STEPS), ["AverageVelocitySampler", "MeanFlow"]),
-        ({"sampler": "SdeSampler", "source": "UniformSource"} | dict.fromkeys(STEPS), ["SdeSampler", "UniformSource"]),
-        ({"source": "UniformSource"}, ["needs a source with a smooth density", "UniformSource"]),
+        ({"critics__subset_size": 3}, ["subset_size must lie in [1, 2]", "got 3"]),
+        ({"points__batch_size": 0}, ["batch_size must be at least 1", "got 0"]),
+        ({"optimizer__reset_interval": 0}, ["reset_interval must be at least 1", "got 0"]),
+        ({"acting__exploration": -0.1}, ["exploration must be at least 0", "got -0.1"]),
+        ({"weights__reduction": "largest"}, ["reduction", "'largest'", "'min', 'mean'"]),
+        ({"policy__sampler": "AverageVelocitySampler"} | dict.fromkeys(STEPS), ["AverageVelocitySampler", "MeanFlow"]),
         (
-            {"source": "UniformSource", "estimator__proposal": "LikelihoodProposal"},
+            {"policy__sampler": "SdeSampler", "policy__source": "UniformSource"} | dict.fromkeys(STEPS),
+            ["SdeSampler", "UniformSource"],
+        ),
+        ({"policy__source": "UniformSource"}, ["needs a source with a smooth density", "UniformSource"]),
+        (
+            {"policy__source": "UniformSource", "estimator__proposal": "LikelihoodProposal"},
             ["FisherControlVariate", "UniformSource", "use NoControlVariate"],
         ),
     ],

@@ -115,6 +115,13 @@ def test_every_preset_lies_over_two_moons(preset, moons, tmp_path) -> None:
     assert np.isfinite(load_flow(last_of(tmp_path)).sample(5)).all()
 
 
+@pytest.mark.usefixtures("without_figures")
+def test_a_run_that_is_not_tested_ends_with_where_its_files_are(tmp_path) -> None:
+    outcome = command("fit", tmp_path, TWO_MOONS, **SMALL, trainer__limit_test_batches=0)
+    assert [line.split()[0] for line in outcome.out.splitlines() if line] == ["checkpoint", "checkpoint"]
+    assert json.loads((tmp_path / "result.json").read_text())["metrics"] == {}
+
+
 def assert_contains(written: Any, stated: Any) -> None:
     """Whether a written configuration holds what a shorter one states."""
     if isinstance(stated, dict):

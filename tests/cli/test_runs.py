@@ -59,8 +59,8 @@ def tracked(tmp_path_factory):
                 "fit",
                 PENDULUM,
                 seed_everything=7,
-                model__path__schedule="CosineSchedule",
-                model__sampler__init_args__solver="Heun",
+                model__policy__path__schedule="CosineSchedule",
+                model__policy__sampler__init_args__solver="Heun",
                 model__estimator__init_args__proposal="LikelihoodProposal",
                 model__estimator__init_args__control_variate=json.dumps(CONTROL_VARIATE),
                 data__epoch_env_steps=4,
@@ -115,7 +115,7 @@ def test_checkpoint_of_the_command_line_rebuilds_its_objects_without_running_cod
         path = tracked.last.with_name(name)
         torch.load(path, weights_only=True)
         module = ReverseFlowActorCritic.load_from_checkpoint(path, weights_only=True)
-        assert module.policy.path == AffinePath(CosineSchedule())
+        assert module.policy.flow.path == AffinePath(CosineSchedule())
         assert module.policy.sampler == OdeSampler(Heun(2))
         assert module.learner.estimator.proposal == LikelihoodProposal()
         assert module.learner.estimator.control_variate == RegressControlVariate(limit=1.5)
@@ -132,7 +132,7 @@ def test_written_configuration_holds_defaults_and_changes_and_can_be_used_again(
     config = yaml.safe_load((tracked.folder / "config.yaml").read_text())
     assert config["seed_everything"] == 7
     assert config["data"]["init_args"]["total_env_steps"] == 40
-    assert config["model"]["init_args"]["max_gradient_norm"] == 10.0
+    assert config["model"]["init_args"]["optimizer"]["max_gradient_norm"] == 10.0
     again = call(["fit", f"-c={tracked.folder / 'config.yaml'}", "--print_config"])
     assert again.code == 0, again.err
     assert yaml.safe_load(again.out)["model"] == config["model"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from flowmatch_rl.checks import UserError
+from flowmatch_rl.checks import MissingFileError, UserError
 
 BLOCK_ROWS = 50_000
 """Rows of a long file that are read at a time."""
@@ -24,10 +24,10 @@ def existing(path: str, wanted: str) -> Path:
         wanted: What should be there, for the message.
 
     Raises:
-        FileNotFoundError: If nothing is there.
+        MissingFileError: If nothing is there.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(f"there is no {path!r}; wanted {wanted}")
+        raise MissingFileError(f"there is no {path!r}; wanted {wanted}")
     return Path(path)
 
 

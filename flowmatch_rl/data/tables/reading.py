@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from tensordict import TensorDict
 
-from flowmatch_rl.checks import UserError
+from flowmatch_rl.checks import MissingFileError, UserError
 from flowmatch_rl.data.tables.datasets import Dataset
 
 _WANTED = ".npy, .npz, .csv, .parquet, or a folder that holds a memory-mapped TensorDict"
@@ -48,12 +48,12 @@ def read_table(path: str) -> pd.DataFrame:
         The table, its rows counted from 0.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        MissingFileError: If there is no such file.
         UserError: If it is of another kind, cannot be read, or does not hold columns of numbers and text.
     """
     file = Path(path)
     if not file.exists():
-        raise FileNotFoundError(f"there is no table {path!r}; wanted {_WANTED}")
+        raise MissingFileError(f"there is no table {path!r}; wanted {_WANTED}")
     suffix = "folder" if file.is_dir() else file.suffix.lower()
     if suffix not in _READERS:
         raise UserError(f"{path!r} is not a table; wanted {_WANTED}")

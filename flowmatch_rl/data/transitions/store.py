@@ -24,7 +24,7 @@ from flowmatch_rl.batches import (
     TERMINATED,
     TRUNCATED,
 )
-from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.checks import MissingFileError, UserError, check_range
 from flowmatch_rl.schema import ActionBounds
 
 FORMAT_VERSION = 1
@@ -191,7 +191,7 @@ class TransitionStore:
             The data set.
 
         Raises:
-            FileNotFoundError: If there is no such folder.
+            MissingFileError: If there is no such folder.
             UserError: If it is not a complete data set, or of another version of the format.
         """
         path = Path(path)
@@ -236,7 +236,7 @@ def _read_info(path: Path) -> StoreInfo:
                 "again, which resumes where it was interrupted"
             )
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no data set {str(path)!r}")
+        raise MissingFileError(f"there is no data set {str(path)!r}")
     if not (path / INFO_FILE).is_file():
         raise UserError(f"{str(path)!r} is not a data set of transitions: the folder has no {INFO_FILE}")
     try:

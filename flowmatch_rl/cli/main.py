@@ -1,0 +1,93 @@
+"""The front door: commands by name, and how each ends."""
+
+import logging
+import os
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+
+from flowmatch_rl import __version__, cli
+from flowmatch_rl.checks import RunError, UserError
+from flowmatch_rl.cli.messages import print_error, with_hint
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "fit": ("Train a model, test it, and draw its figures.", lambda args: cli.train("fit", args)),
+    "validate": ("Evaluate a checkpoint on the validation data.", lambda args: cli.train("validate", args)),
+    "test": ("Evaluate a checkpoint on the test data.", lambda args: cli.train("test", args)),
+    "predict": ("Write samples of a checkpoint to a table.", lambda args: cli.train("predict", args)),
+    "convert": ("Copy files in another layout into a data set of transitions.", lambda args: cli.convert(args)),
+    "collect": ("Let a policy act in an environment and write a data set.", lambda args: cli.collect(args)),
+    "compare": ("Train several methods on several tasks with several seeds.", lambda args: cli.compare(args)),
+    "report": ("Show runs beside each other on one page.", lambda args: cli.report(args)),
+    "estimators": ("Measure the errors of estimators on bandits.", lambda args: cli.estimators(args)),
+}
+"""Help and function of each command; the function returns the exit status."""
+
+_HELP = "\n".join(
+    [
+        "usage: flowmatch-rl [-h] [--version] COMMAND ...",
+        "",
+        "Flow-based reinforcement learning on PyTorch Lightning and TorchRL.",
+        "",
+        "commands:",
+        *(f"  {name:<12}{text}" for name, (text, _) in COMMANDS.items()),
+        "",
+        "For the options of a command: flowmatch-rl COMMAND --help",
+    ]
+)
+
+
+def run(args: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Errors that a user can act on take three lines at most. With ``FLOWMATCH_RL_DEBUG`` in the environment they come
+    with their traceback, as all other errors do.
+
+    Args:
+        args: Arguments; those of the process if None.
+
+    Returns:
+        Exit status: 0; 1 for a run that cannot continue, 2 for wrong arguments or files, 130 and 143 for an
+        interruption.
+    """
+    given = sys.argv[1:] if args is None else args
+    name = given[0] if given else ""
+    if name in ("-h", "--help", "--version"):
+        print(f"flowmatch-rl {__version__}" if name == "--version" else _HELP)
+        return 0
+    if name not in COMMANDS:
+        problem = f"unknown command '{name}'" if name else "no command"
+        return print_error(with_hint(f"{problem}, expected one of {', '.join(COMMANDS)}", COMMANDS))
+    _quieten()
+    try:
+        return COMMANDS[name][1](given[1:])
+    except (UserError, RunError) as error:
+        if os.environ.get("FLOWMATCH_RL_DEBUG"):
+            raise
+        return print_error(str(error), code=1 if isinstance(error, RunError) else 2)
+    except KeyboardInterrupt:
+        return _interrupted(signal.SIGINT, given)
+    except SystemExit as end:
+        # Lightning ends an interrupted training with status 1, from inside the handler of the interruption.
+        if isinstance(end.__context__, KeyboardInterrupt):
+            return _interrupted(signal.SIGINT, given)
+        # Lightning's SIGTERMException is a kind of SystemExit, the only one; to import it would take seconds.
+        return int(end.code or 0) if type(end) is SystemExit else _interrupted(signal.SIGTERM, given)
+
+
+def _interrupted(number: int, args: list[str]) -> int:
+    return print_error(f"interrupted; continue with: flowmatch-rl {shlex.join(args)}", code=128 + number)
+
+
+def _quieten() -> None:
+    """Leave out what libraries say about themselves."""
+    for name in ("lightning.pytorch", "lightning.fabric", "torchrl"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for category in (DeprecationWarning, FutureWarning, UserWarning):
+        warnings.filterwarnings(
+            "ignore",
+            category=category,
+            module=r"(torch|tensordict|torchrl|lightning|mlflow|gymnasium|jsonargparse|pydantic)",
+        )

@@ -1,0 +1,28 @@
+"""The command ``report``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowmatch_rl import experiments
+from flowmatch_rl.cli.parser import make_parser, read_options
+
+
+def report(args: Sequence[str]) -> int:
+    """Compare runs on one page.
+
+    Args:
+        args: Arguments after the command.
+
+    Returns:
+        Exit status.
+    """
+    parser = make_parser("report", "Compare runs on one page, report.html, and report.png.", with_files=False)
+    parser.add_argument("folders", type=str, nargs="+", help="Folders of comparisons, or with runs somewhere below.")
+    parser.add_argument(
+        "--output", type=str, default=None, help="Folder of the page; the first of the folders if none."
+    )
+    options = read_options(parser, args)
+    folders = [Path(folder) for folder in options["folders"]]
+    for path in experiments.write_report(folders, Path(options["output"] or folders[0])):
+        print(path)
+    return 0

@@ -1,0 +1,269 @@
+"""The commands that run one model: LightningCLI with run folders, tracking, figures, video and a summary."""
+
+import inspect
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from flowmatch_rl.callbacks import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    FlowFigures,
+    OccupancyFigures,
+    Progress,
+    RunRecord,
+    RunResult,
+    SampleWriter,
+    Throughput,
+    Video,
+    summary,
+)
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.cli.arguments import compose
+from flowmatch_rl.cli.fitting import check_fit
+from flowmatch_rl.cli.names import known_names
+from flowmatch_rl.cli.parser import CommandParser, user_errors
+from flowmatch_rl.cli.wiring import giver, run_folder, wiring
+from flowmatch_rl.configuration import DIMENSIONS, flatten
+
+_WITH_OPTIONS = {
+    Checkpoints: "checkpoints",
+    Video: "video",
+    SampleWriter: "samples",
+    FlowFigures: "figures",
+    OccupancyFigures: "occupancy_figures",
+}
+_CHECKPOINT_WORDS = ("best", "last", "hpc")
+
+
+class Parser(CommandParser, LightningArgumentParser):
+    """The parser of LightningCLI, with short errors."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Without abbreviations: a misspelt option must not pass for another.
+        super().__init__(*args, **{"prog": "flowmatch-rl", "allow_abbrev": False} | kwargs)
+
+
+def train(command: str, args: list[str]) -> int:
+    """Run a command of LightningCLI.
+
+    Args:
+        command: Its name.
+        args: Arguments after it.
+
+    Returns:
+        Exit status: 0; 130 and 143 for an interruption, which the checkpoint callback reports.
+    """
+    try:
+        FlowMatchCLI([command, *args])
+    except SIGTERMException:
+        return 128 + signal.SIGTERM
+    except SystemExit as end:
+        # Lightning ends an interrupted run with status 1, from inside the handler of the interruption.
+        return 128 + signal.SIGINT if isinstance(end.__context__, KeyboardInterrupt) else int(end.code or 0)
+    return 0
+
+
+class FlowMatchCLI(LightningCLI):
+    """Wires data, module, callbacks and tracking from YAML files and options.
+
+    Dimensions flow from the data to the model. Without ``trainer.default_root_dir`` a run gets a folder of its own,
+    ``runs/<label of the data>/<time>``, for checkpoints, figures, video and configuration.
+
+    Args:
+        args: Arguments, the command first if ``run``.
+        run: Whether to run a command; otherwise model, data and trainer are made only.
+
+    Raises:
+        UserError: If arguments, files or a checkpoint do not fit.
+    """
+
+    def __init__(self, args: list[str], run: bool = True) -> None:
+        self._given = args
+        self._overlays: list[Any] = []
+        self._checkpoint: str | None = None
+        self._saved: dict[str, Any] | None = None
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=Parser,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={
+                "logger": {"class_path": "flowmatch_rl.callbacks.Tracker"},
+                "accelerator": "auto",
+                "devices": 1,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 100,
+                "enable_model_summary": False,
+            },
+            args=args,
+            run=run,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Those of Lightning, or only the given one: the parser of each takes a fifth of a second to build."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in self._given[:1]} if self._has_command else known
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser that knows the package's names, and what is about to be parsed."""
+        parser: Any = super().init_parser(**kwargs)
+        parser.known_names, parser.overlays = known_names(), self._overlays
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link dimensions from data to model and add the options of the callbacks."""
+        for name in DIMENSIONS:
+            give = giver(name, lambda: self._section(self.config)["model"].class_path)
+            parser.link_arguments("data", f"model.init_args.{name}", compute_fn=give, apply_on="instantiate")
+        for callback, group in _WITH_OPTIONS.items():
+            parser.add_lightning_class_args(callback, group)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments, and take those of a trained model from its checkpoint."""
+        with user_errors():
+            command = args[:1] if self._has_command else []
+            words, overlays = compose(args[len(command) :])
+            self._overlays.extend(overlays)
+            self.config = parser.parse_args([*command, *words])
+            self._overlays.clear()
+        section = self._section(self.config)
+        # LightningCLI would let the arguments in a checkpoint win over those that are given; here they do not.
+        self._checkpoint = section.pop("ckpt_path", None)
+        if self._checkpoint is None:
+            if self._has_command and command != ["fit"]:
+                raise UserError(f"{command[0]} needs a trained model; name its checkpoint with --ckpt_path")
+            return
+        if self._checkpoint in _CHECKPOINT_WORDS:
+            return
+        self._saved = _read_checkpoint(self._checkpoint)
+        self._take_arguments(self._saved["hyper_parameters"])
+
+    def before_instantiate_classes(self) -> None:
+        """Give the path of the checkpoint back, which the Trainer needs."""
+        if self._has_command:
+            self._section(self.config)["ckpt_path"] = self._checkpoint
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer, and check that they fit each other and the checkpoint."""
+        with user_errors(MisconfigurationException):
+            super().instantiate_classes()
+            if self._saved is not None:
+                self._check_weights(self._saved)
+                self._saved = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer with the run's folder, its length in environment steps, and the callbacks."""
+        check_fit(self.model, self.datamodule)
+        # A link leaves its target's name among the hyperparameters of models that have no such argument.
+        for name in set(DIMENSIONS) - inspect.signature(type(self.model)).parameters.keys():
+            self.model.hparams.pop(name, None)
+        options = self._section(self.config_init)["trainer"]
+        data: Any = self.datamodule
+        if options.get("max_epochs") is None and options.get("max_steps", -1) == -1:
+            kwargs["max_epochs"] = getattr(data, "num_epochs", None)
+        folder = options.get("default_root_dir")
+        if folder:
+            _check_folder(Path(folder), is_new=self.subcommand == "fit" and not self._checkpoint)
+        kwargs["default_root_dir"] = folder or run_folder(getattr(data, "label", type(data).__name__))
+        kwargs["plugins"] = [*_as_list(options.get("plugins")), AtomicCheckpointIO()]
+        parts = wiring(data)
+        callbacks = [Throughput(), *parts.added, self._record()]
+        if options.get("enable_progress_bar") is not False:
+            callbacks.append(Progress())
+        kwargs["callbacks"] = [*_as_list(options.get("callbacks")), *callbacks]
+        trainer: Any = super().instantiate_trainer(**kwargs)
+        kept = [callback for callback in trainer.callbacks if not isinstance(callback, parts.dropped)]
+        # The result is written after what all others do, such as the video: it says that a run is done.
+        trainer.callbacks = [*kept, RunResult()]
+        return trainer
+
+    def after_fit(self) -> None:
+        """Test the trained policy, draw it, film it, and print the summary."""
+        trainer: Any = self.trainer
+        if not trainer.fast_dev_run and trainer.state.finished:
+            # The last policy: the best of several evaluations on ten episodes is a matter of luck as well.
+            trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+            self.after_test()
+
+    def after_test(self) -> None:
+        """Print the summary."""
+        if self.trainer.is_global_zero:
+            print("\n" + summary(self.trainer))
+
+    @property
+    def _has_command(self) -> bool:
+        return bool(self._given) and self._given[0] in LightningCLI.subcommands()
+
+    def _section(self, config: Any) -> Any:
+        """What a configuration says about the command."""
+        return config[self._given[0]] if self._has_command else config
+
+    def _take_arguments(self, saved: dict[str, Any]) -> None:
+        """Take the model's arguments from a checkpoint, but for those that the command line gives: they win."""
+        given = {_model_argument(argument) for argument in self._given}
+        if "_class_path" in saved and "" not in given:
+            kept = {k: v for k, v in saved.items() if not k.startswith("_") and k not in given.union(DIMENSIONS)}
+            model = {"model": {"class_path": saved["_class_path"], "dict_kwargs": kept}}
+            with user_errors():
+                self.config = self.parser.parse_object({self._given[0]: model}, self.config)
+
+    def _check_weights(self, saved: dict[str, Any]) -> None:
+        """Load the weights as the Trainer will, so that a checkpoint of another model is refused here."""
+        self.model.on_load_checkpoint(saved)
+        with user_errors(RuntimeError):
+            self.model.load_state_dict(saved["state_dict"])
+
+    def _record(self) -> RunRecord:
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        config = self._section(config)
+        parameters = {
+            key.replace("init_args.", ""): value
+            for part in ("model", "data")
+            for key, value in flatten(self._section(self.config)[part].as_dict(), f"{part}.").items()
+        }
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        return RunRecord(text, parameters, config.get("seed_everything"))
+
+
+def _read_checkpoint(path: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        return {name: saved[name] for name in ("hyper_parameters", "state_dict")}
+    except Exception as error:  # a damaged file may raise anything
+        raise UserError(f"{path} is not a checkpoint of flowmatch-rl") from error
+
+
+def _check_folder(folder: Path, is_new: bool) -> None:
+    """Refuse a folder that is a file, or to write a new run over another one."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose a folder for the run")
+    last = folder / "checkpoints" / "last.ckpt"
+    if is_new and last.exists():
+        raise UserError(f"{folder} holds a run already; resume it with --ckpt_path {last}, or choose another folder")
+
+
+def _model_argument(argument: str) -> str | None:
+    """Name of the model's argument that an option sets: "" for the whole model, None for another option."""
+    option = argument.partition("=")[0]
+    if option == "--model":
+        return ""
+    return (
+        option.removeprefix("--model.").removeprefix("init_args.").partition(".")[0] if "--model." in option else None
+    )
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
