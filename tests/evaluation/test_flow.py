@@ -119,7 +119,7 @@ def test_counts_out_of_range_are_refused(option: dict[str, int], message: str) -
 
 
 def test_the_density_is_that_of_the_model_and_sums_to_one() -> None:
-    grid = density_on_grid(exact_gaussian(), sampled_gaussian(), grid=41, seconds=10.0)
+    grid = density_on_grid(exact_gaussian(), sampled_gaussian(), grid=41, seconds=1e4)
     assert grid.density.shape == (41, 41)
     assert grid.mass == pytest.approx(1.0, abs=0.02)
     steps = (grid.frame[1] - grid.frame[0]) / 41
