@@ -15,13 +15,17 @@ from flowmatch_rl.objectives import AnnealedTemperature, EntropyTemperature, Tem
 from flowmatch_rl.paths import UniformSource
 from flowmatch_rl.testbeds import FourModes
 from tests.combinations import each_value
+from tests.modules.options import grouped
 from tests.modules.test_reverse_flow_actor_critic import TINY, A, S
 
 QUIET: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
 
 
 def modules() -> list[ReverseFlowActorCritic | BanditFlow]:
-    return [ReverseFlowActorCritic(S, A, **TINY), BanditFlow(FourModes(), velocity=VelocityArchitecture(8, 1))]
+    return [
+        ReverseFlowActorCritic(S, A, **grouped(**TINY)),
+        BanditFlow(FourModes(), **grouped(velocity=VelocityArchitecture(8, 1))),
+    ]
 
 
 @pytest.mark.parametrize("kind", [0, 1])
@@ -54,7 +58,7 @@ def test_adam_leaves_the_scale_of_float16_to_the_trainer_which_takes_it_off_befo
 
 @pytest.mark.parametrize("rule", [EntropyTemperature(start=1), AnnealedTemperature(1, 0.5, 10)])
 def test_a_whole_number_is_a_temperature_like_any_other(rule: Temperature) -> None:
-    module = ReverseFlowActorCritic(S, A, **TINY | {"temperature": rule})
+    module = ReverseFlowActorCritic(S, A, **grouped(**TINY | {"temperature": rule}))
     module.temperature.fill_(0.75)
     assert module.temperature.item() == 0.75
 
@@ -75,9 +79,9 @@ def test_a_fresh_start_leaves_the_noise_of_gpus_alone(monkeypatch) -> None:
 def test_an_entropy_of_noise_with_an_edge_is_refused(options: dict[str, Any]) -> None:
     estimator = PosteriorMeanEstimator(4, LikelihoodProposal(), NoControlVariate())
     parts = TINY | {"source": UniformSource(), "estimator": estimator}
-    ReverseFlowActorCritic(S, A, **parts)
+    ReverseFlowActorCritic(S, A, **grouped(**parts))
     with pytest.raises(ValueError, match=r"an entropy needs a source with a smooth density everywhere, got Uniform"):
-        ReverseFlowActorCritic(S, A, **parts | options)
+        ReverseFlowActorCritic(S, A, **grouped(**parts | options))
 
 
 def test_means_do_not_follow_a_number_that_changes_in_place() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.models import FlowPolicy
+from flowmatch_rl.models import Flow, FlowPolicy
 from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture, chunks
 from flowmatch_rl.nets.chunks import map_in_chunks
 from flowmatch_rl.paths import AffinePath, TanhSquash
@@ -38,7 +38,7 @@ def test_critics_and_sampling_do_not_depend_on_the_size_of_the_pieces(monkeypatc
     torch.manual_seed(0)
     critic = CriticArchitecture(hidden_dim=16).build(3, 2).double()
     network = VelocityArchitecture(hidden_dim=16, time_features=8).build(2, 3).double()
-    policy = FlowPolicy(network, AffinePath(), OdeSampler(Euler(2)), TanhSquash(), 0.01)
+    policy = FlowPolicy(Flow(network, AffinePath(), t_min=0.01), 2, OdeSampler(Euler(2)), TanhSquash())
     observation, actions = torch.randn(7, 3).double(), torch.randn(7, 4, 2).double()
 
     def outputs() -> list[Tensor]:
