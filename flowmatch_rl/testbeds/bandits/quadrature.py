@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError, check_range
+
 NODES = 8
 """Nodes per panel."""
 
@@ -28,14 +30,13 @@ def num_panels(length: float, temperature: float, most: int, name: str) -> int:
         name: Name of the density, for the error.
 
     Raises:
-        ValueError: If the temperature is not positive, or so low that more panels are needed.
+        UserError: If the temperature is not positive, or so low that more panels are needed.
     """
-    if not 0.0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    check_range("(0, inf)", temperature=temperature)
     wanted = 2.0 * PANELS_PER_LENGTH / (length * temperature**0.5)
     if wanted > most:
         least = (2.0 * PANELS_PER_LENGTH / (length * most)) ** 2
-        raise ValueError(f"{name} is resolved at a temperature of at least {least:.2g}, got {temperature}")
+        raise UserError(f"{name} is resolved at a temperature of at least {least:.2g}, got {temperature}")
     return max(8, math.ceil(wanted))
 
 

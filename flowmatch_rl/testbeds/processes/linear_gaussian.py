@@ -166,12 +166,8 @@ class LinearGaussianProcess(Process):
         number = _count_terms(closed, discount) if num_terms is None else num_terms
         check_range("[1, inf)", num_terms=number)
         factor = transition.new_tensor(self.noise_factor)
-        power, offset, covariance = (
-            torch.eye(len(transition)).to(transition),
-            torch.zeros_like(drift),
-            factor @ factor.T,
-        )
-        powers, offsets, covariances = [power], [offset], [covariance]
+        covariance, identity = factor @ factor.T, torch.eye(len(transition)).to(transition)
+        powers, offsets, covariances = [identity], [torch.zeros_like(drift)], [covariance]
         for _ in range(number - 1):
             powers.append(closed @ powers[-1])
             offsets.append(closed @ offsets[-1] + shift)
@@ -194,13 +190,7 @@ class _Components:
 
     def to(self, like: Tensor) -> "_Components":
         """The same, of the type and on the device of ``like``."""
-        return _Components(
-            self.weights.to(like),
-            self.powers.to(like),
-            self.offsets.to(like),
-            self.axes.to(like),
-            self.variances.to(like),
-        )
+        return _Components(*(part.to(like) for part in vars(self).values()))
 
     def mixture(self, first: Tensor) -> FullGaussianMixture:
         """Mixtures for first means of shape (*batch, S)."""
@@ -212,7 +202,7 @@ def _count_terms(closed: Tensor, discount: float) -> int:
     """Components after which neither the remaining weight nor the change of the distribution can matter."""
     growth = float(torch.linalg.eigvals(closed).abs().max())
     if discount * growth >= 1.0:
-        raise ValueError(
+        raise UserError(
             f"the process under the policy must grow by less than 1 / discount per step, got a growth of {growth:.4g} "
             f"per step at the discount {discount}"
         )
