@@ -7,21 +7,22 @@ Trains by the commands below what ``runs/pictures`` does not hold yet, and draws
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from flowmatch_rl.data import Checkerboard
-from flowmatch_rl.figures.style import BLUE, ORANGE, RED, new_figure, save_figure
+from flowmatch_rl.figures.style import BLUE, ORANGE, RED, new_figure, save_figure, tidy
 from flowmatch_rl.inference import load_flow, load_occupancy
 from flowmatch_rl.metrics import energy_distance, wasserstein_distance
 from flowmatch_rl.modules import BanditFlow
-from flowmatch_rl.testbeds import MazeLoopPolicy, PointMassMaze, TwoMoonsEnergy, geometric_steps
+from flowmatch_rl.testbeds import Bimodal, EightGaussians, MazeLoopPolicy, PointMassMaze, geometric_steps
 
 RUNS, DOCS = Path("runs/pictures"), Path(__file__).parents[1] / "docs"
 LOOPS = RUNS / "maze_loop_data"
@@ -30,25 +31,32 @@ COLLECT = (
     *("--environment.init_args.max_steps=200", "--num_envs=5000"),
 )
 FIT = {
-    "flow": ("-c=conf/flow/checkerboard.yaml", "--data.init_args.num_updates=5000"),
+    "flow": ("-c=conf/flow/eight_gaussians.yaml", "--data.init_args.num_updates=4000"),
     "occupancy": (
         *("-c=conf/occupancy/maze_loop.yaml", "-c=conf/occupancy/presets/monte_carlo.yaml"),
         *(f"--data.init_args.path={LOOPS}", "--data.init_args.num_updates=10000"),
         "--model.init_args.horizon.discount=0.95",
     ),
-    "policy": ("-c=conf/bandit/two_moons.yaml", "--data.init_args.num_updates=3000"),
+    "policy": (
+        *("-c=conf/bandit/bimodal.yaml", "--data.init_args.bandit.init_args.dimensions=1"),
+        *("--data.init_args.num_updates=2500", "--model.init_args.optimizer.actor_learning_rate=0.001"),
+    ),
 }
-UNTESTED = ("-c=conf/logger/none.yaml", "--trainer.limit_val_batches=0", "--trainer.limit_test_batches=0")
+UNTESTED = (
+    "-c=conf/logger/none.yaml",
+    "--trainer.limit_val_batches=0",
+    "--trainer.limit_test_batches=0",
+    "--figures.enabled=false",
+)
 MAZE, LOOP, DISCOUNT = PointMassMaze(action_repeat=4), MazeLoopPolicy(), 0.95
-STATES = torch.tensor([[-0.22, 0.0, 0.0, 0.0], [0.26, -0.26, 0.0, 0.0], [-0.1, 0.08, 0.0, 0.0]])
-"""Source states of the occupancy, at rest: on the loop, in a corner, beside the wall."""
+BANDIT = Bimodal(dimensions=1)
 CELLS = 64
 
 
 def run() -> dict[str, Any]:
     """Train, draw and measure; one row per picture."""
     checkpoints = {name: _trained(name) for name in FIT}
-    figure = new_figure(10.2, 3.7, "")
+    figure = new_figure(10.2, 4.0, "")
     panels = list(figure.subplots(1, 3))
     rows = [
         _flow(checkpoints["flow"], panels[0]),
@@ -65,6 +73,7 @@ def _trained(name: str) -> Path:
     if not checkpoint.exists():
         command = [sys.executable, "-m", "flowmatch_rl"]
         if name == "occupancy" and not LOOPS.exists():
+            RUNS.mkdir(parents=True, exist_ok=True)
             subprocess.run([*command, *COLLECT], check=True)
         options = [*FIT[name], *UNTESTED, f"--trainer.default_root_dir={RUNS / name}"]
         subprocess.run([*command, "fit", *options], check=True)
@@ -80,13 +89,13 @@ def _flow(checkpoint: Path, overview: Axes, number: int = 20_000) -> dict[str, A
     end = clouds[-1]
     figure = new_figure(11.4, 2.3, "")
     for axes, index, cloud in zip(figure.subplots(1, 6), shown, clouds, strict=True):
-        _scatter(axes, cloud[:6000], end[:6000, 0] + 0.5 * end[:6000, 1], 4.6)
+        _scatter(axes, cloud[:4000], _mode(end[:4000]), 7.0)
         axes.set_title(f"t = {float(times[index]):.1f}", fontsize=9)
     save_figure(figure, DOCS / "flow.png")
-    _density(overview, end, ((-4.3, 4.3), (-4.3, 4.3)), None)
-    overview.set_title("generative model: samples of a checkerboard", fontsize=10)
-    exact = model.schema.standardise(_checkerboard(number))
-    found, floor = _distances(path[-1], exact, model.schema.standardise(_checkerboard(number, seed=1)))
+    _scatter(overview, end[:4000], _mode(end[:4000]), 6.5)
+    overview.set_title("generative model: samples of eight Gaussians", fontsize=10)
+    exact = model.schema.standardise(_gaussians(number))
+    found, floor = _distances(path[-1], exact, model.schema.standardise(_gaussians(number, seed=1)))
     return {
         "picture": "flow",
         "distance": "energy",
@@ -100,22 +109,23 @@ def _occupancy(checkpoint: Path, overview: Axes, number: int = 8_000) -> dict[st
     """Real future states above, modelled ones below, and those of the first state for the overview."""
     model = load_occupancy(checkpoint).model
     generator = torch.Generator().manual_seed(0)
-    real = torch.stack([_real(state, number, generator) for state in STATES])  # (3, K, 4)
-    again = torch.stack([_real(state, number, generator) for state in STATES])
-    source = STATES[:, None].expand(-1, number, -1)
+    states = _follow(torch.tensor([-0.22, 0.0, 0.0, 0.0]))[[50, 64, 78]]  # a third of a lap apart
+    real = torch.stack([_real(state, number, generator) for state in states])  # (3, K, 4)
+    again = torch.stack([_real(state, number, generator) for state in states])
+    source = states[:, None].expand(-1, number, -1)
     modelled = model.sample(model.draw_noise(3, number, generator=generator), source, LOOP.act(source))
-    figure = new_figure(9.0, 6.2, "")
+    figure = new_figure(7.8, 5.4, "")
     grid = figure.subplots(2, 3)
-    for column, start in enumerate(STATES):
+    for column, start in enumerate(states):
         for row, (name, cloud) in enumerate((("real", real), ("modelled", modelled))):
             _maze(grid[row, column], cloud[column].numpy(), start.numpy())
             grid[row, column].set_title(f"{name} future states", fontsize=9)
     save_figure(figure, DOCS / "occupancy.png")
-    _maze(overview, modelled[0].numpy(), STATES[0].numpy())
-    overview.set_title("occupancy: where a policy will be", fontsize=10)
+    _maze(overview, modelled[0].numpy(), states[0].numpy())
+    overview.set_title("occupancy: future states of a policy", fontsize=10)
     positions = [cloud[:, :512, :2].double() for cloud in (modelled, real, again)]
     found, floor = (
-        sum(float(wasserstein_distance(a, b)) for a, b in zip(clouds, positions[1], strict=True)) / len(STATES)
+        sum(float(wasserstein_distance(a, b)) for a, b in zip(clouds, positions[1], strict=True)) / len(states)
         for clouds in (positions[0], positions[2])
     )
     outside = 1.0 - float(MAZE.is_free(modelled[..., :2]).float().mean())
@@ -129,38 +139,34 @@ def _occupancy(checkpoint: Path, overview: Axes, number: int = 8_000) -> dict[st
 
 
 def _policy(checkpoint: Path, overview: Axes, number: int = 20_000) -> dict[str, Any]:
-    """Particles from noise to actions over the exact density, and histograms of both entries beside exact ones."""
+    """Particles from noise to actions, and their histogram beside the exact density."""
     policy = BanditFlow.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval().policy
-    bandit = TwoMoonsEnergy()
     noise = torch.randn(1, number, policy.noise_dim, generator=torch.Generator().manual_seed(0))
     fine = policy.sampler.with_steps(50)
     assert fine is not None
     policy.sampler = fine
     times, latents = policy.trajectories(torch.zeros(1, 1), noise)
-    actions = policy.squash.action(latents)[:, 0]
-    exact = bandit.sample(torch.rand(number, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
-    figure = new_figure(11.4, 2.7, "")
-    panels = figure.subplots(1, 5, width_ratios=[1, 1, 1, 1.15, 1.15])
-    for axes, t in zip(panels, (0.0, 0.6, 1.0), strict=False):
-        index = int((times - t).abs().argmin())
-        _over_density(axes, bandit, actions[index, :1500].numpy())
-        axes.set_title(f"t = {float(times[index]):.1f}", fontsize=9)
-    for entry, axes in enumerate(panels[3:]):
-        bins = np.linspace(-1.0, 1.0, 61)
-        axes.hist(actions[-1, :, entry].numpy(), bins, density=True, color=ORANGE, alpha=0.7, label="policy")
-        place, density = _marginal(bandit, entry)
-        axes.plot(place, density, color=BLUE, linewidth=1.8, label="exp(Q / temperature)")
-        axes.set_title(f"histogram of action[{entry}]", fontsize=9)
-        axes.set_yticks([])
-        axes.tick_params(labelsize=8)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-    panels[4].legend(fontsize=7, frameon=False, loc="lower center")
+    paths = policy.squash.action(latents)[:, 0, :, 0]
+    figure = new_figure(9.0, 3.0, "")
+    left, right = figure.subplots(1, 2, width_ratios=[2.0, 1.0], sharey=True)
+    lines = [np.column_stack([times.numpy(), path]) for path in paths[:, :300].T.numpy()]
+    colors = colormaps["viridis"](0.5 + 0.5 * paths[-1, :300].numpy())
+    left.add_collection(LineCollection(lines, colors=colors, linewidths=0.7, alpha=0.6))
+    left.set(xlim=(0.0, 1.0), ylim=(-1.0, 1.0))
+    tidy(left, "flow time (noise to action)", "action")
+    _histogram(right, paths[-1].numpy(), "horizontal")
+    tidy(right, "density")
+    right.legend(fontsize=8, frameon=False, loc="center right")
     save_figure(figure, DOCS / "policy.png")
-    _over_density(overview, bandit, actions[-1, :2500].numpy())
-    overview.set_title("policy: actions over exp(Q / temperature)", fontsize=10)
-    second = bandit.sample(torch.rand(number, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
-    found, floor = _distances(actions[-1].double(), exact, second)
+    _histogram(overview, paths[-1].numpy(), "vertical")
+    tidy(overview, "action")
+    overview.set_yticks([])
+    overview.set_box_aspect(1)
+    overview.set_ylim(0.0, 1.75)
+    overview.legend(fontsize=8, frameon=False, loc="upper center", ncols=2)
+    overview.set_title("policy: actions follow exp(Q / temperature)", fontsize=10)
+    uniform = torch.rand(2, number, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found, floor = _distances(paths[-1, :, None], BANDIT.sample(uniform[0]), BANDIT.sample(uniform[1]))
     return {
         "picture": "policy",
         "distance": "energy",
@@ -170,30 +176,43 @@ def _policy(checkpoint: Path, overview: Axes, number: int = 20_000) -> dict[str,
     }
 
 
+def _histogram(axes: Axes, actions: np.ndarray, orientation: Literal["horizontal", "vertical"]) -> None:
+    """Actions of the policy beside the exact density."""
+    bins = np.linspace(-1.0, 1.0, 61)
+    axes.hist(actions, bins, density=True, orientation=orientation, color=ORANGE, alpha=0.7, label="policy")
+    place = torch.linspace(-1.0, 1.0, 400, dtype=torch.float64)
+    value, _ = BANDIT.value_and_gradient(place[:, None])
+    line = [place.numpy(), (value - BANDIT.log_normaliser()).exp().numpy()]
+    axes.plot(
+        *(line if orientation == "vertical" else line[::-1]), color=BLUE, linewidth=2.0, label="exp(Q / temperature)"
+    )
+
+
 def _distances(sample: Tensor, exact: Tensor, again: Tensor) -> tuple[float, float]:
     """Energy distance of 4,000 samples to exact ones, and of other exact ones to them."""
     exact = exact[:4000].double()
     return tuple(float(energy_distance(points[:4000].double(), exact)) for points in (sample, again))  # pyright: ignore
 
 
-def _checkerboard(number: int, seed: int = 0) -> Tensor:
+def _gaussians(number: int, seed: int = 0) -> Tensor:
     """Exact samples, float32, shape (number, 2)."""
-    rows = Checkerboard().sample(number, torch.Generator().manual_seed(seed))
-    return torch.as_tensor(rows[["x", "y"]].to_numpy(), dtype=torch.float32)
+    return EightGaussians().sample(number, torch.Generator().manual_seed(seed))[0].float()
 
 
 def _real(state: Tensor, number: int, generator: torch.Generator) -> Tensor:
     """States at geometric times, shape (K, 4)."""
     steps = geometric_steps(torch.rand(number, generator=generator), DISCOUNT, 1000)
-    states, _ = MAZE.futures(LOOP, state, LOOP.act(state), torch.zeros(1000, MAZE.noise_dim))
-    return states[steps - 1]
+    return _follow(state)[steps - 1]
 
 
-def _marginal(bandit: TwoMoonsEnergy, entry: int, number: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """Exact density of one entry of the action on a grid."""
-    middle = (torch.arange(number, dtype=torch.float64) + 0.5) * 2.0 / number - 1.0
-    density = bandit.plane_log_prob(torch.cartesian_prod(middle, middle)).exp().reshape(number, number)
-    return middle.numpy(), (density.sum(1 - entry) * 2.0 / number).numpy()
+def _follow(state: Tensor, number: int = 1000) -> Tensor:
+    """States of the policy after a state, shape (T, 4)."""
+    return MAZE.futures(LOOP, state, LOOP.act(state), torch.zeros(number, MAZE.noise_dim))[0]
+
+
+def _mode(points: np.ndarray) -> np.ndarray:
+    """Nearest of the eight Gaussians, 0 to 7."""
+    return np.round(np.arctan2(points[:, 1], points[:, 0]) * 4.0 / np.pi) % 8
 
 
 def _bare(axes: Axes) -> None:
@@ -205,7 +224,7 @@ def _bare(axes: Axes) -> None:
 
 
 def _scatter(axes: Axes, points: np.ndarray, colors: np.ndarray, limit: float) -> None:
-    axes.scatter(*points.T, c=colors, cmap="viridis", s=1.5, linewidths=0, alpha=0.7)
+    axes.scatter(*points.T, c=colors, cmap="Dark2", s=2.0, linewidths=0, alpha=0.7)
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
     _bare(axes)
 
@@ -219,16 +238,7 @@ def _density(axes: Axes, points: np.ndarray, limits: Any, norm: LogNorm | None) 
 def _maze(axes: Axes, states: np.ndarray, start: np.ndarray) -> None:
     size = MAZE.half_width
     _density(axes, states, ((-1.1 * size, 1.1 * size),) * 2, LogNorm(1.0, 0.1 * len(states)))
-    for x_low, y_low, x_high, y_high in MAZE.walls.tolist():
+    for x_low, y_low, x_high, y_high in MAZE.walls().tolist():
         axes.add_patch(Rectangle((x_low, y_low), x_high - x_low, y_high - y_low, color="0.35", linewidth=0, zorder=0))
     axes.add_patch(Rectangle((-size, -size), 2 * size, 2 * size, fill=False, edgecolor="0.35", linewidth=1.5))
     axes.plot(*start[:2], "o", markersize=9, markerfacecolor="none", markeredgecolor=RED, markeredgewidth=2)
-
-
-def _over_density(axes: Axes, bandit: TwoMoonsEnergy, actions: np.ndarray) -> None:
-    side = torch.linspace(-1.0, 1.0, 200, dtype=torch.float64)
-    density = bandit.plane_log_prob(torch.cartesian_prod(side, side)).exp().reshape(200, 200).T
-    axes.contourf(side, side, density, levels=12, cmap="Blues")
-    axes.scatter(*actions.T, s=3, color=ORANGE, linewidths=0, alpha=0.7)
-    axes.set(xlim=(-1, 1), ylim=(-1, 1))
-    _bare(axes)
