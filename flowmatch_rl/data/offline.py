@@ -58,7 +58,7 @@ class OfflineData(DataModule):
         eval_seed: Seed of the source states during training; tests have others.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
+        MissingFileError: If there is no such folder.
         UserError: If it is no data set, or a number is out of its range.
     """
 

@@ -67,7 +67,7 @@ class SampleData(DataModule):
         predict_batch_size: Samples drawn at a time.
 
     Raises:
-        FileNotFoundError: If the table is a file that does not exist.
+        MissingFileError: If the table is a file that does not exist.
         UserError: If the table, a column or a number does not fit.
     """
 

@@ -72,7 +72,7 @@ class Layout(abc.ABC):
         """Read what there is, without the transitions themselves.
 
         Raises:
-            FileNotFoundError: If there is no such file or folder.
+            MissingFileError: If there is no such file or folder.
             UserError: If the files do not have this layout; the message names the file, the entry, what it holds and
                 what was wanted.
         """

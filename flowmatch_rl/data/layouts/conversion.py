@@ -30,7 +30,7 @@ def convert_layout(layout: Layout, path: str, progress: bool = True) -> Transiti
         The data set.
 
     Raises:
-        FileNotFoundError: If the layout's files are not there.
+        MissingFileError: If the layout's files are not there.
         UserError: If they do not have the layout, or the folder is occupied or holds another data set.
     """
     info = layout.describe()

@@ -25,7 +25,7 @@ class Dataset(abc.ABC):
         """Read or draw the table; the same one at each call. Columns hold numbers or text.
 
         Raises:
-            FileNotFoundError: If there is no such file.
+            MissingFileError: If there is no such file.
             UserError: If the file cannot be read as a table.
         """
 

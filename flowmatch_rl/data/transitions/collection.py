@@ -36,7 +36,7 @@ def collect_transitions(
     The environments are stepped together, and their steps written block by block. In the file the steps of one
     environment in one block follow each other; where the end of a block cuts a trajectory, that is marked as
     truncated, and continues as another trajectory in the next block. A collection that was interrupted resumes when it
-    is called again with the same arguments, its environments starting afresh.
+    is called again with the same arguments, its environments beginning new episodes.
 
     Args:
         environment: What to act in.
