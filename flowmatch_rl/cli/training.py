@@ -211,12 +211,14 @@ class FlowMatchCLI(LightningCLI):
 
     def _take_arguments(self, saved: dict[str, Any]) -> None:
         """Take the model's arguments from a checkpoint, but for those that the command line gives: they win."""
-        given = {_model_argument(argument) for argument in self._given}
-        if "_class_path" in saved and "" not in given:
-            kept = {k: v for k, v in saved.items() if not k.startswith("_") and k not in given.union(DIMENSIONS)}
-            model = {"model": {"class_path": saved["_class_path"], "dict_kwargs": kept}}
-            with user_errors():
-                self.config = self.parser.parse_object({self._given[0]: model}, self.config)
+        paths = [path for argument in self._given if (path := _model_argument(argument)) is not None]
+        if "_class_path" not in saved or [] in paths:
+            return
+        kept = {name: value for name, value in saved.items() if not name.startswith("_") and name not in DIMENSIONS}
+        stated = self._section(self.config)["model"].init_args.as_dict()
+        model = {"class_path": saved["_class_path"], "dict_kwargs": _without_given(kept, stated, paths)}
+        with user_errors():
+            self.config = self.parser.parse_object({self._given[0]: {"model": model}}, self.config)
 
     def _check_weights(self, saved: dict[str, Any]) -> None:
         """Load the weights as the Trainer will, so that a checkpoint of another model is refused here."""
@@ -255,14 +257,25 @@ def _check_folder(folder: Path, is_new: bool) -> None:
         raise UserError(f"{folder} holds a run already; resume it with --ckpt_path {last}, or choose another folder")
 
 
-def _model_argument(argument: str) -> str | None:
-    """Name of the model's argument that an option sets: "" for the whole model, None for another option."""
-    option = argument.partition("=")[0]
+def _model_argument(argument: str) -> list[str] | None:
+    """Path of names to the model's argument that an option sets, empty for the whole; None for another option."""
+    option = argument.partition("=")[0].replace(".init_args.", ".")
     if option == "--model":
-        return ""
-    return (
-        option.removeprefix("--model.").removeprefix("init_args.").partition(".")[0] if "--model." in option else None
-    )
+        return []
+    return option.removeprefix("--model.").split(".") if option.startswith("--model.") else None
+
+
+def _without_given(saved: dict[str, Any], stated: dict[str, Any], paths: list[list[str]]) -> dict[str, Any]:
+    """Saved arguments but for those that options give; of an object that groups arguments, only some may be given."""
+    kept = dict(saved)
+    for name in {path[0] for path in paths} & saved.keys():
+        inner = [path[1:] for path in paths if path[0] == name]
+        groups = isinstance(saved[name], dict) and isinstance(stated[name], dict) and "class_path" not in stated[name]
+        if groups and all(inner):
+            kept[name] = stated[name] | _without_given(saved[name], stated[name], inner)
+        else:
+            del kept[name]
+    return kept
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -211,13 +211,16 @@ def test_evaluation_repeats_the_end_of_training_with_the_model_of_the_checkpoint
 
 
 def test_options_on_the_command_line_win_over_the_checkpoint(moons, tmp_path) -> None:
-    fewer = UNSTATED | {"model__tests__likelihood_samples": 0}
+    fewer = UNSTATED | {"model__tests__likelihood_samples": 0, "model__likelihood__divergence": "HutchinsonDivergence"}
     outcome = command("test", tmp_path, TWO_MOONS, **SMALL, **fewer, ckpt_path=last_of(moons))
     assert "distance" in outcome.out
     assert "likelihood" not in outcome.out
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())["model"]
     arguments = {**written.get("init_args", {}), **written.get("dict_kwargs", {})}
-    assert arguments["tests"]["likelihood_samples"] == 0
+    # What is beside them in the same object stays as it was.
+    assert arguments["tests"] == {"likelihood_samples": 0, "transport_samples": 20}
+    assert "HutchinsonDivergence" in str(arguments["likelihood"])
+    assert "num_steps': 2" in str(arguments["likelihood"])
 
 
 @pytest.mark.usefixtures("without_figures", "signals")
