@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and locks between processes."""
+"""Files of a run, files that are written whole or not at all, and locks between processes."""
 
 import contextlib
 import fcntl
@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 RESULT = "result.json"
-"""File that a run writes last, in its folder: its presence says that the run is done."""
+"""What the final test of a run measured, in its folder."""
+
+ACTIONS = "actions.csv"
+"""Actions that a policy drew on a bandit, in the folder of the run."""
+
+FIGURES = "figures"
+"""Figures, and the tables that they show, in the folder of a run."""
+
+CURVE = "learning_curve.csv"
+"""Table of the evaluations of a run, among its figures."""
 
 
 @contextlib.contextmanager

@@ -66,3 +66,13 @@ def test_the_package_and_its_doors_are_light() -> None:
 def test_a_policy_for_use_loads_little_but_torch_and_lightning() -> None:
     given = loaded("import torch, lightning.pytorch")
     assert not HEAVY & loaded("from flowmatch_rl.inference import load_policy") - given
+
+
+def test_a_report_loads_neither_lightning_nor_environments() -> None:
+    modules = loaded("from flowmatch_rl.experiments import write_report; from flowmatch_rl.cli import report")
+    assert not {"lightning", "tensordict", "torchrl", "ot", "mlflow"} & modules
+
+
+def test_the_front_door_is_light() -> None:
+    code = "from flowmatch_rl.cli import run; assert run(['--help']) == run(['--version']) == 0"
+    assert not {"torch", "numpy", "lightning", "jsonargparse", *HEAVY} & loaded(code)

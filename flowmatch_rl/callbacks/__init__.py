@@ -3,7 +3,7 @@ from typing import TYPE_CHECKING
 from flowmatch_rl.doors import lazy_exports
 
 if TYPE_CHECKING:
-    from flowmatch_rl.callbacks.actions import ACTIONS, ActionWriter
+    from flowmatch_rl.callbacks.actions import ActionWriter
     from flowmatch_rl.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
     from flowmatch_rl.callbacks.curves import LossCurve
     from flowmatch_rl.callbacks.episodes import EpisodeWriter
@@ -21,7 +21,6 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
-    "ACTIONS",
     "ActionWriter",
     "AtomicCheckpointIO",
     "Checkpoints",

@@ -10,10 +10,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import ACTION
 from flowmatch_rl.callbacks.artifacts import writes_files
-from flowmatch_rl.files import atomic_path
-
-ACTIONS = "actions.csv"
-"""Name of the file, in the run's folder."""
+from flowmatch_rl.files import ACTIONS, atomic_path
 
 _NUMBER = 1_000
 

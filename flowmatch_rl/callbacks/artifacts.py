@@ -6,9 +6,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 
 from flowmatch_rl.figures import Figure, save_figure
-
-FIGURES = "figures"
-"""Folder of figures, under the run's and among its artifacts."""
+from flowmatch_rl.files import FIGURES
 
 
 def writes_files(trainer: Trainer) -> bool:

@@ -10,14 +10,11 @@ from typing import Any, Generic, TypeVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from flowmatch_rl.callbacks.artifacts import FIGURES, file_path, publish, write_figure, writes_files
+from flowmatch_rl.callbacks.artifacts import file_path, publish, write_figure, writes_files
 from flowmatch_rl.callbacks.stopwatch import Stopwatch
 from flowmatch_rl.evaluation import CurvePoint, LossPoint, names_of
 from flowmatch_rl.figures import Figure, draw_loss_curve
-from flowmatch_rl.files import atomic_path
-
-TABLE = "learning_curve.csv"
-"""Name of the table of a curve, in the folder of figures."""
+from flowmatch_rl.files import CURVE, FIGURES, atomic_path
 
 _Point = TypeVar("_Point", bound=CurvePoint)
 
@@ -78,7 +75,7 @@ class Curve(Callback, abc.ABC, Generic[_Point]):
             point = self.measure(trainer, self._stopwatch.seconds)
             # A run resumed from within an epoch evaluates at a step that may have a point already.
             self._points = [*(known for known in self._points if _step(known) < _step(point)), point]
-            write_table(self._points, file_path(trainer, FIGURES, TABLE))
+            write_table(self._points, file_path(trainer, FIGURES, CURVE))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the stopwatch."""
@@ -106,7 +103,7 @@ class Curve(Callback, abc.ABC, Generic[_Point]):
     def _write(self, trainer: Trainer) -> None:
         if not (writes_files(trainer) and self._points):
             return
-        table = file_path(trainer, FIGURES, TABLE)
+        table = file_path(trainer, FIGURES, CURVE)
         write_table(self._points, table)
         publish(trainer, table, FIGURES)
         write_figure(trainer, self.draw(self._points, trainer), "learning_curve.png")

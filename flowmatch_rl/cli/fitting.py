@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.data.transitions.segments import MOST_UNOBSERVED
 from flowmatch_rl.data.transitions.store import StoreInfo
@@ -24,7 +25,7 @@ def check_fit(model: object, data: object) -> None:
         data: The data.
 
     Raises:
-        ValueError: If they do not go together.
+        UserError: If they do not go together.
     """
 
 
@@ -37,7 +38,7 @@ def _(model: OccupancyModule, data: object) -> None:
     unseen = discount**data.eval_steps
     if unseen > MOST_UNOBSERVED:
         wanted = math.ceil(math.log(MOST_UNOBSERVED) / math.log(discount))
-        raise ValueError(
+        raise UserError(
             f"eval_steps {data.eval_steps} leaves {unseen:.0%} of an occupancy at discount {discount} unseen; "
             f"it must be at least {wanted}"
         )
@@ -51,7 +52,7 @@ def check_acts(policy: Policy, environment: Environment) -> None:
         environment: The environment.
 
     Raises:
-        ValueError: If it takes other states, or its actions are of another dimension.
+        UserError: If it takes other states, or its actions are of another dimension.
     """
     columns, action_dim = _spaces(environment)
     check_policy(policy, torch.zeros(1, len(columns)), columns, action_dim)
@@ -62,7 +63,7 @@ def _check_environment(environment: Environment, info: StoreInfo) -> None:
     columns, action_dim = _spaces(environment)
     same = columns == info.columns if environment.names_columns else len(columns) == len(info.columns)
     if not same or action_dim != info.action_dim:
-        raise ValueError(
+        raise UserError(
             f"{environment.label} has {len(columns)} columns ({_some(columns)}) and actions of dimension {action_dim}, "
             f"the data set {len(info.columns)} columns ({_some(info.columns)}) and dimension {info.action_dim}"
         )

@@ -242,8 +242,9 @@ def _read_checkpoint(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"there is no checkpoint {path}")
     try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
-        return {name: saved[name] for name in ("hyper_parameters", "state_dict")}
+        saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)  # a replay buffer may be large
+        _ = saved["hyper_parameters"], saved["state_dict"]
+        return saved
     except Exception as error:  # a damaged file may raise anything
         raise UserError(f"{path} is not a checkpoint of flowmatch-rl") from error
 

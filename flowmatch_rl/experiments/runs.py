@@ -17,17 +17,14 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
-from flowmatch_rl.callbacks import ACTIONS
-from flowmatch_rl.callbacks.artifacts import FIGURES
-from flowmatch_rl.callbacks.curves import TABLE
+from flowmatch_rl import envs
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.configuration import DIMENSIONS, flatten, shorten
-from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.experiments.record import begun_runs, first_difference, read_record
-from flowmatch_rl.files import RESULT
+from flowmatch_rl.files import ACTIONS, CURVE, FIGURES, RESULT
 from flowmatch_rl.testbeds import Bandit
 
-_CURVE = f"{FIGURES}/{TABLE}"
+_CURVE = f"{FIGURES}/{CURVE}"
 _SCORE = "test/return_mean"
 _COLUMNS = ["env_steps", "return_mean", "seconds"]
 _NAMED_SETTINGS = 3
@@ -273,7 +270,7 @@ def _config(path: Path) -> dict[str, Any]:
 def _environment(path: Path, config: dict[str, Any]) -> str | None:
     """Label of the environment in a run's configuration; None if it names none."""
     stated = (config.get("data", {}).get("init_args") or {}).get("environment")
-    return None if stated is None else _instantiate(path, Environment, stated).label
+    return None if stated is None else _instantiate(path, envs.Environment, stated).label
 
 
 def _instantiate(path: Path, kind: type, stated: Any) -> Any:

@@ -109,7 +109,8 @@ def test_every_task_trains_and_ends_with_a_summary(path, data, tmp_path) -> None
     source = data(DATA_OF.get(path.stem, path.stem))
     outcome = command("fit", tmp_path, path, data__path=source)
     rewards = list(yaml.safe_load(path.read_text())["model"]["init_args"]["rewards"])
-    assert first_words(outcome) == ["distance", "likelihood", *["value"] * len(rewards), "checkpoint", "checkpoint"]
+    values, files = ["value"] * len(rewards), ["checkpoint", "checkpoint", "figure"]
+    assert first_words(outcome) == ["distance", "likelihood", *values, *files]
     assert all(f"{name}: " in outcome.out for name in rewards)
     assert outcome.out.count("roll-outs") == len(rewards)
     hyper_parameters = trained_state(tmp_path)["hyper_parameters"]
