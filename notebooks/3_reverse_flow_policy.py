@@ -64,9 +64,16 @@ from flowmatch_rl.estimators import (
 from flowmatch_rl.evaluation import estimator_errors, exact_posterior_mean
 from flowmatch_rl.figures.style import BLUE, GREEN, GREY, ORANGE, RED, tidy
 from flowmatch_rl.metrics import energy_distance, saturated_entries
-from flowmatch_rl.modules import BanditFlow, ReverseFlowActorCritic
+from flowmatch_rl.models import Acting, FlowPolicyArchitecture
+from flowmatch_rl.modules import (
+    ActorCriticOptimizer,
+    BanditFlow,
+    Critics,
+    ReverseFlowActorCritic,
+    TrainingPoints,
+)
 from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture
-from flowmatch_rl.objectives import MeanFlow
+from flowmatch_rl.objectives import ConditionalFlowMatching, MeanFlow
 from flowmatch_rl.paths import AffinePath, GaussianSource, PathPoints, TanhSquash
 from flowmatch_rl.samplers import AverageVelocitySampler, OdeSampler
 from flowmatch_rl.solvers import Euler, Midpoint
@@ -561,12 +568,18 @@ for axes, (name, (actions, temperature)) in zip(panels, bases.items(), strict=Tr
 four = FourModes()
 
 
-def fit(estimator, **options):
+def fit(estimator, objective=ConditionalFlowMatching(), **options):
     """A policy of the bandit, its distances to exact samples, and the seconds that training took."""
     torch.manual_seed(0)
     data = BanditData(four, batch_size=128, num_updates=UPDATES, epoch_updates=UPDATES)
     architecture = VelocityArchitecture(128, max_frequency=2.0)
-    policy = BanditFlow(four, estimator=estimator, velocity=architecture, actor_learning_rate=1e-3, **options)
+    policy = BanditFlow(
+        four,
+        policy=FlowPolicyArchitecture(network=architecture, **options),
+        objective=objective,
+        estimator=estimator,
+        optimizer=ActorCriticOptimizer(actor_learning_rate=1e-3),
+    )
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -683,15 +696,11 @@ agent = ReverseFlowActorCritic(
     **task.dimensions,
     temperature=1.0,
     discount=0.95,
-    ema_decay=0.98,
-    sampler=OdeSampler(Euler(num_steps=5)),
+    policy=FlowPolicyArchitecture(sampler=OdeSampler(Euler(num_steps=5)), network=VelocityArchitecture(128)),
     estimator=PosteriorMeanEstimator(num_samples=16),
-    velocity=VelocityArchitecture(128),
-    critic=CriticArchitecture(hidden_dim=128),
-    train_particles=4,
-    collect_particles=4,
-    eval_particles=16,
-    share_samples=True,
+    points=TrainingPoints(share_samples=True),
+    acting=Acting(train_particles=4, collect_particles=4, eval_particles=16),
+    critics=Critics(CriticArchitecture(hidden_dim=128), ema_decay=0.98),
 )
 with tempfile.TemporaryDirectory() as folder:
     trainer = Trainer(

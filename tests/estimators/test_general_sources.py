@@ -279,9 +279,9 @@ def test_a_control_variate_is_refused_at_the_edge_of_a_support(rule: ControlVari
     [
         (lambda: TruncatedProposal(0.0), "0.0"),
         (lambda: TruncatedProposal(math.nan), "nan"),
-        (lambda: MixtureProposal(share=0.0), "0.0"),
-        (lambda: MixtureProposal(share=1.0), "1.0"),
-        (lambda: MixtureProposal(share=math.nan), "nan"),
+        (lambda: MixtureProposal(fraction=0.0), "0.0"),
+        (lambda: MixtureProposal(fraction=1.0), "1.0"),
+        (lambda: MixtureProposal(fraction=math.nan), "nan"),
     ],
 )
 def test_a_bad_constructor_argument_is_named(build: object, value: str) -> None:
