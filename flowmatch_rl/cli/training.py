@@ -215,7 +215,8 @@ class FlowMatchCLI(LightningCLI):
         if "_class_path" not in saved or [] in paths:
             return
         kept = {name: value for name, value in saved.items() if not name.startswith("_") and name not in DIMENSIONS}
-        stated = self._section(self.config)["model"].init_args.as_dict()
+        given = self._section(self.config)["model"]
+        stated = given.init_args.as_dict() if given.class_path == saved["_class_path"] else {}
         model = {"class_path": saved["_class_path"], "dict_kwargs": _without_given(kept, stated, paths)}
         with user_errors():
             self.config = self.parser.parse_object({self._given[0]: {"model": model}}, self.config)
@@ -271,7 +272,7 @@ def _without_given(saved: dict[str, Any], stated: dict[str, Any], paths: list[li
     kept = dict(saved)
     for name in {path[0] for path in paths} & saved.keys():
         inner = [path[1:] for path in paths if path[0] == name]
-        groups = isinstance(saved[name], dict) and isinstance(stated[name], dict) and "class_path" not in stated[name]
+        groups = all(isinstance(value, dict) and "class_path" not in value for value in (saved[name], stated.get(name)))
         if groups and all(inner):
             kept[name] = stated[name] | _without_given(saved[name], stated[name], inner)
         else:
