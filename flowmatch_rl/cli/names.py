@@ -1,44 +1,28 @@
 """Classes that options and configuration files can name."""
 
 import functools
+import importlib
 import inspect
 from typing import Any
 
-from flowmatch_rl import (
-    callbacks,
-    couplings,
-    data,
-    envs,
-    estimators,
-    evaluation,
-    inference,
-    models,
-    modules,
-    nets,
-    objectives,
-    paths,
-    samplers,
-    solvers,
-    testbeds,
-)
 from flowmatch_rl.configuration import import_class
 
 _ROOMS = (
-    callbacks,
-    couplings,
-    data,
-    envs,
-    estimators,
-    evaluation,
-    inference,
-    models,
-    modules,
-    nets,
-    objectives,
-    paths,
-    samplers,
-    solvers,
-    testbeds,
+    "callbacks",
+    "couplings",
+    "data",
+    "envs",
+    "estimators",
+    "evaluation",
+    "inference",
+    "models",
+    "modules",
+    "nets",
+    "objectives",
+    "paths",
+    "samplers",
+    "solvers",
+    "testbeds",
 )
 
 
@@ -48,7 +32,8 @@ def known_classes() -> dict[str, type]:
 
     They are imported: the parser finds a class by its mere name among those that are.
     """
-    exported = {name: getattr(room, name) for room in _ROOMS for name in room.__all__}
+    rooms = [importlib.import_module(f"flowmatch_rl.{room}") for room in _ROOMS]
+    exported = {name: getattr(room, name) for room in rooms for name in room.__all__}
     return {name: value for name, value in exported.items() if inspect.isclass(value)}
 
 

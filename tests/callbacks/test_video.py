@@ -120,7 +120,7 @@ def test_a_gif_that_would_be_too_large_is_made_smaller(
 
 
 def test_an_mp4_has_the_frames_and_the_size_stated(tmp_path: Path) -> None:
-    pytest.importorskip("imageio_ffmpeg")
+    pytest.importorskip("imageio_ffmpeg", reason="the extra mp4 is not installed")
     frames = np.random.default_rng(0).integers(0, 255, (10, 120, 161, 3), np.uint8)
     encoding.write_mp4(tmp_path / "a.mp4", frames, 25.0, 320)
     assert iio.imread(tmp_path / "a.mp4", plugin="FFMPEG").shape == (10, 120, 160, 3)
