@@ -96,7 +96,7 @@ class Checkpoints(ModelCheckpoint):
         """Write ``last.ckpt`` when the user or the system ends a run; after an error the last good one stays."""
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.training and self.dirpath:
             self._save_last(trainer)
-            rank_zero_only(print)(f"\ninterrupted; go on with --ckpt_path {self.last_model_path}")
+            rank_zero_only(print)(f"\ninterrupted; resume with --ckpt_path {self.last_model_path}")
 
     def _save_last(self, trainer: Trainer) -> None:
         assert self.dirpath is not None

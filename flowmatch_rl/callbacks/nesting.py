@@ -21,7 +21,7 @@ class ParentRun:
 
     Args:
         name: Name of the run.
-        run_id: The run of an earlier command to go on with; a new one is made if MLflow does not know it any more.
+        run_id: The run of an earlier command to resume; a new one is made if MLflow no longer knows it.
     """
 
     def __init__(self, name: str, run_id: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A stopwatch whose time goes on when a run is resumed."""
+"""A stopwatch that continues when a run is resumed."""
 
 import time
 

@@ -29,7 +29,7 @@ class Tracker(MLFlowLogger):
         tracking_uri: Address of a tracking server such as ``http://host:5000``; the environment variable
             ``MLFLOW_TRACKING_URI`` or the local file if None.
         log_checkpoints: Whether the last and the best checkpoint are kept as artifacts.
-        run_id: An existing run to go on with.
+        run_id: An existing run to resume.
         tags: Tags of the run.
     """
 

@@ -49,7 +49,7 @@ class NoVideoError(Exception):
 class Video(Callback):
     """Films one episode of the final evaluation's policy as ``videos/episode.gif``, in real time.
 
-    Where nothing can be rendered, one line says why, and the run goes on.
+    Where nothing can be rendered, one line says why, and the run continues.
 
     Args:
         enabled: Whether to film.

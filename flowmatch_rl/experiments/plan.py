@@ -12,10 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.configuration import flatten
+from flowmatch_rl.configuration import flatten, read_overlay
 from flowmatch_rl.files import RESULT
 
 Options = dict
@@ -263,17 +261,12 @@ def read_file(where: str, path: str) -> dict[str, Any]:
         path: Path of the file.
 
     Raises:
-        UserError: If there is no such file, or it does not hold sections.
+        UserError: If it cannot be read as ``fit`` would read it.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{where}: there is no file {path} (from {Path.cwd()})")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: {path} is not YAML") from error
-    if not isinstance(content, dict | None):
-        raise UserError(f"{where}: {path} must hold sections, such as model, got {content!r}")
-    return content or {}
+        return read_overlay(path)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _shared_arguments(kept: str, stated: Iterable[str], where: str, path: str) -> str:

@@ -203,7 +203,7 @@ def _runs_below(folders: Sequence[Path]) -> list[Run]:
             if key.partition(".")[0] not in DIMENSIONS
         }
         task = _result(place).get("task") or _environment(place / "config.yaml", config)
-        # Where the configuration is lost: a run lies in a folder named for its environment, unless told otherwise.
+        # Where the configuration is lost: a run lies in a folder named for its environment by default.
         found.append((_read_run(place, task or place.resolve().parent.name, name), settings))
     return _name_methods(found, os.path.commonpath([folder.absolute() for folder in folders]) if folders else "")
 

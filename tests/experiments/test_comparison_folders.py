@@ -92,3 +92,12 @@ def test_parent_run_is_where_the_environment_says(tmp_path: Path, monkeypatch: p
     parent = MlflowClient(f"sqlite:///{tmp_path / 'elsewhere.db'}").get_run(record["parent_run"])
     assert (parent.info.status, parent.info.run_name) == ("FINISHED", "out")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_of_a_method_that_gives_a_key_twice_is_refused_before_any_work(tmp_path) -> None:
+    (tmp_path / "twice.yaml").write_text("model: {class_path: SoftActorCritic}\nmodel: {init_args: {discount: 0.9}}\n")
+    outcome = compare(tmp_path, methods={"doubled": {"config": [str(tmp_path / "twice.yaml")]}})
+    assert outcome.code == 2
+    assert "methods.doubled.config" in outcome.err
+    assert "'model' is given twice" in outcome.err
+    assert not (tmp_path / "out").exists()
