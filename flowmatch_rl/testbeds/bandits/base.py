@@ -165,7 +165,18 @@ class Bandit(abc.ABC):
 
 @dataclass(frozen=True)
 class ProductBandit(Bandit):
-    """A bandit whose value is a sum of one function of each coordinate, so that its distribution is a product."""
+    """A bandit whose value is a sum of one function of each coordinate, so that its distribution is a product.
+
+    Args:
+        dimensions: Dimension D of the action, at least 1.
+    """
+
+    dimensions: int
+
+    @property
+    def action_dim(self) -> int:
+        """Dimension D of the action."""
+        return self.dimensions
 
     @abc.abstractmethod
     def coordinate_value(self, a: Tensor) -> tuple[Tensor, Tensor]:

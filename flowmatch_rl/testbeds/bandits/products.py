@@ -1,5 +1,6 @@
 """Bandits in any dimension whose distribution is a product."""
 
+import abc
 import math
 from dataclasses import dataclass
 
@@ -36,11 +37,6 @@ class Bimodal(ProductBandit):
         check_range("(0, inf)", scale=self.scale)
 
     @property
-    def action_dim(self) -> int:
-        """Dimension D of the action."""
-        return self.dimensions
-
-    @property
     def label(self) -> str:
         """Short name, for titles and run names."""
         return f"bimodal_{self.dimensions}d"
@@ -70,7 +66,22 @@ class Bimodal(ProductBandit):
 
 
 @dataclass(frozen=True)
-class Flat(ProductBandit):
+class OneModeBandit(ProductBandit, abc.ABC):
+    """A product whose distribution is in one piece."""
+
+    @property
+    def num_modes(self) -> int:
+        """One."""
+        return 1
+
+    def mode_of(self, actions: Tensor) -> Tensor:
+        """Zero."""
+        self.check_actions("actions", actions)
+        return torch.zeros_like(actions[..., 0], dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class Flat(OneModeBandit):
     """A value of zero: the distribution is uniform on the box.
 
     Args:
@@ -86,11 +97,6 @@ class Flat(ProductBandit):
         check_range("[1, inf)", dimensions=self.dimensions)
 
     @property
-    def action_dim(self) -> int:
-        """Dimension D of the action."""
-        return self.dimensions
-
-    @property
     def label(self) -> str:
         """Short name, for titles and run names."""
         return f"flat_{self.dimensions}d"
@@ -100,23 +106,13 @@ class Flat(ProductBandit):
         """Nothing changes: infinite."""
         return math.inf
 
-    @property
-    def num_modes(self) -> int:
-        """One."""
-        return 1
-
     def coordinate_value(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Zero, and zero."""
         return torch.zeros_like(a), torch.zeros_like(a)
 
-    def mode_of(self, actions: Tensor) -> Tensor:
-        """Zero."""
-        self.check_actions("actions", actions)
-        return torch.zeros_like(actions[..., 0], dtype=torch.long)
-
 
 @dataclass(frozen=True)
-class Quadratic(ProductBandit):
+class Quadratic(OneModeBandit):
     """``-|a - centre|^2 / (2 scale^2)``: the distribution is a Gaussian cut off at the box.
 
     Args:
@@ -138,11 +134,6 @@ class Quadratic(ProductBandit):
         check_range("(0, inf)", scale=self.scale)
 
     @property
-    def action_dim(self) -> int:
-        """Dimension D of the action."""
-        return self.dimensions
-
-    @property
     def label(self) -> str:
         """Short name, for titles and run names."""
         return f"quadratic_{self.dimensions}d"
@@ -152,17 +143,7 @@ class Quadratic(ProductBandit):
         """Standard deviation of the Gaussian."""
         return self.scale
 
-    @property
-    def num_modes(self) -> int:
-        """One."""
-        return 1
-
     def coordinate_value(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """The square, and its derivative."""
         away = (a - self.centre) / self.scale
         return -0.5 * away.square(), -away / self.scale
-
-    def mode_of(self, actions: Tensor) -> Tensor:
-        """Zero."""
-        self.check_actions("actions", actions)
-        return torch.zeros_like(actions[..., 0], dtype=torch.long)
