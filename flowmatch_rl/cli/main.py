@@ -7,23 +7,24 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 from flowmatch_rl import __version__, cli
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.cli.messages import print_error, with_hint
 
-COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
-    "fit": ("Train a model, test it, and draw its figures.", lambda args: cli.train("fit", args)),
-    "validate": ("Evaluate a checkpoint on the validation data.", lambda args: cli.train("validate", args)),
-    "test": ("Evaluate a checkpoint on the test data.", lambda args: cli.train("test", args)),
-    "predict": ("Write samples of a checkpoint to a table.", lambda args: cli.train("predict", args)),
-    "convert": ("Copy files in another layout into a data set of transitions.", lambda args: cli.convert(args)),
-    "collect": ("Let a policy act in an environment and write a data set.", lambda args: cli.collect(args)),
-    "compare": ("Train several methods on several tasks with several seeds.", lambda args: cli.compare(args)),
-    "report": ("Show runs beside each other on one page.", lambda args: cli.report(args)),
-    "estimators": ("Measure the errors of estimators on bandits.", lambda args: cli.estimators(args)),
+COMMANDS: dict[str, tuple[str, Callable[[], Callable[[list[str]], int]]]] = {
+    "fit": ("Train a model, test it, and draw its figures.", lambda: partial(cli.train, "fit")),
+    "validate": ("Evaluate a checkpoint on the validation data.", lambda: partial(cli.train, "validate")),
+    "test": ("Evaluate a checkpoint on the test data.", lambda: partial(cli.train, "test")),
+    "predict": ("Write samples of a checkpoint to a table.", lambda: partial(cli.train, "predict")),
+    "convert": ("Copy files in another layout into a data set of transitions.", lambda: cli.convert),
+    "collect": ("Let a policy act in an environment and write a data set.", lambda: cli.collect),
+    "compare": ("Train several methods on several tasks with several seeds.", lambda: cli.compare),
+    "report": ("Show runs beside each other on one page.", lambda: cli.report),
+    "estimators": ("Measure the errors of estimators on bandits.", lambda: cli.estimators),
 }
-"""Help and function of each command; the function returns the exit status."""
+"""Help of each command, and how its function is imported, which returns the exit status."""
 
 _HELP = "\n".join(
     [
@@ -60,9 +61,10 @@ def run(args: list[str] | None = None) -> int:
     if name not in COMMANDS:
         problem = f"unknown command '{name}'" if name else "no command"
         return print_error(with_hint(f"{problem}, expected one of {', '.join(COMMANDS)}", COMMANDS))
-    _quieten()
     try:
-        return COMMANDS[name][1](given[1:])
+        command = COMMANDS[name][1]()
+        _quieten()
+        return command(given[1:])
     except (UserError, RunError) as error:
         if os.environ.get("FLOWMATCH_RL_DEBUG"):
             raise
@@ -82,7 +84,7 @@ def _interrupted(number: int, args: list[str]) -> int:
 
 
 def _quieten() -> None:
-    """Leave out what libraries say about themselves."""
+    """Leave out what libraries say about themselves; once they are imported, since they set their levels then."""
     for name in ("lightning.pytorch", "lightning.fabric", "torchrl"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for category in (DeprecationWarning, FutureWarning, UserWarning):
