@@ -17,6 +17,9 @@ AverageVelocity: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], T
 """Mean velocity, from t to ``t + duration``, of the flow line through x at t, called as
 ``average_velocity(x, t, duration, condition)``; returns the shape of ``x``."""
 
+Time: TypeAlias = Tensor | float
+"""A flow time in [0, 1], dimensionless: a number, or a tensor whose shape is a prefix of the shape of the points."""
+
 LogDensityAndScore: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps points (..., D) to an unnormalised log-density (...) in nats and its gradient (..., D)."""
 

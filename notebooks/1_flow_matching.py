@@ -363,7 +363,7 @@ ends = {}
 for row, (name, some_path) in zip(panels, {"linear": path, "variance preserving": diffusion}.items(), strict=True):
     field = Field(some_path, mixture.field(some_path))
     for axes, (sampler_name, sampler) in zip(row, samplers.items(), strict=True):
-        times, trajectories = sampler.trajectory(field, noise, START, 1.0, None, torch.randn_like)
+        times, trajectories = sampler.trajectory(field, noise, START, 1.0, torch.randn_like)
         ends[name, sampler_name] = trajectories[-1]
         axes.plot(times, trajectories[:, :25, 0], color=GREY, linewidth=0.7)
         heights, edges = np.histogram(trajectories[-1], bins=60, range=(-3, 3), density=True)

@@ -248,7 +248,7 @@ def _sample_with(model: GenerativeModel, steps: int, number: int, condition: Ten
     average = None if field.average_velocity is None else counted(field.average_velocity)
     field = dataclasses.replace(field, predict=counted(field.predict), average_velocity=average)
     start = model.flow.start(noise)
-    generated = sampler.sample(field, start, *model.flow.interval, None, normal_like(generator))
+    generated = sampler.sample(field, start, *model.flow.interval, normal_like(generator))
     is_guided = condition is not None and model.guidance not in (0.0, 1.0)  # by two evaluations at each point
     return generated, rows / number * (2 if is_guided else 1)
 

@@ -235,7 +235,7 @@ class Flow(nn.Module):
             Flow times, shape (P,), and points, shape (P, B, *samples, D).
         """
         field = self.field(guidance).at(condition)
-        return sampler.trajectory(field, self.start(noise), *self.interval, None, draw)
+        return sampler.trajectory(field, self.start(noise), *self.interval, draw)
 
     @torch.no_grad()
     def log_prob(
@@ -288,7 +288,7 @@ class Flow(nn.Module):
 
     def _carry(self, noise: Tensor, condition: Tensor | None, sampler: Sampler, guidance: float, draw: Draw) -> Tensor:
         field = self.field(guidance).at(condition)
-        return sampler.sample(field, self.start(noise), *self.interval, None, draw)
+        return sampler.sample(field, self.start(noise), *self.interval, draw)
 
     def _start_log_prob(self, x: Tensor) -> Tensor:
         scale = torch.tensor(self._start_scale, dtype=x.dtype, device=x.device)

@@ -299,14 +299,14 @@ class TD2DD(OccupancyObjective):
 def _renoised(
     sampler: Sampler, field: Field, start: Tensor, noise: Tensor, t: Tensor, interval: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    x_1 = sampler.sample(field, start, *interval, None, torch.zeros_like)
+    x_1 = sampler.sample(field, start, *interval, torch.zeros_like)
     return field.path.sample(noise, x_1, t), field.path.target(field.prediction, noise, x_1, t)
 
 
 def _followed(
     sampler: Sampler, field: Field, start: Tensor, t: Tensor, interval: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    x_t = sampler.sample(field, start, interval[0], t, None, torch.zeros_like)
+    x_t = sampler.sample(field, start, interval[0], t, torch.zeros_like)
     return x_t, field.predict(x_t, t, None)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from flowmatch_rl.checks import check_range
 from flowmatch_rl.paths import Field
 from flowmatch_rl.solvers import line_up_times
+from flowmatch_rl.types import Time
 
 Draw: TypeAlias = Callable[[Tensor], Tensor]
 """Draws standard normal noise of the shape, type and device of its argument."""
@@ -44,23 +45,14 @@ class Sampler(abc.ABC):
         """
 
     @abc.abstractmethod
-    def sample(
-        self,
-        field: Field,
-        x: Tensor,
-        t_start: Tensor | float,
-        t_end: Tensor | float,
-        condition: Tensor | None,
-        draw: Draw,
-    ) -> Tensor:
+    def sample(self, field: Field, x: Tensor, t_start: Time, t_end: Time, draw: Draw) -> Tensor:
         """Points at ``t_end``.
 
         Args:
-            field: Prediction of the model.
+            field: Prediction of the model; bound to its condition by ``Field.at`` if it has one.
             x: Points at ``t_start``, shape (*batch, D).
-            t_start: First flow time, in [0, 1]; a number, or a tensor whose shape is a prefix of the shape of x.
-            t_end: Last flow time, in [0, 1], at least ``t_start``; likewise.
-            condition: Condition of the model, or None.
+            t_start: First flow time.
+            t_end: Last flow time, at least ``t_start``.
             draw: Draws noise; deterministic samplers never call it.
 
         Returns:
@@ -68,24 +60,8 @@ class Sampler(abc.ABC):
         """
 
     @abc.abstractmethod
-    def trajectory(
-        self,
-        field: Field,
-        x: Tensor,
-        t_start: Tensor | float,
-        t_end: Tensor | float,
-        condition: Tensor | None,
-        draw: Draw,
-    ) -> tuple[Tensor, Tensor]:
-        """Points from ``t_start`` to ``t_end``, both included.
-
-        Args:
-            field: As in ``sample``.
-            x: As in ``sample``.
-            t_start: As in ``sample``.
-            t_end: As in ``sample``.
-            condition: As in ``sample``.
-            draw: As in ``sample``.
+    def trajectory(self, field: Field, x: Tensor, t_start: Time, t_end: Time, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Points from ``t_start`` to ``t_end``, both included; arguments as for ``sample``.
 
         Returns:
             Flow times, shape (P, *time), and points, shape (P, *batch, D).
@@ -118,7 +94,7 @@ class SteppingSampler(Sampler, abc.ABC):
         return dataclasses.replace(self, num_steps=num_steps)
 
     @abc.abstractmethod
-    def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None, draw: Draw) -> Tensor:
+    def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, draw: Draw) -> Tensor:
         """Points at ``t + dt`` for points at ``t``.
 
         Args:
@@ -126,53 +102,28 @@ class SteppingSampler(Sampler, abc.ABC):
             x: Points, shape (*batch, D).
             t: Flow time, its shape a prefix of the batch shape.
             dt: Length of the step, same shape as ``t``.
-            condition: Condition of the model, or None.
             draw: Draws noise.
 
         Returns:
             Points, shape (*batch, D).
         """
 
-    def sample(
-        self,
-        field: Field,
-        x: Tensor,
-        t_start: Tensor | float,
-        t_end: Tensor | float,
-        condition: Tensor | None,
-        draw: Draw,
-    ) -> Tensor:
+    def sample(self, field: Field, x: Tensor, t_start: Time, t_end: Time, draw: Draw) -> Tensor:
         """Points at ``t_end``, shape of x."""
         state = x
-        for _, state in self._walk(field, x, t_start, t_end, condition, draw):  # noqa: B007 (only the last is used)
+        for _, state in self._walk(field, x, t_start, t_end, draw):  # noqa: B007 (only the last is used)
             continue
         return state
 
-    def trajectory(
-        self,
-        field: Field,
-        x: Tensor,
-        t_start: Tensor | float,
-        t_end: Tensor | float,
-        condition: Tensor | None,
-        draw: Draw,
-    ) -> tuple[Tensor, Tensor]:
+    def trajectory(self, field: Field, x: Tensor, t_start: Time, t_end: Time, draw: Draw) -> tuple[Tensor, Tensor]:
         """Times and points at the start and after each step."""
-        times, points = zip(*self._walk(field, x, t_start, t_end, condition, draw), strict=True)
+        times, points = zip(*self._walk(field, x, t_start, t_end, draw), strict=True)
         return torch.stack(times), torch.stack(points)
 
-    def _walk(
-        self,
-        field: Field,
-        x: Tensor,
-        t_start: Tensor | float,
-        t_end: Tensor | float,
-        condition: Tensor | None,
-        draw: Draw,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _walk(self, field: Field, x: Tensor, t_start: Time, t_end: Time, draw: Draw) -> Iterator[tuple[Tensor, Tensor]]:
         start, end = line_up_times(x, t_start, t_end)
         times = [torch.lerp(start, end, k / self.num_steps) for k in range(self.num_steps + 1)]
         yield times[0], x
         for t, after in itertools.pairwise(times):
-            x = self.step(field, x, t, after - t, condition, draw)
+            x = self.step(field, x, t, after - t, draw)
             yield after, x

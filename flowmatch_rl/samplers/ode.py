@@ -8,6 +8,7 @@ from torch import Tensor
 from flowmatch_rl.paths import Field
 from flowmatch_rl.samplers.base import Draw, Sampler
 from flowmatch_rl.solvers import Euler, Solver
+from flowmatch_rl.types import Time
 
 
 @dataclass(frozen=True)
@@ -40,26 +41,10 @@ class OdeSampler(Sampler):
         solver = self.solver.with_steps(num_steps)
         return None if solver is None else OdeSampler(solver)
 
-    def sample(
-        self,
-        field: Field,
-        x: Tensor,
-        t_start: Tensor | float,
-        t_end: Tensor | float,
-        condition: Tensor | None,
-        draw: Draw,
-    ) -> Tensor:
+    def sample(self, field: Field, x: Tensor, t_start: Time, t_end: Time, draw: Draw) -> Tensor:
         """Points at ``t_end``, shape of x."""
-        return self.solver.integrate(field.velocity, x, t_start, t_end, condition)
+        return self.solver.integrate(field.velocity, x, t_start, t_end)
 
-    def trajectory(
-        self,
-        field: Field,
-        x: Tensor,
-        t_start: Tensor | float,
-        t_end: Tensor | float,
-        condition: Tensor | None,
-        draw: Draw,
-    ) -> tuple[Tensor, Tensor]:
+    def trajectory(self, field: Field, x: Tensor, t_start: Time, t_end: Time, draw: Draw) -> tuple[Tensor, Tensor]:
         """Times and points of the solver."""
-        return self.solver.trajectory(field.velocity, x, t_start, t_end, condition)
+        return self.solver.trajectory(field.velocity, x, t_start, t_end)

@@ -45,9 +45,9 @@ class SdeSampler(SteppingSampler):
         """Whether it adds noise, for which it uses the score."""
         return self.noise_scale > 0.0
 
-    def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None, draw: Draw) -> Tensor:
+    def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, draw: Draw) -> Tensor:
         """Points at ``t + dt``."""
-        prediction, path = field.predict(x, t, condition), field.path
+        prediction, path = field.predict(x, t, None), field.path
         velocity = path.convert(prediction, x, t, field.prediction, "velocity")
         dt = append_dims(dt, like=x)
         if self.noise_scale == 0.0:
@@ -98,9 +98,9 @@ class DdimSampler(SteppingSampler):
         """Whether it adds fresh noise, which must have the distribution of the source."""
         return self.eta > 0.0
 
-    def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None, draw: Draw) -> Tensor:
+    def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, draw: Draw) -> Tensor:
         """Points at ``t + dt``."""
-        prediction = field.predict(x, t, condition)
+        prediction = field.predict(x, t, None)
         x_1 = field.path.convert(prediction, x, t, field.prediction, "data")
         x_0 = field.path.convert(prediction, x, t, field.prediction, "noise")
         schedule, before, after = field.path.schedule, append_dims(t, like=x), append_dims(t + dt, like=x)
@@ -137,8 +137,8 @@ class AverageVelocitySampler(SteppingSampler):
         """False."""
         return False
 
-    def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, condition: Tensor | None, draw: Draw) -> Tensor:
+    def step(self, field: Field, x: Tensor, t: Tensor, dt: Tensor, draw: Draw) -> Tensor:
         """Points at ``t + dt``."""
         if field.average_velocity is None:
             raise ValueError("expected a model that has learned average velocities, by the objective MeanFlow")
-        return x + append_dims(dt, like=x) * field.average_velocity(x, t, dt, condition)
+        return x + append_dims(dt, like=x) * field.average_velocity(x, t, dt, None)

@@ -10,7 +10,7 @@ from torchdiffeq import odeint
 from flowmatch_rl.checks import check_range
 from flowmatch_rl.shapes import append_dims
 from flowmatch_rl.solvers.base import Solver, line_up_times
-from flowmatch_rl.types import Velocity
+from flowmatch_rl.types import Time, Velocity
 
 
 @dataclass(frozen=True)
@@ -46,35 +46,19 @@ class AdaptiveSolver(Solver):
         """None: steps follow from the tolerances."""
 
     def integrate(
-        self,
-        velocity: Velocity,
-        x: Tensor,
-        t_start: Tensor | float,
-        t_end: Tensor | float,
-        condition: Tensor | None = None,
+        self, velocity: Velocity, x: Tensor, t_start: Time, t_end: Time, condition: Tensor | None = None
     ) -> Tensor:
         """State at ``t_end`` of the solution that passes through ``x`` at ``t_start``, shape of x."""
         return self._solve(velocity, x, t_start, t_end, condition, 2)[1][-1]
 
     def trajectory(
-        self,
-        velocity: Velocity,
-        x: Tensor,
-        t_start: Tensor | float,
-        t_end: Tensor | float,
-        condition: Tensor | None = None,
+        self, velocity: Velocity, x: Tensor, t_start: Time, t_end: Time, condition: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """States at ``num_points`` equally spaced times from ``t_start`` to ``t_end``, both included."""
         return self._solve(velocity, x, t_start, t_end, condition, self.num_points)
 
     def _solve(
-        self,
-        velocity: Velocity,
-        x: Tensor,
-        t_start: Tensor | float,
-        t_end: Tensor | float,
-        condition: Tensor | None,
-        num_points: int,
+        self, velocity: Velocity, x: Tensor, t_start: Time, t_end: Time, condition: Tensor | None, num_points: int
     ) -> tuple[Tensor, Tensor]:
         start, end = line_up_times(x, t_start, t_end)
         span = end - start

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.shapes import append_dims
-from flowmatch_rl.types import Velocity
+from flowmatch_rl.types import Time, Velocity
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,7 @@ class Solver(abc.ABC):
 
     @abc.abstractmethod
     def integrate(
-        self,
-        velocity: Velocity,
-        x: Tensor,
-        t_start: Tensor | float,
-        t_end: Tensor | float,
-        condition: Tensor | None = None,
+        self, velocity: Velocity, x: Tensor, t_start: Time, t_end: Time, condition: Tensor | None = None
     ) -> Tensor:
         """State at ``t_end`` of the solution that passes through ``x`` at ``t_start``.
 
@@ -44,8 +39,8 @@ class Solver(abc.ABC):
         Args:
             velocity: Field, called as ``velocity(x, t, condition)``.
             x: State at ``t_start``, shape (*batch, *event).
-            t_start: Flow time in [0, 1]; a number, or a tensor whose shape is a prefix of the shape of x.
-            t_end: Flow time in [0, 1]; likewise. Smaller than ``t_start`` to integrate backwards.
+            t_start: First flow time.
+            t_end: Last flow time; smaller than ``t_start`` to integrate backwards.
             condition: Condition of the field, or None.
 
         Returns:
@@ -57,21 +52,9 @@ class Solver(abc.ABC):
 
     @abc.abstractmethod
     def trajectory(
-        self,
-        velocity: Velocity,
-        x: Tensor,
-        t_start: Tensor | float,
-        t_end: Tensor | float,
-        condition: Tensor | None = None,
+        self, velocity: Velocity, x: Tensor, t_start: Time, t_end: Time, condition: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """States from ``t_start`` to ``t_end``, both included.
-
-        Args:
-            velocity: Field, called as ``velocity(x, t, condition)``.
-            x: State at ``t_start``, shape (*batch, *event).
-            t_start: As in ``integrate``.
-            t_end: As in ``integrate``.
-            condition: As in ``integrate``.
+        """States from ``t_start`` to ``t_end``, both included; arguments as for ``integrate``.
 
         Returns:
             Flow times, shape (P, *time), and states, shape (P, *batch, *event); P is the number of steps plus one
@@ -82,7 +65,7 @@ class Solver(abc.ABC):
         """
 
 
-def line_up_times(x: Tensor, t_start: Tensor | float, t_end: Tensor | float) -> tuple[Tensor, Tensor]:
+def line_up_times(x: Tensor, t_start: Time, t_end: Time) -> tuple[Tensor, Tensor]:
     """Start and end times as tensors of one shape that is a prefix of the shape of x.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowmatch_rl.checks import check_range
 from flowmatch_rl.shapes import append_dims
 from flowmatch_rl.solvers.base import Solver, line_up_times
-from flowmatch_rl.types import Velocity
+from flowmatch_rl.types import Time, Velocity
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,7 @@ class FixedStepSolver(Solver, abc.ABC):
         """
 
     def integrate(
-        self,
-        velocity: Velocity,
-        x: Tensor,
-        t_start: Tensor | float,
-        t_end: Tensor | float,
-        condition: Tensor | None = None,
+        self, velocity: Velocity, x: Tensor, t_start: Time, t_end: Time, condition: Tensor | None = None
     ) -> Tensor:
         """State at ``t_end`` of the solution that passes through ``x`` at ``t_start``, shape of x."""
         state = x
@@ -69,19 +64,14 @@ class FixedStepSolver(Solver, abc.ABC):
         return state
 
     def trajectory(
-        self,
-        velocity: Velocity,
-        x: Tensor,
-        t_start: Tensor | float,
-        t_end: Tensor | float,
-        condition: Tensor | None = None,
+        self, velocity: Velocity, x: Tensor, t_start: Time, t_end: Time, condition: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """All states from ``t_start`` to ``t_end``, both included: num_steps + 1 times and states."""
         times, states = zip(*self._walk(velocity, x, t_start, t_end, condition), strict=True)
         return torch.stack(times), torch.stack(states)
 
     def _walk(
-        self, velocity: Velocity, x: Tensor, t_start: Tensor | float, t_end: Tensor | float, condition: Tensor | None
+        self, velocity: Velocity, x: Tensor, t_start: Time, t_end: Time, condition: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         start, end = line_up_times(x, t_start, t_end)
         dt = (end - start) / self.num_steps

@@ -47,11 +47,10 @@ def replay(noises: Tensor, row: int | slice = slice(None)) -> Draw:
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
 def test_samples_with_times_of_their_own_are_those_of_a_loop(sampler: Sampler) -> None:
     x, condition, noises = normal(6, 2, seed=1), normal(6, 2, seed=2), normal(200, 6, 2, seed=3)
-    together = sampler.sample(model(), x, STARTS, ENDS, condition, replay(noises))
+    together = sampler.sample(model().at(condition), x, STARTS, ENDS, replay(noises))
     for i in range(6):
-        alone = sampler.sample(
-            model(), x[i : i + 1], STARTS[i].item(), ENDS[i].item(), condition[i : i + 1], replay(noises, i)
-        )
+        field = model().at(condition[i : i + 1])
+        alone = sampler.sample(field, x[i : i + 1], STARTS[i].item(), ENDS[i].item(), replay(noises, i))
         torch.testing.assert_close(together[i], alone[0], rtol=1e-9, atol=1e-9)
 
 
@@ -60,31 +59,31 @@ def test_samples_with_times_of_their_own_are_those_of_a_loop(sampler: Sampler) -
 @pytest.mark.parametrize("sampler", FEW_STEPS, ids=repr)
 def test_that_holds_on_every_path_from_a_common_start(sampler: Sampler, schedule: Schedule) -> None:
     x, noises, field = normal(6, 2, seed=1), normal(4, 6, 2, seed=3), model(schedule, "data")
-    together = sampler.sample(field, x, 0.2, ENDS, None, replay(noises))
+    together = sampler.sample(field, x, 0.2, ENDS, replay(noises))
     for i in range(6):
-        alone = sampler.sample(field, x[i : i + 1], 0.2, ENDS[i].item(), None, replay(noises, i))
+        alone = sampler.sample(field, x[i : i + 1], 0.2, ENDS[i].item(), replay(noises, i))
         torch.testing.assert_close(together[i], alone[0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("sampler", FEW_STEPS, ids=repr)
 def test_particles_share_the_time_of_their_sample(sampler: Sampler) -> None:
     x, noises = normal(6, 5, 2, seed=1), normal(4, 6, 5, 2, seed=3)
-    together = sampler.sample(model(), x, STARTS, ENDS, None, replay(noises))
+    together = sampler.sample(model(), x, STARTS, ENDS, replay(noises))
     for i in range(6):
-        alone = sampler.sample(model(), x[i], STARTS[i].item(), ENDS[i].item(), None, replay(noises, i))
+        alone = sampler.sample(model(), x[i], STARTS[i].item(), ENDS[i].item(), replay(noises, i))
         torch.testing.assert_close(together[i], alone, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("sampler", FEW_STEPS, ids=repr)
 def test_a_trajectory_has_one_row_of_times_per_point(sampler: Sampler) -> None:
     x, noises = normal(6, 2, seed=1), normal(4, 6, 2, seed=3)
-    times, points = sampler.trajectory(model(), x, STARTS, ENDS, None, replay(noises))
+    times, points = sampler.trajectory(model(), x, STARTS, ENDS, replay(noises))
     assert times.shape == (len(points), 6)
     assert points.shape == (len(times), 6, 2)
     torch.testing.assert_close(times[0], STARTS)
     torch.testing.assert_close(times[-1], ENDS)
     assert torch.equal(points[0], x)
-    assert torch.equal(points[-1], sampler.sample(model(), x, STARTS, ENDS, None, replay(noises)))
+    assert torch.equal(points[-1], sampler.sample(model(), x, STARTS, ENDS, replay(noises)))
 
 
 @each_value
@@ -93,14 +92,14 @@ def test_a_trajectory_has_one_row_of_times_per_point(sampler: Sampler) -> None:
 @pytest.mark.parametrize("sampler", [OdeSampler(Euler(4)), OdeSampler(Midpoint(3)), DdimSampler(4)], ids=repr)
 def test_no_way_to_go_leads_nowhere(sampler: Sampler, t: float | Tensor, schedule: Schedule) -> None:
     x = normal(6, 2, seed=1)
-    end = sampler.sample(model(schedule, "data"), x, t, t, None, silent)
+    end = sampler.sample(model(schedule, "data"), x, t, t, silent)
     torch.testing.assert_close(end, x, rtol=1e-12, atol=1e-12)
 
 
 def test_an_adaptive_solver_goes_nowhere_either() -> None:
     x = normal(6, 2, seed=1)
     sampler = OdeSampler(AdaptiveSolver())
-    end = sampler.sample(model(), x, STARTS, STARTS, None, silent)
+    end = sampler.sample(model(), x, STARTS, STARTS, silent)
     torch.testing.assert_close(end, x, rtol=1e-12, atol=1e-12)
 
 
@@ -109,4 +108,4 @@ def test_an_adaptive_solver_goes_nowhere_either() -> None:
 @pytest.mark.parametrize("wrong", [torch.full((5,), 0.9), torch.full((2,), 0.9)])
 def test_times_that_do_not_fit_the_samples_are_refused(sampler: Sampler, wrong: Tensor) -> None:
     with pytest.raises(ValueError, match=r"prefix|shape"):
-        sampler.sample(model(), normal(6, 2, seed=1), 0.1, wrong.double(), None, torch.randn_like)
+        sampler.sample(model(), normal(6, 2, seed=1), 0.1, wrong.double(), torch.randn_like)

@@ -30,7 +30,7 @@ def distance(sampler: Sampler, schedule: Schedule, prediction: Prediction) -> fl
     """W1 between samples of the exact model and the law at the end; on the line it is that of sorted points."""
     t_start, t_end = ends(schedule)
     start = law(schedule, t_start).quantiles(COUNT)[:, None]
-    samples = sampler.sample(exact_model(schedule, prediction), start, t_start, t_end, None, seeded(1))
+    samples = sampler.sample(exact_model(schedule, prediction), start, t_start, t_end, seeded(1))
     assert samples.shape == start.shape
     return (samples[:, 0].sort().values - law(schedule, t_end).quantiles(COUNT)).abs().mean().item()
 
@@ -57,7 +57,7 @@ def test_whatever_the_model_predicts_the_samples_are_the_same(sampler: Sampler, 
     t_start, t_end = ends(schedule)
     start = law(schedule, t_start).quantiles(7)[:, None]
     by_velocity, *others = (
-        sampler.sample(exact_model(schedule, prediction), start, t_start, t_end, None, seeded(1))
+        sampler.sample(exact_model(schedule, prediction), start, t_start, t_end, seeded(1))
         for prediction in PREDICTIONS
     )
     for samples in others:
@@ -69,11 +69,11 @@ def test_whatever_the_model_predicts_the_samples_are_the_same(sampler: Sampler, 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
 def test_a_trajectory_begins_and_ends_where_sampling_does(sampler: Sampler, batch: tuple[int, ...]) -> None:
     model, start = exact_model(LinearSchedule()), normal(*batch, 1, seed=1)
-    times, points = sampler.trajectory(model, start, 0.1, 0.9, None, seeded(2))
+    times, points = sampler.trajectory(model, start, 0.1, 0.9, seeded(2))
     assert times.dim() == 1
     assert points.shape == (len(times), *batch, 1)
     assert torch.equal(points[0], start)
-    assert torch.equal(points[-1], sampler.sample(model, start, 0.1, 0.9, None, seeded(2)))
+    assert torch.equal(points[-1], sampler.sample(model, start, 0.1, 0.9, seeded(2)))
     torch.testing.assert_close(times, torch.linspace(0.1, 0.9, len(times), dtype=F64))
     assert len(times) > 1
 
@@ -84,13 +84,13 @@ def test_a_trajectory_begins_and_ends_where_sampling_does(sampler: Sampler, batc
 def test_a_deterministic_sampler_never_asks_for_noise(sampler: Sampler) -> None:
     assert not sampler.needs_normal_source
     model, start = exact_model(LinearSchedule()), normal(3, 1, seed=1)
-    sampler.sample(model, start, 0.1, 0.9, None, silent)
-    sampler.trajectory(model, start, 0.1, 0.9, None, silent)
+    sampler.sample(model, start, 0.1, 0.9, silent)
+    sampler.trajectory(model, start, 0.1, 0.9, silent)
 
 
 @pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s.needs_normal_source], ids=repr)
 def test_a_stochastic_sampler_spreads_points_that_start_together(sampler: Sampler) -> None:
-    samples = sampler.sample(exact_model(LinearSchedule()), torch.zeros(50, 1, dtype=F64), 0.01, 0.99, None, seeded(1))
+    samples = sampler.sample(exact_model(LinearSchedule()), torch.zeros(50, 1, dtype=F64), 0.01, 0.99, seeded(1))
     assert samples.std() > 0.3
 
 
@@ -107,7 +107,8 @@ def test_the_model_is_asked_with_the_condition_within_the_interval(sampler: Samp
         return predict(x, t, context)
 
     model = Field(AffinePath(), predict, "velocity", average_velocity)
-    samples = sampler.sample(model, normal(3, 2, seed=1, dtype=torch.float32), 0.05, 0.95, condition, seeded(1))
+    start = normal(3, 2, seed=1, dtype=torch.float32)
+    samples = sampler.sample(model.at(condition), start, 0.05, 0.95, seeded(1))
     assert samples.dtype == torch.float32
     assert samples.shape == (3, 2)
     assert asked
@@ -119,7 +120,7 @@ def test_the_same_sampler_takes_another_number_of_steps(sampler: Sampler) -> Non
     other = sampler.with_steps(3)
     assert other is not None
     assert other.steps == 3
-    times, _ = other.trajectory(exact_model(LinearSchedule()), normal(2, 1, seed=1), 0.1, 0.9, None, seeded(2))
+    times, _ = other.trajectory(exact_model(LinearSchedule()), normal(2, 1, seed=1), 0.1, 0.9, seeded(2))
     assert len(times) == 4
     assert sampler.steps is not None
     assert other.with_steps(sampler.steps) == sampler  # nothing else has changed

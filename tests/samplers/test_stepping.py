@@ -30,14 +30,14 @@ def posterior(schedule: Schedule, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_without_noise_the_stochastic_equation_is_that_of_the_flow(prediction: Prediction, schedule: Schedule) -> None:
     model, x = exact_model(schedule, prediction), normal(5, 1, seed=1)
-    flow = OdeSampler(Euler(9)).sample(model, x, 0.2, 0.9, None, silent)
-    torch.testing.assert_close(SdeSampler(9, 0.0).sample(model, x, 0.2, 0.9, None, silent), flow)
+    flow = OdeSampler(Euler(9)).sample(model, x, 0.2, 0.9, silent)
+    torch.testing.assert_close(SdeSampler(9, 0.0).sample(model, x, 0.2, 0.9, silent), flow)
 
 
 def test_without_noise_it_starts_even_where_the_path_has_no_data() -> None:
     model, x = exact_model(LinearSchedule()), normal(5, 1, seed=1)
-    flow = OdeSampler(Euler(9)).sample(model, x, 0.0, 1.0, None, silent)
-    torch.testing.assert_close(SdeSampler(9, 0.0).sample(model, x, 0.0, 1.0, None, silent), flow)
+    flow = OdeSampler(Euler(9)).sample(model, x, 0.0, 1.0, silent)
+    torch.testing.assert_close(SdeSampler(9, 0.0).sample(model, x, 0.0, 1.0, silent), flow)
 
 
 @each_value
@@ -47,7 +47,7 @@ def test_a_stochastic_step_is_that_of_euler_and_maruyama(schedule: Schedule, noi
     x, z, t, dt = normal(5, 1, seed=1), normal(5, 1, seed=2), 0.5, 1e-3
     time = torch.tensor(t, dtype=F64)
     sampler = SdeSampler(1, noise_scale)
-    found = sampler.sample(exact_model(schedule), x, t, t + dt, None, lambda like: z)
+    found = sampler.sample(exact_model(schedule), x, t, t + dt, lambda like: z)
     x_0, x_1 = posterior(schedule, x, t)
     alpha, sigma = schedule.alpha(time), schedule.sigma(time)
     d_alpha, d_sigma = schedule.d_alpha(time), schedule.d_sigma(time)
@@ -63,7 +63,7 @@ def test_a_stochastic_step_is_that_of_euler_and_maruyama(schedule: Schedule, noi
 def test_where_noise_would_overshoot_less_is_added(schedule: Schedule, t: float, noise_scale: float) -> None:
     """At the start of a path without data the diffusion is unbounded; the step is that of a smaller one."""
     x, z, dt = normal(5, 1, seed=1), normal(5, 1, seed=2), 0.05
-    found = SdeSampler(1, noise_scale).sample(exact_model(schedule), x, t, t + dt, None, lambda like: z)
+    found = SdeSampler(1, noise_scale).sample(exact_model(schedule), x, t, t + dt, lambda like: z)
     x_0, x_1 = posterior(schedule, x, t)
     time = torch.tensor(t, dtype=F64)
     sigma = schedule.sigma(time)
@@ -77,7 +77,7 @@ def test_where_noise_would_overshoot_less_is_added(schedule: Schedule, t: float,
 @pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule()], ids=repr)
 def test_few_stochastic_steps_still_match_the_mixture(schedule: Schedule, noise_scale: float, num_steps: int) -> None:
     start = law(schedule, 1e-3).quantiles(1500)[:, None]
-    samples = SdeSampler(num_steps, noise_scale).sample(exact_model(schedule), start, 1e-3, 0.999, None, seeded(1))
+    samples = SdeSampler(num_steps, noise_scale).sample(exact_model(schedule), start, 1e-3, 0.999, seeded(1))
     assert (samples[:, 0].sort().values - law(schedule, 0.999).quantiles(1500)).abs().mean() < 0.1
 
 
@@ -86,8 +86,8 @@ def test_few_stochastic_steps_still_match_the_mixture(schedule: Schedule, noise_
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_on_straight_paths_the_deterministic_ddim_is_euler(prediction: Prediction, schedule: Schedule) -> None:
     model, x = exact_model(schedule, prediction), normal(5, 1, seed=1)
-    one = DdimSampler(8).sample(model, x, 0.1, 0.9, None, silent)
-    other = OdeSampler(Euler(8)).sample(exact_model(schedule), x, 0.1, 0.9, None, silent)
+    one = DdimSampler(8).sample(model, x, 0.1, 0.9, silent)
+    other = OdeSampler(Euler(8)).sample(exact_model(schedule), x, 0.1, 0.9, silent)
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
@@ -96,10 +96,10 @@ def test_one_ddim_step_is_exact_where_the_prediction_is_constant(schedule: Sched
     """All data in one point: the flow shrinks toward it in proportion to the noise."""
     path, point, x = AffinePath(schedule), normal(1, 3, seed=1).expand(4, 3), normal(4, 3, seed=2)
     before, after = torch.tensor(0.2, dtype=F64), torch.tensor(0.9, dtype=F64)
-    found = DdimSampler(1).sample(Field(path, lambda x, t, c: point, "data"), x, 0.2, 0.9, None, silent)
+    found = DdimSampler(1).sample(Field(path, lambda x, t, c: point, "data"), x, 0.2, 0.9, silent)
     shrunk = schedule.sigma(after) / schedule.sigma(before) * (x - schedule.alpha(before) * point)
     torch.testing.assert_close(found, schedule.alpha(after) * point + shrunk)
-    many = DdimSampler(13).sample(Field(path, lambda x, t, c: point, "data"), x, 0.2, 0.9, None, silent)
+    many = DdimSampler(13).sample(Field(path, lambda x, t, c: point, "data"), x, 0.2, 0.9, silent)
     torch.testing.assert_close(many, found)
 
 
@@ -109,7 +109,7 @@ def test_one_ddim_step_is_exact_where_the_prediction_is_constant(schedule: Sched
 def test_with_fresh_noise_ddim_takes_the_ancestral_step_of_ddpm(prediction: Prediction, schedule: Schedule) -> None:
     """Ho et al.'s formulas in their letters, where alpha_bar is the square of ours."""
     x, z, t, after = normal(5, 1, seed=1), normal(5, 1, seed=2), 0.6, 0.63
-    found = DdimSampler(1, 1.0).sample(exact_model(schedule, prediction), x, t, after, None, lambda like: z)
+    found = DdimSampler(1, 1.0).sample(exact_model(schedule, prediction), x, t, after, lambda like: z)
     noise, _ = posterior(schedule, x, t)
     alpha_bar, alpha_bar_before = (schedule.alpha(torch.tensor(time, dtype=F64)) ** 2 for time in (t, after))
     alpha = alpha_bar / alpha_bar_before
@@ -126,7 +126,7 @@ def test_clipped_data_takes_the_posterior_step_of_ddpm(prediction: Prediction, s
     """Ho et al.'s mean of the posterior given clipped data, in their letters."""
     x, z, t, after = 3.0 * normal(50, 1, seed=1), normal(50, 1, seed=2), 0.6, 0.63
     sampler = DdimSampler(1, 1.0, data_limit=0.7)
-    found = sampler.sample(exact_model(schedule, prediction), x, t, after, None, lambda like: z)
+    found = sampler.sample(exact_model(schedule, prediction), x, t, after, lambda like: z)
     _, data = posterior(schedule, x, t)
     clipped = data.clamp(-0.7, 0.7)
     assert 0.1 < float((clipped != data).double().mean()) < 1.0
@@ -142,15 +142,15 @@ def test_clipped_data_takes_the_posterior_step_of_ddpm(prediction: Prediction, s
 
 def test_data_within_the_limit_is_left_alone() -> None:
     model, x = exact_model(CosineSchedule()), normal(4, 1, seed=1)
-    plain = DdimSampler(6).sample(model, x, 0.1, 0.9, None, silent)
-    torch.testing.assert_close(DdimSampler(6, data_limit=1e3).sample(model, x, 0.1, 0.9, None, silent), plain)
+    plain = DdimSampler(6).sample(model, x, 0.1, 0.9, silent)
+    torch.testing.assert_close(DdimSampler(6, data_limit=1e3).sample(model, x, 0.1, 0.9, silent), plain)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_a_ddim_step_adds_the_stated_share_of_fresh_noise(eta: float) -> None:
     """Song et al.'s generalised step in their letters, where alpha is the square of ours."""
     schedule, x, z, t, after = VariancePreservingSchedule(), normal(5, 1, seed=1), normal(5, 1, seed=2), 0.6, 0.63
-    found = DdimSampler(1, eta).sample(exact_model(schedule), x, t, after, None, lambda like: z)
+    found = DdimSampler(1, eta).sample(exact_model(schedule), x, t, after, lambda like: z)
     noise, data = posterior(schedule, x, t)
     alpha, alpha_before = (schedule.alpha(torch.tensor(time, dtype=F64)) ** 2 for time in (t, after))
     fresh = eta * ((1.0 - alpha_before) / (1.0 - alpha)).sqrt() * (1.0 - alpha / alpha_before).sqrt()
@@ -167,7 +167,7 @@ def test_a_ddim_step_keeps_the_amount_of_noise(schedule: Schedule, eta: float) -
     noise, fresh = (side.reshape(-1, 1) for side in torch.meshgrid(signs, signs, indexing="ij"))
     before, after = (schedule.sigma(torch.tensor(t, dtype=F64)) for t in (0.3, 0.5))
     model = Field(AffinePath(schedule), lambda x, t, c: torch.zeros_like(x), "data")
-    found = DdimSampler(1, eta).sample(model, before * noise, 0.3, 0.5, None, lambda like: fresh)
+    found = DdimSampler(1, eta).sample(model, before * noise, 0.3, 0.5, lambda like: fresh)
     torch.testing.assert_close(found.square().mean(), after.square())
 
 
@@ -183,14 +183,14 @@ def test_an_average_velocity_lands_on_the_flow_in_one_step() -> None:
 
     model = Field(AffinePath(), refuse, "velocity", average_velocity)
     for num_steps in (1, 2, 7):
-        end = AverageVelocitySampler(num_steps).sample(model, x, 0.1, 0.9, None, silent)
+        end = AverageVelocitySampler(num_steps).sample(model, x, 0.1, 0.9, silent)
         torch.testing.assert_close(end, x @ torch.linalg.matrix_exp(0.8 * matrix).T)
 
 
 def test_a_model_without_average_velocities_is_refused() -> None:
     model = Field(AffinePath(), lambda x, t, c: x)
     with pytest.raises(ValueError, match="MeanFlow"):
-        AverageVelocitySampler().sample(model, normal(3, 2, seed=1), 0.0, 1.0, None, silent)
+        AverageVelocitySampler().sample(model, normal(3, 2, seed=1), 0.0, 1.0, silent)
 
 
 def test_each_sampler_says_what_it_needs() -> None:
