@@ -24,7 +24,6 @@ ACTIVATIONS = {
 class FlowNetwork(nn.Module, abc.ABC):
     """A network ``network(x, t, condition, duration)``; condition and duration are optional."""
 
-    @abc.abstractmethod
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
         """Velocity at x, or its average over the interval that begins there.
 
@@ -41,6 +40,7 @@ class FlowNetwork(nn.Module, abc.ABC):
         Raises:
             ValueError: If a shape does not fit, or the network takes no duration.
         """
+        return self.bind(condition)(x, t, None, duration)
 
     @abc.abstractmethod
     def bind(self, condition: Tensor | None) -> Callable[..., Tensor]:

@@ -120,10 +120,6 @@ class FilmUNet(FlowNetwork):
                 nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.to_velocity.bias)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
-        """Velocity at x, or its average over the interval that begins there; see ``FlowNetwork``."""
-        return self.bind(condition)(x, t, None, duration)
-
     def bind(self, condition: Tensor | None) -> Callable[..., Tensor]:
         """The field at a fixed condition, whose features are computed once; see ``FlowNetwork``."""
         check_presence(condition, self.film_of_condition is not None)

@@ -105,28 +105,19 @@ class VelocityNetwork(FlowNetwork):
         """Linear maps of the residual blocks."""
         return [layer for layer in self.blocks if isinstance(layer, nn.Linear)]
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
-        """Velocity at x, or its average over the interval that begins there; see ``FlowNetwork``."""
-        return self._from_features(x, t, self._condition_features(condition, x), duration)
-
     def bind(self, condition: Tensor | None) -> Callable[..., Tensor]:
         """The field at a fixed condition, whose features are computed once; see ``FlowNetwork``."""
         check_presence(condition, self.from_condition is not None)
         features = None if condition is None or self.from_condition is None else self.from_condition(condition)
 
         def velocity(x: Tensor, t: Tensor, _: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
+            if condition is not None:
+                check_shared_batch(condition, x)
             return self._from_features(x, t, features, duration)
 
         return velocity
 
-    def _condition_features(self, condition: Tensor | None, x: Tensor) -> Tensor | None:
-        check_presence(condition, self.from_condition is not None)
-        if condition is None or self.from_condition is None:
-            return None
-        check_shared_batch(condition, x)
-        return self.from_condition(condition)
-
-    def _from_features(self, x: Tensor, t: Tensor, features: Tensor | None, duration: Tensor | None = None) -> Tensor:
+    def _from_features(self, x: Tensor, t: Tensor, features: Tensor | None, duration: Tensor | None) -> Tensor:
         shared = self.from_time(self.embed_time(append_dims(t, like=x[..., 0])))
         if self.from_duration is not None:
             length = torch.zeros_like(t) if duration is None else duration

@@ -1,7 +1,7 @@
 from flowmatch_rl.paths.affine import AffinePath
 from flowmatch_rl.paths.field import Field, guided
 from flowmatch_rl.paths.gaussian import GaussianPath, gaussian_velocity
-from flowmatch_rl.paths.mixture import GaussianMixture
+from flowmatch_rl.paths.mixture import GaussianMixture, Mixture
 from flowmatch_rl.paths.points import PathPoints
 from flowmatch_rl.paths.preconditioner import Preconditioner
 from flowmatch_rl.paths.schedules import (
@@ -35,6 +35,7 @@ __all__ = [
     "KumaraswamyTime",
     "LinearSchedule",
     "LogitNormalTime",
+    "Mixture",
     "MixtureSource",
     "NoSquash",
     "PathPoints",

@@ -140,7 +140,7 @@ def test_density_and_flux_at_every_flow_time_solve_the_bellman_equation(process,
 
     def flux(mixture: FullGaussianMixture) -> Tensor:
         points = _rows(x, mixture)
-        return mixture.marginal_log_prob(path, points, time).exp()[..., None] * mixture.velocity(path, points, time)
+        return mixture.marginal_log_prob(path, points, time).exp()[..., None] * mixture.field(path)(points, time, None)
 
     now, first = (process.occupancy(state, action, policy, g) for g in (0.9, 0.0))
     for value in (density, flux):
@@ -183,7 +183,7 @@ def test_exact_velocity_is_that_of_the_mixture_for_any_batch(process, policy) ->
     x, condition = seeded(2, 3, process.noise_dim, seed=3), torch.cat([state, action], dim=-1)
     mixture = process.occupancy(state, action, policy, 0.9)
     for t in (torch.tensor(0.3, dtype=F64), torch.tensor([0.3, 0.8], dtype=F64), torch.rand(2, 3, dtype=F64)):
-        wanted = mixture.velocity(AffinePath(CosineSchedule()), x, t)
+        wanted = mixture.field(AffinePath(CosineSchedule()))(x, t, None)
         torch.testing.assert_close(velocity(x, t, condition), wanted, rtol=1e-12, atol=1e-12)
         single = velocity(x.float(), t.float(), condition.float())
         assert single.dtype == torch.float32

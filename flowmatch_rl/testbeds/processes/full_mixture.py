@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowmatch_rl.paths import AffinePath
-from flowmatch_rl.shapes import append_dims, check_shape
+from flowmatch_rl.paths import AffinePath, Mixture
+from flowmatch_rl.shapes import check_shape
 
 
 @dataclass(frozen=True)
-class FullGaussianMixture:
+class FullGaussianMixture(Mixture):
     """A batch of mixtures of J normals in D dimensions that differ in their means only.
 
     Covariances are given by their principal axes, so that those along a path need no further matrix factorisation:
@@ -29,7 +29,6 @@ class FullGaussianMixture:
         ValueError: If the shapes do not fit.
     """
 
-    weights: Tensor
     means: Tensor
     axes: Tensor
     variances: Tensor
@@ -63,53 +62,20 @@ class FullGaussianMixture:
             Samples, shape (*batch, D).
         """
         check_shape("uniform", uniform, tuple(z.shape[:-1]))
-        bounds = self.weights.cumsum(0)
-        part = torch.searchsorted(bounds, uniform.to(bounds).contiguous()).clamp_max(len(bounds) - 1)
+        part = self._components(uniform)
         means = self._means_for(z).expand(*z.shape[:-1], *self.means.shape[-2:])
         mean = means.gather(-2, part[..., None, None].expand(*part.shape, 1, z.shape[-1])).squeeze(-2)
         return mean + torch.einsum("...de,...e->...d", self.axes[part], self.variances[part].sqrt() * z)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density in nats, shape (*batch), at points of shape (*batch, D)."""
-        one = x.new_ones(x.shape[:-1])
-        return torch.logsumexp(self._log_terms(x, one, torch.zeros_like(one))[0], dim=-1)
-
-    def marginal_log_prob(self, path: AffinePath, x_t: Tensor, t: Tensor) -> Tensor:
-        """Log-density of x_t on the path from standard normal noise to the mixture.
-
-        Args:
-            path: The path.
-            x_t: Points, shape (*batch, D).
-            t: Flow time in [0, 1], its shape a prefix of the batch shape.
-
-        Returns:
-            Log-density in nats, shape (*batch).
-        """
-        return torch.logsumexp(self._log_terms(x_t, *_coefficients(path, x_t, t))[0], dim=-1)
-
     def posterior_means(self, path: AffinePath, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """E[x_0 | x_t] and E[x_1 | x_t].
-
-        Args:
-            path: The path.
-            x_t: Points, shape (*batch, D).
-            t: Flow time in [0, 1], its shape a prefix of the batch shape.
-
-        Returns:
-            Posterior means of noise and of data, both of shape (*batch, D).
-        """
-        alpha, sigma = _coefficients(path, x_t, t)
+        """E[x_0 | x_t] and E[x_1 | x_t], both of shape (*batch, D)."""
+        alpha, sigma = self._coefficients(path, x_t, t)
         log_terms, offset, variance = self._log_terms(x_t, alpha, sigma)
         weights = torch.softmax(log_terms, dim=-1)
         scaled = weights[..., None] * offset / variance
         x_0 = sigma[..., None] * torch.einsum("jde,...je->...d", self.axes, scaled)
         x_1 = alpha[..., None] * torch.einsum("jde,...je->...d", self.axes, scaled * self.variances)
         return x_0, x_1 + (weights[..., None] * self._means_for(x_t)).sum(-2)
-
-    def velocity(self, path: AffinePath, x_t: Tensor, t: Tensor) -> Tensor:
-        """Exact marginal velocity of the path, shape (*batch, D); arguments as for ``posterior_means``."""
-        x_0, x_1 = self.posterior_means(path, x_t, t)
-        return path.conditional_velocity(x_0, x_1, t)
 
     def _means_for(self, x: Tensor) -> Tensor:
         """Means with unit dimensions in the place of the batch dimensions that only x has."""
@@ -128,8 +94,3 @@ class FullGaussianMixture:
         offset = torch.einsum("jde,...jd->...je", self.axes, x[..., None, :] - alpha * self._means_for(x))
         half = 0.5 * (offset.square() / variance + torch.log(2.0 * math.pi * variance)).sum(-1)
         return self.weights.log() - half, offset, variance
-
-
-def _coefficients(path: AffinePath, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    t = append_dims(t, like=x_t[..., 0]).to(x_t).expand(x_t.shape[:-1])
-    return path.schedule.alpha(t), path.schedule.sigma(t)

@@ -147,7 +147,7 @@ class LinearGaussianProcess(Process):
             first = self.next_mean(condition[..., :dim].to(x), condition[..., dim:].to(x)).reshape(-1, dim)
             times = append_dims(t, like=x[..., 0]).expand(x.shape[:-1]).reshape(-1)
             chunks = zip(first.split(rows), x.reshape(-1, dim).split(rows), times.split(rows), strict=True)
-            velocities = [parts.mixture(mean).velocity(path, point, time) for mean, point, time in chunks]
+            velocities = [parts.mixture(mean).field(path)(point, time, None) for mean, point, time in chunks]
             return torch.cat(velocities).reshape(x.shape)
 
         return exact
