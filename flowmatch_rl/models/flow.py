@@ -17,6 +17,9 @@ from flowmatch_rl.samplers import Draw, Sampler
 from flowmatch_rl.solvers import Divergence, ExactDivergence, Midpoint, Solver, log_likelihood
 from flowmatch_rl.types import Prediction
 
+_LARGEST_COEFFICIENT = 1e12
+"""A coefficient above this is a division by what should be zero."""
+
 
 @dataclass(frozen=True)
 class Likelihood:
@@ -297,9 +300,10 @@ class Flow(nn.Module):
     def _check(self) -> None:
         if self.prediction == "score" and not self.source.is_standard_normal:
             raise UserError(f"a model that predicts scores needs the source N(0, I), got {self.source}")
-        t = torch.tensor(self.interval)
+        # The limits as float32 rounds them; in float64 what should be zero is at most a rounding error of 1e-16.
+        t = torch.tensor(self.interval).double()
         needed = [*self.path.conversion(t, self.prediction, "velocity"), self.path.schedule.d_sigma(t)]
-        if not all(bool(torch.isfinite(values).all()) for values in needed):
+        if not all(bool((values.abs() < _LARGEST_COEFFICIENT).all()) for values in needed):
             raise UserError(
                 f"the prediction {self.prediction} leaves the velocity undefined at a limit of {self.path.schedule}; "
                 f"t_min must be above {self.t_min}, such as 0.001"

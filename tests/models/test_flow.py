@@ -19,6 +19,7 @@ from flowmatch_rl.paths import (
     GaussianSource,
     LinearSchedule,
     PathPoints,
+    Schedule,
     Source,
     UniformSource,
     VarianceExplodingSchedule,
@@ -384,6 +385,7 @@ def test_scores_are_refused_where_the_source_is_not_standard_normal(source: Sour
     ("prediction", "schedule"),
     [
         ("data", LinearSchedule()),
+        ("data", CosineSchedule()),
         ("noise", LinearSchedule()),
         ("score", LinearSchedule()),
         ("velocity", VariancePreservingSchedule()),
@@ -395,3 +397,10 @@ def test_a_prediction_that_leaves_the_velocity_undefined_at_a_limit_is_refused(p
     with pytest.raises(UserError, match=rf"the prediction {prediction} .* t_min must be above 0\.0"):
         Flow(network, AffinePath(schedule), prediction=prediction)
     Flow(network, AffinePath(schedule), prediction=prediction, t_min=1e-3)
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule()], ids=repr)
+def test_a_limit_is_refused_that_float32_rounds_to_one_where_the_velocity_is_undefined(schedule: Schedule) -> None:
+    network = exact_flow(LinearSchedule()).network
+    with pytest.raises(UserError, match="the prediction data .* t_min must be above 1e-09"):
+        Flow(network, AffinePath(schedule), prediction="data", t_min=1e-9)
