@@ -402,5 +402,5 @@ def test_a_prediction_that_leaves_the_velocity_undefined_at_a_limit_is_refused(p
 @pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule()], ids=repr)
 def test_a_limit_is_refused_that_float32_rounds_to_one_where_the_velocity_is_undefined(schedule: Schedule) -> None:
     network = exact_flow(LinearSchedule()).network
-    with pytest.raises(UserError, match="the prediction data .* t_min must be above 1e-09"):
+    with pytest.raises(UserError, match=r"the prediction data .* t_min must be above 1e-09"):
         Flow(network, AffinePath(schedule), prediction="data", t_min=1e-9)
