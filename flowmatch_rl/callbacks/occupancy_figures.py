@@ -15,7 +15,6 @@ from flowmatch_rl.figures import (
     draw_future_marginals,
     draw_future_states,
     draw_values,
-    escape,
     horizon,
     plane_of,
     subject,
@@ -62,7 +61,7 @@ class OccupancyFigures(Callback):
         if not (self.enabled and writes_files(trainer)) or batch_idx or dataloader_idx:
             return
         module: Any = pl_module
-        model, rollouts, label = module.model, read_rollouts(batch), escape(data_label(trainer))
+        model, rollouts, label = module.model, read_rollouts(batch), data_label(trainer)
         title = f"{label}: future states" if label else "future states"
         sample = sample_futures(model, rollouts, self.num_states, self.num_samples)
         plane = plane_of(sample, _walls(trainer))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.figures.frames import flow_frames
     from flowmatch_rl.figures.learning import draw_learning_curve, draw_loss_curve
     from flowmatch_rl.figures.occupancy_marginals import draw_future_marginals
-    from flowmatch_rl.figures.occupancy_parts import escape, horizon, subject
+    from flowmatch_rl.figures.occupancy_parts import horizon, subject
     from flowmatch_rl.figures.occupancy_plane import draw_future_states, plane_of
     from flowmatch_rl.figures.occupancy_values import draw_values
     from flowmatch_rl.figures.policy import draw_policy
@@ -40,7 +40,6 @@ __all__ = [
     "draw_steps",
     "draw_trajectories",
     "draw_values",
-    "escape",
     "flow_frames",
     "horizon",
     "plane_of",

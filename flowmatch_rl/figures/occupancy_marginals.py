@@ -11,7 +11,7 @@ from torch import Tensor
 from flowmatch_rl.evaluation import FutureSample
 from flowmatch_rl.evaluation.view import view_of
 from flowmatch_rl.figures.clouds import count_outside, edges_of, hide_repeats, outline, scatter
-from flowmatch_rl.figures.occupancy_parts import escape, frame_around, horizon, mark_source, remark_on_cut
+from flowmatch_rl.figures.occupancy_parts import frame_around, horizon, mark_source, remark_on_cut
 from flowmatch_rl.figures.style import BLUE, ORANGE, RED, new_figure, tidy
 from flowmatch_rl.schema import TableSchema
 
@@ -92,7 +92,7 @@ def _draw_entry(axes: Axes, state: _State, entry: int) -> None:
     outside = count_outside(modelled[:, None], frame)
     axes.set_title(f"modelled{outside}" if outside else "", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    tidy(axes, escape(state.schema.columns[entry]))
+    tidy(axes, state.schema.columns[entry])
 
 
 def _draw_projections(panels: list[Axes], state: _State) -> None:

@@ -11,11 +11,6 @@ _NEARLY_ALL = 0.995
 _ROOM = 0.25
 
 
-def escape(text: str) -> str:
-    """Text that is drawn as it is: two dollar signs would be read as mathematics."""
-    return text.replace("$", r"\$")
-
-
 def horizon(discount: float, separator: str = ", ") -> str:
     """A discount and its horizon ``1 / (1 - discount)``, in steps."""
     return f"discount {discount:.4g}{separator}horizon {1.0 / (1.0 - discount):.3g} steps"

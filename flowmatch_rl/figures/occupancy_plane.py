@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowmatch_rl.evaluation import FutureSample
 from flowmatch_rl.figures.clouds import count_outside, edges_of, fit, height_for, hide_repeats
-from flowmatch_rl.figures.occupancy_parts import escape, frame_around, horizon, mark_source, remark_on_cut
+from flowmatch_rl.figures.occupancy_parts import frame_around, horizon, mark_source, remark_on_cut
 from flowmatch_rl.figures.style import new_figure, tidy
 
 _CELLS = 40
@@ -58,7 +58,7 @@ def plane_of(sample: FutureSample, walls: Tensor | None) -> Plane | None:
         entries = (0, 1)
     else:
         return None
-    return Plane(entries, (escape(columns[entries[0]]), escape(columns[entries[1]])), boxes)
+    return Plane(entries, (columns[entries[0]], columns[entries[1]]), boxes)
 
 
 def draw_future_states(sample: FutureSample, plane: Plane, title: str) -> Figure:

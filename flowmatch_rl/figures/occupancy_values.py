@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from flowmatch_rl.evaluation import ValueComparison
 from flowmatch_rl.evaluation.view import limits
-from flowmatch_rl.figures.occupancy_parts import escape, remark_on_cut
+from flowmatch_rl.figures.occupancy_parts import remark_on_cut
 from flowmatch_rl.figures.style import BLUE, GREY, new_figure, tidy
 
 _PER_ROW = 3
@@ -59,5 +59,5 @@ def _draw_value(axes: Axes, value: ValueComparison) -> None:
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     axes.set_box_aspect(1)
-    axes.set_title(escape(value.name), fontsize=10)
+    axes.set_title(value.name, fontsize=10)
     tidy(axes, "value by one roll-out" if x_error is None else "mean value by roll-outs")

@@ -4,13 +4,33 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
 FLOW_COLORS = "viridis"
 VALUE_COLORS = "Blues"
+
+
+class PlainFigure(Figure):
+    """A figure whose text is drawn as it is.
+
+    Names of columns, classes, methods and tasks come from users, and two dollar signs would be read as mathematics.
+    Only the numbers of axes that are not linear are: they are powers.
+    """
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw everything."""
+        for text in self.findobj(Text):
+            text.set_parse_math(False)  # pyright: ignore[reportAttributeAccessIssue] - of a Text
+        for axes in self.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                for label in axis.get_ticklabels(which="both"):
+                    label.set_parse_math(axis.get_scale() != "linear")
+        super().draw(renderer)
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
@@ -21,7 +41,7 @@ def new_figure(width: float, height: float, title: str) -> Figure:
         height: Inches.
         title: Title above all panels.
     """
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    figure = PlainFigure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12)
     return figure

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +87,23 @@ def test_tables_of_every_shape_are_drawn(tmp_path: Path, dim: int, kind: str, mo
     schema = table(dim, kind)
     data = SimpleNamespace(label="some data")
     assert draw(tmp_path, tiny_flow(schema), held_out(schema), figures(), datamodule=data) == ALWAYS | more
+
+
+@pytest.mark.parametrize(("dim", "kind"), [(1, "class"), (2, "number"), (3, "class")])
+def test_names_with_dollars_are_drawn(tmp_path: Path, dim: int, kind: str) -> None:
+    bad = r"$\bad{$"
+    plain = table(dim, kind)
+    schema = dataclasses.replace(
+        plain,
+        columns=tuple(f"{bad}{i}" for i in range(dim)),
+        condition_columns=(bad,) * len(plain.condition_columns),
+        class_columns=(bad,) * len(plain.class_columns),
+        classes=tuple(tuple(f"$^{level}^$" for level in levels) for levels in plain.classes),
+    )
+    held, data = held_out(plain), SimpleNamespace(label="$_$")
+    drawn = draw(tmp_path, tiny_flow(schema), held, figures(video="gif", max_side=64), datamodule=data)
+    assert drawn == ALWAYS | ({"field.png"} if dim == 2 else set())
+    assert (tmp_path / "videos" / "flow.gif").exists()
 
 
 def test_a_solver_that_chooses_its_steps_has_no_figure_of_them(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.evaluation import FutureSample, sample_futures, sample_values
 from flowmatch_rl.evaluation.futures import observed_fraction
-from flowmatch_rl.figures import draw_future_marginals, draw_future_states, draw_values, escape, plane_of
+from flowmatch_rl.figures import draw_future_marginals, draw_future_states, draw_values, plane_of
 from flowmatch_rl.figures.occupancy_parts import frame_around
 from flowmatch_rl.figures.occupancy_plane import Plane, fractions
 from flowmatch_rl.models import Horizon
@@ -262,9 +262,8 @@ def test_entries_that_are_left_out_are_counted() -> None:
     assert "left" not in draw_future_marginals(future_sample(("a", "b", "c")), "t").get_suptitle()
 
 
-def test_names_with_dollars_are_drawn_as_they_are(tmp_path: Path) -> None:
+def test_names_with_dollars_are_drawn(tmp_path: Path) -> None:
     names = (r"$\bad{$", "cost_$^{$")
-    assert escape(names[0]) == r"\$\bad{\$"
     rewards = {r"$\bad{$": LinearReward((names[0],), (1.0,))}
     wanted = {"future_states.png", "values.png"}
     assert draw(tmp_path / "two", model(table(*names), rewards=rewards), batch(2)) == wanted

@@ -290,6 +290,12 @@ def test_names_are_shown_as_they_are_written(tmp_path: Path) -> None:
     assert name not in text
 
 
+def test_names_that_look_like_mathematics_are_drawn(tmp_path: Path) -> None:
+    make_comparison(tmp_path, {r"$\bad{$": {"$^$": [10.0, 9.0], "$_$": [3.0, 2.0]}}, {r"$\bad{$": [0.0, 10.0]})
+    outcome = report(tmp_path)
+    assert outcome.code == 0, outcome.err
+
+
 def model(**settings: Any) -> str:
     init = {"observation_dim": 3, "temperature": 1.0} | settings
     return yaml.safe_dump({"seed_everything": 0, "model": {"class_path": "rooms.SomeModel", "init_args": init}})
