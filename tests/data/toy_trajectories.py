@@ -26,7 +26,7 @@ COLUMNS = ("trajectory", "time")
 
 def action_at(trajectory: Tensor, time: Tensor) -> Tensor:
     """The action taken at a time of a trajectory, shape (*batch, 1)."""
-    return (0.05 * trajectory + 0.01 * time)[..., None] - 0.9
+    return (0.05 * trajectory + 0.01 * time)[..., None] % 1.9 - 0.9
 
 
 def trajectory_rows(trajectories: list[tuple[int, End]], embedding_dim: int = 0, next_action: bool = False):

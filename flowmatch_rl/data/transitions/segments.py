@@ -21,13 +21,11 @@ from flowmatch_rl.batches import (
 )
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.data.transitions.store import TransitionStore
+from flowmatch_rl.data.transitions.time_limits import ENDLESS, draw_time_limits
 from flowmatch_rl.testbeds import geometric_steps
 
 MOST_UNOBSERVED = 0.05
-"""Fraction of an occupancy that may lie beyond the end of a trajectory its states are drawn from."""
-
-_ENDLESS = 2**31
-"""Steps of a trajectory that stays in its terminal state."""
+"""Fraction of an occupancy that may lie beyond the time limit of a trajectory its states are drawn from."""
 
 
 class RowSampler(Sampler):
@@ -127,7 +125,7 @@ class SegmentReader:
             batch["discount"] = self._needs.future_discounts(uniform[0].float())
             remaining = self._remaining_steps(rows)
             # A terminal state is never left. Where a trajectory is cut, the distribution is too.
-            observed = remaining.masked_fill(self._terminates[rows], _ENDLESS)
+            observed = remaining.masked_fill(self._terminates[rows], ENDLESS)
             steps = torch.minimum(geometric_steps(uniform[1], batch["discount"], observed), remaining)
             batch["future"] = self._transitions.get(NEXT_OBSERVATION)[rows + steps - 1]
         return batch
@@ -167,6 +165,8 @@ class SegmentReader:
     def _usable(self, store: TransitionStore) -> tuple[Tensor, Tensor, Tensor]:
         """Remaining steps of the trajectory of each row.
 
+        Rows are used or not by their distance to the time limit of their trajectory, not by what followed.
+
         Returns:
             Steps to its last state with what is needed, whether it ends in a terminal state, both of shape (N,), and
             the rows that have such a state.
@@ -174,17 +174,22 @@ class SegmentReader:
         end = store.transitions.get(DONE).reshape(-1).clone()
         end[-1] = True
         ends = end.nonzero().reshape(-1)
-        row = torch.arange(len(end))
-        own_end = ends[torch.searchsorted(ends, row)]
-        remaining = own_end - row + 1
-        terminal = store.transitions.get(TERMINATED).reshape(-1)[own_end]
+        length = ends.diff(prepend=torch.tensor([-1]))
+        terminal = store.transitions.get(TERMINATED).reshape(-1)[ends]
+        uniform = torch.rand(len(ends), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        limit = draw_time_limits(length, terminal, uniform)
         if self._needs.next_action and not self._known:
-            remaining = remaining - (~terminal).long()  # the action after a truncation is not in the data
-        usable = remaining >= 1
+            limit -= 1  # the action after a truncation is not in the data
+        terminal &= length <= limit
+        row = torch.arange(len(end))
+        own = torch.searchsorted(ends, row)
+        time = row - (ends - length + 1)[own]
+        left = limit[own] - time
+        usable = left >= 1
         if self._needs.future_discounts is not None:
             highest = self._needs.future_discounts(torch.ones(1)).double()
-            usable &= terminal | (highest**remaining <= MOST_UNOBSERVED)
-        return remaining, terminal, usable.nonzero().reshape(-1)
+            usable &= highest**left <= MOST_UNOBSERVED
+        return torch.minimum(length, limit)[own] - time, terminal[own], usable.nonzero().reshape(-1)
 
     def _check(self, store: TransitionStore) -> None:
         needs, info = self._needs, store.info
