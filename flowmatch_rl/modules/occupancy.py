@@ -16,7 +16,7 @@ from flowmatch_rl.modules.occupancy_checks import check_policy, check_rewards
 from flowmatch_rl.modules.settings import FlowOptimizer
 from flowmatch_rl.nets import Architecture, EmaSettings, FilmUNetArchitecture, ema_copy
 from flowmatch_rl.objectives import TD2CFM, BackupNoise, OccupancyObjective
-from flowmatch_rl.paths import AffinePath, TimeDistribution, UniformTime
+from flowmatch_rl.paths import AffinePath
 from flowmatch_rl.samplers import OdeSampler, Sampler
 from flowmatch_rl.schema import ActionBounds, TableSchema
 from flowmatch_rl.solvers import Midpoint
@@ -46,7 +46,6 @@ class OccupancyModule(FlowTraining[Occupancy]):
         num_steps: Steps n of the direct term, at least 1; more than 1 needs data of the modelled policy itself, which
             name the member of a family that acted.
         columns: Entries of the state to model; all if None.
-        time_distribution: Distribution of the flow times.
         t_min: Flow times lie in [t_min, 1 - t_min]; in [0, 0.5).
         sampler: How future states are made, deterministic.
         likelihood: How the log-likelihood is computed.
@@ -77,7 +76,6 @@ class OccupancyModule(FlowTraining[Occupancy]):
         horizon: Horizon = Horizon(),
         num_steps: int = 1,
         columns: list[str] | None = None,
-        time_distribution: TimeDistribution = UniformTime(),
         t_min: float = 0.0,
         sampler: Sampler = OdeSampler(Midpoint(num_steps=10)),
         likelihood: Likelihood = Likelihood(Midpoint(num_steps=20)),
@@ -91,7 +89,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
             raise UserError("expected the schema of the data, got None")
         check_range("[1, inf)", num_steps=num_steps)
         self.save_hyperparameters()
-        self.objective, self.num_steps, self.time_distribution = objective, num_steps, time_distribution
+        self.objective, self.num_steps = objective, num_steps
         self.rewards, self.tests, self.optimizer, self.ema = rewards or {}, tests, optimizer, ema
         embedding_dim = embedding_dim if policy is None else policy.embedding_dim
         inputs = OccupancyInputs(schema, action_dim, embedding_dim, horizon, columns)
@@ -156,7 +154,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
         direct, start, fresh = torch.randn(3, *state.shape, device=state.device)
         uniform = torch.rand(3, len(state), device=state.device)
         first, last = self.flow.interval
-        times = first + (last - first) * self.time_distribution.quantile(uniform[:2])
+        times = first + (last - first) * self.objective.time_distribution.quantile(uniform[:2])
         return BackupNoise(direct, start, fresh, times[0], times[1], uniform[2])
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from flowmatch_rl.paths import Field
+from flowmatch_rl.paths import Field, TimeDistribution, UniformTime
 from flowmatch_rl.samplers import DdimSampler, OdeSampler, Sampler
 from flowmatch_rl.shapes import check_same_shape, check_shape
 from flowmatch_rl.solvers import Midpoint, Solver
@@ -66,6 +66,7 @@ class OccupancyObjective(abc.ABC):
         mixing: ``stratified`` evaluates both terms for every sample and weighs them; ``bernoulli`` evaluates one per
             sample, picked with the probability of its weight: the same expected gradient, with more variance.
         reduction: Whether squared errors are summed over dimensions or averaged.
+        time_distribution: Distribution of the flow times.
 
     Reference:
         Farebrother et al., Temporal Difference Flows, arXiv:2503.09817.
@@ -79,6 +80,7 @@ class OccupancyObjective(abc.ABC):
 
     mixing: Literal["stratified", "bernoulli"] = "stratified"
     reduction: Literal["sum", "mean"] = "sum"
+    time_distribution: TimeDistribution = UniformTime()
 
     @abc.abstractmethod
     def bootstrap(

@@ -51,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "Monte Carlo": {"objective": MonteCarloCFM(), "horizon": Horizon(0.9, first_state="current")},
     "many horizons": {"objective": TD2CFM(solver=FEW), "horizon": Horizon(0.9, 0.5, consistency=0.5)},
     "several steps": {"objective": TD2CFM(solver=FEW), "num_steps": 3, "horizon": Horizon(0.9, first_state="current")},
-    "columns": {"objective": TD2CFM(solver=FEW), "columns": ["speed", "x"], "time_distribution": LogitNormalTime()},
+    "columns": {"objective": TD2CFM(solver=FEW, time_distribution=LogitNormalTime()), "columns": ["speed", "x"]},
     "film": {
         "objective": TD2CFM(solver=FEW),
         "network": FilmUNetArchitecture(
