@@ -7,7 +7,8 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.models.flow import Flow, Likelihood
 from flowmatch_rl.models.noise import draw_normal
 from flowmatch_rl.models.occupancy_inputs import OccupancyInputs
-from flowmatch_rl.planning import RewardOfState, ValueEstimate, estimate_value
+from flowmatch_rl.nets import TerminationNetwork
+from flowmatch_rl.planning import RewardOfState, ValueEstimate, estimate_value, terminal_fraction
 from flowmatch_rl.samplers import Sampler
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.shapes import check_shape
@@ -17,7 +18,8 @@ from flowmatch_rl.types import Policy
 class Occupancy(nn.Module):
     """Where a policy will be: its discounted future states, given a state and an action.
 
-    The state after k + 1 steps has the weight ``(1 - discount) discount^k``.
+    The state after k + 1 steps has the weight ``(1 - discount) discount^k``. A model of many horizons also knows which
+    states are terminal, since from a future state of one horizon another one resumes, unless it is terminal.
 
     Args:
         flow: Flow of standardised states on the conditions of ``inputs``.
@@ -45,6 +47,7 @@ class Occupancy(nn.Module):
             )
         self.flow, self.inputs, self.horizon = flow, inputs, inputs.horizon
         self.sampler, self.likelihood, self.policy = sampler, likelihood, policy
+        self.termination = None if self.horizon.min_discount is None else TerminationNetwork(inputs.sample_dim)
 
     @property
     def device(self) -> torch.device:
@@ -107,6 +110,25 @@ class Occupancy(nn.Module):
         """K future states of each state, shape (*batch, K, D), for noise (*batch, K, D); see ``planning.Futures``."""
         source = (part[..., None, :] for part in (observation, action, embedding))
         return self.sample(noise, *source, discount=discount)
+
+    @torch.no_grad()
+    def terminal_probability(self, futures: Tensor, discount: Tensor | float) -> Tensor:
+        """Probability that future states are terminal.
+
+        Args:
+            futures: Future states in the units of the environment, shape (*batch, D).
+            discount: Discount that they were drawn with, shape (*batch) or a number.
+
+        Returns:
+            Probabilities, shape (*batch).
+
+        Raises:
+            UserError: If the model has a single horizon.
+        """
+        if self.termination is None:
+            raise UserError("a model of a single horizon does not know which states are terminal; give it min_discount")
+        arriving = self.termination.probability((futures - self.inputs.shift) / self.inputs.scale)
+        return terminal_fraction(arriving, discount)
 
     def log_prob(
         self,

@@ -124,12 +124,23 @@ class OccupancyModule(FlowTraining[Occupancy]):
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of a batch."""
-        direct, bootstrap = self.loss(read_segment(batch), batch.get("discount"))
+        segment = read_segment(batch)
+        direct, bootstrap = self.loss(segment, batch.get("discount"))
         loss = (direct + bootstrap).mean()
         self.means.add(
             {"train/loss": loss, "train/loss/direct": direct.mean(), "train/loss/bootstrap": bootstrap.mean()}
         )
-        return loss
+        if self.model.termination is None:
+            return loss
+        arrival = self.model.inputs.standardise(segment.arrivals[:, 0])
+        termination = self.model.termination.loss(arrival, segment.terminated[:, 0]).mean()
+        self.means.add({"train/loss/termination": termination})
+        return loss + termination
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW on the flow's network, and on the classifier of terminal states where there is one."""
+        termination = self.model.termination
+        return self.optimizer.build([*self.flow.parameters(), *(termination.parameters() if termination else ())])
 
     def loss(self, segment: Segment, discount: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Direct and bootstrapped term of the loss, each of shape (B,).

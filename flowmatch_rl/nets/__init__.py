@@ -4,6 +4,7 @@ from flowmatch_rl.nets.ema import EmaSettings, ema_copy, update_ema, warmed_up_d
 from flowmatch_rl.nets.embeddings import SinusoidalEmbedding
 from flowmatch_rl.nets.film_unet import FilmUNet, FilmUNetArchitecture
 from flowmatch_rl.nets.gaussian import GaussianArchitecture, GaussianNetwork
+from flowmatch_rl.nets.termination import TerminationNetwork
 from flowmatch_rl.nets.value_heads import CategoricalHead, QuantileHead, ScalarHead, ValueHead
 from flowmatch_rl.nets.velocity import VelocityArchitecture, VelocityNetwork
 from flowmatch_rl.objectives import ValueReduction
@@ -23,6 +24,7 @@ __all__ = [
     "QuantileHead",
     "ScalarHead",
     "SinusoidalEmbedding",
+    "TerminationNetwork",
     "ValueHead",
     "ValueReduction",
     "VelocityArchitecture",

@@ -1,11 +1,11 @@
 from flowmatch_rl.objectives.backups import (
     FirstState,
     backup_weights,
-    choose_horizon,
     choose_state,
     discounts_between,
     horizon_weights,
     include_current_state,
+    resumes_far,
 )
 from flowmatch_rl.objectives.bellman import (
     ValueReduction,
@@ -75,7 +75,6 @@ __all__ = [
     "backup_weights",
     "bellman_map",
     "categorical_loss",
-    "choose_horizon",
     "choose_state",
     "critic_loss",
     "discounts_between",
@@ -86,6 +85,7 @@ __all__ = [
     "projected_probabilities",
     "quantile_loss",
     "reduced_distribution",
+    "resumes_far",
     "soft_policy_loss",
     "temperature_loss",
 ]

@@ -87,7 +87,8 @@ def horizon_weights(discount: Tensor, shorter: Tensor) -> tuple[Tensor, Tensor, 
     """Weights of the horizon-consistency backup, which reaches a long horizon through a shorter one.
 
     ``m_g = (1-g) P + g (1-g)/(1-b) m_b(.|S', A') + g (g-b)/(1-b) m_g(.|S+, A+)`` for ``b <= g``, where S+ is drawn from
-    ``m_b(.|S', A')`` and A+ from the policy at S+. It holds for the occupancy of arrival states.
+    ``m_b(.|S', A')`` and A+ from the policy at S+. It holds for the occupancy of arrival states. Where S+ is terminal,
+    the occupancy there is that state.
 
     Args:
         discount: The discount g, in [0, 1), shape (B,).
@@ -108,22 +109,19 @@ def horizon_weights(discount: Tensor, shorter: Tensor) -> tuple[Tensor, Tensor, 
     return 1.0 - discount, discount * fraction, discount * (1.0 - fraction)
 
 
-def choose_horizon(near: Tensor, far: Tensor, discount: Tensor, shorter: Tensor, uniform: Tensor) -> Tensor:
-    """One of the two occupancies of a horizon-consistency backup, with the probability of its weight.
+def resumes_far(discount: Tensor, shorter: Tensor, uniform: Tensor) -> Tensor:
+    """Which of the two occupancies of a horizon-consistency backup is chosen, with the probability of its weight.
 
     Args:
-        near: Condition of the shorter occupancy at (S', A'), shape (B, C).
-        far: Condition of the occupancy at (S+, A+), shape (B, C).
         discount: The discount, in [0, 1), shape (B,).
         shorter: The shorter discount, in [0, discount], shape (B,).
         uniform: Uniform noise in [0, 1), shape (B,).
 
     Returns:
-        Conditions, shape (B, C).
+        Whether it is the occupancy at (S+, A+), boolean, shape (B,); otherwise it is the shorter one at (S', A').
     """
     _, near_weight, far_weight = horizon_weights(discount, shorter)
-    is_near = uniform * (near_weight + far_weight) < near_weight
-    return torch.where(is_near[:, None], near, far)
+    return uniform * (near_weight + far_weight) >= near_weight
 
 
 def discounts_between(low: float, high: Tensor, uniform: Tensor) -> Tensor:

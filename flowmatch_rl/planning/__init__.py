@@ -1,5 +1,5 @@
 from flowmatch_rl.planning.candidates import Plan
-from flowmatch_rl.planning.discounts import discounts_between
+from flowmatch_rl.planning.discounts import discounts_between, terminal_fraction
 from flowmatch_rl.planning.improvement import Choice, best_single, improve
 from flowmatch_rl.planning.proposals import on_sphere, perturb
 from flowmatch_rl.planning.switching import (
@@ -13,6 +13,7 @@ from flowmatch_rl.planning.values import (
     Futures,
     MonteCarloValue,
     RewardOfState,
+    TerminalProbability,
     ValueEstimate,
     estimate_from_rewards,
     estimate_value,
@@ -26,6 +27,7 @@ __all__ = [
     "MonteCarloValue",
     "Plan",
     "RewardOfState",
+    "TerminalProbability",
     "ValueEstimate",
     "best_single",
     "discounts_between",
@@ -39,4 +41,5 @@ __all__ = [
     "switching_discounts",
     "switching_value",
     "switching_weights",
+    "terminal_fraction",
 ]

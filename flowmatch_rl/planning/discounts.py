@@ -1,4 +1,4 @@
-"""Discounts between two horizons."""
+"""Discounts between two horizons, and what they mean at terminal states."""
 
 from typing import overload
 
@@ -22,3 +22,20 @@ def discounts_between(low: float, high: float | Tensor, fraction: float | Tensor
         Discounts, of the type and shape of ``high``.
     """
     return 1.0 - (1.0 - low) ** (1.0 - fraction) * (1.0 - high) ** fraction
+
+
+def terminal_fraction(arriving: Tensor, discount: float | Tensor) -> Tensor:
+    """Probability that a draw of the discounted future states is a terminal state, given where it lies.
+
+    A terminal state takes all the weight that is still to be given when it is arrived in, another state the fraction
+    ``1 - discount`` of it. With probability h that an arrival there is terminal, the fraction is
+    ``h / (h + (1 - h) (1 - discount))``: h itself where states are always terminal or never.
+
+    Args:
+        arriving: Probability h that an arrival where the draw lies is terminal, shape (*batch).
+        discount: Discount of the draws, in [0, 1), a number or of shape (*batch).
+
+    Returns:
+        Probabilities, shape (*batch).
+    """
+    return arriving / (arriving + (1.0 - arriving) * (1.0 - discount))

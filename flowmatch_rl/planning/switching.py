@@ -6,6 +6,7 @@ horizon, and the state at the switch is again a draw from them, from which the n
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from flowmatch_rl.planning.values import (
     Act,
     Futures,
     RewardOfState,
+    TerminalProbability,
     ValueEstimate,
     check_discount,
     draw_futures,
@@ -85,6 +87,7 @@ def switching_value(
     reward: RewardOfState,
     discount: float,
     betas: Sequence[float],
+    terminal: TerminalProbability | None = None,
 ) -> ValueEstimate:
     """Value of an action followed by a geometric switching policy.
 
@@ -99,6 +102,7 @@ def switching_value(
         reward: Reward of states, paid on arrival.
         discount: Discount per step of the return, in [0, 1).
         betas: Discount of each model of the chain, in [0, discount]; the last is that of the return.
+        terminal: Probability that futures are terminal; None if no state is.
 
     Returns:
         Estimates, shape (*batch).
@@ -109,7 +113,7 @@ def switching_value(
     Reference:
         Farebrother et al., arXiv:2602.19634.
     """
-    rewards = _chain_rewards(futures, act, state, action, sequence, noise, reward, discount, betas)
+    rewards = _chain_rewards(futures, act, state, action, sequence, noise, reward, discount, betas, terminal)
     return estimate_from_rewards(rewards, discount)
 
 
@@ -123,6 +127,7 @@ def improve_by_switching(
     discount: float,
     betas: Sequence[float],
     max_rows: int | None = None,
+    terminal: TerminalProbability | None = None,
 ) -> Plan:
     """At each state, the sequence of members whose switching policy has the highest value.
 
@@ -139,6 +144,7 @@ def improve_by_switching(
         discount: Discount per step of the return, in [0, 1).
         betas: Discount of each model of the chain, in [0, discount]; the last is that of the return.
         max_rows: Largest number of futures in one call, at least K; None for no limit.
+        terminal: Probability that futures are terminal; None if no state is.
 
     Returns:
         The best sequence at each state.
@@ -151,7 +157,7 @@ def improve_by_switching(
 
     def evaluate(state: Tensor, sequence: Tensor) -> tuple[Tensor, Tensor]:
         action = act(state, sequence[:, 0])
-        return action, _chain_rewards(futures, act, state, action, sequence, noise, reward, discount, betas)
+        return action, _chain_rewards(futures, act, state, action, sequence, noise, reward, discount, betas, terminal)
 
     actions, rewards = evaluate_candidates(evaluate, states, sequences, 2, noise.shape[1], max_rows)
     return best_plan(actions, rewards, discount)
@@ -167,8 +173,12 @@ def _chain_rewards(
     reward: RewardOfState,
     discount: float,
     betas: Sequence[float],
+    terminal: TerminalProbability | None,
 ) -> Tensor:
-    """Rewards of K independent chains, each the weighted sum of those of its members, shape (*batch, K)."""
+    """Rewards of K independent chains, each the weighted sum of those of its members, shape (*batch, K).
+
+    A chain that may have ended counts for both cases, each with its probability.
+    """
     weights, batch = switching_weights(discount, betas), tuple(state.shape[:-1])
     _check_chain_noise(noise, len(betas))
     check_shape("noise", noise, (*noise.shape[:2], state.shape[-1]))
@@ -177,11 +187,16 @@ def _chain_rewards(
     members = sequence[..., None, :, :].expand(*batch, noise.shape[1], *sequence.shape[-2:]).movedim(-2, 0)
     # The first link draws K futures of one state, the later ones a single future of each of the K.
     reached = draw_futures(futures, rows[0], state, action, sequence[..., 0, :], betas[0])
-    total = weights[0] * reward_of(reward, reached)
-    for row, member, beta, weight in zip(rows[1:], members[1:], betas[1:], weights[1:], strict=True):
+    earned = reward_of(reward, reached)
+    total, going, left = weights[0] * earned, 1.0, 1.0 - weights[0]
+    for row, member, (last_beta, beta), weight in zip(rows[1:], members[1:], pairwise(betas), weights[1:], strict=True):
+        if terminal is not None:
+            ended = going * terminal(reached, last_beta)
+            total, going = total + ended * left * earned, going - ended
         action = act(reached, member)
         reached = draw_futures(futures, row[..., None, :], reached, action, member, beta)[..., 0, :]
-        total = total + weight * reward_of(reward, reached)
+        earned = reward_of(reward, reached)
+        total, left = total + going * weight * earned, left - weight
     return total
 
 

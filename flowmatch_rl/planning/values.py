@@ -27,6 +27,10 @@ RewardOfState: TypeAlias = Callable[[Tensor], Tensor]
 """Maps states (*batch, D) in the units of the environment to rewards (*batch)."""
 
 
+TerminalProbability: TypeAlias = Callable[[Tensor, float], Tensor]
+"""Probability (*batch) that future states (*batch, D), drawn with a discount, are terminal and thus never left."""
+
+
 @dataclass(frozen=True)
 class ValueEstimate:
     """Values with their standard errors.

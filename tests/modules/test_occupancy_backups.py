@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.batches import read_segment
-from flowmatch_rl.models import Horizon
+from flowmatch_rl.models import Flow, Horizon
 from flowmatch_rl.modules import OccupancyModule
+from flowmatch_rl.nets import TerminationNetwork
 from flowmatch_rl.objectives import (
     TD2CFM,
     Backup,
@@ -20,7 +21,7 @@ from flowmatch_rl.objectives import (
     horizon_weights,
 )
 from flowmatch_rl.schema import TableSchema
-from flowmatch_rl.testbeds import MazeGoalPolicy
+from flowmatch_rl.testbeds import LinearPolicy, MazeGoalPolicy
 from tests.modules.occupancy_toys import PLANE, PLANE_POLICY, occupancy, segments
 
 Teach = Callable[..., Backup]
@@ -274,3 +275,50 @@ def test_a_model_states_what_its_backups_need(
     assert (needs.future_discounts is not None) == needs_futures
     if needs.future_discounts is not None:
         torch.testing.assert_close(needs.future_discounts(torch.tensor([0.0, 1.0])), torch.tensor([0.5, 0.9]))
+
+
+class KnownTermination(TerminationNetwork):
+    """Every arrival is terminal with the same known probability."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__(1)
+        self.known = probability
+
+    def probability(self, state: Tensor) -> Tensor:
+        return torch.full_like(state[..., 0], self.known)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_no_occupancy_resumes_in_a_terminal_state_that_a_shorter_one_drew(
+    teach: Teach, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """A counter that stops with probability p per step: its look-ahead is 1 / (1 - discount (1 - p)), here 5.814."""
+    ends, size = 0.08, 100_000
+    counter = TableSchema(("count",), (0.0,), (1.0,))
+    policy = LinearPolicy(gain=[[0.0]])
+    module = occupancy(counter, 1, policy=policy, horizon=Horizon(0.9, 0.6, consistency=share))
+    module.model.termination = KnownTermination(ends)
+
+    def exact(self: Flow, noise: Tensor, sampler: Any, condition: Tensor) -> Tensor:
+        going = condition[:, 2:3] * (1.0 - ends)
+        return condition[:, :1] + 1.0 + (torch.special.ndtr(-noise).log() / going.log()).floor()
+
+    monkeypatch.setattr(Flow, "sample", exact)
+    start = torch.arange(size).remainder(7.0)[:, None]
+    batch = {
+        "observation": start,
+        "action": torch.zeros(size, 1),
+        "arrivals": start[:, None] + 1.0,
+        "terminated": (torch.arange(size) % 100 < 100 * ends)[:, None],
+        "length": torch.ones(size, dtype=torch.long),
+        "embedding": torch.empty(size, 0),
+        "discount": torch.full((size,), 0.9),
+    }
+    backup = teach(module, batch)
+    resumed, discount = backup.next_condition[:, 0], backup.next_condition[:, 2]
+    after = resumed - start[:, 0] + 1.0 / (1.0 - discount * (1.0 - ends))
+    ahead = backup.state_weight * (backup.state - start)[:, 0] + backup.next_weight * after
+    torch.testing.assert_close(backup.state_weight + backup.next_weight, torch.ones(size))
+    exact_mean = 1.0 / (1.0 - 0.9 * (1.0 - ends))
+    assert exact_mean == pytest.approx(5.814, abs=1e-3)
+    assert ahead.mean().item() == pytest.approx(exact_mean, abs=4.0 * ahead.std().item() / size**0.5)

@@ -7,11 +7,11 @@ from torch import Tensor
 from flowmatch_rl.objectives import (
     FirstState,
     backup_weights,
-    choose_horizon,
     choose_state,
     discounts_between,
     horizon_weights,
     include_current_state,
+    resumes_far,
 )
 from tests.combinations import each_pair
 from tests.oracles import F64, uniform
@@ -152,13 +152,9 @@ def test_bad_shapes_are_refused() -> None:
 def test_one_of_two_horizons_is_chosen_with_the_probability_of_its_weight() -> None:
     discount, shorter = torch.full((1000,), 0.9, dtype=F64), torch.full((1000,), 0.6, dtype=F64)
     even = (torch.arange(1000, dtype=F64) + 0.5) / 1000
-    near, far = torch.zeros(1000, 2, dtype=F64), torch.ones(1000, 2, dtype=F64)
-    chosen = choose_horizon(near, far, discount, shorter, even)
+    far = resumes_far(discount, shorter, even)
     _, near_weight, far_weight = horizon_weights(discount[:1], shorter[:1])
-    assert float((chosen[:, 0] == 0.0).double().mean()) == pytest.approx(
-        float(near_weight / (near_weight + far_weight))
-    )
-    assert torch.equal(chosen[:, 0], chosen[:, 1])
+    assert float(far.double().mean()) == pytest.approx(float(far_weight / (near_weight + far_weight)))
 
 
 def test_the_current_state_is_included_with_the_probability_of_its_weight() -> None:

@@ -1,9 +1,9 @@
-"""Discounts between two horizons."""
+"""Discounts between two horizons, and terminal states among draws of them."""
 
 import pytest
 import torch
 
-from flowmatch_rl.planning import discounts_between
+from flowmatch_rl.planning import discounts_between, terminal_fraction
 from tests.oracles import F64
 
 
@@ -23,3 +23,20 @@ def test_numbers_and_tensors_agree() -> None:
 def test_equal_bounds_leave_no_choice() -> None:
     high = torch.full((3,), 0.9, dtype=F64)
     torch.testing.assert_close(discounts_between(0.9, high, torch.tensor([0.0, 0.4, 1.0], dtype=F64)), high)
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.6, 0.9])
+def test_a_draw_is_terminal_as_often_as_the_weights_say(discount: float) -> None:
+    """A counter that stops with probability p per step, weighted by hand."""
+    ends = 0.08
+    step = torch.arange(400, dtype=F64)
+    reached = (discount * (1.0 - ends)) ** step  # discounted probability to be alive after as many steps
+    stopped, passed = ends * reached, (1.0 - ends) * (1.0 - discount) * reached
+    assert float((stopped + passed).sum()) == pytest.approx(1.0)
+    found = terminal_fraction(torch.full((400,), ends, dtype=F64), discount)
+    torch.testing.assert_close(found, torch.nan_to_num(stopped / (stopped + passed), nan=float(found[0])))
+
+
+def test_states_that_are_always_terminal_or_never_are_so_in_draws() -> None:
+    known = torch.tensor([0.0, 1.0], dtype=F64)
+    assert torch.equal(terminal_fraction(known, torch.tensor([0.9, 0.5], dtype=F64)), known)

@@ -1,10 +1,18 @@
+import math
 from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.planning import improve, improve_by_switching, switching_discounts, switching_value, switching_weights
+from flowmatch_rl.planning import (
+    improve,
+    improve_by_switching,
+    switching_discounts,
+    switching_value,
+    switching_weights,
+    terminal_fraction,
+)
 from tests.combinations import each_value, one_test
 from tests.oracles import F64, normal
 from tests.planning.chains import Chain, line_chain, midpoints, random_chain
@@ -113,6 +121,37 @@ def test_a_longer_horizon_is_a_mixture_of_shorter_ones_chained(beta: float) -> N
     torch.testing.assert_close(direct, long, rtol=1e-12, atol=1e-14)
     step = (1.0 - DISCOUNT) * own + DISCOUNT * own @ direct
     torch.testing.assert_close(step, long, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("betas", [(0.6, 0.9), (0.6, 0.8, 0.9), (0.0, 0.0, 0.9)], ids=str)
+def test_a_chain_that_reached_a_terminal_state_stays_there(betas: tuple[float, ...]) -> None:
+    """A counter that stops with probability p per step has the mean look-ahead 1 / (1 - discount (1 - p)), here 5.814.
+
+    Whether it has stopped is not seen: with probability p where an arrival is looked at, more often in a draw.
+    """
+    ends, side = 0.08, {2: 600, 3: 70}[len(betas)]
+    noise = torch.cartesian_prod(*[midpoints(side)] * len(betas)).T[..., None]
+
+    def futures(noise: Tensor, state: Tensor, action: Tensor, embedding: Tensor, discount: float | Tensor) -> Tensor:
+        going = discount * (1.0 - ends)
+        steps = torch.ones_like(noise) if going == 0.0 else 1.0 + (torch.log1p(-noise) / math.log(going)).floor()
+        return state[..., None, :] + steps
+
+    value = switching_value(
+        futures,
+        lambda state, member: state,
+        torch.zeros(1, dtype=F64),
+        torch.zeros(1, dtype=F64),
+        torch.zeros(len(betas), 0, dtype=F64),
+        noise,
+        lambda state: state[..., 0],
+        DISCOUNT,
+        betas,
+        lambda state, beta: terminal_fraction(torch.full_like(state[..., 0], ends), beta),
+    ).value
+    exact = 1.0 / (1.0 - DISCOUNT * (1.0 - ends))
+    assert exact == pytest.approx(5.814, abs=1e-3)
+    assert float(value) * (1.0 - DISCOUNT) == pytest.approx(exact, rel=0.01)
 
 
 def test_chains_of_draws_have_the_value_of_the_switching_process() -> None:
