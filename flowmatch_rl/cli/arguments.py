@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from flowmatch_rl.cli.names import find_class
 from flowmatch_rl.configuration import drop_replaced, read_overlay, read_yaml
 
 _FILE_OPTIONS = ("-c", "--config")
+_WORD = re.compile(r"[\w.+-]+")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def _source(words: tuple[str, ...], name: str, value: str) -> _Source:
         return _Source(words, None, read_yaml(value, name) if value.startswith("{") else read_overlay(value))
     if not name.startswith("--") or not value:
         return _Source(words, None, None)
-    overlay: Any = read_yaml(value, name) if value.startswith(("{", "[")) else value
+    # Words as YAML reads them: false and 3 replace an object as well, but name no class.
+    overlay: Any = read_yaml(value, name) if _WORD.fullmatch(value) or value.startswith(("{", "[")) else value
     option = name.removeprefix("--")
     for key in reversed(option.split(".")):
         overlay = {key: overlay}

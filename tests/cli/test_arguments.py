@@ -23,6 +23,7 @@ def made(*args: str) -> Any:
     parser.add_argument("--solver", type=Solver, default=Euler(7))
     parser.add_argument("--path", type=AffinePath, default=AffinePath(LinearSchedule(0.25)))
     parser.add_argument("--names", type=dict[str, Solver], default={})
+    parser.add_argument("--divided", type=Solver | bool | int | None, default=None)
     return read_options(parser, *compose(args))
 
 
@@ -47,6 +48,14 @@ def test_a_class_starts_from_its_own_defaults_wherever_the_old_one_was_named(tmp
     assert made("--path.schedule=VarianceExplodingSchedule")["path"].schedule == VarianceExplodingSchedule()
     assert made("--path.schedule.sigma_min=0.5")["path"].schedule == LinearSchedule(0.5)
     assert made("--source=UniformSource")["source"] == UniformSource()
+
+
+@pytest.mark.parametrize(("word", "value"), [("false", False), ("null", None), ("3", 3)])
+def test_a_value_replaces_an_object_as_a_class_does(word: str, value: Any, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.yaml", "divided: {class_path: Heun, init_args: {num_steps: 3}}\n")
+    assert made(file)["divided"] == Heun(3)
+    assert made(file, f"--divided={word}")["divided"] == value
+    assert made(file, write(tmp_path / "b.yaml", f"divided: {word}\n"))["divided"] == value
 
 
 def test_a_file_that_loses_arguments_keeps_the_others(tmp_path: Path) -> None:
