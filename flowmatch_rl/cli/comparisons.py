@@ -6,6 +6,7 @@ from pathlib import Path
 from flowmatch_rl.cli.arguments import compose
 from flowmatch_rl.cli.names import known_names
 from flowmatch_rl.cli.parser import make_parser, read_options, user_errors
+from flowmatch_rl.cli.training import check_runs
 from flowmatch_rl.experiments import comparison
 from flowmatch_rl.experiments.estimator_study import study_estimators
 from flowmatch_rl.experiments.executors import Executor, LocalExecutor
@@ -34,7 +35,7 @@ def compare(args: Sequence[str]) -> int:
     if dry_run:
         print("\n".join(comparison.list_commands(plan, Path(output))))
     else:
-        comparison.compare(plan, Path(output), executor, workers)
+        comparison.compare(plan, Path(output), executor, workers, check_runs)
     return 0
 
 

@@ -36,7 +36,7 @@ def with_hint(message: str, names: Iterable[str]) -> str:
 def _nearest(message: str, names: Iterable[str]) -> str | None:
     known = re.findall(r"'([^']+)'", message.partition("expected one of ")[2]) or sorted(set(names))
     received = re.search(r"'([^']+)'|unknown option -*(\S+)", message)
-    if received is None:
+    if received is None or re.search(r"expected \w+, got ", message):  # a value that is no name
         return None
     words = (received[1] or received[2]).partition("=")[0].split(".")
     for word in words:

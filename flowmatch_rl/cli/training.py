@@ -2,6 +2,7 @@
 
 import inspect
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from flowmatch_rl.cli.names import known_names
 from flowmatch_rl.cli.parser import CommandParser, user_errors
 from flowmatch_rl.cli.wiring import giver, run_folder, wiring
 from flowmatch_rl.configuration import DIMENSIONS, flatten
+from flowmatch_rl.experiments.plan import Job
 
 _WITH_OPTIONS = {
     Checkpoints: "checkpoints",
@@ -237,6 +239,31 @@ class FlowMatchCLI(LightningCLI):
         }
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         return RunRecord(text, parameters, config.get("seed_everything"))
+
+
+class _ModelAndData(FlowMatchCLI):
+    """Makes model and data, and checks that they fit each other; no trainer, no folder."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Check only."""
+        check_fit(self.model, self.datamodule)
+
+
+def check_runs(jobs: Iterable[Job]) -> None:
+    """Make model and data of jobs, so that a value which does not fit is named before anything runs.
+
+    Args:
+        jobs: Jobs; of each task with each method the first one is tried, unless all of them are finished.
+
+    Raises:
+        UserError: If one cannot be run.
+    """
+    first = {(job.task, job.method): job for job in reversed([job for job in jobs if not job.finished])}
+    for (task, method), job in first.items():
+        try:
+            _ModelAndData([*job.arguments, "--seed_everything=false", "--trainer.logger=false"], run=False)
+        except UserError as error:
+            raise UserError(f"method {method!r} on task {task!r}: {error}") from error
 
 
 def _read_checkpoint(path: str) -> dict[str, Any]:

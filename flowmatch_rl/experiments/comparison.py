@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,20 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from flowmatch_rl.callbacks.nesting import ParentRun
 from flowmatch_rl.checks import RunError, check_range
 from flowmatch_rl.experiments.executors import Executor, LocalExecutor
-from flowmatch_rl.experiments.plan import Plan
+from flowmatch_rl.experiments.plan import Job, Plan
 from flowmatch_rl.experiments.queue import JobQueue
 from flowmatch_rl.experiments.record import check_unchanged, read_record, write_record
 from flowmatch_rl.experiments.report import NothingToReportError, write_report
 from flowmatch_rl.files import lock_file
 
 
-def compare(plan: Plan, output: Path, executor: Executor = LocalExecutor(), workers: int | None = None) -> None:
+def compare(
+    plan: Plan,
+    output: Path,
+    executor: Executor = LocalExecutor(),
+    workers: int | None = None,
+    check: Callable[[Sequence[Job]], None] = lambda jobs: None,
+) -> None:
     """Train every method on every task with every seed, and write a report.
 
     Runs that are finished are skipped, runs that were interrupted resume from their last checkpoint.
@@ -27,9 +34,10 @@ def compare(plan: Plan, output: Path, executor: Executor = LocalExecutor(), work
         output: Folder of the comparison; a run lies in ``output/task/method/seed``.
         executor: Where the runs are made.
         workers: Runs at a time, at least 1; the executor's own number if None.
+        check: Called with the jobs before the first one is started; raises if one of them cannot be run.
 
     Raises:
-        UserError: If the plan is not what earlier runs in the folder were made with.
+        UserError: If the plan is not what earlier runs in the folder were made with, or a job cannot be run.
         RunError: If another command works in the folder, or a run failed.
         KeyboardInterrupt: If the user interrupts it.
         SIGTERMException: If the system ends it.
@@ -44,6 +52,7 @@ def compare(plan: Plan, output: Path, executor: Executor = LocalExecutor(), work
         raise RunError(f"another command works in {output}; wait until it ends, or choose another folder")
     with lock:
         check_unchanged(output, definition)
+        check(jobs)
         known = read_record(output)
         parent = ParentRun(output.name, known["parent_run"] if known else None) if plan.tracking else None
         record = write_record(output, definition, jobs, parent and parent.run_id)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from flowmatch_rl.cli import comparisons
 from flowmatch_rl.experiments import comparison, plan, report
 from tests.cli.support import default_signals
 from tests.experiments.comparisons import STAND_IN, write_names
@@ -13,6 +14,7 @@ from tests.experiments.comparisons import STAND_IN, write_names
 @pytest.fixture
 def stand_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "PROGRAM", (sys.executable, str(STAND_IN)))
+    monkeypatch.setattr(comparisons, "check_runs", lambda jobs: None)
 
 
 @pytest.fixture

@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
+from flowmatch_rl.cli import comparisons
 from flowmatch_rl.experiments import comparison, plan
 from flowmatch_rl.experiments.executors import Execution, LocalExecutor
 from flowmatch_rl.experiments.plan import Job
@@ -43,7 +45,7 @@ def test_dry_run_prints_each_command_and_touches_nothing(tmp_path: Path) -> None
     assert all(word in first for word in words), first
     assert f"-c={tmp_path / 'task.yaml'} -c={tmp_path / 'method.yaml'} --" in lines[1]
     assert "--seed_everything=1" in lines[2]
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "comparison.json").exists()
 
 
 @pytest.mark.usefixtures("stand_in_runs")
@@ -200,6 +202,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "PROGRAM", (sys.executable, str(STAND_IN)))
         patch.setattr(comparison, "write_report", write_names)
+        patch.setattr(comparisons, "check_runs", lambda jobs: None)
         assert compare(folder).code == 0
     return folder
 
@@ -275,7 +278,7 @@ def test_wrong_definition_is_refused_with_status_two(changes, words, tmp_path: P
     assert outcome.code == 2
     assert len(outcome.error_lines) <= 3
     assert all(word in outcome.err for word in words), outcome.err
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "comparison.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -377,3 +380,24 @@ def test_real_runs_lie_under_one_parent_and_go_on_after_an_interruption(tmp_path
         assert len(seconds) >= 4
         assert seconds == sorted(seconds)
     assert "pendulum" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"model.policy.t_min": 0.7}, "t_min must lie in [0, 0.5), got 0.7"),
+        ({"data.batch_sise": 3}, "data: unknown key 'batch_sise'"),
+        ({"model.estimator.num_samples": "many"}, "model.estimator.num_samples: expected int, got 'many'\n"),
+    ],
+)
+def test_a_value_of_a_method_that_does_not_fit_is_named_before_anything_runs(
+    tmp_path: Path, options: dict[str, Any], error: str
+) -> None:
+    paper = str(CONF / "actor_critic" / "presets" / "paper.yaml")
+    task = {"config": [str(CONF / "bandit" / "four_modes.yaml")], "keeps_model": True}
+    methods = {"good": {"config": [paper]}, "bad": {"config": [paper], "options": options}}
+    outcome = compare(tmp_path, tasks={"four": task}, methods=methods)
+    assert outcome.code == 2
+    assert f"method 'bad' on task 'four': {error}" in outcome.err
+    assert len(outcome.err.splitlines()) <= 3
+    assert not (tmp_path / "out" / "comparison.json").exists()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 import pytest
 
 from flowmatch_rl.checks import RunError, UserError
-from flowmatch_rl.experiments import comparison, plan
+from flowmatch_rl.experiments import comparison
 from flowmatch_rl.experiments.executors import Executor, is_free
 from flowmatch_rl.experiments.plan import Job
 from flowmatch_rl.experiments.queue import JobQueue
 from tests.cli.support import default_signals
-from tests.experiments.comparisons import STAND_IN, compare, starts, write_names
+from tests.experiments.comparisons import compare, starts, write_names
 
 pytest.importorskip("submitit", reason="the extra slurm is not installed")
 
@@ -31,9 +30,7 @@ def job(folder: Path, name: str, **options: Any) -> Job:
     return Job("swing", name, 0, place, tuple(f"--{key}={value}" for key, value in given.items()))
 
 
-@pytest.fixture(autouse=True)
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "PROGRAM", (sys.executable, str(STAND_IN)))
+pytestmark = pytest.mark.usefixtures("stand_in_runs")
 
 
 @pytest.fixture
