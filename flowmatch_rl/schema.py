@@ -15,6 +15,8 @@ from flowmatch_rl.checks import UserError
 class ActionBounds:
     """Bounds of an action in the environment's unit, which models see as [-1, 1].
 
+    An entry whose bounds are equal has one value, whatever a model says: a motor that is disabled.
+
     Attributes:
         low: Value that -1 stands for, one per entry of the action.
         high: Value that 1 stands for.
@@ -31,8 +33,8 @@ class ActionBounds:
             raise UserError(
                 f"action_low and action_high have {len(self.low)} and {len(self.high)} values, wanted as many"
             )
-        if not all(-math.inf < low < high < math.inf for low, high in zip(self.low, self.high, strict=True)):
-            raise UserError(f"action_low must lie below action_high, got {list(self.low)} and {list(self.high)}")
+        if not all(-math.inf < low <= high < math.inf for low, high in zip(self.low, self.high, strict=True)):
+            raise UserError(f"action_low must not exceed action_high, got {list(self.low)} and {list(self.high)}")
 
     @classmethod
     def unit(cls, action_dim: int) -> "ActionBounds":
@@ -40,9 +42,14 @@ class ActionBounds:
         return cls((-1.0,) * action_dim, (1.0,) * action_dim)
 
     def standardise(self, action: Tensor) -> Tensor:
-        """Actions in [-1, 1], float64, shape (*batch, A), of actions in the environment's unit."""
+        """Actions in [-1, 1], float64, shape (*batch, A), of actions in the environment's unit.
+
+        An entry with equal bounds becomes 0; infinite if it is not at them, as others leave [-1, 1] beyond theirs.
+        """
         low, high = self._tensors(action)
-        return 2.0 * (action - low) / (high - low) - 1.0
+        excess = action - low
+        fixed = torch.where(excess == 0.0, 0.0, excess * torch.inf)
+        return torch.where(low == high, fixed, 2.0 * excess / (high - low) - 1.0)
 
     def restore(self, action: Tensor) -> Tensor:
         """Actions in the environment's unit, float64, shape (*batch, A), of actions in [-1, 1]."""

@@ -20,10 +20,17 @@ def test_bounds_that_are_not_set_change_nothing() -> None:
     torch.testing.assert_close(ActionBounds.unit(4).restore(action), action)
 
 
-@pytest.mark.parametrize(("low", "high"), [((0.0,), (1.0, 2.0)), ((1.0,), (1.0,)), ((float("nan"),), (1.0,))])
+@pytest.mark.parametrize(("low", "high"), [((0.0,), (1.0, 2.0)), ((1.5,), (1.0,)), ((float("nan"),), (1.0,))])
 def test_bounds_that_do_not_fit_are_refused(low: tuple[float, ...], high: tuple[float, ...]) -> None:
     with pytest.raises(UserError, match="action_low"):
         ActionBounds(low, high)
+
+
+def test_entry_with_equal_bounds_is_zero_for_models_and_keeps_its_value() -> None:
+    bounds = ActionBounds((-2.0, 0.5), (2.0, 0.5))
+    unit = bounds.standardise(torch.tensor([[1.0, 0.5], [1.0, 0.6], [1.0, 0.4]]))
+    assert unit.tolist() == [[0.5, 0.0], [0.5, float("inf")], [0.5, -float("inf")]]
+    assert bounds.restore(torch.tensor([[0.5, 0.0], [0.5, 0.9]])).tolist() == [[1.0, 0.5], [1.0, 0.5]]
 
 
 def test_actions_of_another_dimension_are_refused() -> None:

@@ -1,6 +1,5 @@
 """Whether data and model of a run fit each other, before it begins."""
 
-import contextlib
 import functools
 import math
 
@@ -10,7 +9,8 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.data.transitions.segments import MOST_UNOBSERVED
 from flowmatch_rl.data.transitions.store import StoreInfo
-from flowmatch_rl.envs.environments import Environment, spaces_of
+from flowmatch_rl.envs.building import examine
+from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.modules import OccupancyModule
 from flowmatch_rl.modules.occupancy_checks import check_policy
 from flowmatch_rl.types import Policy
@@ -71,8 +71,8 @@ def _check_environment(environment: Environment, info: StoreInfo) -> None:
 
 def _spaces(environment: Environment) -> tuple[tuple[str, ...], int]:
     """Names of the columns of an environment, and the dimension of its actions."""
-    with contextlib.closing(environment.make(render=False)) as probe:
-        return environment.column_names(probe), spaces_of(probe, environment.label).action_dim
+    spaces, columns = examine(environment)
+    return columns, spaces.action_dim
 
 
 def _some(names: tuple[str, ...]) -> str:

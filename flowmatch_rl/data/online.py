@@ -1,6 +1,5 @@
 """Online data: a policy collects transitions into a replay buffer while it trains on them."""
 
-import contextlib
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -17,7 +16,8 @@ from flowmatch_rl.batches import DONE, NEXT_OBSERVATION, OBSERVATION, REWARD
 from flowmatch_rl.checks import RunError, UserError, check_range
 from flowmatch_rl.data.base import TEST_SEEDS, DataModule, batch_loader
 from flowmatch_rl.data.replay import Replay
-from flowmatch_rl.envs.environments import Environment, GymnasiumEnvironment, Spaces, build_environment, spaces_of
+from flowmatch_rl.envs.building import Spaces, build_environment, examine
+from flowmatch_rl.envs.environments import Environment, GymnasiumEnvironment
 from flowmatch_rl.envs.rendered import RenderedEnvironment
 from flowmatch_rl.envs.rollouts import roll_out_episodes
 from flowmatch_rl.seeds import process_seed
@@ -136,8 +136,7 @@ class OnlineData(DataModule):
         self.eval_seed = eval_seed
         self.max_episode_steps = max_episode_steps
         self.checkpoint_replay = checkpoint_replay
-        with contextlib.closing(environment.make(render=False)) as probe:
-            self.spaces: Spaces = spaces_of(probe, environment.label)
+        self.spaces: Spaces = examine(environment)[0]
         self.recent_returns: deque[float] = deque(maxlen=20)
         self._local_env_steps = 0
         self._pending_updates = 0.0
@@ -215,7 +214,7 @@ class OnlineData(DataModule):
         if self._collector is not None:
             self._collector.shutdown()
         for env in self._evaluation_envs.values():
-            env.close()
+            env.close(raise_if_closed=False)
         self._collector, self._blocks, self._evaluation_envs = None, None, {}
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,14 +3,8 @@ from typing import TYPE_CHECKING
 from flowmatch_rl.doors import lazy_exports
 
 if TYPE_CHECKING:
-    from flowmatch_rl.envs.environments import (
-        DMControlEnvironment,
-        Environment,
-        GymnasiumEnvironment,
-        Spaces,
-        build_environment,
-        spaces_of,
-    )
+    from flowmatch_rl.envs.building import Spaces, build_environment, examine, spaces_of
+    from flowmatch_rl.envs.environments import DMControlEnvironment, Environment, GymnasiumEnvironment
     from flowmatch_rl.envs.multi_step import MultiStep
     from flowmatch_rl.envs.process import ProcessEnv, ProcessEnvironment
     from flowmatch_rl.envs.rendered import RenderedEnvironment
@@ -28,6 +22,7 @@ __all__ = [
     "RenderedEnvironment",
     "Spaces",
     "build_environment",
+    "examine",
     "roll_out_episodes",
     "spaces_of",
 ]

@@ -5,29 +5,25 @@ import difflib
 import functools
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
-import torch
 from torchrl.envs import (
-    ActionScaling,
-    CatTensors,
-    Compose,
     DMControlEnv,
     DoubleToFloat,
     EnvBase,
-    GymEnv,
-    ParallelEnv,
-    RewardSum,
+    GymWrapper,
     SerialEnv,
-    StepCounter,
     TransformedEnv,
 )
 
-from flowmatch_rl.checks import UserError
+from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.envs.copies import ParallelCopies
+from flowmatch_rl.envs.guard import Guard, Guarded, in_one_line
 from flowmatch_rl.envs.rendering import choose_backend, reason_without_backend
-from flowmatch_rl.schema import ActionBounds
+from flowmatch_rl.envs.vectors import VectorObservations
 
 choose_backend()
 
@@ -88,47 +84,78 @@ class Environment(abc.ABC):
 class SimulatedEnvironment(Environment, abc.ABC):
     """An environment of a simulator, which runs one copy at a time."""
 
+    @abc.abstractmethod
+    def make_guarded(self, render: bool, reports: Path | None) -> EnvBase:
+        """As ``make``, for a process whose errors are to be written to a folder of reports."""
+
+    def make(self, render: bool) -> EnvBase:
+        """Make the bare TorchRL environment."""
+        return self.make_guarded(render, None)
+
     def make_copies(self, num_envs: int, parallel: bool) -> EnvBase:
         """Make several bare environments that are stepped together."""
-        batched = ParallelEnv if parallel else SerialEnv
-        return batched(num_envs, functools.partial(_make_float, self))
-
-    def column_names(self, env: EnvBase) -> tuple[str, ...]:
-        """Names of the entries of an observation, ``key_0``, ``key_1`` and so on for an entry ``key``."""
-        widths = {str(key): spec.shape.numel() for key, spec in _observations(env).items()}
-        return tuple(f"{key}_{place}" for key in sorted(widths) for place in range(widths[key]))
+        make = functools.partial(_make_float, self)
+        return ParallelCopies(num_envs, self.label, make) if parallel else SerialEnv(num_envs, make)
 
 
 @dataclass(frozen=True)
 class GymnasiumEnvironment(SimulatedEnvironment):
     """An environment registered with Gymnasium.
 
+    Its observations may be of any space that has a vector: boxes of one dimension, ``Discrete``, ``MultiDiscrete`` and
+    ``MultiBinary`` ones, and dictionaries and tuples of these, see ``VectorObservations``.
+
     Args:
         name: Identifier such as ``HalfCheetah-v5``; ``package:Name-v0`` imports a package first.
         options: Keyword arguments of the environment.
+        timeout_s: Seconds after which a reset or step that does not return ends the run; None for no end.
+
+    Raises:
+        UserError: If ``timeout_s`` is not positive.
     """
 
     name: str = "Pendulum-v1"
     options: dict[str, Any] = field(default_factory=dict)
+    timeout_s: float | None = field(default=300.0, repr=False)  # which changes no data, whose provenance is the repr
+
+    def __post_init__(self) -> None:
+        check_range("(0, inf)", timeout_s=self.timeout_s)
 
     @property
     def label(self) -> str:
         """Short name, for titles and run names."""
         return self.name.rpartition(":")[2].rpartition("/")[2]
 
-    def make(self, render: bool) -> EnvBase:
+    def make_guarded(self, render: bool, reports: Path | None) -> EnvBase:
         """Make the bare TorchRL environment."""
+        guard = Guard(self.label, self.timeout_s, reports)
+        env = self._made({})
+        if render:
+            view = _view(env.unwrapped)
+            env.close()
+            env = self._made(view)
+        return GymnasiumEnv(env, guard)
+
+    def _made(self, view: dict[str, str]) -> VectorObservations:
         try:
-            probe: Any = gymnasium.make(self.name, **self.options)
+            options: dict[str, Any] = {"disable_env_checker": True} | view | self.options
+            env = gymnasium.make(self.name, **options)
+            return VectorObservations(env, self.label)
+        except UserError:
+            raise
         except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
             near = difflib.get_close_matches(self.name, gymnasium.registry, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UserError(f"unknown Gymnasium environment {self.name!r}{hint} ({error})") from error
-        except (gymnasium.error.Error, ImportError, TypeError) as error:
-            raise UserError(f"Gymnasium cannot make {self.name!r} with options {self.options}: {error}") from error
-        view = _view(probe.unwrapped) if render else {}
-        probe.close()
-        return GymEnv(self.name, **(view | self.options))
+        except Exception as error:  # what the constructor of a user's class may raise
+            raise UserError(
+                f"Gymnasium cannot make {self.name!r} with options {self.options}: "
+                f"{type(error).__name__}: {in_one_line(error)}"
+            ) from error
+
+    def column_names(self, env: EnvBase) -> tuple[str, ...]:
+        """Names of the entries of an observation, ``key_0``, ``key_1`` and so on for an entry ``key``."""
+        return _raw(env).columns
 
     def frame(self, env: EnvBase) -> np.ndarray:
         """Picture of the current state of a bare environment, RGB, shape (height, width, 3), bytes."""
@@ -171,7 +198,7 @@ class DMControlEnvironment(SimulatedEnvironment):
         """Short name, for titles and run names."""
         return f"{self.domain}-{self.task}"
 
-    def make(self, render: bool) -> EnvBase:
+    def make_guarded(self, render: bool, reports: Path | None) -> EnvBase:
         """Make the bare TorchRL environment."""
         from dm_control import suite  # imported here: it takes a second, and only these tasks need it
 
@@ -183,7 +210,12 @@ class DMControlEnvironment(SimulatedEnvironment):
             raise UserError(f"unknown DeepMind Control task {self.label!r}{hint}")
         if render and (reason := reason_without_backend()):
             raise UserError(reason)
-        return DMControlEnv(self.domain, self.task)
+        return ControlSuiteEnv(self.domain, self.task, Guard(self.label, None, reports))
+
+    def column_names(self, env: EnvBase) -> tuple[str, ...]:
+        """Names of the entries of an observation, ``key_0``, ``key_1`` and so on for an entry ``key``."""
+        widths = {str(key): spec.shape.numel() for key, spec in observations_of(env).items()}
+        return tuple(f"{key}_{place}" for key in sorted(widths) for place in range(widths[key]))
 
     def frame(self, env: EnvBase) -> np.ndarray:
         """Picture of the current state of a bare environment, RGB, shape (height, width, 3), bytes."""
@@ -199,97 +231,42 @@ def _says_no_deprecation(record: logging.LogRecord) -> bool:
     return "is deprecated and will be removed" not in record.getMessage()
 
 
-@dataclass(frozen=True)
-class Spaces:
-    """Dimensions and bounds of an environment.
-
-    Attributes:
-        observation_dim: Dimension S of the observation, all entries concatenated in the order of their names.
-        action_dim: Dimension A of the action.
-        action_bounds: Bounds of the action, in the environment's unit.
-    """
-
-    observation_dim: int
-    action_dim: int
-    action_bounds: ActionBounds
-
-
-def build_environment(
-    environment: Environment, num_envs: int = 1, parallel: bool = False, render: bool = False
-) -> EnvBase:
-    """Build an environment with the transforms continuous control needs.
-
-    Observations are float32 vectors under ``observation``, actions lie in [-1, 1]. Episode return and length are kept
-    under ``episode_reward`` and ``step_count``; ``terminated`` and ``truncated`` stay apart.
+class GymnasiumEnv(Guarded, GymWrapper):
+    """A Gymnasium environment of vectors, guarded.
 
     Args:
-        environment: What to build.
-        num_envs: Copies, stepped together as a batch (num_envs,); a single one has no batch dimension.
-        parallel: One process per copy, for environments that take milliseconds per step.
-        render: Whether pictures will be wanted; single environments only.
-
-    Raises:
-        UserError: If there is no such environment, or its actions or observations are not vectors of numbers.
+        env: The environment.
+        guard: Its guard.
     """
-    single = environment.make(render)
-    spaces_of(single, environment.label)
-    observation_keys = sorted(map(str, _observations(single)))
-    base = single
-    if num_envs > 1:
-        single.close()
-        base = environment.make_copies(num_envs, parallel)
-    return TransformedEnv(
-        base,
-        Compose(
-            DoubleToFloat(),
-            ActionScaling(),  # pyright: ignore[reportCallIssue]
-            CatTensors(in_keys=observation_keys, out_key="observation", del_keys=observation_keys != ["observation"]),
-            RewardSum(),
-            StepCounter(),
-        ),
-    )
+
+    def __init__(self, env: VectorObservations, guard: Guard, **options: Any) -> None:
+        super().__init__(env, **options)
+        self.guard = guard
 
 
-def spaces_of(env: EnvBase, label: str) -> Spaces:
-    """Dimensions and bounds of a bare environment.
+class ControlSuiteEnv(Guarded, DMControlEnv):
+    """A task of the DeepMind Control Suite, guarded.
 
     Args:
-        env: Environment without transforms.
-        label: Name to use in errors.
-
-    Raises:
-        UserError: If actions are not a bounded vector of reals, or an observation is a picture or not a vector.
+        domain: Body.
+        task: Task of that body.
+        guard: Its guard.
     """
-    action = env.action_spec
-    if action.domain != "continuous" or len(action.shape) != 1:
-        raise UserError(
-            f"{label} has {action.domain} actions of shape {tuple(action.shape)}; a vector of reals is wanted"
-        )
-    box: Any = action.space
-    low, high = box.low.flatten().double(), box.high.flatten().double()
-    if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()) or float(high.abs().max()) > 1e30:
-        raise UserError(f"{label} has unbounded actions; finite bounds are wanted")
-    for key, spec in _observations(env).items():
-        if len(spec.shape) > 1 or spec.dtype == torch.uint8:
-            raise UserError(
-                f"{label} observes {key!r} of shape {tuple(spec.shape)} and type {str(spec.dtype)[6:]}, "
-                "which looks like pixels; vectors of reals are wanted"
-            )
-    return Spaces(
-        observation_dim=sum(spec.shape.numel() for spec in _observations(env).values()),
-        action_dim=action.shape[0],
-        action_bounds=ActionBounds(tuple(low.tolist()), tuple(high.tolist())),
-    )
+
+    def __init__(self, domain: str, task: str, guard: Guard) -> None:
+        super().__init__(domain, task)
+        self.guard = guard
 
 
-def _make_float(environment: Environment) -> EnvBase:
+def _make_float(environment: SimulatedEnvironment, reports: Path | None = None) -> EnvBase:
     """One of several copies. A batch whose episodes end at different times refuses numbers in double precision."""
-    return TransformedEnv(environment.make(render=False), DoubleToFloat())
+    return TransformedEnv(environment.make_guarded(render=False, reports=reports), DoubleToFloat())
 
 
 def _raw(env: EnvBase) -> Any:
     return env._env
 
 
-def _observations(env: EnvBase) -> dict[Any, Any]:
+def observations_of(env: EnvBase) -> dict[Any, Any]:
+    """Specifications of the entries of an observation of a bare environment, by name."""
     return dict(env.observation_spec.items(include_nested=True, leaves_only=True))

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from flowmatch_rl.checks import RunError
+from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.data import TransitionStore, collect_transitions
 from flowmatch_rl.envs import DMControlEnvironment, Environment, GymnasiumEnvironment
 from flowmatch_rl.types import Policy
 from tests.combinations import each_value, one_test
 from tests.data.toy_rows import assert_rows_equal
+from tests.envs.odd_environments import PREFIX
 
 FLAGS = ("terminated", "truncated", "done")
 
@@ -238,6 +239,38 @@ def test_numbers_that_are_not_finite_end_the_collection_and_name_the_row(tmp_pat
 def test_settings_that_make_no_sense_are_refused_before_anything_is_written(tmp_path, changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         collect(tmp_path / "set", **changes)
+    assert not list(tmp_path.iterdir())
+
+
+@one_test
+@pytest.mark.parametrize("num_envs", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "odd_from", "words"),
+    [
+        ("Breaks", 7, ["ZeroDivisionError", "the robot fell over"]),
+        ("VectorReward", 7, ["reward [1. 2.]"]),
+        ("WrongShape", 30, ["shape (3,)", "0 of 80 rows are written"]),
+    ],
+)
+def test_environment_that_becomes_odd_ends_the_collection_in_one_line(
+    tmp_path, name, odd_from, words, num_envs
+) -> None:
+    environment = GymnasiumEnvironment(f"{PREFIX}{name}-v0", {"odd_from": odd_from})
+    with pytest.raises(RunError) as caught:
+        collect(tmp_path / "set", 80, num_envs=num_envs, block_steps=20 // num_envs, environment=environment)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in [f"{name}-v0", *words]:
+        assert word in message, message
+    # What was written can be resumed; where nothing was, nothing is left.
+    assert [file.name for file in tmp_path.iterdir()] == (["set.partial"] if odd_from == 30 else [])
+
+
+@one_test
+@pytest.mark.parametrize("name", ["VectorReward", "NoSeed", "EmptyObservations", "OldStep", "BreaksWhenMade"])
+def test_environment_that_cannot_be_used_is_refused_before_anything_is_written(tmp_path, name) -> None:
+    with pytest.raises(UserError, match=f"{name}-v0"):
+        collect(tmp_path / "set", environment=GymnasiumEnvironment(f"{PREFIX}{name}-v0"))
     assert not list(tmp_path.iterdir())
 
 

@@ -116,7 +116,7 @@ def test_dimension_of_a_dictionary_is_that_of_all_its_entries() -> None:
 
 def test_double_precision_observations_and_rewards_become_single() -> None:
     env = build_environment(GymnasiumEnvironment("ToyCounting-v0"))
-    assert env.base_env.observation_spec["observation"].dtype == torch.float64
+    assert env.base_env.unwrapped.observation_space.dtype == np.float64
     steps = env.rollout(2)
     assert steps["observation"].dtype == steps["next", "reward"].dtype == torch.float32
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from flowmatch_rl.batches import ACTION, DONE, EMBEDDING, OBSERVATION, TRUNCATED
 from flowmatch_rl.checks import RunError, UserError, check_range
 from flowmatch_rl.data.transitions.store import StoreInfo, TransitionStore, entries_of
 from flowmatch_rl.data.transitions.writer import TransitionWriter, progress_bar
-from flowmatch_rl.envs.environments import Environment, build_environment, spaces_of
+from flowmatch_rl.envs.building import build_environment, examine
+from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.types import Policy
 
 
@@ -58,13 +60,12 @@ def collect_transitions(
 
     Raises:
         UserError: If an argument does not fit, or the folder is occupied or holds another collection.
-        RunError: If an observation, a reward or an action is not finite, or an action lies outside [-1, 1].
+        RunError: If the environment raises an error or does not return, an observation, a reward or an action is not
+            finite, or an action lies outside [-1, 1].
     """
     check_range("[1, inf)", num_transitions=num_transitions, num_envs=num_envs, block_steps=block_steps)
     acting = _Acting(policy, action_noise, random_fraction)
-    with contextlib.closing(environment.make(render=False)) as probe:
-        spaces = spaces_of(probe, environment.label)
-        columns = environment.column_names(probe)
+    spaces, columns = examine(environment)
     info = StoreInfo(
         num_transitions=num_transitions,
         columns=columns,
@@ -87,17 +88,37 @@ def collect_transitions(
     with (
         TransitionWriter(path, info) as writer,
         progress_bar(writer, environment.label, progress) as bar,
-        contextlib.closing(build_environment(environment, num_envs)) as env,
+        _built(environment, num_envs) as env,
     ):
-        blocks = _Blocks(env, num_envs, acting, _seed(seed, writer.rows_written))
-        while missing := num_transitions - writer.rows_written:
-            block = blocks.take(min(block_steps, math.ceil(missing / num_envs)))[:missing]
-            try:
-                writer.append(block)
-            except UserError as error:
-                raise RunError(f"{environment.label}: {error}") from error
-            bar.update(len(block))
+        try:
+            blocks = _Blocks(env, num_envs, acting, _seed(seed, writer.rows_written))
+            while missing := num_transitions - writer.rows_written:
+                block = blocks.take(min(block_steps, math.ceil(missing / num_envs)))[:missing]
+                _append(writer, block, environment.label)
+                bar.update(len(block))
+        except RunError as error:
+            if rows := writer.rows_written:
+                raise RunError(
+                    f"{error}; {rows} of {num_transitions} rows are written, the same command resumes after them"
+                ) from error
+            raise
         return writer.finish()
+
+
+@contextlib.contextmanager
+def _built(environment: Environment, num_envs: int) -> Iterator[EnvBase]:
+    env = build_environment(environment, num_envs)
+    try:
+        yield env
+    finally:
+        env.close(raise_if_closed=False)  # copies that were not stepped are closed
+
+
+def _append(writer: TransitionWriter, block: TensorDict, label: str) -> None:
+    try:
+        writer.append(block)
+    except UserError as error:
+        raise RunError(f"{label}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 from flowmatch_rl.batches import ACTION, DONE, EMBEDDING, NEXT_OBSERVATION, OBSERVATION, TERMINATED
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.data.transitions.store import TransitionStore
-from flowmatch_rl.envs.environments import Environment, build_environment
+from flowmatch_rl.envs.building import build_environment
+from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.envs.process import ProcessEnvironment
 from flowmatch_rl.envs.rollouts import roll_out_episodes
 from flowmatch_rl.types import Policy

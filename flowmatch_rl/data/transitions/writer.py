@@ -38,6 +38,8 @@ _STAGED = "data"
 class TransitionWriter:
     """Writes a data set block by block; a context manager that releases the folder at its end.
 
+    A folder that no row was written to is deleted then.
+
     The blocks go to ``NAME.partial`` beside the target; ``finish`` moves the complete data set to its place. A process
     killed at any moment loses no more than the block it was writing: constructing the same writer again resumes after
     ``rows_written`` rows. In ordered data the trajectory that the interruption cut is then marked as truncated.
@@ -72,6 +74,8 @@ class TransitionWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.rows_written == 0:
+            shutil.rmtree(self._partial, ignore_errors=True)
         self.close()
 
     def close(self) -> None:

@@ -1,0 +1,140 @@
+"""Environments as a run uses them: tried out, with the transforms that continuous control needs."""
+
+import contextlib
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torchrl.envs import CatTensors, Compose, DoubleToFloat, EnvBase, RewardSum, StepCounter, TransformedEnv
+
+from flowmatch_rl.checks import RunError, UserError
+from flowmatch_rl.envs.environments import Environment, observations_of
+from flowmatch_rl.envs.guard import in_one_line
+from flowmatch_rl.envs.unit_actions import UnitActions
+from flowmatch_rl.schema import ActionBounds
+
+_GYMNASIUM_WARNS = "WARN: "
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """Dimensions and bounds of an environment.
+
+    Attributes:
+        observation_dim: Dimension S of the observation, all entries concatenated in the order of their names.
+        action_dim: Dimension A of the action.
+        action_bounds: Bounds of the action, in the environment's unit.
+    """
+
+    observation_dim: int
+    action_dim: int
+    action_bounds: ActionBounds
+
+
+def build_environment(
+    environment: Environment, num_envs: int = 1, parallel: bool = False, render: bool = False
+) -> EnvBase:
+    """Build an environment with the transforms continuous control needs.
+
+    Observations are float32 vectors under ``observation``, actions lie in [-1, 1]. Episode return and length are kept
+    under ``episode_reward`` and ``step_count``; ``terminated`` and ``truncated`` stay apart.
+
+    Args:
+        environment: What to build.
+        num_envs: Copies, stepped together as a batch (num_envs,); a single one has no batch dimension.
+        parallel: One process per copy, for environments that take milliseconds per step.
+        render: Whether pictures will be wanted; single environments only.
+
+    Raises:
+        UserError: If there is no such environment, or its actions or observations are not vectors of numbers.
+    """
+    single = environment.make(render)
+    bounds = spaces_of(single, environment.label).action_bounds
+    low, high = (torch.tensor(bound, dtype=single.action_spec.dtype) for bound in (bounds.low, bounds.high))
+    observation_keys = sorted(map(str, observations_of(single)))
+    base = single
+    if num_envs > 1:
+        single.close()
+        base = environment.make_copies(num_envs, parallel)
+    return TransformedEnv(
+        base,
+        Compose(
+            DoubleToFloat(),
+            UnitActions(low, high),  # pyright: ignore[reportCallIssue]
+            CatTensors(in_keys=observation_keys, out_key="observation", del_keys=observation_keys != ["observation"]),
+            RewardSum(),
+            StepCounter(),
+        ),
+    )
+
+
+def spaces_of(env: EnvBase, label: str) -> Spaces:
+    """Dimensions and bounds of a bare environment.
+
+    Args:
+        env: Environment without transforms.
+        label: Name to use in errors.
+
+    Raises:
+        UserError: If actions are not a bounded vector of reals, or an observation is a picture or not a vector.
+    """
+    action = env.action_spec
+    if action.domain != "continuous" or len(action.shape) != 1:
+        raise UserError(
+            f"{label} has {action.domain} actions of shape {tuple(action.shape)}; a vector of reals is wanted"
+        )
+    box: Any = action.space
+    low, high = box.low.flatten().double(), box.high.flatten().double()
+    if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()) or float(high.abs().max()) > 1e30:
+        raise UserError(f"{label} has unbounded actions; finite bounds are wanted")
+    for key, spec in observations_of(env).items():
+        if len(spec.shape) > 1 or spec.dtype == torch.uint8:
+            raise UserError(
+                f"{label} observes {key!r} of shape {tuple(spec.shape)} and type {str(spec.dtype)[6:]}, "
+                "which looks like pixels; vectors of reals are wanted"
+            )
+    return Spaces(
+        observation_dim=sum(spec.shape.numel() for spec in observations_of(env).values()),
+        action_dim=action.shape[0],
+        action_bounds=ActionBounds(tuple(low.tolist()), tuple(high.tolist())),
+    )
+
+
+def examine(environment: Environment) -> tuple[Spaces, tuple[str, ...]]:
+    """Try an environment out, one episode of two steps at most, before anything depends on it.
+
+    What Gymnasium warns about is warned about in one line each, with the environment's name.
+
+    Args:
+        environment: The environment.
+
+    Returns:
+        Its spaces, and the names of the S entries of an observation.
+
+    Raises:
+        UserError: If it can't be made or used.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            with contextlib.closing(environment.make(render=False)) as env:
+                found = spaces_of(env, environment.label), environment.column_names(env)
+                _try_out(env, found[0])
+        except RunError as error:
+            raise UserError(str(error)) from error
+    texts = [in_one_line(warning.message) for warning in caught if isinstance(warning.message, Warning)]
+    for text in dict.fromkeys(text for text in texts if text.startswith(_GYMNASIUM_WARNS)):
+        warnings.warn(f"{environment.label}: {text.removeprefix(_GYMNASIUM_WARNS)}", stacklevel=1)
+    return found
+
+
+def _try_out(env: EnvBase, spaces: Spaces) -> None:
+    env.set_seed(0)
+    state = env.reset()
+    middle = torch.tensor(spaces.action_bounds.low).add(torch.tensor(spaces.action_bounds.high)) / 2
+    for _ in range(2):
+        state = env.step(state.set("action", middle.to(env.action_spec.dtype)))
+        if bool(state["next", "done"].any()):
+            return
+        state = env.step_mdp(state)
