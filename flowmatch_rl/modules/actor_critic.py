@@ -2,11 +2,11 @@
 
 import abc
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
@@ -17,14 +17,14 @@ from flowmatch_rl.models import ActorModule, LatentPolicy, ParticleActor
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.critic_learner import CriticLearner
 from flowmatch_rl.modules.gradients import check_gradient_options, fuses_adam
-from flowmatch_rl.modules.running_means import RunningMeans
 from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics
+from flowmatch_rl.modules.watched import WatchedModule
 from flowmatch_rl.nets import update_ema
 from flowmatch_rl.objectives import ConstantTemperature, PolicyState, Temperature, temperature_loss
 from flowmatch_rl.seeds import process_seed
 
 
-class ActorCritic(LightningModule, abc.ABC):
+class ActorCritic(WatchedModule, abc.ABC):
     """Critics trained by temporal differences, and a policy that a subclass trains.
 
     One loss per step, the sum of named terms, each of which reaches its own network only; one Adam with a group per
@@ -49,6 +49,8 @@ class ActorCritic(LightningModule, abc.ABC):
         ("critic", "train/loss/critic"),
         ("policy", "train/loss/policy"),
     )
+
+    loss_names: ClassVar = {"critics": "train/loss/critic", "policy": "train/loss/policy"}
 
     NAME_KEY: ClassVar = "actor_critic"
     """Entry of a checkpoint that names the class of the module."""
@@ -80,8 +82,8 @@ class ActorCritic(LightningModule, abc.ABC):
         self.log_temperature = None
         if self.temperature_rule.scheduled(0) is None:
             self.log_temperature = nn.Parameter(torch.tensor(math.log(initial)))
-        self.means = RunningMeans()
         self._common_seed = 0
+        self._constant: set[int] = set()  # critics that were warned about
 
     @abc.abstractmethod
     def actor(self, role: Role) -> ParticleActor:
@@ -101,6 +103,20 @@ class ActorCritic(LightningModule, abc.ABC):
         Returns:
             Losses, ``critic`` and ``policy`` among them, and what the temperature's rule may use.
         """
+
+    @property
+    def networks(self) -> Mapping[str, Iterable[Tensor]]:
+        """The online critics, the policy, and a temperature that is tuned."""
+        tuned = {} if self.log_temperature is None else {"temperature": [self.log_temperature]}
+        return {"critics": self.critics.online.parameters(), "policy": self.policy.parameters()} | tuned
+
+    def advice(self, network: str) -> str:
+        """What to do about a network that diverges."""
+        if network != "critics":
+            return f"lower optimizer.{'actor' if network == 'policy' else network}_learning_rate"
+        reward = self.means.mean("train/reward")
+        about = "" if reward is None else f", whose mean is {reward:.3g}"
+        return f"lower optimizer.critic_learning_rate, or scale the rewards{about}"
 
     def collection_policy(self) -> ActorModule:
         """Policy that collects data; it shares the weights in training."""
@@ -135,7 +151,12 @@ class ActorCritic(LightningModule, abc.ABC):
         if self.log_temperature is not None and surplus is not None:
             loss = loss + temperature_loss(self.log_temperature, surplus)
             self.means.add({"train/temperature": self.temperature})
-        self._log_means()
+        if self.logs_after(self.global_step + 1):
+            means = self.take_means(self.global_step + 1)
+            self._warn_of_constant_critics()
+            bar = {name: means.pop(name) for name in self.loss_names.values()}
+            self.log_dict(means | {"step": self._env_steps()})
+            self.log_dict(bar, prog_bar=True)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -181,7 +202,12 @@ class ActorCritic(LightningModule, abc.ABC):
             self.means.add({f"train/gradient_norm/{group['name']}": norm})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the class, for those who load the policy without a configuration."""
+        """Name the class, for those who load the policy without a configuration.
+
+        Raises:
+            RunError: If a network has diverged.
+        """
+        self.check_finite()
         checkpoint[self.NAME_KEY] = type(self).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -235,14 +261,18 @@ class ActorCritic(LightningModule, abc.ABC):
         for parameter in (*self.policy.parameters(), *self.critics.online.parameters()):
             state.pop(parameter, None)
 
-    def _log_means(self) -> None:
-        """Pass the means since the last time to the loggers, at the logging interval only: each costs half a ms."""
-        interval: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        if (self.global_step + 1) % interval == 0:
-            means = self.means.take()
-            bar = {name: means.pop(name) for name in ("train/loss/critic", "train/loss/policy")}
-            self.log_dict(means | {"step": self._env_steps()})
-            self.log_dict(bar, prog_bar=True)
+    def _warn_of_constant_critics(self) -> None:
+        """Warn, once for each, of critics that no longer depend on their input: their units are dead."""
+        for index, value in self.critics.constant_members():
+            if index in self._constant or not self.trainer.is_global_zero:
+                continue
+            self._constant.add(index)
+            warnings.warn(
+                f"critic {index + 1} of {self.critics.online.num_members} returns the same value, {value:.4g}, for all "
+                f"transitions of a batch after {self.global_step} updates: its units are dead; "
+                "lower optimizer.critic_learning_rate, or set optimizer.reset_interval",
+                stacklevel=2,
+            )
 
     def _log_episodes(self, batch: TensorDictBase, stage: str) -> None:
         episodes = Episodes(batch[REWARD].squeeze(-1), batch[ACTION], batch["mask"])

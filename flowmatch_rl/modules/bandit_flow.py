@@ -1,10 +1,9 @@
 """A flow policy on a bandit whose value is known in closed form."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from flowmatch_rl.batches import ACTION, OBSERVATION, REFERENCE
@@ -16,14 +15,14 @@ from flowmatch_rl.models import Acting, FlowPolicy, FlowPolicyArchitecture
 from flowmatch_rl.modules.gradients import check_gradient_options, fuses_adam
 from flowmatch_rl.modules.policy_learner import PolicyLearner
 from flowmatch_rl.modules.quick_hooks import QuickHooks
-from flowmatch_rl.modules.running_means import RunningMeans
 from flowmatch_rl.modules.settings import ActorCriticOptimizer, TrainingPoints
+from flowmatch_rl.modules.watched import WatchedModule
 from flowmatch_rl.objectives import ConditionalFlowMatching, FlowObjective
 from flowmatch_rl.seeds import process_seed
 from flowmatch_rl.testbeds import Bandit
 
 
-class BanditFlow(QuickHooks, LightningModule):
+class BanditFlow(QuickHooks, WatchedModule):
     """A flow policy trained toward the Boltzmann distribution of a bandit.
 
     Policy, estimator and objective are those of ``ReverseFlowActorCritic``, and so are the names of the arguments, so
@@ -54,6 +53,8 @@ class BanditFlow(QuickHooks, LightningModule):
     monitor: ClassVar = ("val/energy_distance", "min")
     progress_metrics: ClassVar = (("loss", "train/loss"), ("distance", "val/energy_distance"))
 
+    loss_names: ClassVar = {"policy": "train/loss"}
+
     replay: Tensor
 
     def __init__(
@@ -83,7 +84,15 @@ class BanditFlow(QuickHooks, LightningModule):
         self.eval_steps, self.optimizer = tuple(eval_steps), optimizer
         self.actor = acting.actor("train", self.policy, lambda _, a: bandit.value_and_gradient(a)[0], temperature)
         self.register_buffer("replay", torch.rand(replay_capacity, bandit.action_dim) * 2.0 - 1.0)
-        self._means = RunningMeans()
+
+    @property
+    def networks(self) -> Mapping[str, Iterable[Tensor]]:
+        """The policy."""
+        return {"policy": self.policy.parameters()}
+
+    def advice(self, network: str) -> str:
+        """What to do about a policy that diverges."""
+        return "lower optimizer.actor_learning_rate"
 
     def sample_actions(
         self, number: int, generator: torch.Generator | None = None, num_steps: int | None = None
@@ -136,12 +145,13 @@ class BanditFlow(QuickHooks, LightningModule):
         losses, learned = self.learner.loss(observation, x_1, density)
         loss = losses.mean()
         saturated = saturated_entries(self.policy.squash.action(x_1))
-        self._means.add({"train/loss": loss, "train/saturated": saturated} | learned.estimate.diagnostics("train/"))
+        self.means.add({"train/loss": loss, "train/saturated": saturated} | learned.estimate.diagnostics("train/"))
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log at the logging interval."""
-        self._means.log(self)
+        if self.logs_after(self.global_step):
+            self.log_dict(self.take_means(self.global_step), prog_bar=True)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Log the distance of samples to exact ones, and what fraction of them is saturated."""
@@ -176,6 +186,10 @@ class BanditFlow(QuickHooks, LightningModule):
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """Clip the gradient of the network."""
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimizer.max_gradient_norm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to write a policy that has diverged."""
+        self.check_finite()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another bandit, in one line."""

@@ -35,6 +35,7 @@ class CriticLearner(nn.Module):
             raise UserError(f"subset_size must lie in [1, {most}], got {size}")
         self.metrics: dict[str, Tensor] = {}
         """Scalars of the last loss by name: mean value, and mean reward of a step."""
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # observation, action and values of the last loss
 
     def values(self, observation: Tensor, actions: Tensor) -> Tensor:
         """Values of the online critics, reduced to one.
@@ -101,8 +102,23 @@ class CriticLearner(nn.Module):
         outputs = self.online.outputs(transition.observation, transition.action)
         with torch.no_grad():
             values = self.online.head.values(outputs)
+            self._last = transition.observation, transition.action, values.detach()
             self.metrics = {"train/value": values.mean(), "train/reward": transition.reward.mean()}
         return self.online.head.loss(outputs, next_return, shift, scale)
+
+    def constant_members(self) -> list[tuple[int, float]]:
+        """Critics that gave all transitions of the last loss the same value. Waits for the device.
+
+        Returns:
+            Index and value of each; none where all transitions had the same observation and action.
+        """
+        if self._last is None:
+            return []
+        observation, action, values = self._last
+        same = (values == values[:, :1]).all(1).tolist()
+        if not any(same) or not any(bool((given != given[:1]).any()) for given in (observation, action)):
+            return []
+        return [(index, float(values[index, 0])) for index, constant in enumerate(same) if constant]
 
     def compile_evaluation(self) -> None:
         """Compile the evaluation of both networks."""

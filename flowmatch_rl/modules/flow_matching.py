@@ -186,7 +186,8 @@ class FlowMatchingModel(FlowTraining[GenerativeModel]):
         self.model.schema = saved
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write the units in use, which may be those of an earlier checkpoint or a teacher."""
+        """Write the units in use, which may be those of an earlier checkpoint or a teacher; nothing that diverged."""
+        self.check_finite()
         checkpoint["hyper_parameters"]["schema"] = self.schema
 
     def result_lines(self, metrics: Mapping[str, float]) -> list[str]:

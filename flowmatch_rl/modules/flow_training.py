@@ -1,17 +1,16 @@
 """Training of a flow, shared by generative models and occupancies."""
 
 import abc
-from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from flowmatch_rl.models import Flow, GenerativeModel, Occupancy
 from flowmatch_rl.modules.quick_hooks import QuickHooks
-from flowmatch_rl.modules.running_means import RunningMeans
 from flowmatch_rl.modules.settings import FlowOptimizer
+from flowmatch_rl.modules.watched import WatchedModule
 from flowmatch_rl.nets import EmaSettings
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.seeds import process_seed
@@ -19,7 +18,7 @@ from flowmatch_rl.seeds import process_seed
 Model = TypeVar("Model", GenerativeModel, Occupancy)
 
 
-class FlowTraining(QuickHooks, LightningModule, abc.ABC, Generic[Model]):
+class FlowTraining(QuickHooks, WatchedModule, abc.ABC, Generic[Model]):
     """Trains one flow with one optimizer, and keeps a model of its EMA copy that is evaluated.
 
     Children set the attributes.
@@ -29,7 +28,6 @@ class FlowTraining(QuickHooks, LightningModule, abc.ABC, Generic[Model]):
         model: The model of the EMA flow.
         optimizer: Its optimizer.
         ema: How the EMA flow follows it.
-        means: Means of the metrics since the last logging.
     """
 
     flow: Flow
@@ -37,9 +35,10 @@ class FlowTraining(QuickHooks, LightningModule, abc.ABC, Generic[Model]):
     optimizer: FlowOptimizer
     ema: EmaSettings
 
+    loss_names: ClassVar = {"flow": "train/loss"}
+
     def __init__(self) -> None:
         super().__init__()
-        self.means = RunningMeans()
         self._ema_step = 0  # of its last move
 
     @abc.abstractmethod
@@ -50,6 +49,15 @@ class FlowTraining(QuickHooks, LightningModule, abc.ABC, Generic[Model]):
     def flow_ema(self) -> Flow:
         """The EMA flow."""
         return self.model.flow
+
+    @property
+    def networks(self) -> Mapping[str, Iterable[Tensor]]:
+        """The flow that is trained and its EMA copy."""
+        return {"flow": self.flow.parameters(), "EMA flow": self.flow_ema.parameters()}
+
+    def advice(self, network: str) -> str:
+        """What to do about a flow that diverges."""
+        return "lower the learning rate"
 
     @property
     def schema(self) -> TableSchema:
@@ -78,7 +86,8 @@ class FlowTraining(QuickHooks, LightningModule, abc.ABC, Generic[Model]):
         if self.global_step % self.ema.interval == 0 or is_last:
             self.ema.update(self.flow_ema, self.flow, self.global_step, self.global_step - self._ema_step)
             self._ema_step = self.global_step
-        self.means.log(self)
+        if self.logs_after(self.global_step):
+            self.log_dict(self.take_means(self.global_step), prog_bar=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW on the flow's network."""

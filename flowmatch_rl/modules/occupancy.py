@@ -205,7 +205,12 @@ class OccupancyModule(FlowTraining[Occupancy]):
         self.model.inputs.use(saved)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write the units in use, which may be those of an earlier checkpoint, and what occupancy it is."""
+        """Write the units in use, which may be those of an earlier checkpoint, and what occupancy it is.
+
+        Raises:
+            RunError: If the flow has diverged.
+        """
+        self.check_finite()
         checkpoint["hyper_parameters"]["schema"] = self.model.inputs.schema
         checkpoint["occupancy"] = self._identity
 

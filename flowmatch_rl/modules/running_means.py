@@ -1,18 +1,26 @@
 """Means of metrics between two loggings."""
 
+from collections import deque
+from collections.abc import Iterable
+
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from flowmatch_rl.checks import RunError
+_REMEMBERED = 1_000
+"""Most values of a watched metric that are kept to tell when it ceased to be finite."""
 
 
 class RunningMeans:
-    """Sums named scalars on their device, without waiting for it."""
+    """Sums named scalars on their device, without waiting for it.
 
-    def __init__(self) -> None:
+    Args:
+        watched: Names of scalars of which one that is not finite is traced back to its update.
+    """
+
+    def __init__(self, watched: Iterable[str] = ()) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._recent: dict[str, deque[Tensor]] = {name: deque(maxlen=_REMEMBERED) for name in watched}
 
     @torch.no_grad()
     def add(self, values: dict[str, Tensor]) -> None:
@@ -25,27 +33,34 @@ class RunningMeans:
             value = value.detach()
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self._counts[name] = self._counts.get(name, 0) + 1
+            if name in self._recent:
+                self._recent[name].append(value)
+
+    def mean(self, name: str) -> float | None:
+        """Mean of one scalar since the last ``take``, None if there was no observation. Waits for the device."""
+        return float(self._sums[name] / self._counts[name]) if name in self._sums else None
+
+    def ages_not_finite(self) -> dict[str, int]:
+        """Watched scalars that have not been finite since the last ``take``. Waits for the device.
+
+        Returns:
+            By name, the number of observations after the first one that was not finite; at most 999.
+        """
+        names = [name for name in self._recent if name in self._sums]
+        # One of all that are watched suffices to see that nothing is wrong: sums keep what is not finite.
+        if not names or bool(torch.stack([self._sums[name] for name in names]).isfinite().all()):
+            return {}
+        ages = {}
+        for name in names:
+            bad = (~torch.stack(list(self._recent[name])).isfinite()).nonzero()
+            if len(bad):
+                ages[name] = len(self._recent[name]) - 1 - int(bad[0])
+        return ages
 
     def take(self) -> dict[str, Tensor]:
         """Means since the last call, by name; starts afresh."""
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
+        for values in self._recent.values():
+            values.clear()
         return means
-
-    def log(self, module: LightningModule, advice: str = "lower the learning rate") -> None:
-        """Log the means on the progress bar and to the loggers, at the logging interval only.
-
-        Args:
-            module: The module in training.
-            advice: What to do about a loss that is not finite.
-
-        Raises:
-            RunError: If the loss is not finite.
-        """
-        interval: int = module.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        if module.global_step % interval:
-            return
-        means = self.take()
-        if not bool(torch.isfinite(means["train/loss"])):
-            raise RunError(f"the loss is not finite after {module.global_step} updates; {advice}")
-        module.log_dict(means, prog_bar=True)

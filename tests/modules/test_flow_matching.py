@@ -307,11 +307,11 @@ def test_a_resumed_run_draws_other_noise_than_it_began_with(tmp_path: Path) -> N
     assert len(set(draws)) == len(draws) == 6
 
 
-def test_a_test_of_samples_that_are_not_finite_breaks_off(tmp_path: Path) -> None:
+def test_a_test_of_weights_that_are_not_finite_breaks_off(tmp_path: Path) -> None:
     data = tiny_data()
     module = FlowMatchingModel(data.schema, network=SMALL)
     torch.nn.init.constant_(module.flow_ema.network.to_velocity.bias, float("nan"))
-    with pytest.raises(RunError, match="30 of 30 generated samples are not finite"):
+    with pytest.raises(RunError, match="weights of the EMA flow are not finite"):
         trainer(tmp_path).test(module, datamodule=data, verbose=False)
 
 

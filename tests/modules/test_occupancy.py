@@ -328,7 +328,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path: Path) -> N
     module = model_of(data)
     with torch.no_grad():
         next(iter(module.flow.parameters())).fill_(torch.nan)
-    with pytest.raises(RunError, match="the loss is not finite after 2 updates; lower the learning rate"):
+    with pytest.raises(RunError, match="the loss of the flow is not finite since update 1; lower the learning rate"):
         trainer(tmp_path).fit(module, datamodule=data)
 
 
