@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from flowmatch_rl.checks import RunError
 from flowmatch_rl.files import atomic_path
 
 
@@ -94,9 +95,22 @@ class Checkpoints(ModelCheckpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write ``last.ckpt`` when the user or the system ends a run; after an error the last good one stays."""
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.training and self.dirpath:
-            self._save_last(trainer)
-            rank_zero_only(print)(f"\ninterrupted; resume with --ckpt_path {self.last_model_path}")
+        if not self.dirpath or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.training:
+            try:
+                self._save_last(trainer)
+                rank_zero_only(print)(f"\ninterrupted; resume with --ckpt_path {self.last_model_path}")
+            except RunError as error:
+                rank_zero_only(print)(f"\ninterrupted; no checkpoint was written: {error}{self._kept()}")
+        elif isinstance(exception, RunError) and (kept := self._kept()):
+            rank_zero_only(print)(f"\nthe run broke off{kept}")
+
+    def _kept(self) -> str:
+        """Words about ``last.ckpt``, if there is one."""
+        assert self.dirpath is not None
+        last = Path(self.dirpath) / "last.ckpt"
+        return f"; the last good checkpoint is {last}" if last.exists() else ""
 
     def _save_last(self, trainer: Trainer) -> None:
         assert self.dirpath is not None

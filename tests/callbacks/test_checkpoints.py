@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from flowmatch_rl.callbacks import AtomicCheckpointIO, Checkpoints
+from flowmatch_rl.checks import RunError
 
 
 class Worsening(LightningModule):
@@ -27,7 +28,7 @@ class Worsening(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit(folder, epochs: int, limits: dict | None = None, **options):
+def fit(folder, epochs: int, limits: dict | None = None, module=None, watch=(), **options):
     data = DataLoader(torch.ones(3, 1))
     trainer = Trainer(
         default_root_dir=folder,
@@ -37,10 +38,10 @@ def fit(folder, epochs: int, limits: dict | None = None, **options):
         enable_progress_bar=False,
         enable_model_summary=False,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[Checkpoints(**options)],
+        callbacks=[Checkpoints(**options), *watch],
         **(limits or {}),
     )
-    trainer.fit(Worsening(), data, data)
+    trainer.fit(module or Worsening(), data, data)
     return {path.stem: torch.load(path)["global_step"] for path in (folder / "checkpoints").iterdir()}
 
 
@@ -61,6 +62,43 @@ def test_last_checkpoint_is_written_at_the_end_whatever_the_interval(tmp_path) -
 @pytest.mark.parametrize("limits", [{"max_steps": 5}, {"limit_val_batches": 0, "max_steps": 5}], ids=str)
 def test_a_run_that_ends_between_evaluations_keeps_its_last_update(tmp_path, limits) -> None:
     assert fit(tmp_path, epochs=3, limits=limits)["last"] == 5
+
+
+class Diverging(Worsening):
+    """Refuses to be written after some updates, as the package's own modules do."""
+
+    diverges_after = 4
+
+    def on_save_checkpoint(self, checkpoint) -> None:
+        if self.global_step >= self.diverges_after:
+            raise RunError("the weights of the layer are not finite after 4 updates")
+
+
+class Interrupts(Callback):
+    """Ends the run as the user would."""
+
+    def on_train_batch_end(self, trainer, *_, **__) -> None:
+        if trainer.global_step == 5:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_diverged_run_keeps_the_checkpoints_before_and_names_the_last(tmp_path, capsys, interrupted) -> None:
+    watch = [Interrupts()] if interrupted else []
+    with pytest.raises(SystemExit if interrupted else RunError):
+        fit(tmp_path, 3, module=Diverging(), watch=watch)
+    written = {path.stem: torch.load(path)["global_step"] for path in (tmp_path / "checkpoints").iterdir()}
+    assert written == {"last": 3, "best": 3}
+    said = capsys.readouterr().out
+    assert str(tmp_path / "checkpoints" / "last.ckpt") in said
+    assert ("not finite after 4 updates" in said) == interrupted
+
+
+def test_a_run_that_diverges_before_its_first_checkpoint_names_none(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(Diverging, "diverges_after", 1)
+    with pytest.raises(RunError):
+        fit(tmp_path, 3, module=Diverging())
+    assert "ckpt" not in capsys.readouterr().out
 
 
 def test_failed_write_leaves_the_former_checkpoint_whole_and_nothing_beside_it(tmp_path, monkeypatch) -> None:
