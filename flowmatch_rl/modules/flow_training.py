@@ -52,8 +52,8 @@ class FlowTraining(QuickHooks, WatchedModule, abc.ABC, Generic[Model]):
 
     @property
     def networks(self) -> Mapping[str, Iterable[Tensor]]:
-        """The flow that is trained and its EMA copy."""
-        return {"flow": self.flow.parameters(), "EMA flow": self.flow_ema.parameters()}
+        """The flow that is trained, and the model of its EMA copy."""
+        return {"flow": self.flow.parameters(), "model of the EMA flow": self.model.parameters()}
 
     def advice(self, network: str) -> str:
         """What to do about a flow that diverges."""

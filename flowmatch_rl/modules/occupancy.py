@@ -1,7 +1,7 @@
 """Training of the occupancy of a policy, from transitions."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -61,6 +61,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
         Farebrother et al., Temporal Difference Flows, arXiv:2503.09817.
     """
 
+    loss_names: ClassVar = {"flow": "train/loss", "classifier of terminal states": "train/loss/termination"}
     progress_metrics = (("loss", "train/loss"), ("distance", "val/wasserstein"))
 
     def __init__(

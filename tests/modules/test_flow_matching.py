@@ -311,7 +311,7 @@ def test_a_test_of_weights_that_are_not_finite_breaks_off(tmp_path: Path) -> Non
     data = tiny_data()
     module = FlowMatchingModel(data.schema, network=SMALL)
     torch.nn.init.constant_(module.flow_ema.network.to_velocity.bias, float("nan"))
-    with pytest.raises(RunError, match="weights of the EMA flow are not finite"):
+    with pytest.raises(RunError, match="weights of the model of the EMA flow are not finite"):
         trainer(tmp_path).test(module, datamodule=data, verbose=False)
 
 
