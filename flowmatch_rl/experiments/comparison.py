@@ -13,7 +13,7 @@ from flowmatch_rl.checks import RunError, check_range
 from flowmatch_rl.experiments.executors import Executor, LocalExecutor
 from flowmatch_rl.experiments.plan import Job, Plan
 from flowmatch_rl.experiments.queue import JobQueue
-from flowmatch_rl.experiments.record import check_unchanged, read_record, write_record
+from flowmatch_rl.experiments.record import check_unchanged, write_record
 from flowmatch_rl.experiments.report import NothingToReportError, write_report
 from flowmatch_rl.files import lock_file
 
@@ -51,11 +51,10 @@ def compare(
     if lock is None:
         raise RunError(f"another command works in {output}; wait until it ends, or choose another folder")
     with lock:
-        check_unchanged(output, definition)
+        known = check_unchanged(output, definition)
         check(jobs)
-        known = read_record(output)
         parent = ParentRun(output.name, known["parent_run"] if known else None) if plan.tracking else None
-        record = write_record(output, definition, jobs, parent and parent.run_id)
+        record = write_record(output, known, definition, jobs, parent and parent.run_id)
         _work(JobQueue(jobs, executor, workers or executor.default_workers, parent), output, parent, record)
 
 

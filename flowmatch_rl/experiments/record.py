@@ -37,11 +37,18 @@ def read_record(output: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is not the record of a comparison") from error
 
 
-def write_record(output: Path, definition: dict[str, Any], jobs: Sequence[Job], parent_run: str | None) -> Path:
+def write_record(
+    output: Path,
+    known: dict[str, Any] | None,
+    definition: dict[str, Any],
+    jobs: Sequence[Job],
+    parent_run: str | None = None,
+) -> Path:
     """Write the record. Tasks and methods that have runs stay in it when the definition drops them.
 
     Args:
         output: Folder of the comparison.
+        known: The record that is there, or None.
         definition: Tasks, methods and options.
         jobs: The jobs.
         parent_run: MLflow run of the whole.
@@ -49,7 +56,7 @@ def write_record(output: Path, definition: dict[str, Any], jobs: Sequence[Job], 
     Returns:
         Path of the file.
     """
-    known = read_record(output) or {"tasks": {}, "methods": {}}
+    known = known or {"tasks": {}, "methods": {}}
     record = definition | {"runs": [(job.task, job.method, job.seed) for job in jobs], "parent_run": parent_run}
     for kind, place in _KINDS.items():
         kept = {run[place] for run in begun_runs(output)} - definition[kind].keys()
@@ -58,7 +65,7 @@ def write_record(output: Path, definition: dict[str, Any], jobs: Sequence[Job], 
     return output / RECORD
 
 
-def check_unchanged(output: Path, definition: dict[str, Any]) -> None:
+def check_unchanged(output: Path, definition: dict[str, Any]) -> dict[str, Any] | None:
     """Refuse a definition that is not what runs in the folder were made with; more methods or seeds are fine.
 
     Runs that ended before their first checkpoint do not count: they start afresh.
@@ -67,13 +74,16 @@ def check_unchanged(output: Path, definition: dict[str, Any]) -> None:
         output: Folder of the comparison.
         definition: Tasks, methods and options.
 
+    Returns:
+        The record that is there; None without one.
+
     Raises:
         UserError: If runs of a task or method exist whose definition was another, or options of all runs were.
     """
     known = read_record(output)
     runs = [run for run in begun_runs(output) if _holds_work(Job(*run, output.joinpath(*map(str, run)), ()))]
     if known is None or not runs:
-        return
+        return known
     given = json.loads(json.dumps(definition))  # as the file holds it: tuples are lists there, and keys words
     for kind, place in _KINDS.items():
         for name in dict.fromkeys(run[place] for run in runs):
@@ -82,6 +92,7 @@ def check_unchanged(output: Path, definition: dict[str, Any]) -> None:
                 _refuse_change(what, known[kind][name], given[kind][name], output)
     shared = [{"options": side["options"]} for side in (known, given)]
     _refuse_change("what all runs share is not", shared[0], shared[1], output)
+    return known
 
 
 def begun_runs(output: Path) -> list[tuple[str, str, int]]:

@@ -109,7 +109,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             outcome = call(shlex.split(job.describe().partition(" -m flowmatch_rl ")[2]))
             assert outcome.code == 0, outcome.err
             (job.folder / "output.log").touch()
-    write_record(output, plan.definition(), jobs, None)
+    write_record(output, None, plan.definition(), jobs)
     outcome = report(output)
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.split() == [str(output / name) for name in ("report.html", "samples.png", "results.csv")]
