@@ -24,6 +24,9 @@ Role: TypeAlias = Literal["train", "collect", "eval"]
 class Acting:
     """How many particles of a policy an action is chosen from, and how, in each role.
 
+    Among several particles ``SoftmaxSelection`` acts, and makes Bellman targets, at about half the temperature that the
+    policy is trained at; ``FirstSelection`` acts at the temperature itself.
+
     Args:
         train_particles: Particles per state for the Bellman target and for x_1.
         collect_particles: Particles per state while collecting.
@@ -103,6 +106,11 @@ class ParticleActor:
     def __post_init__(self) -> None:
         check_range("[1, inf)", num_particles=self.num_particles)
         check_range("[0, inf)", noise_scale=self.noise_scale, exploration=self.exploration)
+
+    @property
+    def description(self) -> str:
+        """How it acts, in some words."""
+        return self.selection.description(self.num_particles) if self.noise_scale else "by the mode of the policy"
 
     @torch.no_grad()
     def particles(self, observation: Tensor, generator: torch.Generator | None = None) -> Tensor:

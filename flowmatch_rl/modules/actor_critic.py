@@ -227,7 +227,8 @@ class ActorCritic(WatchedModule, abc.ABC):
             return []
         return [
             f"return       {metrics['test/return_mean']:.1f} +- {metrics['test/return_std']:.1f} (mean and standard "
-            f"deviation of {metrics['test/episodes']:.0f} episodes, mean length {metrics['test/episode_length']:.0f})"
+            f"deviation of {metrics['test/episodes']:.0f} episodes, mean length {metrics['test/episode_length']:.0f})",
+            f"acting       {self.actor('eval').description}; while training {self.actor('collect').description}",
         ]
 
     def critic_loss(self, transition: Transition, next_action: Tensor, bonus: Tensor | None = None) -> Tensor:

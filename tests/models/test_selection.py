@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -83,3 +85,46 @@ def test_a_choice_is_one_index_per_state_whatever_the_noise(
 def test_extreme_noise_does_not_hide_a_better_particle_of_equal_noise(noise: float) -> None:
     values = torch.tensor([[0.0, 1.0, 0.5]])
     assert SoftmaxSelection().choose(values, 1.0, torch.full_like(values, noise)).item() == 1
+
+
+def chosen_share(selection: Selection, num_particles: int, probability: float = 0.75) -> float:
+    """How often the better of two modes is chosen among particles of a policy that is exact at temperature 1."""
+    better = uniform(200_000, num_particles, seed=1) < probability
+    values = better.double() * math.log(probability / (1.0 - probability))
+    index = selection.choose(values, 1.0, uniform(200_000, num_particles, seed=2))
+    return better.gather(1, index[:, None]).double().mean().item()
+
+
+def test_softmax_among_particles_of_an_exact_policy_acts_at_about_half_its_temperature() -> None:
+    """Of modes .75 and .25, k of eight particles lie in the first, chosen with probability 3 k / (3 k + 8 - k)."""
+    shares = [math.comb(8, k) * 0.75**k * 0.25 ** (8 - k) * 3 * k / (3 * k + 8 - k) for k in range(9)]
+    exact = sum(shares)
+    assert exact == pytest.approx(0.89, abs=0.005)
+    assert chosen_share(SoftmaxSelection(), 8) == pytest.approx(exact, abs=0.004)
+
+
+def test_the_first_particle_acts_at_the_temperature_itself() -> None:
+    assert chosen_share(FirstSelection(), 8) == pytest.approx(0.75, abs=0.004)
+    assert chosen_share(SoftmaxSelection(), 1) == pytest.approx(0.75, abs=0.004)
+
+
+@pytest.mark.parametrize("num_particles", [1, 2, 8, 32])
+def test_the_temperature_that_softmax_acts_at_is_the_stated_one(num_particles: int) -> None:
+    """Exact for small differences of value: the logarithm of the odds of two modes grows by its inverse."""
+    odds = 1e-3
+    count = torch.arange(num_particles + 1, dtype=F64)
+    probability = torch.sigmoid(torch.tensor(odds, dtype=F64))
+    binomial = torch.distributions.Binomial(num_particles, probability, validate_args=False).log_prob(count).exp()
+    weight = math.exp(odds) * count
+    chosen = (binomial * weight / (weight + num_particles - count)).sum()
+    assert odds / float(torch.logit(chosen)) == pytest.approx(
+        SoftmaxSelection().temperature_factor(num_particles), rel=1e-3
+    )
+
+
+def test_choices_say_what_they_do() -> None:
+    said = "by softmax among 8 particles, at about 0.53 of the temperature"
+    assert SoftmaxSelection().description(8) == said
+    assert GreedySelection().description(32) == "by the best of 32 particles"
+    assert FirstSelection().description(8) == "by a sample of the policy, at the temperature"
+    assert {selection.description(1) for selection in SELECTIONS} == {FirstSelection().description(8)}

@@ -234,6 +234,13 @@ def test_evaluation_repeats_itself_and_leaves_the_trainings_noise_alone() -> Non
     assert actions[0].unique(dim=0).shape[0] > 1
 
 
+def test_the_summary_says_how_the_policy_acted() -> None:
+    module = build(eval_particles=7, collect_particles=8, eval_selection=GreedySelection())
+    metrics = {f"test/{name}": 2.0 for name in ("return_mean", "return_std", "episodes", "episode_length")}
+    said = "by the best of 7 particles; while training by softmax among 8 particles, at about 0.53 of the temperature"
+    assert module.result_lines(metrics)[1] == f"acting       {said}"
+
+
 def test_roles_have_their_own_particles_and_choice() -> None:
     module = build(eval_particles=7, collect_particles=3, eval_selection=FirstSelection())
     assert module.actor("eval").num_particles == 7
