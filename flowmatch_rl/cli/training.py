@@ -232,6 +232,8 @@ class FlowMatchCLI(LightningCLI):
     def _record(self) -> RunRecord:
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         config = self._section(config)
+        if config.get("ckpt_path") is None:  # as an overlay over --ckpt_path it would take that away
+            config.pop("ckpt_path", None)
         parameters = {
             key.replace("init_args.", ""): value
             for part in ("model", "data")

@@ -294,3 +294,7 @@ def test_written_configuration_can_be_used_again(moons) -> None:
     assert yaml.safe_load(again.out)["model"] == written["model"]
     assert yaml.safe_load(again.out)["data"] == written["data"]
     assert "schema" not in written["model"]["init_args"]
+    checkpoint = moons / "checkpoints" / "last.ckpt"
+    evaluated = call(["test", f"--ckpt_path={checkpoint}", f"-c={moons / 'config.yaml'}", "--print_config"])
+    assert evaluated.code == 0, evaluated.err
+    assert yaml.safe_load(evaluated.out)["ckpt_path"] == str(checkpoint)

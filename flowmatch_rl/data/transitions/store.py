@@ -236,7 +236,7 @@ def _read_info(path: Path) -> StoreInfo:
                 "again, which resumes where it was interrupted"
             )
     if not path.is_dir():
-        raise MissingFileError(f"there is no data set {str(path)!r}")
+        raise MissingFileError(f"there is no data set {str(path)!r}; flowmatch-rl collect and convert make one")
     if not (path / INFO_FILE).is_file():
         raise UserError(f"{str(path)!r} is not a data set of transitions: the folder has no {INFO_FILE}")
     try:
