@@ -1,7 +1,7 @@
 """Errors that a user can act on, and checks of arguments in one wording."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 
 class UserError(ValueError):
@@ -49,6 +49,17 @@ def check_word(words: Collection[str], /, **values: str) -> None:
     for name, value in values.items():
         if value not in words:
             raise UserError(f"{name} must be one of {', '.join(words)}, got {value!r}")
+
+
+def first_names(names: Sequence[object], most: int = 6) -> str:
+    """The first of some names, for a message, and how many more there are.
+
+    Args:
+        names: Names, or what stands for them.
+        most: Names to show, at least 1.
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
 
 
 def _words(interval: str, low: float, high: float) -> str:

@@ -79,6 +79,7 @@ class TableSchema:
         condition_scale: Standard deviation of each, positive.
         class_columns: Names of the columns that hold classes.
         classes: The classes of each of them, as text, sorted.
+        integers: Names of the columns whose values are rounded to integers when they are brought back to their units.
     """
 
     columns: tuple[str, ...]
@@ -89,6 +90,7 @@ class TableSchema:
     condition_scale: tuple[float, ...] = ()
     class_columns: tuple[str, ...] = ()
     classes: tuple[tuple[str, ...], ...] = ()
+    integers: tuple[str, ...] = ()
 
     @property
     def sample_dim(self) -> int:
@@ -111,9 +113,11 @@ class TableSchema:
         return (sample.double() - shift) / scale
 
     def restore(self, sample: Tensor) -> Tensor:
-        """Samples in their own units, float64, shape (*batch, D), of standardised ones."""
+        """Samples in their own units, float64, shape (*batch, D), of standardised ones; integers are rounded."""
         shift, scale = self._units(sample)
-        return sample.double() * scale + shift
+        values = sample.double() * scale + shift
+        whole = torch.tensor([name in self.integers for name in self.columns], device=values.device)
+        return torch.where(whole, values.round(), values)
 
     def condition(self, values: Mapping[str, Any]) -> Tensor:
         """Conditions as the input of a model.
@@ -158,7 +162,8 @@ class TableSchema:
         columns = condition[:, :count].double().T
         units = zip(self.condition_columns, columns, self.condition_shift, self.condition_scale, strict=True)
         for name, column, shift, scale in units:
-            values[name] = (column * scale + shift).tolist()
+            own = column * scale + shift
+            values[name] = (own.round() if name in self.integers else own).tolist()
         indicators = condition[:, count:].split([len(levels) for levels in self.classes], dim=1)
         for name, levels, block in zip(self.class_columns, self.classes, indicators, strict=True):
             values[name] = [levels[i] for i in block.argmax(1).tolist()]

@@ -1,10 +1,12 @@
-"""Bounds of actions map between [-1, 1] and the environment's unit."""
+"""Bounds of actions and columns of tables map between a model's units and those of its users."""
+
+import dataclasses
 
 import pytest
 import torch
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.schema import ActionBounds
+from flowmatch_rl.schema import ActionBounds, TableSchema
 
 
 def test_bounds_map_to_minus_one_and_one_and_back() -> None:
@@ -36,3 +38,12 @@ def test_entry_with_equal_bounds_is_zero_for_models_and_keeps_its_value() -> Non
 def test_actions_of_another_dimension_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(\.\.\., 2\), got \(3, 1\)"):
         ActionBounds((0.0, 0.0), (1.0, 1.0)).restore(torch.zeros(3, 1))
+
+
+def test_columns_of_integers_come_back_as_integers_and_others_as_they_are() -> None:
+    schema = TableSchema(("count", "x"), (3.0, 0.5), (2.0, 2.0), ("age", "z"), (40.0, 0.0), (10.0, 1.0))
+    whole = dataclasses.replace(schema, integers=("count", "age"))
+    sample = torch.tensor([[0.1, 0.1], [-0.4, 0.4]])
+    assert whole.restore(sample).tolist() == [[3.0, pytest.approx(0.7)], [2.0, pytest.approx(1.3)]]
+    assert whole.restore_condition(torch.tensor([[0.123, 0.123]])) == {"age": [41.0], "z": [pytest.approx(0.123)]}
+    torch.testing.assert_close(schema.restore(sample)[:, 0], torch.tensor([3.2, 2.2], dtype=torch.float64))

@@ -22,8 +22,8 @@ class SampleWriter(BasePredictionWriter):
     """Writes samples in the units of the data, one row each, followed by the columns they are conditioned on.
 
     A ``.csv`` or ``.parquet`` file is a table with named columns, an ``.npz`` file one array per column; an ``.npy``
-    file holds the samples alone, shape (N, D), their columns in the order of the data. Of several processes each
-    writes a file of its own, with its rank in the name.
+    file holds the samples alone, shape (N, D), their columns in the order of the data. Columns of integers are written
+    as integers. Of several processes each writes a file of its own, with its rank in the name.
 
     Args:
         path: File to write; ``samples.csv`` in the run's folder if None.
@@ -63,6 +63,7 @@ class SampleWriter(BasePredictionWriter):
         if CONDITION in predictions[0]:
             condition = torch.cat([prediction[CONDITION].cpu() for prediction in predictions])
             table |= {name: np.asarray(values) for name, values in schema.restore_condition(condition).items()}
+        table |= {name: table[name].astype(np.int64) for name in schema.integers if np.isfinite(table[name]).all()}
         target = self._target(trainer)
         with atomic_path(target) as partial:
             _WRITERS[target.suffix](partial, table, sample)

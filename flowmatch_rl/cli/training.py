@@ -190,6 +190,12 @@ class FlowMatchCLI(LightningCLI):
         trainer.callbacks = [*kept, RunResult()]
         return trainer
 
+    def before_fit(self) -> None:
+        """Say what is learned from the data, and what is not."""
+        introduction = wiring(self.datamodule).introduction
+        if introduction and self.trainer.is_global_zero:
+            print(introduction)
+
     def after_fit(self) -> None:
         """Test the trained policy, draw it, film it, and print the summary."""
         trainer: Any = self.trainer

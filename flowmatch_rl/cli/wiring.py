@@ -37,10 +37,12 @@ class Wiring:
     Attributes:
         added: Callbacks without options.
         dropped: Callbacks with options of their own that this data has no use for.
+        introduction: What is learned from the data, a line to print before training; may be empty.
     """
 
     added: tuple[Callback, ...]
     dropped: tuple[type[Callback], ...]
+    introduction: str = ""
 
 
 @functools.singledispatch
@@ -57,7 +59,7 @@ def _(data: OnlineData) -> Wiring:
 
 @wiring.register
 def _(data: SampleData) -> Wiring:
-    return Wiring((LossCurve(),), (Video, OccupancyFigures))
+    return Wiring((LossCurve(),), (Video, OccupancyFigures), data.description)
 
 
 @wiring.register

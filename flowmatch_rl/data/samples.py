@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flowmatch_rl.batches import CONDITION, EXACT_LOG_PROB, SAMPLE, SOURCE, Samples
-from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.checks import UserError, check_range, check_word, first_names
 from flowmatch_rl.data.base import DataModule, batch_loader
 from flowmatch_rl.data.tables.columns import (
     describe_table,
@@ -20,8 +20,10 @@ from flowmatch_rl.data.tables.columns import (
     standardised_samples,
 )
 from flowmatch_rl.data.tables.datasets import Dataset, DensityTable
+from flowmatch_rl.data.tables.gaps import Missing, drop_gaps, fill_gaps
 from flowmatch_rl.data.tables.reading import read_table
 from flowmatch_rl.data.tables.shuffled import ShuffledRows
+from flowmatch_rl.data.tables.text import REMARKS
 from flowmatch_rl.schema import TableSchema
 
 
@@ -52,6 +54,9 @@ class SampleData(DataModule):
             ``classes``.
         conditions: Columns of numbers to condition on.
         classes: Columns of classes, text or numbers, to condition on.
+        integers: Columns of numbers that samples hold as integers: they are rounded.
+        missing: What to do with rows that lack a value of these columns: ``refuse``; ``drop`` leaves them out; ``fill``
+            gives them the median of the training rows, or a class called ``missing``.
         batch_size: Samples per batch and process.
         num_updates: Gradient steps of the whole run.
         epoch_updates: Gradient steps between two evaluations; the updates are divided evenly into epochs of at most
@@ -74,9 +79,11 @@ class SampleData(DataModule):
     def __init__(
         self,
         dataset: Dataset = DensityTable(),
-        columns: list[str] | None = None,
-        conditions: list[str] | None = None,
-        classes: list[str] | None = None,
+        columns: list[str | int] | None = None,
+        conditions: list[str | int] | None = None,
+        classes: list[str | int] | None = None,
+        integers: list[str | int] | None = None,
+        missing: Missing = "refuse",
         batch_size: int = 256,
         num_updates: int = 20_000,
         epoch_updates: int = 2_000,
@@ -97,6 +104,7 @@ class SampleData(DataModule):
             predict_samples=predict_samples,
             predict_batch_size=predict_batch_size,
         )
+        check_word(("refuse", "drop", "fill"), missing=missing)
         super().__init__(math.ceil(num_updates / epoch_updates))
         self.dataset = dataset
         self.batch_size = batch_size
@@ -108,16 +116,20 @@ class SampleData(DataModule):
         self.split_seed = split_seed
         self._table = f"the table {dataset.label!r}"
         self._frame = dataset.load()
-        columns, conditions, classes = self._choose_columns(columns, conditions or [], classes or [])
+        remarks = [*self._frame.attrs.get(REMARKS, ())]
+        learned, given, named = self._choose_columns(columns, _names(conditions), _names(classes))
+        self._frame, dropped = drop_gaps(self._frame, [*learned, *given, *named], missing, self._table)
         # Two samples make a distance; conditional models compare one half of them with the other.
         self._least = 4 if conditions or classes else 2
         check_range(f"[{self._least}, inf)", eval_samples=eval_samples)
         self._rows = _split(len(self._frame), val_fraction, test_fraction, self._least, split_seed, self._table)
         if batch_size > len(self._rows["train"]):
             raise UserError(f"batch_size {batch_size} is more than the {len(self._rows['train'])} training rows")
+        self._frame, filled = fill_gaps(self._frame, [*learned, *given], named, self._rows["train"])
         self.schema: TableSchema = describe_table(
-            self._frame, columns, conditions, classes, self._rows["train"], standardise, self._table
+            self._frame, learned, given, named, _names(integers), self._rows["train"], standardise, self._table
         )
+        self._remarks = [*dropped, *filled, *remarks]
         self._batches: ShuffledRows | None = None
         self._place: dict[str, int] = {}  # in the sequence of batches, of the run that is resumed
 
@@ -130,6 +142,17 @@ class SampleData(DataModule):
     def dimensions(self) -> dict[str, Any]:
         """What a model needs to know of the data: the ``schema``."""
         return {"schema": self.schema}
+
+    @property
+    def description(self) -> str:
+        """What is learned from which rows, and what is left out and why, in one line."""
+        schema = self.schema
+        given = [*schema.condition_columns, *schema.class_columns]
+        what = first_names(schema.columns) + (f" given {first_names(given)}" if given else "")
+        rows = ", ".join(f"{len(rows):,} {split}" for split, rows in self._rows.items())
+        left_out = [f"{name} ({reason})" for name, reason in self._left_out.items()]
+        parts = [f"learns {what} of {self._table} ({rows} rows)"]
+        return "; ".join([*parts, *([f"leaves out {first_names(left_out)}"] if left_out else []), *self._remarks])
 
     @property
     def has_exact_density(self) -> bool:
@@ -190,18 +213,21 @@ class SampleData(DataModule):
         self._place = state_dict
 
     def _choose_columns(
-        self, columns: list[str] | None, conditions: list[str], classes: list[str]
+        self, given: list[str | int] | None, conditions: list[str], classes: list[str]
     ) -> tuple[list[str], list[str], list[str]]:
         """The sample, condition and class columns, each of which there is and none of which is named twice."""
-        named = [*(columns or []), *conditions, *classes]
+        columns = _names(given)
+        named = [*columns, *conditions, *classes]
         require_columns(self._frame, named, self._table)
         for name in named:
             if named.count(name) > 1:
                 raise UserError(
                     f"column {name!r} is named {named.count(name)} times in columns, conditions and classes"
                 )
-        if columns is None:
-            columns = numeric_columns(self._frame.drop(columns=named), self._table)
+        rest = self._frame.drop(columns=named)
+        self._left_out = dict.fromkeys(rest.columns, "not named in columns")
+        if given is None:
+            columns, self._left_out = numeric_columns(rest, self._table)
         if not columns:
             raise UserError(f"{self._table} has no column to model; name at least one column of numbers in `columns`")
         return columns, conditions, classes
@@ -261,6 +287,11 @@ class SampleData(DataModule):
                 "use fewer devices"
             )
         return torch.arange(self.rank, number, self.world_size)
+
+
+def _names(given: list[str | int] | None) -> list[str]:
+    """Names of columns; those of matrices are numbers."""
+    return [str(name) for name in given or []]
 
 
 def _split(

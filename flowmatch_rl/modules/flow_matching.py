@@ -1,5 +1,6 @@
 """Training of a generative model of vectors: flow matching, diffusion, mean flow, rectified flow."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -168,7 +169,7 @@ class FlowMatchingModel(FlowTraining[GenerativeModel]):
         return {SAMPLE: self.schema.restore(sample), **({} if condition is None else {CONDITION: condition})}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the units of the checkpoint; refuse one of other columns, in one line."""
+        """Take the units of the checkpoint, and the integers of either; refuse one of other columns, in one line."""
         saved: TableSchema = checkpoint["hyper_parameters"]["schema"]
         for kind in ("columns", "condition_columns", "class_columns"):
             trained, here = getattr(saved, kind), getattr(self.schema, kind)
@@ -183,7 +184,8 @@ class FlowMatchingModel(FlowTraining[GenerativeModel]):
                     f"the checkpoint was trained with the classes {', '.join(levels)} of {name!r}; "
                     f"this table has {', '.join(here[name])}"
                 )
-        self.model.schema = saved
+        integers = tuple(dict.fromkeys((*saved.integers, *self.schema.integers)))
+        self.model.schema = dataclasses.replace(saved, integers=integers)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write the units in use, which may be those of an earlier checkpoint or a teacher; nothing that diverged."""

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,6 +65,20 @@ def test_columns_come_back_as_they_were_in_their_own_units(tmp_path: Path, suffi
     np.testing.assert_array_equal(np.stack([table["file"], table["width"]], axis=1), samples)
     np.testing.assert_array_equal(table["age"], [12.0, 14.0, 16.0, 12.0])
     assert list(table["kind"]) == ["red", "green", "red", "red"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_columns_of_integers_are_written_as_integers(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out.{suffix}"
+    held = predictions()
+    for batch in held:
+        batch["sample"] = batch["sample"].round()
+    module: Any = SimpleNamespace(schema=dataclasses.replace(SCHEMA, integers=("width", "age")))
+    trainer = stand_in_trainer(tmp_path, world_size=1, global_rank=0)
+    SampleWriter(str(path)).write_on_epoch_end(trainer, module, held, [])
+    kinds = {name: values.dtype.kind for name, values in read(path).items()}
+    assert (kinds["file"], kinds["width"], kinds["age"]) == ("f", "i", "i")
+    assert read(path)["age"].tolist() == [12, 14, 16, 12]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -37,11 +37,11 @@ WITH_WORD = COLUMNS | {"weight": [*COLUMNS["weight"][:-1], "unknown"]}
 @pytest.mark.parametrize(
     ("columns", "changes", "words"),
     [
-        (WITH_GAP, {}, ["'weight'", "not finite", "row 7"]),
-        (COLUMNS | {"weight": np.where(ROWS == 7, np.inf, 0.0)}, {}, ["'weight'", "not finite", "row 7"]),
+        (WITH_GAP, {}, ["'weight'", "lacks values", "line 9", "'drop'"]),
+        (COLUMNS | {"weight": np.where(ROWS == 7, np.inf, 0.0)}, {}, ["'weight'", "not finite", "line 9"]),
         (COLUMNS | {"weight": 1.5}, {}, ["'weight'", "1.5", "48 training rows"]),
-        (COLUMNS, {"columns": "[height,kind]"}, ["'kind'", "'sort 0'", "row 0", "not a number"]),
-        (WITH_WORD, {}, ["'weight'", "'unknown'", "row 59"]),
+        (COLUMNS, {"columns": "[height,kind]"}, ["'kind'", "'sort 0'", "line 2", "not a number"]),
+        (WITH_WORD, {}, ["'weight'", "'unknown'", "line 61"]),
         (COLUMNS, {"columns": "[heigth]"}, ["no column 'heigth'", "'height'"]),
         (COLUMNS, {"conditions": "[kind]"}, ["'kind'", "not a number"]),
         (COLUMNS, {"columns": "[height]", "conditions": "[height]"}, ["'height'", "2 times"]),
@@ -154,8 +154,8 @@ def evaluate(command: str, checkpoint: Path, table: Path, folder: Path, **change
     [
         (pd.DataFrame({"kind": ["sort 1"]}), ["no column 'age'"]),
         (pd.DataFrame({"age": [1.0]}), ["no column 'kind'"]),
-        (pd.DataFrame({"age": [1.0, np.nan], "kind": "sort 1"}), ["'age'", "not finite", "row 1"]),
-        (pd.DataFrame({"age": [1.0], "kind": "sort 9"}), ["'kind'", "'sort 9'", "row 0", "sort 0, sort 1, sort 2"]),
+        (pd.DataFrame({"age": [1.0, np.nan], "kind": "sort 1"}), ["'age'", "missing", "line 3"]),
+        (pd.DataFrame({"age": [1.0], "kind": "sort 9"}), ["'kind'", "'sort 9'", "line 2", "sort 0, sort 1, sort 2"]),
         (pd.DataFrame({"age": [], "kind": []}), ["wanted.csv", "no rows"]),
         (None, ["wanted.csv"]),
     ],

@@ -11,7 +11,7 @@ import torch
 from flowmatch_rl.batches import CONDITION
 from flowmatch_rl.data import SampleData, TableFile
 from tests.combinations import one_test
-from tests.data.toy_table import CONDITIONAL, ROWS, VALUES, build, only, rows_of
+from tests.data.toy_table import CONDITIONAL, ROWS, VALUES, build, only, rows_of, split_rows, take
 
 
 def changed(**columns) -> dict:
@@ -68,11 +68,11 @@ def test_classes_are_compared_as_text(column, classes: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("values", "options", "words"),
     [
-        (put("b", 17, np.nan), {}, ["column 'b'", "a value that is not finite", "row 17"]),
+        (put("b", 17, np.nan), {}, ["column 'b'", "lacks values in 1 row of 50", "(row 17)", "'drop'", "'fill'"]),
         (put("b", 17, -np.inf), {}, ["column 'b'", "not finite", "row 17"]),
-        (changed(b=[0.5] * 9 + [np.nan] * 3 + [0.0] * 38), {}, ["'b'", "3 values", "not finite", "the first in row 9"]),
+        (changed(b=[0.5] * 9 + [np.nan] * 3 + [0.0] * 38), {}, ["'b'", "3 rows of 50", "first is row 9"]),
         (put("speed", 3, np.inf), {"columns": ["a"], "conditions": ["speed"]}, ["'speed'", "not finite", "row 3"]),
-        (put("kind", 3, None), {"classes": ["kind"]}, ["'kind'", "lacks the class", "3"]),
+        (put("kind", 3, None), {"classes": ["kind"]}, ["'kind'", "lacks values", "row 3"]),
         (changed(b=[0.1] * ROWS), {}, ["'b'", "0.1", "40 training rows", "no scale"]),
         (changed(b=[0.1] * ROWS), {"columns": ["a"], "conditions": ["b"]}, ["'b'", "0.1", "no scale"]),
         (put("b", 5, "oops"), {}, ["'b'", "'oops'", "row 5", "`classes`"]),
@@ -141,9 +141,9 @@ def test_prediction_from_a_file_has_one_sample_per_row(tmp_path: Path) -> None:
     [
         ({"speed": None}, ["no column 'speed'"]),
         ({"kind": None}, ["no column 'kind'"]),
-        ({"kind": ["ant", "bee", "fly"]}, ["'kind'", "'fly'", "row 2", "ant, bee, cow"]),
-        ({"speed": [1.0, np.nan, 2.0]}, ["'speed'", "not finite", "row 1"]),
-        ({"speed": [1.0, 3.0, "fast"]}, ["'speed'", "'fast'", "row 2"]),
+        ({"kind": ["ant", "bee", "fly"]}, ["'kind'", "'fly'", "line 4", "ant, bee, cow"]),
+        ({"speed": [1.0, np.nan, 2.0]}, ["'speed'", "missing", "line 3"]),
+        ({"speed": [1.0, 3.0, "fast"]}, ["'speed'", "'fast'", "line 4"]),
         ({name: [] for name in ("speed", "kind", "size", "other")}, ["no rows"]),
     ],
     ids=str,
@@ -163,3 +163,79 @@ def test_conditions_to_predict_for_are_refused_by_a_model_without(tmp_path: Path
 def test_a_table_in_a_file_that_does_not_exist_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         SampleData(TableFile(str(tmp_path / "none.csv")))
+
+
+GAPS = changed(
+    b=[None if row in (3, 20) else np.cos(row) for row in range(ROWS)],
+    kind=[None if row == 7 else VALUES["kind"][row] for row in range(ROWS)],
+    unused=[None] * 30 + list(range(20)),
+)
+NAMED = {"columns": ["a", "b"], "classes": ["kind"]}
+
+
+def test_rows_that_lack_a_value_of_a_used_column_are_left_out_on_request() -> None:
+    data = build(GAPS, **NAMED, missing="drop")
+    assert set().union(*split_rows(data)) == set(range(ROWS)) - {3, 7, 20}
+    assert data.schema.classes == (("ant", "bee", "cow"),)
+    assert "3 rows of 50 with missing values (the first is row 3)" in data.description
+
+
+def test_missing_values_are_filled_on_request_by_the_median_of_the_training_rows() -> None:
+    data = build(GAPS, **NAMED, missing="fill")
+    training = split_rows(data)[0] - {3, 20}
+    median = np.median([np.cos(row) for row in training])
+    batches = [*take(data, 10), only(data.val_dataloader()), only(data.test_dataloader())]
+    found = {}
+    for batch in batches:
+        own = data.schema.restore(batch["sample"])
+        kinds = data.schema.restore_condition(batch[CONDITION])["kind"]
+        found |= {row: (own[i, 1].item(), kinds[i]) for i, row in enumerate(rows_of(batch, data))}
+    assert found[3][0] == pytest.approx(median, abs=1e-6)
+    assert found[20][0] == pytest.approx(median, abs=1e-6)
+    assert found[7][1] == "missing"
+    assert data.schema.classes == (("ant", "bee", "cow", "missing"),)
+    assert f"missing values are filled: 2 of b by {median:.4g}, 1 of kind by missing" in data.description
+
+
+def test_missing_values_of_every_kind_are_refused_or_handled() -> None:
+    assert "row 3" in refused(GAPS, **NAMED)
+    assert "'kind'" in refused(GAPS, columns=["a"], classes=["kind"])
+    assert "every row" in refused(changed(b=[None] * ROWS), columns=["b"], missing="drop")
+    assert "missing must be one of refuse, drop, fill, got 'keep'" in refused(missing="keep")
+    assert "holds a value that is not finite" in refused(put("b", 4, np.inf), missing="drop")
+
+
+def test_description_says_what_is_learned_and_what_is_left_out_and_why() -> None:
+    values = changed(day=pd.date_range("2020-01-01", periods=ROWS), note=[None] * ROWS)
+    assert build(values).description == (
+        "learns a, b, speed, size of the table 'toy' (40 train, 5 val, 5 test rows); "
+        "leaves out kind (text such as 'ant'), day (datetime64[us]), note (no values)"
+    )
+    assert build(columns=["a"], conditions=["b"], classes=["kind"]).description == (
+        "learns a given b, kind of the table 'toy' (40 train, 5 val, 5 test rows); "
+        "leaves out speed (not named in columns), size (not named in columns)"
+    )
+
+
+def test_description_repeats_the_remarks_of_the_file(tmp_path: Path) -> None:
+    rows = "".join(f'"{1000 + row:,}",{row}.5,NA\n' for row in range(30))
+    (tmp_path / "t.csv").write_text("x,y,k\nm,kg,\n" + rows)
+    data = SampleData(TableFile(str(tmp_path / "t.csv")), batch_size=8)
+    assert data.schema.columns == ("x", "y")
+    assert data.description == (
+        "learns x, y of the table 't' (24 train, 3 val, 3 test rows); leaves out k (text such as 'NA'); "
+        "line 2 (m, kg, ) is taken for units and left out; thousands separators in x"
+    )
+
+
+def test_columns_of_matrices_may_be_named_by_numbers(tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", np.random.default_rng(0).normal(size=(40, 3)))
+    data = SampleData(TableFile(str(tmp_path / "t.npy")), columns=[2, "0"], conditions=[1], batch_size=8)
+    assert (data.schema.columns, data.schema.condition_columns) == (("2", "0"), ("1",))
+
+
+def test_integers_are_named_and_must_be_whole() -> None:
+    data = build(columns=["a", "b", "size"], conditions=["speed"], integers=["size"])
+    assert data.schema.integers == ("size",)
+    assert "'b' of the table 'toy' is named in integers, but holds 0.540302 in row 1" in refused(integers=["b"])
+    assert "integers names 'speed', which is not learned" in refused(columns=["a"], integers=["speed"])

@@ -61,7 +61,7 @@ def refused(path: Path) -> str:
 def test_every_format_gives_the_table_that_was_written(write: Callable[[Path], Path], tmp_path: Path) -> None:
     dataset = TableFile(str(write(tmp_path)))
     wanted = TABLE if write is not write_npy else TABLE.set_axis(["0", "1", "2"], axis=1)
-    pd.testing.assert_frame_equal(dataset.load(), wanted, check_dtype=False)
+    pd.testing.assert_frame_equal(dataset.load().reset_index(drop=True), wanted, check_dtype=False)
     assert dataset.label == "t"
 
 
@@ -82,7 +82,7 @@ def test_an_empty_file_is_refused_in_one_line(write: Callable[[Path], Path], tmp
 
 def test_suffixes_may_be_upper_case(tmp_path: Path) -> None:
     write_csv(tmp_path).rename(tmp_path / "T.CSV")
-    pd.testing.assert_frame_equal(read_table(str(tmp_path / "T.CSV")), TABLE)
+    pd.testing.assert_frame_equal(read_table(str(tmp_path / "T.CSV")).reset_index(drop=True), TABLE)
 
 
 def test_text_survives_npz_csv_and_parquet(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_arrays_that_are_no_columns_of_one_table_are_named(arrays, words, tmp_pa
     ("text", "words"),
     [
         ("0.5,1.5\n1,2\n3,4\n", ["first line", "0.5, 1.5"]),
-        ("5,5\n1,2\n3,4\n", ["first line", "5, 5.1"]),
+        ("5,5\n1,2\n3,4\n", ["first line", "5, 5"]),
         (",a\n0,1\n1,2\n", ["no name for column 0"]),
         ("a,b\n1,2,3\n4,5,6\n", ["Length of header"]),
         ("a,b\n0,1,2\n1,4,5\n", ["Length of header"]),

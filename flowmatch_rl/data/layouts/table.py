@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.data.layouts.arrays import BLOCK_ROWS, flags, numbers
+from flowmatch_rl.data.layouts.arrays import BLOCK_ROWS
 from flowmatch_rl.data.layouts.base import Layout, Rows
 from flowmatch_rl.data.layouts.steps import ends
-from flowmatch_rl.data.tables.columns import read_numbers, require_columns
+from flowmatch_rl.data.tables.columns import read_numbers, require_columns, row_name
 from flowmatch_rl.data.tables.reading import read_table
+from flowmatch_rl.data.tables.text import REMARKS
 from flowmatch_rl.data.transitions.store import StoreInfo
 
 
@@ -50,7 +51,14 @@ class TransitionTable(Layout):
         """Read the table, which is small, and look at its columns."""
         frame = self._frame()
         has_next_action = self.next_actions is not None
-        return self.description(self.observations, len(self.actions), len(frame), self.ordered, has_next_action)
+        return self.description(
+            self.observations,
+            len(self.actions),
+            len(frame),
+            self.ordered,
+            has_next_action,
+            remarks=frame.attrs.get(REMARKS, ()),
+        )
 
     def rows(self) -> Iterator[Rows]:
         """Read the transitions in the order of the table."""
@@ -59,9 +67,7 @@ class TransitionTable(Layout):
         for start in range(0, len(frame), BLOCK_ROWS):
             part = frame.iloc[start : start + BLOCK_ROWS]
             zeros = np.zeros(len(part))
-            terminated = zeros.astype(bool)
-            if self.terminated is not None:
-                terminated = flags(self._numbers(part, [self.terminated])[:, 0], len(part), self.terminated, self.path)
+            terminated = self._flags(part, self.terminated) if self.terminated is not None else zeros.astype(bool)
             yield Rows(
                 place=f"the table {self.path!r}",
                 observation=self._numbers(part, self.observations).astype(np.float32),
@@ -94,6 +100,19 @@ class TransitionTable(Layout):
         require_columns(frame, names, f"the table {self.path!r}")
         return frame
 
+    def _flags(self, part: pd.DataFrame, name: str) -> np.ndarray:
+        values = self._numbers(part, [name])[:, 0]
+        wrong = np.flatnonzero((values != 0.0) & (values != 1.0))
+        if len(wrong):
+            held = f"{values[wrong[0]]:g} in {row_name(part, int(wrong[0]))}"
+            raise UserError(f"column {name!r} of the table {self.path!r} holds {held}, wanted 0 or 1")
+        return values == 1.0
+
     def _numbers(self, part: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
         values = read_numbers(part, names, f"the table {self.path!r}")
-        return numbers(values, (len(part), len(names)), ", ".join(names), self.path, int(part.index[0]))
+        large = np.argwhere(np.abs(values) > np.finfo(np.float32).max)
+        if len(large):
+            row, place = map(int, large[0])
+            held = f"{values[row, place]:g} in {row_name(part, row)}"
+            raise UserError(f"column {names[place]!r} of the table {self.path!r} holds {held}, too large a number")
+        return values

@@ -1,7 +1,7 @@
 """Columns of tables: which there are, what they hold, and the units they are standardised by.
 
-Messages name a row by its label in the frame's index, which counts from 0, and a table by a phrase such as
-``the table 'wine'``.
+Messages name a row by its label in the frame's index, whose name says what it counts, such as ``line 7``, and a table
+by a phrase such as ``the table 'wine'``.
 """
 
 import difflib
@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flowmatch_rl.checks import UserError
+from flowmatch_rl.checks import UserError, first_names
 from flowmatch_rl.schema import TableSchema
 
 
@@ -32,42 +32,66 @@ def require_columns(frame: pd.DataFrame, names: Sequence[str], table: str) -> No
         raise UserError(f"{table} has no rows")
 
 
-def numeric_columns(frame: pd.DataFrame, table: str) -> list[str]:
-    """Names of the columns of numbers, in order; digits stored as text are text.
+def row_name(frame: pd.DataFrame | pd.Series, place: int) -> str:
+    """What a row is called in messages, such as ``row 7``, or ``line 7`` of a text file.
+
+    Args:
+        frame: The table.
+        place: Place of the row in it, from 0.
+    """
+    return f"{frame.index.name or 'row'} {frame.index[place]}"
+
+
+def numeric_columns(frame: pd.DataFrame, table: str) -> tuple[list[str], dict[str, str]]:
+    """The columns of numbers; digits stored as text are text.
+
+    Args:
+        frame: The table.
+        table: Phrase that names it.
+
+    Returns:
+        Their names in order, and by name what each other column holds.
 
     Raises:
         UserError: If a column holds numbers in some rows and text in others.
     """
-    names = []
+    names, others = [], {}
     for name in frame.columns:
         column = pd.Series(frame[name])
-        if pd.api.types.is_numeric_dtype(column):
-            names.append(str(name))
-            continue
+        held = column.dropna()
         numbers = np.flatnonzero(np.isfinite(_parse(column)))
-        if len(numbers):
+        if len(held) == 0:
+            others[name] = "no values"
+        elif pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column):
+            names.append(name)
+        elif len(numbers):
             _refuse_text(column, table)
-            if not isinstance(column.iloc[numbers[0]], str):
-                names.append(str(name))
-    return names
+            if isinstance(column.iloc[numbers[0]], str):
+                others[name] = f"text such as {held.iloc[0]!r}"
+            else:
+                names.append(name)
+        else:
+            others[name] = f"text such as {held.iloc[0]!r}" if isinstance(held.iloc[0], str) else str(column.dtype)
+    return names, others
 
 
 def read_numbers(frame: pd.DataFrame, names: Sequence[str], table: str) -> np.ndarray:
     """Columns of numbers, float64, shape (B, len(names)).
 
     Raises:
-        UserError: If one of them holds text or values that are not finite; the message names it and the first row.
+        UserError: If one of them holds text, or a value that is missing or not finite; the message names it and the
+            first row.
     """
     values = np.empty((len(frame), len(names)))
     for place, name in enumerate(names):
         column = pd.Series(frame[name])
         _refuse_text(column, table)
         values[:, place] = _parse(column)
-        bad = np.flatnonzero(~np.isfinite(values[:, place]))
-        if len(bad):
-            held = "a value that is" if len(bad) == 1 else f"{len(bad)} values that are"
-            where = "in" if len(bad) == 1 else "the first in"
-            raise UserError(f"column {name!r} of {table} holds {held} not finite, {where} row {frame.index[bad[0]]}")
+        for what, bad in (("missing", np.isnan(values[:, place])), ("not finite", np.isinf(values[:, place]))):
+            if bad.any():
+                held = "a value that is" if bad.sum() == 1 else f"{bad.sum()} values that are"
+                where = f"{'' if bad.sum() == 1 else 'the first '}in {row_name(frame, int(bad.argmax()))}"
+                raise UserError(f"column {name!r} of {table} holds {held} {what}, {where}")
     return values
 
 
@@ -84,9 +108,9 @@ def _refuse_text(column: pd.Series, table: str) -> None:
     """Refuse a column with a value that is not a number; missing values pass."""
     bad = np.flatnonzero(np.isnan(_parse(column)) & column.notna().to_numpy())
     if len(bad):
-        row, value = column.index[bad[0]], column.iloc[bad[0]]
+        value = column.iloc[bad[0]]
         raise UserError(
-            f"column {column.name!r} of {table} holds {value!r} in row {row}, which is not a number; "
+            f"column {column.name!r} of {table} holds {value!r} in {row_name(column, bad[0])}, which is not a number; "
             "it may be named in `classes`, or left out of `columns`"
         )
 
@@ -100,7 +124,7 @@ def read_classes(frame: pd.DataFrame, name: str, table: str) -> np.ndarray:
     codes, values = pd.factorize(frame[name].astype(object))
     missing = np.flatnonzero(codes < 0)
     if len(missing):
-        first = frame.index[missing[0]]
+        first = row_name(frame, missing[0])
         raise UserError(f"column {name!r} of {table} lacks the class of {len(missing)} rows, the first of them {first}")
     return np.array([_class_name(value) for value in values], dtype=object)[codes]
 
@@ -114,6 +138,7 @@ def describe_table(
     columns: Sequence[str],
     conditions: Sequence[str],
     classes: Sequence[str],
+    integers: Sequence[str],
     training_rows: np.ndarray,
     standardise: bool,
     table: str,
@@ -125,13 +150,25 @@ def describe_table(
         columns: Its sample columns.
         conditions: Its continuous condition columns.
         classes: Its class columns; their classes are those of the whole table.
+        integers: Those of the columns whose samples are integers.
         training_rows: Rows whose mean and standard deviation are taken.
         standardise: Whether to take them; otherwise the shift is 0 and the scale 1.
         table: Phrase that names the table.
 
     Raises:
-        UserError: If a column cannot be read, or is constant and was to be standardised.
+        UserError: If a column cannot be read, is constant and was to be standardised, or is named in ``integers`` and
+            holds others.
     """
+    values = read_numbers(frame, integers, table)
+    for name, column in zip(integers, values.T, strict=True):
+        if name not in (*columns, *conditions):
+            raise UserError(f"integers names {name!r}, which is not learned; the columns are {first_names(columns)}")
+        broken = np.flatnonzero(column != np.rint(column))
+        if len(broken):
+            where = row_name(frame, int(broken[0]))
+            raise UserError(
+                f"column {name!r} of {table} is named in integers, but holds {column[broken[0]]:g} in {where}"
+            )
     shift, scale = _units(frame, columns, training_rows, standardise, table)
     condition_shift, condition_scale = _units(frame, conditions, training_rows, standardise, table)
     return TableSchema(
@@ -143,6 +180,7 @@ def describe_table(
         condition_scale=condition_scale,
         class_columns=tuple(classes),
         classes=tuple(tuple(sorted(set(read_classes(frame, name, table)))) for name in classes),
+        integers=tuple(integers),
     )
 
 
@@ -198,8 +236,8 @@ def standardised_conditions(frame: pd.DataFrame, schema: TableSchema, table: str
         unknown = np.flatnonzero(~np.isin(values[name], classes))
         if len(unknown):
             raise UserError(
-                f"column {name!r} of {table} holds the class {values[name][unknown[0]]!r} in row "
-                f"{frame.index[unknown[0]]}, which the model does not know; its classes are {', '.join(classes)}"
+                f"column {name!r} of {table} holds the class {values[name][unknown[0]]!r} in "
+                f"{row_name(frame, unknown[0])}, which the model does not know; its classes are {', '.join(classes)}"
             )
     condition = schema.condition(values).float()
     _check_single(condition[:, : len(schema.condition_columns)], schema.condition_columns, frame, table)
@@ -211,5 +249,6 @@ def _check_single(values: Tensor, names: Sequence[str], frame: pd.DataFrame, tab
     for name, column in zip(names, values.T, strict=True):
         bad = torch.nonzero(~torch.isfinite(column))
         if len(bad):
-            row = frame.index[int(bad[0])]
-            raise UserError(f"column {name!r} of {table} holds {frame[name][row]} in row {row}, too large a number")
+            place = int(bad[0])
+            held = f"{frame[name].iloc[place]} in {row_name(frame, place)}"
+            raise UserError(f"column {name!r} of {table} holds {held}, too large a number")

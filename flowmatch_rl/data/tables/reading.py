@@ -1,6 +1,5 @@
 """Tables in files."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,13 @@ import pandas as pd
 import torch
 from tensordict import TensorDict
 
-from flowmatch_rl.checks import MissingFileError, UserError
+from flowmatch_rl.checks import MissingFileError, UserError, check_word
 from flowmatch_rl.data.tables.datasets import Dataset
+from flowmatch_rl.data.tables.numbers import Decimal
+from flowmatch_rl.data.tables.text import read_text
 
-_WANTED = ".npy, .npz, .csv, .parquet, or a folder that holds a memory-mapped TensorDict"
+_TEXT = (".csv", ".tsv", ".txt")
+_WANTED = ".npy, .npz, .csv, .tsv, .txt, .parquet, or a folder that holds a memory-mapped TensorDict"
 
 
 @dataclass(frozen=True)
@@ -21,31 +23,48 @@ class TableFile(Dataset):
     """A table of your own.
 
     Args:
-        path: A ``.csv`` or ``.parquet`` file; a ``.npy`` file with a matrix, whose columns are named "0", "1" and so
-            on; a ``.npz`` file, or a folder of a TensorDict saved by ``memmap``, in which a vector gives a column of
-            its name, and a matrix called ``name`` the columns ``name[0]``, ``name[1]`` and so on.
+        path: A ``.csv``, ``.tsv`` or ``.txt`` file, perhaps compressed to ``.gz``; a ``.parquet`` file; a ``.npy`` file
+            with a matrix, whose columns are named "0", "1" and so on; a ``.npz`` file, or a folder of a TensorDict
+            saved by ``memmap``, in which a vector gives a column of its name, and a matrix called ``name`` the columns
+            ``name[0]``, ``name[1]`` and so on.
+        separator: Character between the values of a text file; found from its first lines if None.
+        decimal: Decimal sign of a text file, ``.`` or ``,``; found from its numbers if None.
+
+    Raises:
+        UserError: If the separator is not one character, or ``decimal`` another sign.
     """
 
     path: str
+    separator: str | None = None
+    decimal: Decimal | None = None
+
+    def __post_init__(self) -> None:
+        if self.separator is not None and len(self.separator.replace("\\t", "\t")) != 1:
+            raise UserError(f"separator must be one character, got {self.separator!r}")
+        check_word((".", ","), **({} if self.decimal is None else {"decimal": self.decimal}))
 
     @property
     def label(self) -> str:
         """Short name, for titles and run names."""
-        return Path(self.path).stem
+        file = Path(self.path)
+        return Path(file.stem).stem if file.suffix.lower() == ".gz" else file.stem
 
     def load(self) -> pd.DataFrame:
         """Read the table."""
-        return read_table(self.path)
+        return read_table(self.path, self.separator, self.decimal)
 
 
-def read_table(path: str) -> pd.DataFrame:
+def read_table(path: str, separator: str | None = None, decimal: Decimal | None = None) -> pd.DataFrame:
     """Read a file as a table.
 
     Args:
         path: See ``TableFile``.
+        separator: Character between the values of a text file; found from its first lines if None.
+        decimal: Decimal sign of a text file; found from its numbers if None.
 
     Returns:
-        The table, its rows counted from 0.
+        The table. Its rows are labelled as the lines of a text file are, from 1, with an index called "line"; others
+        are counted from 0. ``attrs["remarks"]`` of a text file holds what was left out or is in doubt, a phrase each.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -54,11 +73,11 @@ def read_table(path: str) -> pd.DataFrame:
     file = Path(path)
     if not file.exists():
         raise MissingFileError(f"there is no table {path!r}; wanted {_WANTED}")
-    suffix = "folder" if file.is_dir() else file.suffix.lower()
-    if suffix not in _READERS:
+    suffix = "folder" if file.is_dir() else Path(file.name.lower().removesuffix(".gz")).suffix
+    if suffix not in (*_READERS, *_TEXT) or (file.suffix.lower() == ".gz" and suffix not in _TEXT):
         raise UserError(f"{path!r} is not a table; wanted {_WANTED}")
     try:
-        frame = _READERS[suffix](file)
+        frame = read_text(file, separator, decimal) if suffix in _TEXT else _READERS[suffix](file)
     # Readers raise what their libraries do, and a damaged file may raise anything.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -67,7 +86,7 @@ def read_table(path: str) -> pd.DataFrame:
     doubled = frame.columns[frame.columns.duplicated()]
     if len(doubled):
         raise UserError(f"the table {path!r} has two columns named {doubled[0]!r}")
-    return frame.reset_index(drop=True)
+    return frame if suffix in _TEXT else frame.reset_index(drop=True)
 
 
 def _read_npy(file: Path) -> pd.DataFrame:
@@ -80,27 +99,6 @@ def _read_npy(file: Path) -> pd.DataFrame:
 def _read_npz(file: Path) -> pd.DataFrame:
     with np.load(file, allow_pickle=False) as arrays:
         return _join(dict(arrays))
-
-
-def _read_csv(file: Path) -> pd.DataFrame:
-    with warnings.catch_warnings():
-        # Otherwise rows with more values than there are names lose some of them.
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        frame = pd.read_csv(file, low_memory=False, index_col=False)
-    for place, name in enumerate(frame.columns):
-        if name == f"Unnamed: {place}":
-            raise UserError(f"its first line has no name for column {place}; name it, or save without row numbers")
-    if all(map(_is_number, frame.columns)) and not all(map(str.isdigit, frame.columns)):
-        raise UserError(f"its first line must name the columns, got {', '.join(frame.columns)}")
-    return frame
-
-
-def _is_number(name: str) -> bool:
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_parquet(file: Path) -> pd.DataFrame:
@@ -125,7 +123,6 @@ def _read_folder(folder: Path) -> pd.DataFrame:
 _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
-    ".csv": _read_csv,
     ".parquet": _read_parquet,
     "folder": _read_folder,
 }
