@@ -1,5 +1,6 @@
 """Layouts: each gives, row by row, the transitions that its files hold."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.data.layout_files import (
     step_arrays,
     write_d4rl,
     write_exorl,
+    write_hdf5,
     write_minari,
     write_ogbench,
 )
@@ -142,6 +144,76 @@ def test_d4rl_without_arrivals_drops_the_last_rows_of_trajectories(tmp_path: Pat
     ]
     (remark,) = layout.describe().provenance["remarks"]
     assert remark.startswith("1 termination")
+
+
+def test_exorl_filler_row_may_hold_anything(tmp_path: Path) -> None:
+    episode = write_exorl(tmp_path / "buffer", {0: 2})[0]
+    for name in ("action", "reward", "discount"):
+        episode[name][0] = np.nan
+    np.savez(tmp_path / "buffer" / "episode_0_2.npz", **episode)
+    x, u, r = (episode[name] for name in ("observation", "action", "reward"))
+    assert read(ExorlEpisodes(str(tmp_path / "buffer"))) == [
+        row(x[0], u[1], r[1], x[1]),
+        row(x[1], u[2], r[2], x[2], "truncated"),
+    ]
+
+
+def test_d4rl_without_timeouts_ends_trajectories_where_the_next_row_starts_elsewhere(tmp_path: Path) -> None:
+    held = write_d4rl(tmp_path / "a.hdf5", terminals=[0, 1, 0, 0, 0], timeouts=[0] * 5, arrivals=True)
+    del held["timeouts"]
+    x = held["observations"]
+    held["next_observations"] = np.concatenate([x[1:], x[:1]])
+    held["next_observations"][[1, 2]] += 1.0  # the second row ends in a terminal state, the third at a time limit
+    write_hdf5(tmp_path / "a.hdf5", held)
+    endings = ["", "terminated", "truncated", "", "truncated"]
+    u, r, y = (held[name] for name in ("actions", "rewards", "next_observations"))
+    layout = D4rlFile(str(tmp_path / "a.hdf5"))
+    assert read(layout) == [row(*part) for part in zip(x, u, r, y, endings, strict=True)]
+    assert "timeouts" in layout.describe().provenance["remarks"][0]
+
+
+def test_d4rl_without_timeouts_and_arrivals_takes_the_length_of_trajectories(tmp_path: Path) -> None:
+    held = write_d4rl(tmp_path / "a.hdf5", terminals=[0, 1, 0, 0, 0, 0, 0], timeouts=[0] * 7, arrivals=False)
+    del held["timeouts"]
+    write_hdf5(tmp_path / "a.hdf5", held)
+    x, u, r = (held[name] for name in ("observations", "actions", "rewards"))
+    layout = D4rlFile(str(tmp_path / "a.hdf5"), max_episode_steps=3)
+    # Trajectories are rows 0 and 1, which ends early, rows 2 to 4, and rows 5 and 6.
+    assert read(layout) == [
+        row(x[0], u[0], r[0], x[1], "truncated"),
+        row(x[2], u[2], r[2], x[3]),
+        row(x[3], u[3], r[3], x[4], "truncated"),
+        row(x[5], u[5], r[5], x[6], "truncated"),
+    ]
+
+
+def test_minari_episodes_without_steps_are_left_out_and_counted(tmp_path: Path) -> None:
+    episodes = {0: minari_episode(2, terminated=True), 1: minari_episode(0, terminated=False)}
+    write_minari(tmp_path / "v0", episodes)
+    x, u, r = (episodes[0][name] for name in ("observations", "actions", "rewards"))
+    layout = MinariFolder(str(tmp_path / "v0"))
+    assert read(layout) == [row(x[0], u[0], r[0], x[1]), row(x[1], u[1], r[1], x[2], "terminated")]
+    assert layout.describe().provenance["remarks"] == ["1 episode without steps is left out"]
+
+
+def test_minari_cameras_are_left_to_those_who_name_the_entries(tmp_path: Path) -> None:
+    parts = {"q": numbers(3, 2), "camera": np.zeros((3, 4, 4, 3), np.uint8)}
+    write_minari(tmp_path / "v0", {0: minari_episode(2, terminated=False, observations=parts)})
+    layout = MinariFolder(str(tmp_path / "v0"), observation_keys=["q"])
+    assert [r["observation"] for r in read(layout)] == np.float32(parts["q"][:2]).tolist()
+
+
+@pytest.mark.parametrize("kind", ["d4rl", "minari"])
+def test_hdf5_files_may_be_compressed_by_gzip(kind: str, tmp_path: Path) -> None:
+    if kind == "d4rl":
+        write_d4rl(tmp_path / "a.hdf5", [0, 0, 1], [0, 0, 0], arrivals=True)
+        file, layout = tmp_path / "a.hdf5", D4rlFile(str(tmp_path / "a.hdf5"))
+    else:
+        write_minari(tmp_path / "v0", {0: minari_episode(2, terminated=False)})
+        file, layout = tmp_path / "v0" / "data" / "main_data.hdf5", MinariFolder(str(tmp_path / "v0"))
+    wanted = read(layout)
+    file.write_bytes(gzip.compress(file.read_bytes()))
+    assert read(layout) == wanted
 
 
 def test_minari_episodes_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Files that do not have the layout they should are refused in one line that names the file and what is wrong."""
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,10 +48,10 @@ def exorl(folder: Path, **changes: np.ndarray | None) -> ExorlEpisodes:
     ("changes", "words"),
     [
         ({"discount": None}, ["'discount'", "lacks", "physics"]),
-        ({"action": numbers(3, 2)}, ["'action'", "(3, 2)", "4 x any"]),
+        ({"action": numbers(3, 2)}, ["'action'", "(3, 2)", "wanted 4 rows of numbers"]),
         ({"action": numbers(4, 3)}, ["dimensions 3 and 3", "3 and 2", "episode_0_2.npz"]),
         ({"observation": numbers(4, 2)}, ["dimensions 2 and 2", "3 and 2"]),
-        ({"observation": numbers(4, 8, 8)}, ["'observation'", "(4, 8, 8)"]),
+        ({"observation": numbers(4, 8, 8)}, ["'observation'", "(4, 8, 8)", "wanted rows of numbers"]),
         ({"reward": numbers(4, 2)}, ["'reward'", "(4, 2)"]),
         ({"reward": np.array([0.0, 1.0, np.nan, 0.0])}, ["'reward'", "nan", "row 2"]),
         ({"reward": np.array([0.0, 1.0, 1.0, 1e300])}, ["'reward'", "1e+300", "row 3"]),
@@ -113,7 +114,7 @@ def test_empty_folder(layout: Callable[[str], Layout], tmp_path: Path) -> None:
         ({"actions": numbers(2, 2)}, ["'actions'", "(2, 2)"]),
         ({"rewards": numbers(4)}, ["'rewards'", "(4,)"]),
         ({"masks": numbers(3)}, ["'masks'"]),
-        ({"next_observations": numbers(3, 2)}, ["'next_observations'", "(3, 2)", "3 x 3"]),
+        ({"next_observations": numbers(3, 2)}, ["'next_observations'", "(3, 2)", "3 rows of 3 numbers"]),
         ({"observations": np.zeros((0, 3))}, ["no rows"]),
         ({"observations": np.full((3, 3), np.inf)}, ["'observations'", "inf", "row 0"]),
     ],
@@ -125,12 +126,70 @@ def test_ogbench_file(changes, words, tmp_path: Path) -> None:
 
 
 @one_test
-@pytest.mark.parametrize("missing", ["observations", "actions", "rewards", "terminals", "timeouts"])
+@pytest.mark.parametrize("missing", ["observations", "actions", "rewards", "terminals"])
 def test_d4rl_file_without_an_array(missing: str, tmp_path: Path) -> None:
     arrays = write_d4rl(tmp_path / "a.hdf5", [0, 0], [0, 1], arrivals=True)
     del arrays[missing]
     write_hdf5(tmp_path / "a.hdf5", arrays)
     refused(D4rlFile(str(tmp_path / "a.hdf5")), "a.hdf5", "lacks", repr(missing))
+
+
+def test_d4rl_file_that_does_not_tell_where_trajectories_end(tmp_path: Path) -> None:
+    arrays = write_d4rl(tmp_path / "a.hdf5", [0, 0], [0, 1], arrivals=False)
+    del arrays["timeouts"]
+    write_hdf5(tmp_path / "a.hdf5", arrays)
+    words = ("a.hdf5", "neither 'timeouts' nor 'next_observations'", "max_episode_steps")
+    refused(D4rlFile(str(tmp_path / "a.hdf5")), *words)
+    with pytest.raises(ValueError, match="max_episode_steps must be at least 1, got 0"):
+        D4rlFile("a.hdf5", max_episode_steps=0).describe()
+
+
+@pytest.mark.parametrize("kind", ["external", "group", "storage", "virtual", "dangling"])
+def test_hdf5_files_that_lead_out_of_themselves(kind: str, tmp_path: Path) -> None:
+    arrays = write_d4rl(tmp_path / "a.hdf5", [0, 0], [0, 1], arrivals=True)
+    write_hdf5(tmp_path / "secret.hdf5", {"observations": arrays["observations"], "all": arrays})
+    (tmp_path / "secret.bin").write_bytes(arrays["observations"].tobytes())
+    del arrays["observations"]
+    write_hdf5(tmp_path / "a.hdf5", arrays)
+    with h5py.File(tmp_path / "a.hdf5", "a") as opened:
+        if kind == "storage":
+            held = [(str(tmp_path / "secret.bin"), 0, 24)]
+            opened.create_dataset("observations", (2, 3), np.float32, external=held)
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout((2, 3), np.float32)
+            layout[:] = h5py.VirtualSource(str(tmp_path / "secret.hdf5"), "observations", (2, 3))
+            opened.create_virtual_dataset("observations", layout)
+        elif kind == "dangling":
+            opened["observations"] = h5py.SoftLink("/nowhere")
+        else:
+            opened["observations"] = h5py.ExternalLink(str(tmp_path / "secret.hdf5"), "observations")
+    if kind == "group":
+        write_minari(tmp_path / "v0", {})
+        with h5py.File(tmp_path / "v0" / "data" / "main_data.hdf5", "a") as opened:
+            opened["episode_0"] = h5py.ExternalLink(str(tmp_path / "secret.hdf5"), "all")
+        refused(MinariFolder(str(tmp_path / "v0")), "main_data.hdf5", "'episode_0'", "another file")
+    else:
+        where = "nowhere" if kind == "dangling" else "another file"
+        refused(D4rlFile(str(tmp_path / "a.hdf5")), "a.hdf5", "'observations'", where)
+
+
+def test_minari_camera_beside_the_state(tmp_path: Path) -> None:
+    parts = {"q": numbers(3, 2), "camera": np.zeros((3, 4, 4, 3), np.uint8)}
+    write_minari(tmp_path / "v0", {0: minari_episode(2, False, observations=parts)})
+    words = ("'camera'", "(3, 4, 4, 3)", "wanted 3 rows of numbers", "observation_keys", "such as q")
+    refused(MinariFolder(str(tmp_path / "v0")), *words)
+
+
+def test_minari_data_set_without_a_step(tmp_path: Path) -> None:
+    write_minari(tmp_path / "v0", {0: minari_episode(0, False), 1: minari_episode(0, False)})
+    refused(MinariFolder(str(tmp_path / "v0")), "v0", "holds no transitions")
+
+
+def test_hdf5_file_whose_compression_is_cut_short(tmp_path: Path) -> None:
+    write_d4rl(tmp_path / "a.hdf5", [0, 0], [0, 1], arrivals=True)
+    held = gzip.compress((tmp_path / "a.hdf5").read_bytes())
+    (tmp_path / "a.hdf5").write_bytes(held[: len(held) // 2])
+    refused(D4rlFile(str(tmp_path / "a.hdf5")), "a.hdf5", "cannot read")
 
 
 def test_d4rl_file_that_is_not_hdf5(tmp_path: Path) -> None:

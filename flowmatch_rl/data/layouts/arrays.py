@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from flowmatch_rl.checks import MissingFileError, UserError
@@ -115,17 +114,6 @@ def read_npz(file: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
             raise UserError(f"cannot read {str(file)!r}: {' '.join(str(error).split())}") from error
 
 
-@contextlib.contextmanager
-def open_hdf5(file: Path) -> Iterator[h5py.File]:
-    """An HDF5 file, for reading.
-
-    Raises:
-        UserError: If it is not one, or is damaged.
-    """
-    with readable(file), h5py.File(file, "r") as opened:
-        yield opened
-
-
 def require_arrays(held: Collection[str], names: Sequence[str], place: Path | str) -> None:
     """Refuse a file that lacks an array.
 
@@ -136,19 +124,6 @@ def require_arrays(held: Collection[str], names: Sequence[str], place: Path | st
         if name not in held:
             there = ", ".join(sorted(held)) or "no arrays"
             raise UserError(f"{str(place)!r} lacks the array {name!r}; it holds {there}")
-
-
-def stored_array(group: h5py.Group, name: str, place: Path | str) -> h5py.Dataset:
-    """An array of an HDF5 group, not yet read.
-
-    Raises:
-        UserError: If it is missing, or is a group itself.
-    """
-    require_arrays(group.keys(), [name], place)
-    array = group[name]
-    if not isinstance(array, h5py.Dataset):
-        raise UserError(f"{name!r} of {str(place)!r} is a group, wanted one array")
-    return array
 
 
 def check_shape(shape: tuple[int, ...], wanted: tuple[int | None, ...], key: str, place: Path | str) -> None:
@@ -165,8 +140,13 @@ def check_shape(shape: tuple[int, ...], wanted: tuple[int | None, ...], key: str
     """
     plain = shape[:1] if len(wanted) == 1 and shape[1:] == (1,) else shape
     if len(plain) != len(wanted) or any(n != m if m is not None else n < 1 for n, m in zip(plain, wanted, strict=True)):
-        names = " x ".join("any" if size is None else str(size) for size in wanted)
-        raise UserError(f"{key!r} of {str(place)!r} has shape {tuple(shape)}, wanted {names}")
+        raise UserError(f"{key!r} of {str(place)!r} has shape {tuple(shape)}, wanted {_shape_words(wanted)}")
+
+
+def _shape_words(wanted: tuple[int | None, ...]) -> str:
+    """A shape in words, such as ``4 rows of 3 numbers``."""
+    words = ["" if size is None else f"{size} " for size in wanted]
+    return f"{words[0]}numbers" if len(words) == 1 else f"{words[0]}rows of {words[1]}numbers"
 
 
 def numbers(

@@ -75,9 +75,10 @@ def _episode(file: Path) -> Rows:
     require_arrays(arrays, _ARRAYS, file)
     observation = numbers(arrays["observation"], (None, None), "observation", file)
     length = len(observation)
-    action = numbers(arrays["action"], (length, None), "action", file)
-    reward = numbers(arrays["reward"], (length,), "reward", file)
-    discount = numbers(arrays["discount"], (length,), "discount", file)[1:]
+    # What stands in the filler row does not matter.
+    action = numbers(arrays["action"][1:], (length - 1, None), "action", file, 1)
+    reward = numbers(arrays["reward"][1:], (length - 1,), "reward", file, 1)
+    discount = numbers(arrays["discount"][1:], (length - 1,), "discount", file, 1)
     wrong = np.flatnonzero((discount < 0.0) | (discount > 1.0))
     if len(wrong):
         raise UserError(f"'discount' of {str(file)!r} is {discount[wrong[0]]:g} in row {wrong[0] + 1}, wanted [0, 1]")
@@ -90,8 +91,8 @@ def _episode(file: Path) -> Rows:
     return Rows(
         place=repr(str(file)),
         observation=observation[:-1],
-        action=action[1:],
-        reward=reward[1:].astype(np.float32),
+        action=action,
+        reward=reward.astype(np.float32),
         next_observation=observation[1:],
         terminated=terminated,
         truncated=ended & ~terminated,

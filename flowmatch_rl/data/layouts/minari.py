@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -16,11 +15,10 @@ from flowmatch_rl.data.layouts.arrays import (
     existing,
     flags,
     numbers,
-    open_hdf5,
     require_arrays,
-    stored_array,
 )
 from flowmatch_rl.data.layouts.base import ArrayLayout, Rows, vector_names
+from flowmatch_rl.data.layouts.hdf5 import members, open_hdf5, stored_array
 from flowmatch_rl.data.layouts.steps import ends
 from flowmatch_rl.data.transitions.store import StoreInfo
 
@@ -32,7 +30,8 @@ class MinariFolder(ArrayLayout):
     """The folder of a data set of Minari, which holds ``data/main_data.hdf5`` and ``data/metadata.json``.
 
     An episode of T steps is a group ``episode_I`` with ``observations`` (T + 1, S), ``actions`` (T, A), ``rewards``,
-    ``terminations`` and ``truncations`` (T,). Observations that are dictionaries are concatenated.
+    ``terminations`` and ``truncations`` (T,). Observations that are dictionaries are concatenated. Episodes without
+    steps are left out.
 
     Args:
         path: The folder.
@@ -51,7 +50,11 @@ class MinariFolder(ArrayLayout):
         """Read the shapes of all episodes."""
         file = self._file()
         with open_hdf5(file) as opened:
-            episodes = [_Episode.of(group, self.observation_keys) for group in _episode_groups(opened, file)]
+            groups = _episode_groups(opened, file)
+            held = {place: group for place, group in groups.items() if _has_steps(group, place)}
+            if not held:
+                raise UserError(f"{self.path!r} holds no transitions")
+            episodes = [_Episode.of(group, self.observation_keys, place) for place, group in held.items()]
             names, action_dim = episodes[0].names, episodes[0].action_dim
             for episode in episodes:
                 if (episode.names, episode.action_dim) != (names, action_dim):
@@ -60,14 +63,17 @@ class MinariFolder(ArrayLayout):
                         f"{episode.action_dim}, wanted {', '.join(names)} and {action_dim} as in the first episode"
                     )
             steps = sum(episode.num_steps for episode in episodes)
-        return self.description(self.column_names(names), action_dim, steps)
+        left_out = len(groups) - len(held)
+        remarks = [f"{left_out} episode{' without steps is' if left_out == 1 else 's without steps are'} left out"]
+        return self.description(self.column_names(names), action_dim, steps, remarks=remarks if left_out else [])
 
     def rows(self) -> Iterator[Rows]:
         """Read the transitions, episode by episode in the order of their numbers."""
         file = self._file()
         with open_hdf5(file) as opened:
-            for group in _episode_groups(opened, file):
-                yield _Episode.of(group, self.observation_keys).rows()
+            for place, group in _episode_groups(opened, file).items():
+                if _has_steps(group, place):
+                    yield _Episode.of(group, self.observation_keys, place).rows()
 
     def _file(self) -> Path:
         """The file of the episodes, once the description beside it says that it is one."""
@@ -93,16 +99,21 @@ class _Episode:
     others: dict[str, h5py.Dataset]
 
     @classmethod
-    def of(cls, group: h5py.Group, keys: Sequence[str] | None) -> "_Episode":
+    def of(cls, group: h5py.Group, keys: Sequence[str] | None, place: str) -> "_Episode":
         """Find the arrays of an episode and check their shapes."""
-        place = f"{group.file.filename}{group.name}"
         others = {name: stored_array(group, name, place) for name in ("actions", *_VECTORS)}
         check_shape(others["actions"].shape, (None, None), "actions", place)
         steps = len(others["actions"])
         for name in _VECTORS:
             check_shape(others[name].shape, (steps,), name, place)
         observations = _observations(group, keys, place)
+        vectors = [name for name, array in observations.items() if array.ndim <= 2]
         for name, array in observations.items():
+            if array.ndim > 2 and vectors:
+                raise UserError(
+                    f"{name!r} of {place!r} has shape {array.shape}, wanted {steps + 1} rows of numbers; name the "
+                    f"entries of the observation to use in observation_keys, such as {', '.join(vectors)}"
+                )
             wanted = (steps + 1,) if array.ndim == 1 else (steps + 1, None)
             check_shape(array.shape, wanted, name, place)
         return cls(place, observations, others)
@@ -147,38 +158,43 @@ class _Episode:
         )
 
 
-def _episode_groups(opened: h5py.File, file: Path) -> list[h5py.Group]:
-    """The episodes in the order of their numbers."""
+def _episode_groups(opened: h5py.File, file: Path) -> dict[str, h5py.Group]:
+    """The episodes by their place, in the order of their numbers."""
     names = [name for name in sorted(map(str, opened), key=by_number) if name.startswith("episode_")]
     if not names:
         raise UserError(f"{str(file)!r} holds no episodes")
-    groups: list[h5py.Group] = []
-    for name in names:
-        group = opened[name]
+    groups: dict[str, h5py.Group] = {}
+    for name, group in members(opened, names, file).items():
         if not isinstance(group, h5py.Group):
             raise UserError(f"{name!r} of {str(file)!r} is an array, wanted a group of arrays")
-        groups.append(group)
+        groups[f"{file}/{name}"] = group
     return groups
+
+
+def _has_steps(group: h5py.Group, place: str) -> bool:
+    """Whether anything was done in an episode: some are recorded at a reset."""
+    return stored_array(group, "actions", place).shape[:1] != (0,)
 
 
 def _observations(group: h5py.Group, keys: Sequence[str] | None, place: str) -> dict[str, h5py.Dataset]:
     """Arrays of observations by name, in the order to concatenate them in."""
     require_arrays(group.keys(), ["observations"], place)
-    held = group["observations"]
+    held = members(group, ["observations"], place)["observations"]
     if isinstance(held, h5py.Dataset):
         if keys is not None:
             raise UserError(f"got observation_keys {', '.join(keys)}, but observations of {place!r} are one array")
         return {"observation": held}
-    arrays = _leaves(held)
+    arrays = _leaves(held, f"{place}/observations")
     require_arrays(arrays, keys or [], f"{place}/observations")
     if not arrays:
         raise UserError(f"'observations' of {place!r} holds no arrays")
     return {name: arrays[name] for name in keys or sorted(arrays)}
 
 
-def _leaves(group: Any, prefix: str = "") -> dict[str, h5py.Dataset]:
+def _leaves(group: h5py.Group, place: str, prefix: str = "") -> dict[str, h5py.Dataset]:
     """Arrays of a group and of the groups within it, by their path."""
     leaves: dict[str, h5py.Dataset] = {}
-    for name, value in group.items():
-        leaves |= {f"{prefix}{name}": value} if isinstance(value, h5py.Dataset) else _leaves(value, f"{prefix}{name}/")
+    for name, value in members(group, list(group), place).items():
+        path = f"{prefix}{name}"
+        leaves |= {path: value} if isinstance(value, h5py.Dataset) else _leaves(value, place, f"{path}/")
     return leaves
