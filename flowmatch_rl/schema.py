@@ -80,6 +80,8 @@ class TableSchema:
         class_columns: Names of the columns that hold classes.
         classes: The classes of each of them, as text, sorted.
         integers: Names of the columns whose values are rounded to integers when they are brought back to their units.
+        low: Smallest value of each sample column in the data, in its own unit; empty if it is not known.
+        high: Largest value of each; empty if it is not known.
     """
 
     columns: tuple[str, ...]
@@ -91,6 +93,8 @@ class TableSchema:
     class_columns: tuple[str, ...] = ()
     classes: tuple[tuple[str, ...], ...] = ()
     integers: tuple[str, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
     @property
     def sample_dim(self) -> int:

@@ -1,5 +1,6 @@
 """Offline data: segments of a data set of transitions, and trajectories to evaluate on."""
 
+import functools
 import math
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,12 +106,19 @@ class OfflineData(DataModule):
     def dimensions(self) -> dict[str, Any]:
         """Arguments of a model that this data determines."""
         info = self.store.info
+        low, high = self._range
         return {
-            "schema": TableSchema(info.columns, info.observation_mean, info.observation_std),
+            "schema": TableSchema(info.columns, info.observation_mean, info.observation_std, low=low, high=high),
             "action_dim": info.action_dim,
             "embedding_dim": info.embedding_dim,
             "action_bounds": info.action_bounds,
         }
+
+    @functools.cached_property
+    def _range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Smallest and largest value of each entry of the observations."""
+        states = self.store.transitions.get(OBSERVATION)
+        return tuple(states.amin(0).tolist()), tuple(states.amax(0).tolist())
 
     @property
     def has_trajectories(self) -> bool:

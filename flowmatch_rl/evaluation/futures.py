@@ -18,6 +18,9 @@ from flowmatch_rl.types import Reward
 _ENDLESS = 2**31
 """Steps of a trajectory that stays in its terminal state."""
 
+_MARGIN = 0.1
+"""A state is outside the range of the data beyond this fraction of its width."""
+
 _HORIZONS = 4
 """Discounts of a model of many horizons at which future states are compared."""
 
@@ -150,6 +153,26 @@ def modelled_futures(
     if bad:
         raise RunError(f"{bad} of {made[..., 0].numel()} modelled states are not finite; lower the learning rate")
     return made
+
+
+def stray_fraction(schema: TableSchema, made: Tensor) -> Tensor | None:
+    """Fraction of modelled states outside the range of the data, in [0, 1].
+
+    They are outside if an entry is by more than a tenth of the width of its range: bounded entries are smeared a little
+    by any flow.
+
+    Args:
+        schema: Modelled entries, with their range in the data.
+        made: States of the model, shape (*batch, D).
+
+    Returns:
+        Fraction, shape (), or None if the range is not known.
+    """
+    if not schema.low:
+        return None
+    low, high = (made.new_tensor(bound) for bound in (schema.low, schema.high))
+    margin = _MARGIN * torch.maximum(high - low, made.new_tensor(schema.scale))
+    return ((made < low - margin) | (made > high + margin)).any(-1).float().mean()
 
 
 def real_futures(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import Rollouts
 from flowmatch_rl.checks import check_range
-from flowmatch_rl.evaluation.futures import compare_values, modelled_futures, real_futures
+from flowmatch_rl.evaluation.futures import compare_values, modelled_futures, real_futures, stray_fraction
 from flowmatch_rl.metrics import squared_wasserstein_distance, wasserstein_distance
 from flowmatch_rl.models import Occupancy
 from flowmatch_rl.types import Reward
@@ -53,7 +53,7 @@ class FutureTests:
         check_range("[1, inf)", predict_samples=self.predict_samples)
 
     def validate(self, model: Occupancy, rollouts: Rollouts, generator: torch.Generator) -> dict[str, Tensor]:
-        """Distance during training.
+        """Distance during training, and the fraction of modelled states outside the range of the data.
 
         Args:
             model: The model.
@@ -61,7 +61,7 @@ class FutureTests:
             generator: Source of noise, on the CPU.
 
         Returns:
-            Metrics by name; none without trajectories.
+            Metrics by name: ``wasserstein`` where there are trajectories, ``strays`` where the range is known.
 
         Raises:
             RunError: If a modelled state is not finite.
@@ -71,7 +71,9 @@ class FutureTests:
         if rollouts.states is not None:
             real = real_futures(model, rollouts, discount, self.val_samples, generator)
         made = modelled_futures(model, rollouts, discount, self.val_samples, generator)
-        return {} if real is None else {"wasserstein": _mean_distance(made, real, squared=False)}
+        metrics = {"strays": stray_fraction(model.schema, made)}
+        metrics["wasserstein"] = None if real is None else _mean_distance(made, real, squared=False)
+        return {name: value for name, value in metrics.items() if value is not None}
 
     def test(
         self, model: Occupancy, rollouts: Rollouts, rewards: Mapping[str, Reward], generator: torch.Generator

@@ -146,6 +146,8 @@ class OccupancyInputs(nn.Module):
             columns=tuple(state.columns[i] for i in self.modelled),
             shift=tuple(state.shift[i] for i in self.modelled),
             scale=tuple(state.scale[i] for i in self.modelled),
+            low=tuple(state.low[i] for i in self.modelled if state.low),
+            high=tuple(state.high[i] for i in self.modelled if state.high),
             condition_columns=(
                 *(f"source_{name}" for name in state.columns),
                 *(f"action_{i}" for i in range(self.action_dim)),

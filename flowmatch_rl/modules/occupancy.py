@@ -1,5 +1,6 @@
 """Training of the occupancy of a policy, from transitions."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -21,6 +22,9 @@ from flowmatch_rl.samplers import OdeSampler, Sampler
 from flowmatch_rl.schema import ActionBounds, TableSchema
 from flowmatch_rl.solvers import Midpoint
 from flowmatch_rl.types import Policy, Reward
+
+MOST_STRAYS = 0.01
+"""Fraction of modelled states outside the range of the data above which a run warns."""
 
 
 class OccupancyModule(FlowTraining[Occupancy]):
@@ -103,6 +107,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
         )
         self.model = Occupancy(ema_copy(self.flow), inputs, sampler, likelihood, policy)
         self._backups = BackupMaker(self.model, objective.bootstraps)
+        self._warned = False
         self._check_parts()
 
     @property
@@ -170,9 +175,17 @@ class OccupancyModule(FlowTraining[Occupancy]):
         return BackupNoise(direct, start, fresh, times[0], times[1], uniform[2])
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        """Log distances between modelled and real future states."""
+        """Log distances between modelled and real future states, and warn of states outside the range of the data."""
         metrics = self.tests.validate(self.model, read_rollouts(batch), torch.Generator().manual_seed(0))
         self.log_dict({f"val/{name}": value for name, value in metrics.items()}, batch_size=1, sync_dist=True)
+        strays = float(metrics.get("strays", 0.0))
+        if strays > MOST_STRAYS and not self._warned and self.trainer.is_global_zero:
+            self._warned = True
+            warnings.warn(
+                f"{strays:.1%} of the modelled states lie outside the range of the data after {self.global_step} "
+                "updates; where val/strays does not fall soon, lower horizon.discount or the learning rate",
+                stacklevel=2,
+            )
 
     def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Log distances, likelihood and values under the configured rewards."""

@@ -22,7 +22,13 @@ ACTIVATIONS = {
 
 
 class FlowNetwork(nn.Module, abc.ABC):
-    """A network ``network(x, t, condition, duration)``; condition and duration are optional."""
+    """A network ``network(x, t, condition, duration)``; condition and duration are optional.
+
+    Attributes:
+        to_velocity: The last layer.
+    """
+
+    to_velocity: nn.Linear
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
         """Velocity at x, or its average over the interval that begins there.

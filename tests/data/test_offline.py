@@ -62,8 +62,10 @@ def test_dimensions_and_units_come_from_the_data_set(tmp_path: Path) -> None:
     bounds = {"action_low": [-2.0], "action_high": [3.0], "embedding_dim": 2}
     made = data(tmp_path, store=bounds)
     info = made.store.info
+    low, high = (getattr(made.store.transitions.get("observation"), name)(0).tolist() for name in ("amin", "amax"))
+    units = info.observation_mean, info.observation_std
     assert made.dimensions == {
-        "schema": TableSchema(("trajectory", "time"), info.observation_mean, info.observation_std),
+        "schema": TableSchema(("trajectory", "time"), *units, low=tuple(low), high=tuple(high)),
         "action_dim": 1,
         "embedding_dim": 2,
         "action_bounds": ActionBounds((-2.0,), (3.0,)),

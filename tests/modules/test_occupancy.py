@@ -1,6 +1,7 @@
 """An occupancy as a module: its updates, its runs, its checkpoints, and the parts it refuses."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -404,3 +405,20 @@ def test_noise_is_drawn_at_times_within_the_interval(objective: OccupancyObjecti
 def test_horizons_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Horizon(**options)
+
+
+@pytest.mark.parametrize("late", [0.0, 1e3])
+def test_a_run_warns_once_of_states_outside_the_range_of_the_data(tmp_path: Path, late: float) -> None:
+    data = tiny_data(tmp_path)
+    module = model_of(data)
+    with torch.no_grad():
+        module.flow.network.to_velocity.bias.fill_(late)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = trainer(tmp_path)
+        run.fit(module, datamodule=data)
+    said = [str(warning.message) for warning in caught if "outside the range of the data" in str(warning.message)]
+    strays = float(run.callback_metrics["val/strays"])
+    assert (strays > 0.9) == (late > 0.0)
+    assert len(said) == int(strays > 0.01)
+    assert all("of the modelled states lie outside" in line for line in said)
