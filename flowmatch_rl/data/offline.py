@@ -57,10 +57,11 @@ class OfflineData(DataModule):
         eval_copies: Trajectories per source state; more than 1 is for random environments or policies.
         eval_steps: Steps after which a trajectory is cut.
         eval_seed: Seed of the source states during training; tests have others.
+        verify: Whether to compare the data set with its checksums first, which reads it once, about 1 GB per second.
 
     Raises:
         MissingFileError: If there is no such folder.
-        UserError: If it is no data set, or a number is out of its range.
+        UserError: If it is no data set or a damaged one, or a number is out of its range.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class OfflineData(DataModule):
         eval_copies: int = 1,
         eval_steps: int = 1_000,
         eval_seed: int = 0,
+        verify: bool = True,
     ) -> None:
         check_range(
             "[1, inf)",
@@ -88,6 +90,8 @@ class OfflineData(DataModule):
         )
         super().__init__(math.ceil(num_updates / epoch_updates))
         self.store = TransitionStore.open(path)
+        if verify:
+            self.store.verify()
         self.batch_size = batch_size
         self.num_updates = num_updates
         self.environment = environment

@@ -236,6 +236,7 @@ def test_checkpoint_of_other_columns_is_refused_and_kept(tmp_path) -> None:
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     before, info = checkpoint.read_bytes(), tmp_path / "toy" / "dataset.json"
     info.write_text(info.read_text().replace('"trajectory"', '"path"'))
+    (tmp_path / "toy" / "SHA256SUMS").unlink()
     assert TransitionStore.open(tmp_path / "toy").info.columns == ("path", "time")
     options = {"data__path": tmp_path / "toy", "trainer__default_root_dir": tmp_path / "again", "ckpt_path": checkpoint}
     args = ["fit", "--model=OccupancyModule", "--data=OfflineData", *occupancy_arguments("fit", **options)[1:]]

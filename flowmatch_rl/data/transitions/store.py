@@ -1,7 +1,8 @@
 """The canonical data set of transitions on disk: a memory-mapped TensorDict, and a file that describes it.
 
 A data set is a folder that holds ``transitions``, a TensorDict saved by ``memmap`` with one row per transition, and
-``dataset.json``. While it is written it lies in ``NAME.partial`` beside its place, and moves there when it is complete.
+``dataset.json``, and their checksums in ``SHA256SUMS``. While it is written it lies in ``NAME.partial`` beside its
+place, and moves there when it is complete.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from flowmatch_rl.batches import (
     TRUNCATED,
 )
 from flowmatch_rl.checks import MissingFileError, UserError, check_range
+from flowmatch_rl.data.transitions.checksums import check_checksums
 from flowmatch_rl.schema import ActionBounds
 
 FORMAT_VERSION = 1
@@ -220,6 +222,15 @@ class TransitionStore:
                 f"{tuple(transitions.batch_size)}, wanted ({info.num_transitions},)"
             )
         return cls(path, info, transitions)
+
+    def verify(self) -> None:
+        """Compare the files with their checksums, which reads them all; a data set without checksums passes.
+
+        Raises:
+            UserError: If a file is not what was written.
+        """
+        arrays = (f"{TRANSITIONS_FOLDER}/{entry.file}" for entry in self.info.entries)
+        check_checksums(self.path, [INFO_FILE, *arrays])
 
 
 def partial_path(path: Path) -> Path:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from flowmatch_rl.batches import ACTION, DONE, NEXT_ACTION, OBSERVATION, REWARD, TERMINATED, TRUNCATED
 from flowmatch_rl.checks import UserError
+from flowmatch_rl.data.transitions.checksums import write_checksums
 from flowmatch_rl.data.transitions.moments import column_moments, read_chunks
 from flowmatch_rl.data.transitions.store import (
     INFO_FILE,
@@ -124,6 +125,7 @@ class TransitionWriter:
             os.truncate(self._transitions / entry.file, self.rows_written * entry.row_bytes)
         self._describe_tensors()
         write_json(self._staged / INFO_FILE, dataclasses.asdict(self._finished_info()))
+        write_checksums(self._staged)
         self._staged.rename(self.path)
         self.close()
         shutil.rmtree(self._partial)
