@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
-from flowmatch_rl.batches import DONE, NEXT_OBSERVATION, OBSERVATION, REWARD
+from flowmatch_rl.batches import DONE, REWARD
 from flowmatch_rl.checks import RunError, UserError, check_range
 from flowmatch_rl.data.base import TEST_SEEDS, DataModule, batch_loader
 from flowmatch_rl.data.replay import Replay
@@ -37,6 +37,10 @@ class ActingModule(Protocol):
 
     def evaluation_policy(self) -> TensorDictModuleBase:
         """Policy that is evaluated, with noise of a fixed seed."""
+        ...
+
+    def check_finite(self) -> None:
+        """Raise ``RunError`` if weights or losses are not finite."""
         ...
 
 
@@ -257,14 +261,11 @@ class OnlineData(DataModule):
         if self._blocks is None:
             replay.begin_episodes()
             self._blocks = iter(self._start_collector())
-        block = next(self._blocks).reshape(-1)
-        for key in (REWARD, NEXT_OBSERVATION, OBSERVATION):
-            if not bool(torch.isfinite(block[key]).all()):
-                bad = int((~torch.isfinite(block[key]).flatten(1).all(1)).nonzero()[0])
-                raise RunError(
-                    f"{self.environment.label} returned a {'/'.join(key) if isinstance(key, tuple) else key} that is "
-                    f"not finite at environment step {(self._local_env_steps + bad + 1) * self.world_size}"
-                )
+        try:
+            block = next(self._blocks).reshape(-1)
+        except RunError:
+            self._module.check_finite()  # a network that has diverged is the cause, not what it made of a state
+            raise
         ended = block[DONE].squeeze(-1)
         self.recent_returns.extend(block["next", "episode_reward"].squeeze(-1)[ended].tolist())
         self._local_env_steps += len(block)
@@ -274,7 +275,10 @@ class OnlineData(DataModule):
     def _start_collector(self) -> Collector:
         module = self._module
         random_steps = math.ceil(self.warmup_env_steps / self.world_size) - self._local_env_steps
-        env = build_environment(self.environment, self.num_envs, self.parallel)
+        before, processes = self._local_env_steps, self.world_size
+        env = build_environment(
+            self.environment, self.num_envs, self.parallel, env_step=lambda taken: (before + taken) * processes
+        )
         # Seeded before the collector resets it: seeding starts new episodes, of which a collector would not learn. The
         # seed depends on the step as well, so that a resumed run does not see its first episodes again.
         env.set_seed(process_seed(torch.initial_seed(), self.rank, self._local_env_steps) % 2**31)

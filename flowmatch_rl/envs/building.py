@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torchrl.envs import CatTensors, Compose, DoubleToFloat, EnvBase, RewardSum,
 
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.envs.environments import Environment, observations_of
+from flowmatch_rl.envs.finite import FiniteNumbers
 from flowmatch_rl.envs.guard import in_one_line
 from flowmatch_rl.envs.unit_actions import UnitActions
 from flowmatch_rl.schema import ActionBounds
@@ -33,18 +35,25 @@ class Spaces:
 
 
 def build_environment(
-    environment: Environment, num_envs: int = 1, parallel: bool = False, render: bool = False
+    environment: Environment,
+    num_envs: int = 1,
+    parallel: bool = False,
+    render: bool = False,
+    env_step: Callable[[int], int] | None = None,
 ) -> EnvBase:
     """Build an environment with the transforms continuous control needs.
 
     Observations are float32 vectors under ``observation``, actions lie in [-1, 1]. Episode return and length are kept
-    under ``episode_reward`` and ``step_count``; ``terminated`` and ``truncated`` stay apart.
+    under ``episode_reward`` and ``step_count``; ``terminated`` and ``truncated`` stay apart. An action, an observation
+    or a reward that is not finite ends the run, see ``FiniteNumbers``.
 
     Args:
         environment: What to build.
         num_envs: Copies, stepped together as a batch (num_envs,); a single one has no batch dimension.
         parallel: One process per copy, for environments that take milliseconds per step.
         render: Whether pictures will be wanted; single environments only.
+        env_step: Number of an environment step for messages, given how many steps all copies have taken; None for
+            steps of episodes alone.
 
     Raises:
         UserError: If there is no such environment, or its actions or observations are not vectors of numbers.
@@ -65,6 +74,7 @@ def build_environment(
             CatTensors(in_keys=observation_keys, out_key="observation", del_keys=observation_keys != ["observation"]),
             RewardSum(),
             StepCounter(),
+            FiniteNumbers(environment.label, env_step),
         ),
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flowmatch_rl.checks import UserError
+from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.modules.actor_critic import ActorCritic
 from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
 from flowmatch_rl.modules.soft_actor_critic import SoftActorCritic
@@ -36,7 +36,8 @@ class TrainedPolicy:
             Action in the environment's unit, float32, shape (*batch, A).
 
         Raises:
-            UserError: If the last dimension is not S.
+            UserError: If the last dimension is not S, or an entry is not finite in single precision.
+            RunError: If the action is not finite.
         """
         observation = np.asarray(observation)
         if observation.ndim < 1 or observation.shape[-1] != self.module.observation_dim:
@@ -44,7 +45,12 @@ class TrainedPolicy:
                 f"expected an observation of shape (..., {self.module.observation_dim}), got {observation.shape}"
             )
         states = torch.as_tensor(observation, dtype=torch.float32, device=self.module.device)
+        if not bool(states.isfinite().all()):
+            raise UserError("expected an observation of finite numbers, got NaN or infinity")
         action = self._actor(states, self._generator).clamp(-1.0, 1.0)
+        if not bool(action.isfinite().all()):
+            largest = float(states.abs().max())
+            raise RunError(f"the policy's action is not finite; the largest number that it observed is {largest:.3g}")
         return self._bounds.restore(action).float().cpu().numpy()
 
 

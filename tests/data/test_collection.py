@@ -213,11 +213,11 @@ def test_columns_of_a_control_suite_task_are_its_parts(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [("bad_reward_at", "next/reward is nan in row 4,"), ("bad_observation_at", "next/observation is nan in row 4,")],
+    [("bad_reward_at", "a reward that is not finite"), ("bad_observation_at", "an observation that is not finite")],
 )
-def test_numbers_that_are_not_finite_end_the_collection_and_name_the_row(tmp_path, option, message) -> None:
-    with pytest.raises(RunError, match=message) as caught:
-        collect(tmp_path / "set", 20, num_envs=1, environment=counting(**{option: 5}))
+def test_numbers_that_are_not_finite_end_the_collection_and_name_the_step(tmp_path, option, message) -> None:
+    with pytest.raises(RunError, match=rf"{message} \(nan\) at environment step 8 \(step 2 of an episode\)") as caught:
+        collect(tmp_path / "set", 20, num_envs=1, environment=counting(**{option: 8}))
     assert "ToyCounting-v0" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "set").exists()

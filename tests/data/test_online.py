@@ -12,6 +12,7 @@ from flowmatch_rl.checks import RunError
 from flowmatch_rl.data import OnlineData
 from flowmatch_rl.envs import GymnasiumEnvironment
 from tests.combinations import each_value, one_test
+from tests.envs.test_finite import FailsAt
 from tests.toys import POLICY_ACTION, ConstantPolicy
 
 COUNTING = GymnasiumEnvironment("ToyCounting-v0")
@@ -24,7 +25,10 @@ def build(environment: GymnasiumEnvironment = COUNTING, world_size: int = 1, ran
         **{"total_env_steps": 1000, "warmup_env_steps": 8, "batch_size": 4, "buffer_capacity": 200} | options,
     )
     module = SimpleNamespace(
-        device=torch.device("cpu"), collection_policy=ConstantPolicy, evaluation_policy=ConstantPolicy
+        device=torch.device("cpu"),
+        collection_policy=ConstantPolicy,
+        evaluation_policy=ConstantPolicy,
+        check_finite=lambda: None,
     )
     data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank, lightning_module=module)
     return data
@@ -181,8 +185,36 @@ def test_numbers_that_are_not_finite_end_the_run_and_are_named_with_their_step(
     assert key in message
     assert "ToyCounting-v0" in message
     first_bad_step = 13 if num_envs == 1 else 25
-    assert f"step {first_bad_step}" in message
+    assert f"environment step {first_bad_step} (step 3 of an episode)" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_steps_of_messages_count_all_processes_and_what_a_resumed_run_had_taken(world_size) -> None:
+    before = build(world_size=world_size)
+    take(before, 3)
+    environment = GymnasiumEnvironment("ToyCounting-v0", {"bad_reward_at": 6})
+    data = build(environment, world_size=world_size, env_steps_per_collection=4)
+    data.load_state_dict(before.state_dict())
+    with pytest.raises(RunError, match=f"environment step {before.env_steps + 6 * world_size} "):
+        take(data, 100)
+
+
+def test_an_action_that_is_not_finite_is_named_as_the_policys_unless_the_module_knows_a_network_that_diverged() -> None:
+    data = build()
+    module = data.trainer.lightning_module
+    module.collection_policy = lambda: FailsAt(3)
+    with pytest.raises(RunError, match=r"^the policy's action is not finite \(nan\) at environment step 13 "):
+        take(data, 100)
+
+    def diverged() -> None:
+        raise RunError("the weights of the critics are not finite")
+
+    data = build()
+    data.trainer.lightning_module.collection_policy = lambda: FailsAt(3)
+    data.trainer.lightning_module.check_finite = diverged
+    with pytest.raises(RunError, match=r"^the weights of the critics"):
+        take(data, 100)
 
 
 @one_test

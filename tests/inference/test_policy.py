@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.inference import TrainedPolicy, load_policy
 from flowmatch_rl.modules import ReverseFlowActorCritic
 from flowmatch_rl.paths import NoSquash
@@ -61,6 +62,18 @@ def test_actions_are_the_policys_rescaled_to_the_environments_unit() -> None:
     unit = built.actor("eval")(torch.as_tensor(observation), torch.Generator().manual_seed(3)).numpy()
     wanted = np.array(LOW) + (unit + 1.0) / 2.0 * (np.array(HIGH) - np.array(LOW))
     np.testing.assert_allclose(TrainedPolicy(built, seed=3)(observation), wanted, rtol=1e-6)
+
+
+def test_numbers_that_are_not_finite_are_refused_as_observations_and_never_returned_as_actions() -> None:
+    built = module()
+    policy = TrainedPolicy(built)
+    for bad in (np.nan, np.inf, 1e300):
+        with pytest.raises(UserError, match="observation of finite numbers"):
+            policy(np.array([0.0, bad, 0.0]))
+    with torch.no_grad():
+        next(iter(built.policy.parameters())).fill_(torch.nan)
+    with pytest.raises(RunError, match=r"policy's action is not finite; the largest number that it observed is 2$"):
+        policy(np.array([0.0, -2.0, 1.0]))
 
 
 def test_without_bounds_actions_lie_in_the_unit_box() -> None:

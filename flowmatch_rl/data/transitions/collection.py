@@ -88,7 +88,7 @@ def collect_transitions(
     with (
         TransitionWriter(path, info) as writer,
         progress_bar(writer, environment.label, progress) as bar,
-        _built(environment, num_envs) as env,
+        _built(environment, num_envs, writer.rows_written) as env,
     ):
         try:
             blocks = _Blocks(env, num_envs, acting, _seed(seed, writer.rows_written))
@@ -106,8 +106,8 @@ def collect_transitions(
 
 
 @contextlib.contextmanager
-def _built(environment: Environment, num_envs: int) -> Iterator[EnvBase]:
-    env = build_environment(environment, num_envs)
+def _built(environment: Environment, num_envs: int, rows_written: int) -> Iterator[EnvBase]:
+    env = build_environment(environment, num_envs, env_step=lambda taken: rows_written + taken)
     try:
         yield env
     finally:
