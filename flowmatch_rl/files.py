@@ -1,12 +1,18 @@
 """Files of a run, files that are written whole or not at all, and locks between processes."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import socket
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+from flowmatch_rl.checks import UserError
 
 RESULT = "result.json"
 """What the final test of a run measured, in its folder."""
@@ -19,6 +25,17 @@ FIGURES = "figures"
 
 CURVE = "learning_curve.csv"
 """Table of the evaluations of a run, among its figures."""
+
+RUN_LOCK = ".run.lock"
+"""Lock of a run's folder, which names the process that writes into it."""
+
+RUN_TIME = "%Y-%m-%d_%H-%M-%S"
+"""Time at which a run begins, as its folder and its name in MLflow have it."""
+
+_POLL_S = 0.1
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+"""What file systems of clusters may answer, Lustre without the option flock among them."""
 
 
 @contextlib.contextmanager
@@ -80,11 +97,71 @@ def lock_file(path: str | Path) -> TextIO | None:
     Returns:
         The locked file, open for writing, or None if it is locked already.
     """
-    file = Path(path).open("a+", encoding="utf-8")  # noqa: SIM115 - the lock lasts as long as the open file
+    path = Path(path)
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        if _is_at(file, path):
+            file.truncate(0)
+            return file
+        file.close()  # its last owner deleted it after it was opened here
+
+
+@contextlib.contextmanager
+def exclusive(path: str | Path, what: str, advice: str = "wait until it ends", wait: bool = False) -> Iterator[None]:
+    """Keep other processes out, in a ``with`` block, by a lock file that names this one.
+
+    The file is deleted at the end of the block. One that a killed process left behind locks nobody out.
+
+    Args:
+        path: The lock file; its folder is made if there is none.
+        what: What it stands for, for errors.
+        advice: What to do about a process that holds it, for errors.
+        wait: Whether to wait for a process that holds it.
+
+    Raises:
+        UserError: If another process holds it and this one does not wait.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    file.truncate(0)
-    return file
+        while (file := lock_file(path)) is None:
+            if not wait:
+                raise UserError(f"{what} is in use by {_owner(path)}; {advice}")
+            time.sleep(_POLL_S)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        print(f"the file system of {path.parent} has no locks: nothing keeps others out of {what}", file=sys.stderr)
+        yield
+        return
+    with file:
+        file.write(f"{os.getpid()} {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while it is locked, so that nobody loses a lock on it
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _owner(path: Path) -> str:
+    """The process that a lock file names."""
+    try:
+        number, _, host = path.read_text(encoding="utf-8").partition(" ")
+    except FileNotFoundError:
+        number = host = ""
+    if not number:
+        return "another process"
+    return f"process {number}" + ("" if host == socket.gethostname() else f" of {host}")

@@ -1,13 +1,18 @@
 """Files are written whole or not at all, and locks keep other processes out."""
 
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from flowmatch_rl.files import atomic_path, lock_file, write_json, write_text
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.files import atomic_path, exclusive, lock_file, write_json, write_text
 
 
 def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path: Path) -> None:
@@ -62,3 +67,66 @@ def test_a_child_that_inherits_a_lock_holds_it_while_it_lives(tmp_path: Path) ->
     free = lock_file(tmp_path / "lock")
     assert free is not None
     free.close()
+
+
+def test_what_is_in_use_is_refused_in_one_line_that_names_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "lock"
+    with exclusive(path, "the folder"):
+        with pytest.raises(UserError, match=f"^the folder is in use by process {os.getpid()}; choose another$"):
+            exclusive(path, "the folder", "choose another").__enter__()
+        assert path.exists()
+    assert not list(path.parent.iterdir())
+    with exclusive(path, "the folder"):
+        pass
+
+
+def test_a_process_of_another_machine_is_named_with_it(tmp_path: Path) -> None:
+    held = lock_file(tmp_path / "lock")
+    assert held is not None
+    with held:
+        for owner, words in (("12 elsewhere", "process 12 of elsewhere;"), ("", "another process;")):
+            (tmp_path / "lock").write_text(owner)
+            with pytest.raises(UserError, match=words):
+                exclusive(tmp_path / "lock", "it").__enter__()
+
+
+def test_a_lock_that_a_killed_process_left_behind_locks_nobody_out(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    code = "import os, sys; from flowmatch_rl.files import exclusive\nwith exclusive(sys.argv[1], 'it'): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == 9
+    assert path.read_text().split()[0].isdigit()
+    with exclusive(path, "it"):
+        assert path.read_text().split()[0] == str(os.getpid())
+    assert not path.exists()
+
+
+def test_those_who_wait_take_turns(tmp_path: Path) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(5):
+            with exclusive(tmp_path / "lock", "it", wait=True):
+                inside.append(number)
+                most.append(len(inside))
+                inside.remove(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 20
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_file_system_without_locks_is_said_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with exclusive(tmp_path / "lock", "the folder"):
+        pass
+    assert f"the file system of {tmp_path} has no locks" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The commands that run one model: LightningCLI with run folders, tracking, figures, video and a summary."""
 
+import contextlib
 import inspect
 import signal
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -29,9 +31,10 @@ from flowmatch_rl.callbacks import (
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.cli.arguments import compose
 from flowmatch_rl.cli.fitting import check_fit
+from flowmatch_rl.cli.folders import run_folder, sole_run
 from flowmatch_rl.cli.names import known_names
 from flowmatch_rl.cli.parser import CommandParser, user_errors
-from flowmatch_rl.cli.wiring import giver, run_folder, wiring
+from flowmatch_rl.cli.wiring import giver, wiring
 from flowmatch_rl.configuration import DIMENSIONS, flatten
 from flowmatch_rl.experiments.plan import Job
 
@@ -92,25 +95,27 @@ class FlowMatchCLI(LightningCLI):
         self._overlays: list[Any] = []
         self._checkpoint: str | None = None
         self._saved: dict[str, Any] | None = None
-        super().__init__(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            parser_class=Parser,
-            save_config_callback=None,
-            seed_everything_default=0,
-            trainer_defaults={
-                "logger": {"class_path": "flowmatch_rl.callbacks.Tracker"},
-                "accelerator": "auto",
-                "devices": 1,
-                "num_sanity_val_steps": 0,
-                "log_every_n_steps": 100,
-                "enable_model_summary": False,
-            },
-            args=args,
-            run=run,
-        )
+        self._folders = contextlib.ExitStack()
+        with self._folders if run else contextlib.nullcontext():
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                parser_class=Parser,
+                save_config_callback=None,
+                seed_everything_default=0,
+                trainer_defaults={
+                    "logger": {"class_path": "flowmatch_rl.callbacks.Tracker"},
+                    "accelerator": "auto",
+                    "devices": 1,
+                    "num_sanity_val_steps": 0,
+                    "log_every_n_steps": 100,
+                    "enable_model_summary": False,
+                },
+                args=args,
+                run=run,
+            )
 
     def subcommands(self) -> dict[str, set[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Those of Lightning, or only the given one: the parser of each takes a fifth of a second to build."""
@@ -174,10 +179,12 @@ class FlowMatchCLI(LightningCLI):
         data: Any = self.datamodule
         if options.get("max_epochs") is None and options.get("max_steps", -1) == -1:
             kwargs["max_epochs"] = getattr(data, "num_epochs", None)
-        folder = options.get("default_root_dir")
-        if folder:
-            _check_folder(Path(folder), is_new=self.subcommand == "fit" and not self._checkpoint)
-        kwargs["default_root_dir"] = folder or run_folder(getattr(data, "label", type(data).__name__))
+        label = getattr(data, "label", type(data).__name__)
+        chosen = options.get("default_root_dir")
+        folder = Path(chosen or run_folder(label))
+        kwargs["default_root_dir"] = str(folder)
+        if not options.get("fast_dev_run"):
+            self._claim(folder)
         kwargs["plugins"] = [*_as_list(options.get("plugins")), AtomicCheckpointIO()]
         parts = wiring(data)
         callbacks = [Throughput(), *parts.added, self._record()]
@@ -216,6 +223,15 @@ class FlowMatchCLI(LightningCLI):
     def _section(self, config: Any) -> Any:
         """What a configuration says about the command."""
         return config[self._given[0]] if self._has_command else config
+
+    def _claim(self, folder: Path) -> None:
+        """Keep other runs out of the folders, on the first process: the others belong to the same run."""
+        if rank_zero_only.rank == 0:  # pyright: ignore[reportFunctionMemberAccess]
+            fits = self.subcommand == "fit"
+            chosen = self._section(self.config_init)["checkpoints"].dirpath
+            checkpoints = Path(chosen) if chosen else folder / "checkpoints"
+            is_new = fits and not self._checkpoint
+            self._folders.enter_context(sole_run(folder, checkpoints if fits else None, is_new))
 
     def _take_arguments(self, saved: dict[str, Any]) -> None:
         """Take the model's arguments from a checkpoint, but for those that the command line gives: they win."""
@@ -283,15 +299,6 @@ def _read_checkpoint(path: str) -> dict[str, Any]:
         return saved
     except Exception as error:  # a damaged file may raise anything
         raise UserError(f"{path} is not a checkpoint of flowmatch-rl") from error
-
-
-def _check_folder(folder: Path, is_new: bool) -> None:
-    """Refuse a folder that is a file, or to write a new run over another one."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; choose a folder for the run")
-    last = folder / "checkpoints" / "last.ckpt"
-    if is_new and last.exists():
-        raise UserError(f"{folder} holds a run already; resume it with --ckpt_path {last}, or choose another folder")
 
 
 def _model_argument(argument: str) -> list[str] | None:

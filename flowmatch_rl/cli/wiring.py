@@ -3,11 +3,8 @@
 import functools
 import importlib
 import inspect
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -26,8 +23,6 @@ from flowmatch_rl.callbacks import (
 )
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.data import BanditData, OfflineData, OnlineData, SampleData
-
-_RUN_DIR = "FLOWMATCH_RL_RUN_DIR"
 
 
 @dataclass(frozen=True)
@@ -95,22 +90,3 @@ def giver(name: str, model_class: Callable[[], str]) -> Callable[[Any], Any]:
         return dimensions.get(name)
 
     return give
-
-
-def run_folder(label: str) -> str:
-    """A new folder for a run, the same on all its processes.
-
-    Args:
-        label: What the run is about.
-    """
-    if _RUN_DIR not in os.environ:
-        parent = Path("runs") / label
-        name = time.strftime("%Y-%m-%d_%H-%M-%S")
-        folder, copies = parent / name, 1
-        while folder.exists():
-            copies += 1
-            folder = parent / f"{name}-{copies}"
-        folder.mkdir(parents=True)
-        # Processes that Lightning launches inherit it.
-        os.environ[_RUN_DIR] = str(folder)
-    return os.environ[_RUN_DIR]

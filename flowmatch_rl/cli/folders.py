@@ -1,0 +1,67 @@
+"""Folders of runs: a new one for each, and one run at a time in each."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.files import RUN_LOCK, RUN_TIME, exclusive
+
+_RUN_DIR = "FLOWMATCH_RL_RUN_DIR"
+
+
+def run_folder(label: str) -> str:
+    """A new folder for a run, the same on all its processes.
+
+    Args:
+        label: What the run is about.
+    """
+    if _RUN_DIR not in os.environ:
+        parent = Path("runs") / label
+        name = time.strftime(RUN_TIME)
+        folder, copies = parent / name, 1
+        while not _make(folder):
+            copies += 1
+            folder = parent / f"{name}-{copies}"
+        # Processes that Lightning launches inherit it.
+        os.environ[_RUN_DIR] = str(folder)
+    return os.environ[_RUN_DIR]
+
+
+@contextlib.contextmanager
+def sole_run(folder: Path, checkpoints: Path | None, is_new: bool) -> Iterator[None]:
+    """Keep other runs out of a run's folders, in a ``with`` block.
+
+    Args:
+        folder: Folder of the run.
+        checkpoints: Folder that it writes checkpoints to, which may lie elsewhere; None if it writes none.
+        is_new: Whether the run begins, and so must not find the checkpoint of another one.
+
+    Raises:
+        UserError: If a folder is a file, is in use by another process, or holds another run.
+    """
+    with contextlib.ExitStack() as held:
+        for path, option in ((folder, "trainer.default_root_dir"), (checkpoints, "checkpoints.dirpath")):
+            if path is None:
+                continue
+            if path.exists() and not path.is_dir():
+                raise UserError(f"{path} is a file; choose a folder for the run")
+            advice = f"wait until it ends, or choose another folder with --{option}"
+            held.enter_context(exclusive(path / RUN_LOCK, str(path), advice))
+        last = None if checkpoints is None else checkpoints / "last.ckpt"
+        if is_new and last is not None and last.exists():
+            raise UserError(
+                f"{folder} holds a run already; resume it with --ckpt_path {last}, or choose another folder"
+            )
+        yield
+
+
+def _make(folder: Path) -> bool:
+    """Make a folder; False if there is one, perhaps of a run that began in the same moment."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
