@@ -26,7 +26,7 @@ class ParentRun:
 
     def __init__(self, name: str, run_id: str | None = None) -> None:
         tracker = Tracker(run_name=name)  # makes a run when it is asked for one, not before
-        self._client = MlflowClient(tracker._tracking_uri)
+        self._client = MlflowClient(tracker.address)
         if run_id is not None and self._known(run_id):
             self.run_id = run_id
             self._client.update_run(run_id, status="RUNNING")

@@ -1,18 +1,34 @@
 """Tracking in MLflow, by default in a local SQLite file."""
 
+import json
 import logging
 import os
 import platform
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+
+from flowmatch_rl.callbacks.database import (
+    LOCAL_FOLDER,
+    check_run,
+    check_server,
+    local_address,
+    open_database,
+    open_experiment,
+    run_page,
+)
+from flowmatch_rl.files import RUN_TIME
 
 _VERSIONS = ("flowmatch_rl", "torch", "lightning", "torchrl", "tensordict", "gymnasium", "mujoco", "dm_control")
 
@@ -21,16 +37,22 @@ class Tracker(MLFlowLogger):
     """An MLflow run.
 
     Without an address, runs are kept in ``runs/mlflow.db`` and their files in ``runs/mlflow_artifacts``, both under the
-    working folder: nothing has to be started. ``make ui`` opens them.
+    working folder: nothing has to be started. ``flowmatch-rl ui`` opens them.
 
     Args:
-        experiment_name: Experiment the run belongs to.
-        run_name: Name of the run; MLflow makes one up if None.
+        experiment_name: Experiment the run belongs to; it is made if there is none.
+        run_name: Name of the run; the task and the time at which it begins if None.
         tracking_uri: Address of a tracking server such as ``http://host:5000``; the environment variable
             ``MLFLOW_TRACKING_URI`` or the local file if None.
         log_checkpoints: Whether the last and the best checkpoint are kept as artifacts.
         run_id: An existing run to resume.
         tags: Tags of the run.
+
+    Raises:
+        UserError: If MLflow cannot use the local file.
+
+    Attributes:
+        address: Address of the tracking, of a server or of the local file.
     """
 
     def __init__(
@@ -47,22 +69,65 @@ class Tracker(MLFlowLogger):
             logging.getLogger(name).setLevel(logging.ERROR)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no page of warnings on machines without git
-        tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        chosen = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        self.address = chosen or local_address()
         artifacts = None
-        if tracking_uri is None:
-            folder = Path("runs").absolute()
-            folder.mkdir(exist_ok=True)
-            tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
-            artifacts = (folder / "mlflow_artifacts").as_uri()
+        if not chosen:
+            artifacts = (Path(LOCAL_FOLDER).absolute() / "mlflow_artifacts").as_uri()
+        open_database(self.address)
         super().__init__(
             experiment_name=experiment_name,
             run_name=run_name,
-            tracking_uri=tracking_uri,
+            tracking_uri=self.address,
             log_model=log_checkpoints,
             artifact_location=artifacts,
             run_id=run_id,
             tags=tags,
         )
+        self._experiment, self._artifacts, self._is_new = experiment_name, artifacts, run_id is None
+        self._is_named = run_name is not None
+        self._default_name = time.strftime(RUN_TIME)
+        self._opened = False
+
+    def name_run(self, name: str) -> None:
+        """Name the run that is about to begin, unless it has a name.
+
+        MLflow would draw one at random: the same for all runs, since each of them sets the seed first.
+
+        Args:
+            name: The name.
+        """
+        self._default_name = name
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MlflowClient:
+        """Client of the tracking; the experiment and the run are made, or found, when it is first used.
+
+        Raises:
+            UserError: If the server does not answer, or the experiment or the run to resume was deleted.
+        """
+        if not self._opened:
+            check_server(self.address)
+            client = MlflowClient(self.address)
+            if self._is_new:
+                open_experiment(client, self._experiment, self._artifacts)
+                self._choose_name()
+            else:
+                check_run(client, str(self._run_id))
+            self._opened = True
+        return super().experiment
+
+    @property
+    def page(self) -> str:
+        """Address of the run's page: on the server, or on that which ``flowmatch-rl ui`` starts."""
+        return run_page(self.address, str(self.experiment_id), self.run_id)
+
+    def _choose_name(self) -> None:
+        """Name the run unless the user does, or the process that started this one, as a comparison does."""
+        started_with = json.loads(os.environ.get("MLFLOW_RUN_CONTEXT") or "{}")
+        if not self._is_named and MLFLOW_RUN_NAME not in {**started_with, **(self.tags or {})}:
+            self.tags = {**(self.tags or {}), MLFLOW_RUN_NAME: self._default_name}
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from flowmatch_rl.callbacks import (
     RunResult,
     SampleWriter,
     Throughput,
+    Tracker,
     Video,
     summary,
 )
@@ -37,6 +39,7 @@ from flowmatch_rl.cli.parser import CommandParser, user_errors
 from flowmatch_rl.cli.wiring import giver, wiring
 from flowmatch_rl.configuration import DIMENSIONS, flatten
 from flowmatch_rl.experiments.plan import Job
+from flowmatch_rl.files import RUN_TIME
 
 _WITH_OPTIONS = {
     Checkpoints: "checkpoints",
@@ -192,6 +195,9 @@ class FlowMatchCLI(LightningCLI):
             callbacks.append(Progress())
         kwargs["callbacks"] = [*_as_list(options.get("callbacks")), *callbacks]
         trainer: Any = super().instantiate_trainer(**kwargs)
+        for logger in trainer.loggers:
+            if isinstance(logger, Tracker):
+                logger.name_run(f"{label}/{time.strftime(RUN_TIME) if chosen else folder.name}")
         kept = [callback for callback in trainer.callbacks if not isinstance(callback, parts.dropped)]
         # The result is written after what all others do, such as the video: it says that a run is done.
         trainer.callbacks = [*kept, RunResult()]

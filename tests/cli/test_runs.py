@@ -155,6 +155,7 @@ def test_record_holds_parameters_and_tags(tracked) -> None:
     assert data.tags["version/torch"] == torch.__version__
     assert data.tags["version/flowmatch_rl"]
     assert data.tags["run_dir"] == str(tracked.folder.relative_to(Path.cwd()))
+    assert re.fullmatch(r"Pendulum-v1/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", str(tracked.run.info.run_name))
 
 
 def test_metrics_are_recorded_over_environment_steps(tracked) -> None:
