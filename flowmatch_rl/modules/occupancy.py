@@ -31,10 +31,11 @@ class OccupancyModule(FlowTraining[Occupancy]):
     """Where a policy will be: a flow from noise to its discounted future states, given a state and an action.
 
     The state after k + 1 steps has the weight ``(1 - discount) discount^k``. Trained by temporal differences on
-    transitions of any policy; sampling, likelihood and evaluation use the EMA flow. A network that predicts velocities
-    begins with the distribution of the noise. So does one of another prediction, since it predicts the deviation from
-    what is exact for standard normal states; by itself, a noise of zero would stand for samples that are the noise
-    divided by a small number, which bootstrapping never forgets.
+    transitions of any policy; sampling, likelihood and evaluation use the EMA flow. What is bootstrapped from begins
+    with the distribution of the noise, since the last layer of the network begins at zero: samples that a first field
+    throws far out of the data would be learned again and again. A network of another prediction than velocities
+    predicts the deviation from what is exact for standard normal states; by itself, a noise of zero would stand for
+    samples that are the noise divided by a small number.
 
     Args:
         schema: Names and units of the state's entries; taken from the data.
@@ -105,6 +106,9 @@ class OccupancyModule(FlowTraining[Occupancy]):
             t_min=t_min,
             guesses=objective.prediction != "velocity",
         )
+        if objective.bootstraps:
+            # States that the first field throws far out are forgotten at the rate of the clock alone.
+            self.flow.network.begin_at_zero()
         self.model = Occupancy(ema_copy(self.flow), inputs, sampler, likelihood, policy)
         self._backups = BackupMaker(self.model, objective.bootstraps)
         self._warned = False

@@ -48,6 +48,11 @@ class FlowNetwork(nn.Module, abc.ABC):
         """
         return self.bind(condition)(x, t, None, duration)
 
+    def begin_at_zero(self) -> None:
+        """Set the last layer to zero, so that the network is 0 everywhere until it is trained."""
+        nn.init.zeros_(self.to_velocity.weight)
+        nn.init.zeros_(self.to_velocity.bias)
+
     @abc.abstractmethod
     def bind(self, condition: Tensor | None) -> Callable[..., Tensor]:
         """The field at a fixed condition, whose features are computed once for all evaluations.

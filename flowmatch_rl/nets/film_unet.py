@@ -115,10 +115,10 @@ class FilmUNet(FlowNetwork):
         nn.init.normal_(self.from_sample.bias)
         for layer in _linear_layers(self.down, self.up, self.skip):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        for layer in (self.film_of_time, self.film_of_condition, self.to_velocity):
+        for layer in (self.film_of_time, self.film_of_condition):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
-        nn.init.zeros_(self.to_velocity.bias)
+        self.begin_at_zero()
 
     def bind(self, condition: Tensor | None) -> Callable[..., Tensor]:
         """The field at a fixed condition, whose features are computed once; see ``FlowNetwork``."""

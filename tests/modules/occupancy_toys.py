@@ -26,10 +26,13 @@ PLANE_POLICY = LinearPolicy(gain=[[0.1, -0.2, 0.0], [0.0, 0.3, 0.01]])
 
 
 def occupancy(schema: TableSchema = PLANE, action_dim: int = 2, **options: Any) -> OccupancyModule:
-    """A small model with weights of a fixed seed."""
+    """A small model with weights of a fixed seed, none of which is zero as in a new model."""
     torch.manual_seed(0)
     small = {"network": SMALL, "policy": PLANE_POLICY, "sampler": OdeSampler(Midpoint(3)), "horizon": Horizon(0.9)}
-    return OccupancyModule(schema, action_dim, **(small | options))
+    module = OccupancyModule(schema, action_dim, **(small | options))
+    torch.nn.init.orthogonal_(module.flow.network.to_velocity.weight, gain=2.0**0.5)
+    module.flow_ema.load_state_dict(module.flow.state_dict())
+    return module
 
 
 def attach(module: OccupancyModule, **options: Any) -> OccupancyModule:

@@ -17,7 +17,7 @@ from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.evaluation import FutureTests
 from flowmatch_rl.models import Horizon, Likelihood
 from flowmatch_rl.modules import FlowOptimizer, OccupancyModule
-from flowmatch_rl.nets import EmaSettings, FilmUNetArchitecture, update_ema
+from flowmatch_rl.nets import Architecture, EmaSettings, FilmUNetArchitecture, update_ema
 from flowmatch_rl.objectives import TD2CFM, TD2DD, TDCFM, TDDD, CoupledTDCFM, MonteCarloCFM, OccupancyObjective
 from flowmatch_rl.paths import AffinePath, CosineSchedule, LogitNormalTime, VariancePreservingSchedule
 from flowmatch_rl.samplers import DdimSampler, OdeSampler
@@ -34,6 +34,7 @@ from flowmatch_rl.testbeds import (
 )
 from tests.combinations import one_test
 from tests.data.toy_trajectories import End, trajectory_store
+from tests.families import ARCHITECTURES
 from tests.modules.occupancy_toys import PLANE, PLANE_POLICY, SMALL, attach, occupancy, segments
 
 FEW = Midpoint(num_steps=2)
@@ -422,3 +423,18 @@ def test_a_run_warns_once_of_states_outside_the_range_of_the_data(tmp_path: Path
     assert (strays > 0.9) == (late > 0.0)
     assert len(said) == int(strays > 0.01)
     assert all("of the modelled states lie outside" in line for line in said)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=repr)
+@pytest.mark.parametrize("objective", [TD2CFM(), TD2DD()], ids=["velocity", "noise"])
+def test_what_is_bootstrapped_begins_with_the_distribution_of_the_noise(
+    objective: OccupancyObjective, architecture: Architecture
+) -> None:
+    torch.manual_seed(0)
+    parts: dict[str, Any] = {"objective": objective, "network": architecture, "sampler": OdeSampler(Midpoint(40))}
+    module = OccupancyModule(PLANE, 2, t_min=1e-3, **parts)
+    noise = module.model.draw_noise(50)
+    state, action = torch.randn(50, 3), torch.zeros(50, 2)
+    made = module.model.inputs.standardise(module.model.sample(noise, state, action))
+    torch.testing.assert_close(made.std(0), noise.std(0), rtol=0.05, atol=0.0)
+    assert (made - noise).abs().max() < (0.01 if objective.prediction == "velocity" else 0.3)

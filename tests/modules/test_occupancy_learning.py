@@ -9,7 +9,7 @@ from torch import Tensor
 from flowmatch_rl.batches import read_segment
 from flowmatch_rl.models import Horizon
 from flowmatch_rl.modules import OccupancyModule
-from flowmatch_rl.nets import EmaSettings, VelocityArchitecture, update_ema
+from flowmatch_rl.nets import Architecture, EmaSettings, FilmUNetArchitecture, VelocityArchitecture, update_ema
 from flowmatch_rl.objectives import TD2CFM, MonteCarloCFM
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.schema import TableSchema
@@ -90,3 +90,36 @@ def test_a_few_hundred_updates_come_close_to_the_exact_occupancy(options: dict[s
     after = distance(module)
     assert before > 0.4
     assert after < 0.12
+
+
+def outside(module: OccupancyModule) -> float:
+    """Fraction of the modelled futures outside the range of states that occur in practice, -4 to 4."""
+    noise = torch.randn(3, 500, 1, generator=torch.Generator().manual_seed(0))
+    made = module.model.sample(noise, SOURCES[:, None, :1], SOURCES[:, None, 1:])
+    return (made.abs() > 4.0).float().mean().item()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        VelocityArchitecture(hidden_dim=48, num_blocks=1, time_features=16),
+        VelocityArchitecture(48, 3, "silu", max_frequency=10.0, balanced_inputs=True),
+        FilmUNetArchitecture((32, 32), 16, time_dims=(16,), condition_dims=(32,)),
+    ],
+    ids=["plain", "balanced", "film"],
+)
+def test_bootstrapping_keeps_no_states_far_outside_the_data(network: Architecture) -> None:
+    """They come from the field that a network begins with, and are forgotten at the rate of the clock alone."""
+    torch.manual_seed(0)
+    solver = Midpoint(num_steps=2)
+    parts: dict[str, Any] = {"objective": TD2CFM(solver=solver), "sampler": OdeSampler(solver)}
+    module = OccupancyModule(UNITS, 1, policy=POLICY, network=network, horizon=Horizon(0.95), **parts)
+    optimizer = torch.optim.Adam(module.flow.parameters(), lr=1e-3)
+    assert outside(module) < 0.01
+    for _ in range(100):
+        optimizer.zero_grad()
+        direct, bootstrap = module.loss(read_segment(batch_of(1)))
+        (direct + bootstrap).mean().backward()
+        optimizer.step()
+        update_ema(module.flow_ema, module.flow, 0.95)
+    assert outside(module) < 0.01
