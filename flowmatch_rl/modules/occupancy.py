@@ -221,6 +221,11 @@ class OccupancyModule(FlowTraining[Occupancy]):
             if value != self._identity[name]:
                 raise UserError(f"the checkpoint was trained with {name} {value}, got {self._identity[name]}")
         self.model.inputs.use(saved)
+        termination = self.model.termination
+        if termination is not None and "model.termination.seen" not in checkpoint["state_dict"]:
+            # Models of many horizons of version 0.2.0 took no state for terminal, as an untrained classifier does.
+            weights = {f"model.termination.{name}": value for name, value in termination.state_dict().items()}
+            checkpoint["state_dict"].update(weights)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write the units in use, which may be those of an earlier checkpoint, and what occupancy it is.

@@ -319,6 +319,21 @@ def checkpoint_of(module: OccupancyModule) -> dict[str, Any]:
     return checkpoint
 
 
+def test_an_earlier_checkpoint_of_many_horizons_takes_no_state_for_terminal() -> None:
+    options: dict[str, Any] = {"horizon": Horizon(0.9, 0.5)}
+    module, again = occupancy(**options), occupancy(**options)
+    saved = checkpoint_of(module)
+    saved["state_dict"] = {name: value for name, value in saved["state_dict"].items() if "termination" not in name}
+    again.on_load_checkpoint(saved)
+    again.load_state_dict(saved["state_dict"])
+    assert not again.model.terminal_probability(torch.randn(5, 3), 0.9).any()
+
+
+def test_a_model_of_one_horizon_does_not_know_terminal_states() -> None:
+    with pytest.raises(ValueError, match="a model of a single horizon does not know which states are terminal"):
+        occupancy().model.terminal_probability(torch.randn(5, 3), 0.9)
+
+
 def test_a_checkpoint_of_other_columns_is_refused_by_name() -> None:
     other = dataclasses.replace(PLANE, columns=("x", "y", "height"))
     with pytest.raises(ValueError, match=r"trained on states \(x, y, height\), this data set has \(x, y, speed\)"):
