@@ -144,8 +144,8 @@ class Throughput(Callback):
     ) -> None:
         """Log the rates since the last time."""
         interval: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        if trainer.global_step % interval != 0 and self._last is not None:
-            return
+        if interval == 0 or (trainer.global_step % interval != 0 and self._last is not None):
+            return  # 0 stands for no logging
         data = env_step_counter(trainer)
         now = (time.perf_counter(), _done(trainer), trainer.global_step)
         if self._last is not None:

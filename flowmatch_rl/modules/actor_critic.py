@@ -114,9 +114,7 @@ class ActorCritic(WatchedModule, abc.ABC):
         """What to do about a network that diverges."""
         if network != "critics":
             return f"lower optimizer.{'actor' if network == 'policy' else network}_learning_rate"
-        reward = self.means.mean("train/reward")
-        about = "" if reward is None else f", whose mean is {reward:.3g}"
-        return f"lower optimizer.critic_learning_rate, or scale the rewards{about}"
+        return f"lower optimizer.critic_learning_rate, or scale observations and rewards{self.critics.largest_inputs()}"
 
     def collection_policy(self) -> ActorModule:
         """Policy that collects data; it shares the weights in training."""

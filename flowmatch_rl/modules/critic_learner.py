@@ -35,7 +35,7 @@ class CriticLearner(nn.Module):
             raise UserError(f"subset_size must lie in [1, {most}], got {size}")
         self.metrics: dict[str, Tensor] = {}
         """Scalars of the last loss by name: mean value, and mean reward of a step."""
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # observation, action and values of the last loss
+        self._last: tuple[Transition, Tensor] | None = None  # batch and values of the last loss
 
     def values(self, observation: Tensor, actions: Tensor) -> Tensor:
         """Values of the online critics, reduced to one.
@@ -102,7 +102,7 @@ class CriticLearner(nn.Module):
         outputs = self.online.outputs(transition.observation, transition.action)
         with torch.no_grad():
             values = self.online.head.values(outputs)
-            self._last = transition.observation, transition.action, values.detach()
+            self._last = transition, values.detach()
             self.metrics = {"train/value": values.mean(), "train/reward": transition.reward.mean()}
         return self.online.head.loss(outputs, next_return, shift, scale)
 
@@ -114,11 +114,20 @@ class CriticLearner(nn.Module):
         """
         if self._last is None:
             return []
-        observation, action, values = self._last
+        transition, values = self._last
         same = (values == values[:, :1]).all(1).tolist()
-        if not any(same) or not any(bool((given != given[:1]).any()) for given in (observation, action)):
+        if not any(same) or not any(
+            bool((given != given[:1]).any()) for given in (transition.observation, transition.action)
+        ):
             return []
         return [(index, float(values[index, 0])) for index, constant in enumerate(same) if constant]
+
+    def largest_inputs(self) -> str:
+        """Words on the largest observation and reward of the last loss. Waits for the device."""
+        if self._last is None:
+            return ""
+        observation, reward = (float(x.abs().max()) for x in (self._last[0].observation, self._last[0].reward))
+        return f" (the largest of the last batch are {observation:.3g} and {reward:.3g})"
 
     def compile_evaluation(self) -> None:
         """Compile the evaluation of both networks."""

@@ -36,10 +36,6 @@ class RunningMeans:
             if name in self._recent:
                 self._recent[name].append(value)
 
-    def mean(self, name: str) -> float | None:
-        """Mean of one scalar since the last ``take``, None if there was no observation. Waits for the device."""
-        return float(self._sums[name] / self._counts[name]) if name in self._sums else None
-
     def ages_not_finite(self) -> dict[str, int]:
         """Watched scalars that have not been finite since the last ``take``. Waits for the device.
 
