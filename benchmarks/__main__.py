@@ -30,6 +30,7 @@ BENCHMARKS = (
     "likelihood",
     "occupancy_linear_gaussian",
     "occupancy_maze",
+    "occupancy_horizon",
     "occupancy_planning",
     "occupancy_speed",
     "pictures",

@@ -1,6 +1,7 @@
 """Occupancy models trained and tested as the command line would."""
 
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def collected(folder: Path, environment: ProcessEnvironment, number: int, policy
 
 
 def trained(data: OfflineData, seed: int, **arguments: Any) -> tuple[OccupancyModule, dict[str, float]]:
-    """A model trained on the whole run of the data, and what its test finds."""
+    """A model trained on the whole run of the data, what its test finds, and CPU seconds of the training."""
     seed_everything(seed, verbose=False)
     module = OccupancyModule(**data.dimensions, **arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -40,6 +41,8 @@ def trained(data: OfflineData, seed: int, **arguments: Any) -> tuple[OccupancyMo
             limit_val_batches=0,
             log_every_n_steps=100,
         )
+        began = time.thread_time()
         trainer.fit(module, datamodule=data)
+        seconds = time.thread_time() - began
         trainer.test(module, datamodule=data, verbose=False)
-    return module, {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return module, {name: float(value) for name, value in trainer.callback_metrics.items()} | {"seconds": seconds}

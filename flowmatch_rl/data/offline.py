@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -156,6 +157,18 @@ class OfflineData(DataModule):
             )
         reader = self._reader
         return self.training_loader(self.num_updates, lambda _: reader.take())
+
+    def transitions(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        """Batches of segments of one step without end, the same on all processes, beside those of the training.
+
+        Args:
+            batch_size: Segments per batch.
+        """
+        held_out = 0 if self._follows else self._held_out()[1]
+        seed = process_seed(self.common_seed, step=-1)
+        reader = SegmentReader(self.store, SegmentNeeds(), batch_size, seed, held_out=held_out)
+        while True:
+            yield reader.take()
 
     def val_dataloader(self) -> DataLoader:
         """One batch of source states with trajectories, see ``batches.read_rollouts``."""

@@ -4,6 +4,7 @@ from flowmatch_rl.doors import lazy_exports
 
 if TYPE_CHECKING:
     from flowmatch_rl.evaluation.curves import CurvePoint, LossPoint, MeanCurve, ReturnPoint, columns_of, names_of
+    from flowmatch_rl.evaluation.dynamics import rollout_errors
     from flowmatch_rl.evaluation.episodes import Episodes
     from flowmatch_rl.evaluation.estimators import (
         EstimatorErrors,
@@ -56,6 +57,7 @@ __all__ = [
     "field_on_grid",
     "names_of",
     "real_futures",
+    "rollout_errors",
     "sample_flow",
     "sample_futures",
     "sample_policy",

@@ -1,4 +1,5 @@
 from flowmatch_rl.models.actor import Acting, ActorModule, ParticleActor
+from flowmatch_rl.models.dynamics import Dynamics, Step
 from flowmatch_rl.models.flow import Flow, Likelihood
 from flowmatch_rl.models.gaussian_policy import GaussianPolicy, GaussianPolicyArchitecture
 from flowmatch_rl.models.generative import GenerativeModel
@@ -10,6 +11,7 @@ from flowmatch_rl.models.selection import FirstSelection, GreedySelection, Selec
 __all__ = [
     "Acting",
     "ActorModule",
+    "Dynamics",
     "FirstSelection",
     "Flow",
     "FlowPolicy",
@@ -26,4 +28,5 @@ __all__ = [
     "ParticleActor",
     "Selection",
     "SoftmaxSelection",
+    "Step",
 ]

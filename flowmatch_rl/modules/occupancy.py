@@ -2,15 +2,17 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from flowmatch_rl.batches import CONDITION, SAMPLE, Segment, SegmentNeeds, read_rollouts, read_segment
+from flowmatch_rl.batches import CONDITION, SAMPLE, Rollouts, Segment, SegmentNeeds, read_rollouts, read_segment
 from flowmatch_rl.checks import UserError, check_range
-from flowmatch_rl.evaluation import FutureTests
-from flowmatch_rl.models import Flow, Horizon, Likelihood, Occupancy, OccupancyInputs
+from flowmatch_rl.evaluation import FutureTests, rollout_errors
+from flowmatch_rl.models import Dynamics, Flow, Horizon, Likelihood, Occupancy, OccupancyInputs
+from flowmatch_rl.modules.expansion import Expansion, SegmentPool
 from flowmatch_rl.modules.flow_training import FlowTraining
 from flowmatch_rl.modules.occupancy_backups import BackupMaker
 from flowmatch_rl.modules.occupancy_checks import check_policy, check_rewards
@@ -20,6 +22,7 @@ from flowmatch_rl.objectives import TD2CFM, BackupNoise, OccupancyObjective
 from flowmatch_rl.paths import AffinePath
 from flowmatch_rl.samplers import OdeSampler, Sampler
 from flowmatch_rl.schema import ActionBounds, TableSchema
+from flowmatch_rl.seeds import process_seed
 from flowmatch_rl.solvers import Midpoint
 from flowmatch_rl.types import Policy, Reward
 
@@ -50,6 +53,8 @@ class OccupancyModule(FlowTraining[Occupancy]):
         horizon: How far ahead it looks.
         num_steps: Steps n of the direct term, at least 1; more than 1 needs data of the modelled policy itself, which
             name the member of a family that acted.
+        expansion: How transitions are expanded into segments of several steps of the modelled policy, in a one-step
+            model that is trained first; None for plain transitions. Serves data of any policy.
         columns: Entries of the state to model; all if None.
         t_min: Flow times lie in [t_min, 1 - t_min]; in [0, 0.5).
         sampler: How future states are made, deterministic.
@@ -81,6 +86,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
         network: Architecture = FilmUNetArchitecture(),
         horizon: Horizon = Horizon(),
         num_steps: int = 1,
+        expansion: Expansion | None = None,
         columns: list[str] | None = None,
         t_min: float = 0.0,
         sampler: Sampler = OdeSampler(Midpoint(num_steps=10)),
@@ -95,7 +101,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
             raise UserError("expected the schema of the data, got None")
         check_range("[1, inf)", num_steps=num_steps)
         self.save_hyperparameters()
-        self.objective, self.num_steps = objective, num_steps
+        self.objective, self.num_steps, self.expansion = objective, num_steps, expansion
         self.rewards, self.tests, self.optimizer, self.ema = rewards or {}, tests, optimizer, ema
         embedding_dim = embedding_dim if policy is None else policy.embedding_dim
         inputs = OccupancyInputs(schema, action_dim, embedding_dim, horizon, columns)
@@ -111,8 +117,25 @@ class OccupancyModule(FlowTraining[Occupancy]):
             self.flow.network.begin_at_zero()
         self.model = Occupancy(ema_copy(self.flow), inputs, sampler, likelihood, policy)
         self._backups = BackupMaker(self.model, objective.bootstraps)
+        self.dynamics = None if expansion is None else Dynamics(schema, action_dim, expansion.architecture)
+        if self.dynamics is not None:
+            self.dynamics.requires_grad_(False)
+        self._pool: SegmentPool | None = None
         self._warned = False
         self._check_parts()
+
+    def on_fit_start(self) -> None:
+        """Train the one-step model that transitions are expanded in, unless a checkpoint holds it."""
+        super().on_fit_start()
+        if self.expansion is None or self.dynamics is None or self.policy is None:
+            return
+        if not self.dynamics.trained:
+            data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+            batches = data.transitions(self.expansion.batch_size)
+            on_device = ({name: value.to(self.device) for name, value in batch.items()} for batch in batches)
+            self.expansion.train(self.dynamics, map(read_segment, on_device))
+        seed = process_seed(torch.initial_seed(), self.global_rank, self.global_step)
+        self._pool = SegmentPool(self.expansion, self.dynamics, self.policy, seed)
 
     @property
     def policy(self) -> Policy | None:
@@ -137,6 +160,8 @@ class OccupancyModule(FlowTraining[Occupancy]):
         segment = read_segment(batch)
         direct, bootstrap = self.loss(segment, batch.get("discount"))
         loss = (direct + bootstrap).mean()
+        if self._pool is not None:
+            self.means.add({"train/full_expansions": self._pool.full, "train/expansion_length": self._pool.length})
         self.means.add(
             {"train/loss": loss, "train/loss/direct": direct.mean(), "train/loss/bootstrap": bootstrap.mean()}
         )
@@ -166,6 +191,9 @@ class OccupancyModule(FlowTraining[Occupancy]):
         # States after the first step belong to the member that made the data.
         if policy is not None and self.objective.bootstraps and self.num_steps == 1:
             embedding = policy.embeddings(torch.rand(size, policy.embedding_dim, device=self.device))
+        if self._pool is not None:
+            segment = self._pool.take(replace(segment, embedding=embedding))
+            embedding = segment.embedding
         backup = self._backups.make(segment, embedding, discount)
         noise = self.draw_backup_noise(backup.state)
         return self.objective.loss(self.flow.field(), self.flow_ema.field(), backup, noise, self.flow.interval)
@@ -180,7 +208,9 @@ class OccupancyModule(FlowTraining[Occupancy]):
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Log distances between modelled and real future states, and warn of states outside the range of the data."""
-        metrics = self.tests.validate(self.model, read_rollouts(batch), torch.Generator().manual_seed(0))
+        rollouts = read_rollouts(batch)
+        metrics = self.tests.validate(self.model, rollouts, torch.Generator().manual_seed(0))
+        metrics |= self._dynamics_errors(rollouts)
         self.log_dict({f"val/{name}": value for name, value in metrics.items()}, batch_size=1, sync_dist=True)
         strays = float(metrics.get("strays", 0.0))
         if strays > MOST_STRAYS and not self._warned and self.trainer.is_global_zero:
@@ -194,7 +224,8 @@ class OccupancyModule(FlowTraining[Occupancy]):
     def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Log distances, likelihood and values under the configured rewards."""
         generator = torch.Generator().manual_seed(1)
-        metrics = self.tests.test(self.model, read_rollouts(batch), self.rewards, generator)
+        rollouts = read_rollouts(batch)
+        metrics = self.tests.test(self.model, rollouts, self.rewards, generator) | self._dynamics_errors(rollouts)
         self.log_dict({f"test/{name}": value for name, value in metrics.items()}, batch_size=1, sync_dist=True)
 
     def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -226,6 +257,8 @@ class OccupancyModule(FlowTraining[Occupancy]):
             # Models of many horizons of version 0.2.0 took no state for terminal, as an untrained classifier does.
             weights = {f"model.termination.{name}": value for name, value in termination.state_dict().items()}
             checkpoint["state_dict"].update(weights)
+        if self.dynamics is not None:
+            self.dynamics.use(saved)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write the units in use, which may be those of an earlier checkpoint, and what occupancy it is.
@@ -243,7 +276,20 @@ class OccupancyModule(FlowTraining[Occupancy]):
         Args:
             metrics: Metrics by name.
         """
-        return self.tests.lines(metrics, tuple(self.rewards))
+        lines = self.tests.lines(metrics, tuple(self.rewards))
+        errors = {name.rpartition("/")[2]: value for name, value in metrics.items() if "/dynamics_error/" in name}
+        if errors:
+            steps = ", ".join(f"{value:.2g} after {number}" for number, value in errors.items())
+            lines.append(
+                f"{'dynamics':<12} error of the one-step model {steps} steps, in standard deviations of the state"
+            )
+        return lines
+
+    def _dynamics_errors(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        if self.dynamics is None or self.policy is None:
+            return {}
+        errors = rollout_errors(self.dynamics, self.policy, rollouts)
+        return {f"dynamics_error/{steps}": error for steps, error in errors.items()}
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -267,6 +313,14 @@ class OccupancyModule(FlowTraining[Occupancy]):
             ):
                 if not holds:
                     raise UserError(f"consistency of horizons needs {wanted}, got {got}")
+        if self.expansion is not None:
+            for holds, wanted, got in (
+                (policy is not None, "a policy that acts in the states it leads to", None),
+                (self.num_steps == 1, "num_steps 1", self.num_steps),
+                (self.objective.bootstraps, "an objective that bootstraps", self.objective),
+            ):
+                if not holds:
+                    raise UserError(f"expansion needs {wanted}, got {got}")
         if policy is not None:
             check_policy(policy, inputs.state_shift[None], inputs.schema.columns, inputs.action_dim)
         check_rewards(self.rewards, inputs.shift[None], self.schema.columns)

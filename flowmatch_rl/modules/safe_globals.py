@@ -19,6 +19,7 @@ from flowmatch_rl import (
     testbeds,
 )
 from flowmatch_rl.modules import settings
+from flowmatch_rl.modules.expansion import Expansion
 from flowmatch_rl.modules.reflow import Reflow
 
 
@@ -30,6 +31,7 @@ def allow_dataclasses(*more: type) -> None:
     """
     rooms = (couplings, estimators, evaluation, models, nets, objectives, paths, samplers, solvers, testbeds)
     exported = [
+        Expansion,
         Reflow,
         *more,
         *vars(schema).values(),

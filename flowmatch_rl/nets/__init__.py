@@ -1,5 +1,6 @@
 from flowmatch_rl.nets.architecture import Architecture, FlowNetwork, NamedArchitecture
 from flowmatch_rl.nets.critic import CriticArchitecture, CriticEnsemble
+from flowmatch_rl.nets.dynamics import DynamicsArchitecture, DynamicsNetwork
 from flowmatch_rl.nets.ema import EmaSettings, ema_copy, update_ema, warmed_up_decay
 from flowmatch_rl.nets.embeddings import SinusoidalEmbedding
 from flowmatch_rl.nets.film_unet import FilmUNet, FilmUNetArchitecture
@@ -14,6 +15,8 @@ __all__ = [
     "CategoricalHead",
     "CriticArchitecture",
     "CriticEnsemble",
+    "DynamicsArchitecture",
+    "DynamicsNetwork",
     "EmaSettings",
     "FilmUNet",
     "FilmUNetArchitecture",

@@ -16,6 +16,7 @@ from flowmatch_rl.objectives.bellman import (
     quantile_loss,
     reduced_distribution,
 )
+from flowmatch_rl.objectives.expansion import StepModel, expand, geometric_lengths
 from flowmatch_rl.objectives.flow_matching import (
     ConditionalFlowMatching,
     FlowObjective,
@@ -68,6 +69,7 @@ __all__ = [
     "PolicyState",
     "PowerWeight",
     "SampleSizeTemperature",
+    "StepModel",
     "Temperature",
     "TimeWeight",
     "UniformWeight",
@@ -78,7 +80,9 @@ __all__ = [
     "choose_state",
     "critic_loss",
     "discounts_between",
+    "expand",
     "flow_matching_loss",
+    "geometric_lengths",
     "horizon_weights",
     "include_current_state",
     "mean_flow_target",

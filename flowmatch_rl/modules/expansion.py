@@ -1,0 +1,174 @@
+"""Expansion of transitions during the training of an occupancy: its settings, and the pool of expanded segments."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from flowmatch_rl.batches import Segment
+from flowmatch_rl.checks import RunError, check_range
+from flowmatch_rl.models import Dynamics
+from flowmatch_rl.modules.learning_rate import cosine_decay
+from flowmatch_rl.nets import DynamicsArchitecture
+from flowmatch_rl.objectives import expand, geometric_lengths
+from flowmatch_rl.types import Policy
+
+_MOST_UNEXPLAINED = 0.25
+"""Fraction of the variance of the change in one step that a model may leave unexplained without a warning."""
+
+_PARTS = ("observation", "action", "arrivals", "terminated", "length", "embedding")
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """How transitions become segments of several steps, in a one-step model that is trained before the occupancy.
+
+    The error of one backup is multiplied by ``1 / (1 - discount^n)`` in place of ``1 / (1 - discount)``, at the price
+    of the model's error over n steps. An expansion ends where the members of the model disagree.
+
+    Args:
+        length: Steps n of a segment at most, the observed one included, at least 1.
+        mean_length: Mean of the geometric distribution that lengths are drawn from, cut off at ``length``; all
+            segments have ``length`` if None.
+        gate: Most that the members may disagree about a step, in units of the change of one step; at least 0.
+        architecture: Shape of the model.
+        num_updates: Updates of the model before the occupancy is trained, at least 1.
+        batch_size: Transitions of each of these updates.
+        learning_rate: Learning rate of the model at the start; it falls to zero by a cosine.
+        pool_batches: Batches that are expanded at a time, at least 1.
+        reuse: Updates of the occupancy for each batch that is expanded, at least 1.
+
+    Raises:
+        UserError: If a number is out of its range.
+
+    Reference:
+        Feinberg et al., Model-Based Value Expansion, arXiv:1803.00101; Buckman et al., arXiv:1807.01675, for the
+        disagreement of an ensemble.
+    """
+
+    length: int = 32
+    mean_length: float | None = None
+    gate: float = 0.1
+    architecture: DynamicsArchitecture = DynamicsArchitecture()
+    num_updates: int = 4_000
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    pool_batches: int = 64
+    reuse: int = 16
+
+    def __post_init__(self) -> None:
+        check_range(
+            "[1, inf)",
+            length=self.length,
+            mean_length=self.mean_length,
+            num_updates=self.num_updates,
+            batch_size=self.batch_size,
+            pool_batches=self.pool_batches,
+            reuse=self.reuse,
+        )
+        check_range("[0, inf)", gate=self.gate)
+        check_range("(0, inf)", learning_rate=self.learning_rate)
+
+    def train(self, dynamics: Dynamics, batches: Iterator[Segment]) -> None:
+        """Train a model on transitions.
+
+        Args:
+            dynamics: The model.
+            batches: Batches of segments with n = 1, more than ``num_updates``: the first one is held out.
+
+        Raises:
+            RunError: If the model diverges.
+        """
+        dynamics.requires_grad_()
+        first = next(batches)
+        held_out = first.observation, first.action, first.arrivals[:, 0]
+        dynamics.measure(held_out[0], held_out[2])
+        optimizer = torch.optim.AdamW(dynamics.parameters(), lr=self.learning_rate, fused=True)
+        for update, batch in zip(range(self.num_updates), batches, strict=False):
+            arrival, terminated = batch.arrivals[:, 0], batch.terminated[:, 0]
+            optimizer.param_groups[0]["lr"] = cosine_decay(self.learning_rate, update, self.num_updates)
+            loss = dynamics.loss(batch.observation, batch.action, arrival, terminated).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        dynamics.requires_grad_(False)
+        if not all(bool(weight.isfinite().all()) for weight in dynamics.parameters()):
+            raise RunError(f"the one-step model has diverged; lower expansion.learning_rate from {self.learning_rate}")
+        dynamics.trained.fill_(True)
+        unexplained = dynamics.unexplained(*held_out)
+        if unexplained > _MOST_UNEXPLAINED:
+            rank_zero_warn(
+                f"the one-step model leaves {unexplained:.0%} of the variance of a step's change unexplained: it is "
+                "trained too shortly (expansion.num_updates), or the environment is random, whose noise expansions "
+                "replace by its mean; compare with a run without expansion"
+            )
+
+
+class SegmentPool:
+    """Expanded segments, made for many batches at a time and used several times.
+
+    Args:
+        settings: How transitions are expanded.
+        dynamics: The one-step model.
+        policy: The modelled policy.
+        seed: Seed of the lengths, of actions, of terminations and of the draws from the pool.
+    """
+
+    def __init__(self, settings: Expansion, dynamics: Dynamics, policy: Policy, seed: int) -> None:
+        self._settings, self._dynamics, self._policy = settings, dynamics, policy
+        self._generator = torch.Generator().manual_seed(seed)
+        self._action_generator = torch.Generator(dynamics.change_scale.device).manual_seed(seed)
+        self._waiting: list[Segment] = []
+        self._order: list[Tensor] = []
+        self._pool: Any = None
+        self.full = torch.zeros(())
+        """Fraction of the expansions in the pool that reached the length drawn for them, or a terminal state."""
+        self.length = torch.zeros(())
+        """Mean length of the expansions in the pool, in steps."""
+
+    def take(self, batch: Segment) -> Segment:
+        """A batch of expanded segments in exchange for one of transitions.
+
+        Args:
+            batch: Segments with n = 1, and the embeddings of the members to follow.
+        """
+        self._waiting = [*self._waiting[-(self._settings.pool_batches - 1) or len(self._waiting) :], batch]
+        if not self._order:
+            self._fill(len(batch.observation))
+        return _select(self._pool, self._order.pop(0))
+
+    def _act(self, state: Tensor, embedding: Tensor) -> Tensor:
+        return self._policy.act(state, embedding, self._action_generator)
+
+    def _fill(self, batch_size: int) -> None:
+        """Expand the batches that wait; the first pass over them keeps their order."""
+        joined = _join(self._waiting)
+        self._waiting = []
+        size, most = len(joined.observation), self._settings.length
+        uniform = torch.rand(size, most, generator=self._generator).to(joined.observation)
+        lengths = torch.full((size,), most)
+        if self._settings.mean_length is not None:
+            lengths = geometric_lengths(self._settings.mean_length, most, uniform[:, 0])
+        lengths = lengths.to(joined.length)
+        self._pool = expand(joined, self._act, self._dynamics.step, lengths, self._settings.gate, uniform[:, 1:])
+        ended = self._pool.terminated.any(1)
+        self.length = self._pool.length.float().mean()
+        self.full = ((self._pool.length == lengths) | ended).float().mean()
+        for first in range(self._settings.reuse):
+            rows = torch.arange(size) if first == 0 else torch.randperm(size, generator=self._generator)
+            self._order += rows.to(joined.length.device).split(batch_size)
+
+
+def _join(segments: Sequence[Segment]) -> Segment:
+    """Segments of several batches as one, without next actions and futures."""
+    parts: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in segments]) for name in _PARTS}
+    return Segment(**parts, next_action=None, future=None)
+
+
+def _select(segment: Segment, rows: Tensor) -> Segment:
+    """Some rows of segments without next actions and futures."""
+    parts: dict[str, Any] = {name: getattr(segment, name)[rows] for name in _PARTS}
+    return Segment(**parts, next_action=None, future=None)

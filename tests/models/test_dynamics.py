@@ -1,0 +1,87 @@
+"""One-step models of linear systems, in awkward units."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.models import Dynamics
+from flowmatch_rl.nets import DynamicsArchitecture
+from flowmatch_rl.schema import TableSchema
+
+SCHEMA = TableSchema(("x", "speed", "still"), (3.0, 50.0, 1.0), (2.0, 13.0, 0.5))
+ENDS_BELOW = 1.0
+
+
+def environment(state: Tensor, action: Tensor) -> Tensor:
+    speed = 0.9 * state[..., 1:2] + 6.0 * action
+    return torch.cat([state[..., :1] + 0.02 * (speed - 50.0), speed, state[..., 2:]], dim=-1)
+
+
+def batch(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    state = torch.randn(size, 3) * torch.tensor(SCHEMA.scale) + torch.tensor(SCHEMA.shift)
+    action = 2.0 * torch.rand(size, 1) - 1.0
+    arrival = environment(state, action)
+    return state, action, arrival, arrival[:, 0] < ENDS_BELOW
+
+
+@pytest.fixture(scope="module")
+def trained() -> Dynamics:
+    torch.manual_seed(0)
+    dynamics = Dynamics(SCHEMA, 1, DynamicsArchitecture(num_members=3, hidden_dim=32))
+    optimizer = torch.optim.Adam(dynamics.parameters(), lr=1e-2)
+    dynamics.measure(*batch(4_000)[::2])
+    for update in range(400):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1.0 - update / 400)
+        optimizer.zero_grad()
+        dynamics.loss(*batch(256)).mean().backward()
+        optimizer.step()
+    return dynamics
+
+
+def test_a_step_leads_where_that_of_the_environment_does(trained: Dynamics) -> None:
+    state, action, arrival, terminated = batch(4_000)
+    step = trained.step(state, action)
+    change = (arrival - state).square().mean(0).sqrt()
+    error = (step.arrival - arrival).square().mean(0).sqrt()
+    assert bool((error[:2] < 0.05 * change[:2]).all())
+    assert float(error[2]) < 1e-6
+    assert float((step.terminal - terminated.float()).abs().mean()) < 0.03 < float(terminated.float().mean())
+
+
+def test_members_disagree_far_from_the_data(trained: Dynamics) -> None:
+    state, action, *_ = batch(1_000)
+    near = trained.step(state, action).spread
+    far = trained.step(state + 8.0 * torch.tensor(SCHEMA.scale), action).spread
+    assert float(near.mean()) < 0.05
+    assert float(far.mean()) > 10.0 * float(near.mean())
+
+
+def test_nothing_is_terminal_before_a_termination_is_seen() -> None:
+    dynamics = Dynamics(SCHEMA, 1, DynamicsArchitecture(hidden_dim=8))
+    state, action, arrival, _ = batch(5)
+    assert torch.equal(dynamics.step(state, action).terminal, torch.zeros(5))
+    dynamics.loss(state, action, arrival, torch.zeros(5, dtype=torch.bool))
+    assert torch.equal(dynamics.step(state, action).terminal, torch.zeros(5))
+    dynamics.loss(state, action, arrival, torch.ones(5, dtype=torch.bool))
+    assert bool((dynamics.step(state, action).terminal > 0.0).all())
+
+
+def test_losses_have_one_value_per_step_and_reach_every_weight() -> None:
+    dynamics = Dynamics(SCHEMA, 1, DynamicsArchitecture(num_members=2, hidden_dim=8, num_layers=1))
+    loss = dynamics.loss(*batch(1)[:3], torch.ones(1, dtype=torch.bool))
+    assert loss.shape == (1,)
+    loss.sum().backward()
+    assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in dynamics.parameters())
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_members", 1), ("hidden_dim", 0), ("num_layers", 0)])
+def test_sizes_out_of_range_are_refused(name: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"{name} must .* got {value}"):
+        DynamicsArchitecture(**{name: value})
+
+
+def test_batches_that_differ_are_refused() -> None:
+    dynamics = Dynamics(SCHEMA, 1, DynamicsArchitecture(hidden_dim=8))
+    with pytest.raises(ValueError, match="action"):
+        dynamics.step(torch.zeros(3, 3), torch.zeros(2, 1))

@@ -1,0 +1,166 @@
+"""Occupancies trained on expanded transitions."""
+
+import dataclasses
+import itertools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowmatch_rl.batches import Segment, read_segment
+from flowmatch_rl.checks import RunError, UserError
+from flowmatch_rl.models import Dynamics, Horizon
+from flowmatch_rl.modules import Expansion, OccupancyModule
+from flowmatch_rl.modules.expansion import SegmentPool
+from flowmatch_rl.nets import DynamicsArchitecture
+from flowmatch_rl.objectives import TD2DD, TDCFM, TDDD, CoupledTDCFM, MonteCarloCFM
+from flowmatch_rl.samplers import DdimSampler
+from flowmatch_rl.testbeds import LinearPolicy, RandomPolicy
+from tests.combinations import one_test
+from tests.modules.occupancy_toys import PLANE, PLANE_POLICY, occupancy, segments
+from tests.modules.test_occupancy import DIFFUSION, FEW, model_of, tiny_data, trainer
+
+TINY_MODEL = DynamicsArchitecture(num_members=2, hidden_dim=8, num_layers=1)
+SHUT = Expansion(length=4, gate=0.0, architecture=TINY_MODEL, num_updates=3, batch_size=8, pool_batches=1, reuse=1)
+OPEN = dataclasses.replace(SHUT, gate=1e6)
+POLICY = LinearPolicy(gain=[[0.01, -0.02]], bias=[0.1])
+CASES: dict[str, dict[str, Any]] = {
+    "squared": {},
+    "current state": {"horizon": Horizon(0.5, first_state="current")},
+    "temporal difference": {"objective": TDCFM(solver=FEW)},
+    "coupled": {"objective": CoupledTDCFM(solver=FEW)},
+    "squared diffusion": {"objective": TD2DD(sampler=DdimSampler(num_steps=3)), **DIFFUSION},
+    "diffusion": {"objective": TDDD(sampler=DdimSampler(num_steps=3)), **DIFFUSION},
+    "many horizons": {"horizon": Horizon(0.5, 0.25, consistency=0.25)},
+    "random policy": {"policy": RandomPolicy(1), "columns": ["time"]},
+}
+
+
+def weights_after_a_run(folder: Path, **options: Any) -> torch.Tensor:
+    torch.manual_seed(7)
+    data = tiny_data(folder, test_states=1)
+    module = model_of(data, **({"policy": POLICY} | options))
+    run = trainer(folder)
+    run.fit(module, datamodule=data)
+    if options.get("expansion"):
+        assert run.callback_metrics["train/expansion_length"] >= 1.0
+    return torch.nn.utils.parameters_to_vector(module.flow.parameters())
+
+
+@one_test
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+def test_with_the_gate_shut_a_run_is_that_of_plain_transitions_to_the_last_digit(options, tmp_path: Path) -> None:
+    plain = weights_after_a_run(tmp_path, **options)
+    assert torch.equal(weights_after_a_run(tmp_path, **options, expansion=SHUT), plain)
+    opened = weights_after_a_run(tmp_path, **options, expansion=OPEN)
+    assert bool(torch.isfinite(opened).all())
+    assert not torch.equal(opened, plain)
+
+
+def pool(settings: Expansion, policy: Any = PLANE_POLICY) -> SegmentPool:
+    torch.manual_seed(0)
+    dynamics = Dynamics(PLANE, 2, settings.architecture).requires_grad_(False)
+    return SegmentPool(settings, dynamics, policy, seed=3)
+
+
+def batches(number: int, size: int = 6) -> list[Segment]:
+    """Batches whose rows are numbered by the first entry of their state."""
+    made = []
+    for index in range(number):
+        batch = segments(size)
+        batch["observation"][:, 0] = torch.arange(size) + size * index
+        batch["terminated"][:] = False
+        made.append(read_segment(batch))
+    return made
+
+
+def test_batches_are_expanded_together_and_used_as_often_as_stated() -> None:
+    kept = pool(dataclasses.replace(OPEN, pool_batches=3, reuse=2))
+    taken = [kept.take(batch).observation[:, 0].tolist() for batch in batches(2 + 4 + 6)]
+    # The first batch, then the two that waited, then the last three of the four that waited.
+    assert [Counter(itertools.chain.from_iterable(part)) for part in (taken[:2], taken[2:6], taken[6:])] == [
+        Counter(2 * list(range(6))),
+        Counter(2 * list(range(6, 18))),
+        Counter(2 * list(range(24, 42))),
+    ]
+    assert taken[0] == [0, 1, 2, 3, 4, 5]
+    assert taken[9] != sorted(taken[9])
+
+
+def test_expansions_are_as_long_as_stated_and_the_metrics_say_so() -> None:
+    kept = pool(OPEN)
+    (batch,) = batches(1)
+    segment = kept.take(batch)
+    assert segment.length.tolist() == [4] * 6
+    assert (float(kept.full), float(kept.length)) == (1.0, 4.0)
+    shut = pool(SHUT)
+    assert shut.take(batch).length.tolist() == [1] * 6
+    assert (float(shut.full), float(shut.length)) == (0.0, 1.0)
+    some = pool(dataclasses.replace(OPEN, mean_length=2.0))
+    assert len(set(some.take(batches(1, 40)[0]).length.tolist())) > 2
+    assert float(some.full) == 1.0
+
+
+def test_a_checkpoint_keeps_the_model_which_is_not_trained_again(tmp_path: Path) -> None:
+    data = tiny_data(tmp_path)
+    module = model_of(data, policy=POLICY, expansion=OPEN)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, datamodule=data)
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    assert module.dynamics is not None
+    assert bool(module.dynamics.trained)
+    known = torch.nn.utils.parameters_to_vector(module.dynamics.parameters())
+    again = OccupancyModule.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert again.expansion == OPEN
+    trainer(tmp_path).fit(again, datamodule=tiny_data(tmp_path), ckpt_path=tmp_path / "model.ckpt", weights_only=True)
+    assert again.dynamics is not None
+    assert torch.equal(torch.nn.utils.parameters_to_vector(again.dynamics.parameters()), known)
+    assert all(not parameter.requires_grad for parameter in again.dynamics.parameters())
+
+
+def test_training_the_model_lowers_its_error_and_leaves_other_noise_alone(tmp_path: Path) -> None:
+    data = tiny_data(tmp_path)
+    module = model_of(data, policy=POLICY, expansion=dataclasses.replace(OPEN, num_updates=200, learning_rate=1e-2))
+    assert module.dynamics is not None
+    assert module.expansion is not None
+    data.trainer = trainer(tmp_path)
+    data.trainer.strategy.connect(module)
+    stream = map(read_segment, data.transitions(32))
+    batch = next(stream)
+    parts = batch.observation, batch.action, batch.arrivals[:, 0], batch.terminated[:, 0]
+    module.dynamics.measure(*parts[::2])
+    before, state = float(module.dynamics.loss(*parts).mean()), torch.get_rng_state()
+    module.expansion.train(module.dynamics, stream)
+    assert float(module.dynamics.loss(*parts).mean()) < 0.5 * before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_that_diverges_ends_the_run_by_name() -> None:
+    dynamics = Dynamics(PLANE, 2, TINY_MODEL)
+    with pytest.raises(RunError, match=r"one-step model has diverged; lower expansion\.learning_rate"):
+        dataclasses.replace(OPEN, learning_rate=1e30, num_updates=5).train(dynamics, iter(batches(5)))
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"policy": None}, "expansion needs a policy"),
+        ({"num_steps": 3}, "expansion needs num_steps 1, got 3"),
+        ({"objective": MonteCarloCFM()}, "expansion needs an objective that bootstraps"),
+    ],
+)
+def test_parts_that_cannot_be_expanded_are_refused(options: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(UserError, match=wanted):
+        occupancy(expansion=OPEN, **options)
+
+
+@one_test
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("length", 0), ("mean_length", 0.5), ("gate", -1.0), ("num_updates", 0), ("reuse", 0), ("learning_rate", 0.0)],
+)
+def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"{name} must .* got {value}"):
+        Expansion(**{name: value})
