@@ -11,7 +11,7 @@ from functools import partial
 
 from flowmatch_rl import __version__, cli
 from flowmatch_rl.checks import RunError, UserError
-from flowmatch_rl.cli.messages import print_error, with_hint
+from flowmatch_rl.cli.messages import print_error, unknown_command
 
 COMMANDS: dict[str, tuple[str, Callable[[], Callable[[list[str]], int]]]] = {
     "fit": ("Train a model, test it, and draw its figures.", lambda: partial(cli.train, "fit")),
@@ -59,8 +59,7 @@ def run(args: list[str] | None = None) -> int:
         print(f"flowmatch-rl {__version__}" if name == "--version" else _HELP)
         return 0
     if name not in COMMANDS:
-        problem = f"unknown command '{name}'" if name else "no command"
-        return print_error(with_hint(f"{problem}, expected one of {', '.join(COMMANDS)}", COMMANDS))
+        return print_error(unknown_command(name, COMMANDS))
     try:
         command = COMMANDS[name][1]()
         _quieten()

@@ -5,6 +5,37 @@ import re
 import sys
 from collections.abc import Iterable
 
+_TRAINED = "-c runs/<task>/<time>/config.yaml --ckpt_path runs/<task>/<time>/checkpoints/last.ckpt"
+
+EXAMPLES = {
+    "fit": "-c conf/flow/two_moons.yaml",
+    "validate": _TRAINED,
+    "test": _TRAINED,
+    "predict": _TRAINED,
+    "convert": "--layout.class_path D4rlFile --layout.path hopper.hdf5 --output data/hopper",
+    "collect": "-c conf/collect/maze.yaml --output data/maze",
+    "compare": "-c conf/comparison/pendulum.yaml --output runs/pendulum",
+    "report": "runs",
+}
+"""Arguments to begin with, of the commands that need some."""
+
+_OTHER_NAMES = {
+    "train": "fit",
+    "run": "fit",
+    "resume": "fit",
+    "learn": "fit",
+    "eval": "test",
+    "evaluate": "test",
+    "sample": "predict",
+    "generate": "predict",
+    "record": "collect",
+    "import": "convert",
+    "sweep": "compare",
+    "benchmark": "compare",
+    "plot": "report",
+}
+"""What other programs call the commands."""
+
 _SECTIONS = ("model", "data", "trainer", "checkpoints", "video")
 
 
@@ -31,6 +62,40 @@ def with_hint(message: str, names: Iterable[str]) -> str:
     """
     near = _nearest(message, names)
     return f"{message}\n  did you mean '{near}'?" if near else message
+
+
+def what_is_missing(message: str, program: str) -> str | None:
+    """What a command needs beside what it was given, and how to begin; None if a message is about something else.
+
+    Args:
+        message: What the parser says.
+        program: Name of the parser.
+    """
+    _, about, names = message.partition("the following arguments are required: ")
+    if not about:
+        return None
+    needed = [name.strip().rpartition(".")[2] for name in names.split(",")]
+    command = names.partition(".")[0] if "." in names else program.split()[-1]
+    begin = f"; begin with: flowmatch-rl {command} {EXAMPLES[command]}" if command in EXAMPLES else ""
+    return (
+        f"{command} needs {' and '.join([', '.join(needed[:-1]), needed[-1]] if needed[1:] else needed)}{begin}\n"
+        f"  all options: flowmatch-rl {command} --help"
+    )
+
+
+def unknown_command(name: str, commands: Iterable[str]) -> str:
+    """An unknown command, those that there are, and the one that is probably meant.
+
+    Args:
+        name: What was given; empty if nothing.
+        commands: Names of the commands.
+    """
+    problem = f"unknown command '{name}'" if name else "no command"
+    message = f"{problem}, expected one of {', '.join(commands)}"
+    meant = _OTHER_NAMES.get(name)
+    message = f"{message}\n  did you mean '{meant}'?" if meant else with_hint(message, commands)
+    known = meant or _nearest(message, commands)
+    return message if known else f"{message}\n  what they do: flowmatch-rl --help"
 
 
 def _nearest(message: str, names: Iterable[str]) -> str | None:

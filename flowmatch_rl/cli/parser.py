@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # pyright: ignore[reportPrivateImportUsage]
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.cli.messages import with_hint
+from flowmatch_rl.cli.messages import what_is_missing, with_hint
 from flowmatch_rl.configuration import classes_of, same_class, shorten
 
 
@@ -44,6 +44,8 @@ class CommandParser(ArgumentParser):
         """Raise the error; those of the parsers inside this one are put together by it."""
         if not self.exit_on_error:
             super().error(message, ex)
+        if missing := what_is_missing(message, self.prog):
+            raise UserError(missing) from ex
         options = re.findall(r"--([\w.]+)", self.format_help())
         leaves = {option.rpartition(".")[2] for option in options}
         raise UserError(with_hint(shorten(message), self.known_names.union(options, leaves))) from ex

@@ -6,7 +6,9 @@ from importlib import metadata
 
 import pytest
 
-from tests.cli.support import PENDULUM, arguments, call
+from flowmatch_rl.cli.main import COMMANDS
+from flowmatch_rl.cli.messages import EXAMPLES
+from tests.cli.support import PENDULUM, ROOT, arguments, call
 from tests.combinations import one_test
 
 SAMPLES = ["estimator__init_args__num_samples"]
@@ -113,12 +115,52 @@ def test_wrong_file_is_named_in_three_lines_with_status_two(text, words, hint, t
         assert f"did you mean '{hint}'" in outcome.err, outcome.err
 
 
-@pytest.mark.parametrize(("args", "word"), [(["fitt"], "fitt"), ([], "")], ids=["misspelt", "none"])
-def test_command_that_does_not_exist_ends_with_status_two(args, word) -> None:
+@pytest.mark.parametrize(
+    ("args", "word", "hint"),
+    [
+        (["fitt"], "unknown command 'fitt'", "did you mean 'fit'?"),
+        (["train", "-c=x.yaml"], "unknown command 'train'", "did you mean 'fit'?"),
+        (["evaluate"], "unknown command 'evaluate'", "did you mean 'test'?"),
+        (["xyz"], "unknown command 'xyz'", "flowmatch-rl --help"),
+        ([], "no command", "flowmatch-rl --help"),
+    ],
+    ids=["misspelt", "train", "evaluate", "none of them", "none"],
+)
+def test_command_that_does_not_exist_is_answered_with_all_commands_and_a_hint(args, word, hint) -> None:
     outcome = call(args)
     assert outcome.code == 2
-    assert 1 <= len(outcome.error_lines) <= 3, outcome.err
+    assert len(outcome.error_lines) == 2, outcome.err
     assert word in outcome.err
+    assert hint in outcome.error_lines[1]
+    assert all(name in outcome.error_lines[0] for name in COMMANDS)
+
+
+@one_test
+@pytest.mark.parametrize(
+    ("args", "needs", "example"),
+    [
+        (["fit"], "fit needs data and model; begin with: ", "flowmatch-rl fit -c conf/flow/two_moons.yaml"),
+        (["fit", "--model=FlowMatchingModel"], "fit needs data; begin with: ", "fit -c conf/flow/two_moons.yaml"),
+        (["test"], "test needs data and model; begin with: ", "flowmatch-rl test -c runs/<task>/<time>/config.yaml"),
+        (["compare"], "compare needs output, tasks and methods; ", "-c conf/comparison/pendulum.yaml --output"),
+        (["report"], "report needs folders; ", "flowmatch-rl report runs"),
+    ],
+    ids=lambda x: "-".join(x) if isinstance(x, list) else "",
+)
+def test_command_without_what_it_needs_says_how_to_begin(args, needs, example) -> None:
+    outcome = call(args)
+    assert outcome.code == 2
+    assert len(outcome.error_lines) == 2, outcome.err
+    assert needs in outcome.error_lines[0]
+    assert example in outcome.error_lines[0]
+    assert f"flowmatch-rl {args[0]} --help" in outcome.error_lines[1]
+
+
+def test_files_that_examples_begin_with_are_there() -> None:
+    named = [word for example in EXAMPLES.values() for word in example.split() if word.startswith("conf/")]
+    assert len(named) >= 3
+    assert all((ROOT / name).is_file() for name in named)
+    assert EXAMPLES.keys() <= COMMANDS.keys()
 
 
 def test_module_and_console_script_print_the_same_help(capsys, monkeypatch) -> None:
