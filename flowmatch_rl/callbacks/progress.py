@@ -40,6 +40,7 @@ class Progress(ProgressBar):
         super().__init__()
         self._interval = refresh_seconds if sys.stderr.isatty() else 15.0
         self._shown = 0.0
+        self._warms_up = False
         self._bar: tqdm | None = None
         self._enabled = True
 
@@ -57,7 +58,11 @@ class Progress(ProgressBar):
             data = env_step_counter(trainer)
             total = int(trainer.estimated_stepping_batches) if data is None else data.total_env_steps
             name = "updates" if data is None else "env steps"
-            self._bar = tqdm(total=total, initial=_done(trainer), unit="step", desc=name, mininterval=0.0)
+            # Without smoothing the rate is the mean over the run: the remaining time counts evaluations in.
+            self._bar = tqdm(
+                total=total, initial=min(_done(trainer), total), unit="step", desc=name, mininterval=0.0, smoothing=0.0
+            )
+            self._warms_up = True
 
     def on_train_batch_end(
         self,
@@ -67,7 +72,12 @@ class Progress(ProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Update the bar, at most once per interval."""
+        """Update the bar, at most once per interval; the rate counts from the first update, without the warm-up."""
+        if self._bar is not None and self._warms_up:
+            self._warms_up = False
+            self._bar.initial = min(_done(trainer), int(self._bar.total))
+            self._bar.reset()
+            self._bar.n = self._bar.initial
         if self._bar is not None and time.monotonic() - self._shown > self._interval:
             self._show(trainer)
 
@@ -102,8 +112,8 @@ class Progress(ProgressBar):
         if self._bar is not None:
             self._bar.update(1)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar, before the samples are written and what is said of them."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -121,7 +131,8 @@ class Progress(ProgressBar):
         metrics = trainer.callback_metrics
         shown = getattr(trainer.lightning_module, "progress_metrics", ())
         bar.set_postfix({label: f"{float(metrics[name]):.4g}" for label, name in shown if name in metrics}, False)
-        bar.update(_done(trainer) - bar.n)
+        # A run may take a few steps more than it was asked for, whole blocks of them, or be over when it is resumed.
+        bar.update(min(_done(trainer), int(bar.total)) - bar.n)
 
 
 class Throughput(Callback):

@@ -12,7 +12,7 @@ EXAMPLES = {
     "validate": _TRAINED,
     "test": _TRAINED,
     "predict": _TRAINED,
-    "convert": "--layout.class_path D4rlFile --layout.path hopper.hdf5 --output data/hopper",
+    "convert": "--layout D4rlFile --layout.path hopper.hdf5 --output data/hopper",
     "collect": "-c conf/collect/maze.yaml --output data/maze",
     "compare": "-c conf/comparison/pendulum.yaml --output runs/pendulum",
     "report": "runs",

@@ -190,10 +190,10 @@ class FlowMatchCLI(LightningCLI):
             self._claim(folder)
         kwargs["plugins"] = [*_as_list(options.get("plugins")), AtomicCheckpointIO()]
         parts = wiring(data)
+        # The bar comes first: it is closed before others print what they wrote.
+        bar = [] if options.get("enable_progress_bar") is False else [Progress()]
         callbacks = [Throughput(), *parts.added, self._record()]
-        if options.get("enable_progress_bar") is not False:
-            callbacks.append(Progress())
-        kwargs["callbacks"] = [*_as_list(options.get("callbacks")), *callbacks]
+        kwargs["callbacks"] = [*bar, *_as_list(options.get("callbacks")), *callbacks]
         trainer: Any = super().instantiate_trainer(**kwargs)
         for logger in trainer.loggers:
             if isinstance(logger, Tracker):
