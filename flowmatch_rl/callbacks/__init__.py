@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.callbacks.curves import LossCurve
     from flowmatch_rl.callbacks.episodes import EpisodeWriter
     from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
+    from flowmatch_rl.callbacks.first_lines import header
     from flowmatch_rl.callbacks.flow_figures import FlowFigures
     from flowmatch_rl.callbacks.last_lines import summary
     from flowmatch_rl.callbacks.occupancy_figures import OccupancyFigures
@@ -38,5 +39,6 @@ __all__ = [
     "Throughput",
     "Tracker",
     "Video",
+    "header",
     "summary",
 ]

@@ -28,6 +28,7 @@ from flowmatch_rl.callbacks import (
     Throughput,
     Tracker,
     Video,
+    header,
     summary,
 )
 from flowmatch_rl.checks import UserError
@@ -150,6 +151,8 @@ class FlowMatchCLI(LightningCLI):
         section = self._section(self.config)
         # LightningCLI would let the arguments in a checkpoint win over those that are given; here they do not.
         self._checkpoint = section.pop("ckpt_path", None)
+        if command == ["test"] and not any(isinstance(overlay, dict) and "verbose" in overlay for overlay in overlays):
+            section["verbose"] = False  # the summary says it
         if self._checkpoint is None:
             if self._has_command and command != ["fit"]:
                 raise UserError(f"{command[0]} needs a trained model; name its checkpoint with --ckpt_path")
@@ -204,10 +207,12 @@ class FlowMatchCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Say what is learned from the data, and what is not."""
-        introduction = wiring(self.datamodule).introduction
-        if introduction and self.trainer.is_global_zero:
-            print(introduction)
+        """Print the header, and what is learned from the data, and what is not."""
+        if self.trainer.is_global_zero:
+            print(header(self.trainer, self.model, self.datamodule, self._checkpoint))
+            if introduction := wiring(self.datamodule).introduction:
+                print(introduction)
+            print(flush=True)
 
     def after_fit(self) -> None:
         """Test the trained policy, draw it, film it, and print the summary."""

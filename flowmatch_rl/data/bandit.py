@@ -58,6 +58,14 @@ class BanditData(DataModule):
         """Arguments of a model that the data determine: the ``bandit``."""
         return {"bandit": self.bandit}
 
+    @property
+    def outline(self) -> dict[str, str]:
+        """The bandit, its dimension, and the updates of the run."""
+        return {
+            "bandit": f"{self.label}, action of dimension {self.bandit.action_dim}",
+            "training": f"{self.num_updates:,} updates of batch {self.batch_size:,}",
+        }
+
     def train_dataloader(self) -> DataLoader:
         """Batches of ``OBSERVATION`` (B, 1), zeros."""
         return self.training_loader(self.num_updates, lambda _: {OBSERVATION: torch.zeros(self.batch_size, 1)})

@@ -67,6 +67,11 @@ class DataModule(LightningDataModule, abc.ABC):
         """Arguments of a model that the data determine."""
 
     @property
+    @abc.abstractmethod
+    def outline(self) -> dict[str, str]:
+        """What a run trains on and how long, a line each by its label, such as ``environment`` and ``training``."""
+
+    @property
     def common_seed(self) -> int:
         """Seed that the processes share; the module gives each a noise of its own once training starts."""
         return torch.initial_seed() if self._common_seed is None else self._common_seed

@@ -126,6 +126,18 @@ class OfflineData(DataModule):
         return tuple(states.amin(0).tolist()), tuple(states.amax(0).tolist())
 
     @property
+    def outline(self) -> dict[str, str]:
+        """The data set, its dimensions, the environment of evaluations, and the updates of the run."""
+        info = self.store.info
+        lines = {
+            "data": f"{self.store.path}, {len(self.store):,} transitions, state of dimension {len(info.columns)}, "
+            f"action of dimension {info.action_dim}",
+        }
+        if self.environment is not None:
+            lines["environment"] = f"{self.environment.label}, for evaluations"
+        return lines | {"training": f"{self.num_updates:,} updates of batch {self.batch_size:,}"}
+
+    @property
     def has_trajectories(self) -> bool:
         """Whether evaluations have trajectories to compare with."""
         return self._follows or self._held_out()[1] > 0

@@ -161,6 +161,16 @@ class OnlineData(DataModule):
         return dict(vars(self.spaces))
 
     @property
+    def outline(self) -> dict[str, str]:
+        """The environment, its dimensions, and the steps and updates of the run."""
+        return {
+            "environment": f"{self.label}, observation of dimension {self.spaces.observation_dim}, action of dimension "
+            f"{self.spaces.action_dim}",
+            "training": f"{self.total_env_steps:,} environment steps, {self.warmup_env_steps:,} of them a warm-up; "
+            f"then {self.updates_per_env_step:g} updates of batch {self.batch_size:,} per step",
+        }
+
+    @property
     def env_steps(self) -> int:
         """Environment steps taken so far, over all processes."""
         return self._local_env_steps * self.world_size

@@ -144,6 +144,11 @@ class SampleData(DataModule):
         return {"schema": self.schema}
 
     @property
+    def outline(self) -> dict[str, str]:
+        """The updates of the run; ``description`` says what is learned."""
+        return {"training": f"{self.num_updates:,} updates of batch {self.batch_size:,}"}
+
+    @property
     def description(self) -> str:
         """What is learned from which rows, and what is left out and why, in one line."""
         schema = self.schema

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from flowmatch_rl.callbacks import Progress
+from flowmatch_rl.cli import run
 from tests.callbacks.stand_ins import stand_in_trainer
 from tests.cli.support import TWO_MOONS, flow_arguments, run_folder
-from flowmatch_rl.cli import run
 
 
 @pytest.fixture
@@ -56,12 +56,43 @@ def test_a_run_that_takes_more_steps_than_it_was_asked_for_ends_at_all_of_them(
     assert "40/40 [" in last
 
 
-class Screen(io.StringIO):
-    """Standard output and error in one, as a terminal shows them."""
+@pytest.fixture(scope="module")
+def screens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a terminal shows of a run, a test and a prediction of its checkpoint, standard output and error in one."""
+    folder = tmp_path_factory.mktemp("run")
+    screens = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in ("fit", "test", "predict"):
+            changes = {} if command == "fit" else {"ckpt_path": "run/checkpoints/last.ckpt"}
+            options: dict[str, Any] = {
+                "trainer__enable_progress_bar": None,
+                "trainer__default_root_dir": "run",
+            } | changes
+            screen = io.StringIO()
+            with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen), run_folder():
+                assert run(flow_arguments(command, TWO_MOONS, **options)) == 0, screen.getvalue()
+            screens[command] = screen.getvalue()
+    return screens
 
 
-@contextlib.contextmanager
-def one_screen() -> Iterator[Screen]:
-    screen = Screen()
-    with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen), run_folder():
-        yield screen
+def test_a_run_begins_with_its_folder_its_device_and_its_sizes(screens: dict[str, str]) -> None:
+    lines = dict(line.split(maxsplit=1) for line in screens["fit"].splitlines()[:5])
+    assert list(lines) == ["run", "device", "model", "training", "learns"]
+    assert lines["run"] == "run"
+    assert re.fullmatch(r"cpu, \d+ threads?, precision 32-true", lines["device"])
+    assert re.fullmatch(r"FlowMatchingModel, [\d,]+ weights", lines["model"])
+    assert lines["training"] == "12 updates of batch 16"
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_results_are_printed_once(screens: dict[str, str], command: str) -> None:
+    shown = screens[command]
+    assert len(re.findall(r"^distance ", shown, re.MULTILINE)) == 1
+    assert "test/" not in shown
+    assert "DataLoader" not in shown
+
+
+def test_what_a_prediction_wrote_is_on_a_line_of_its_own(screens: dict[str, str]) -> None:
+    assert "20 samples in run/samples.csv" in screens["predict"].splitlines()
+    assert "100%|" in screens["predict"]

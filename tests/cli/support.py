@@ -92,6 +92,11 @@ class Outcome:
         """Lines on standard error that are not empty."""
         return [line for line in self.err.splitlines() if line.strip()]
 
+    @property
+    def last_words(self) -> list[str]:
+        """First words of the lines that end a run; an empty line divides them from those that begin it."""
+        return [line.split()[0] for line in self.out.partition("\n\n")[2].splitlines() if line]
+
 
 def arguments(command: str, *configs: Path, **changes: object) -> list[str]:
     """A command with configurations and tiny sizes; ``changes`` name options with ``__`` for a dot."""

@@ -75,7 +75,7 @@ def test_a_run_that_is_not_tested_ends_with_where_its_files_are(tmp_path) -> Non
     options = {"trainer__logger": "false", "trainer__default_root_dir": tmp_path, "trainer__limit_test_batches": 0}
     outcome = call(arguments("fit", PENDULUM, **options))
     assert (outcome.code, outcome.err) == (0, "")
-    assert {line.split()[0] for line in outcome.out.splitlines() if line} <= {"checkpoint", "figure"}
+    assert set(outcome.last_words) <= {"checkpoint", "figure"}
 
 
 @functools.cache

@@ -86,8 +86,8 @@ def test_every_task_trains_and_ends_with_a_summary(path, tmp_path) -> None:
     people().drop(columns="kind").to_csv(tmp_path / "people.csv", index=False)
     sizes = {"data__dataset__init_args__path": tmp_path / "people.csv"} if path == TABLE else SMALL
     outcome = command("fit", tmp_path, path, **sizes)
-    lines = [line.split()[0] for line in outcome.out.splitlines() if line]
-    assert lines == ["learns", "distance", "likelihood", "checkpoint", "checkpoint", "figure"]
+    assert "\nlearns " in outcome.out
+    assert outcome.last_words == ["distance", "likelihood", "checkpoint", "checkpoint", "figure"]
     assert ("of the true distribution" in outcome.out) == (path != TABLE and "class" not in path.stem)
     checkpoint = trained_state(tmp_path)
     assert checkpoint["global_step"] == 12
@@ -118,8 +118,7 @@ def test_every_preset_lies_over_two_moons(preset, moons, tmp_path) -> None:
 @pytest.mark.usefixtures("without_figures")
 def test_a_run_that_is_not_tested_ends_with_where_its_files_are(tmp_path) -> None:
     outcome = command("fit", tmp_path, TWO_MOONS, **SMALL, trainer__limit_test_batches=0)
-    lines = [line.split()[0] for line in outcome.out.splitlines() if line]
-    assert lines == ["learns", "checkpoint", "checkpoint", "figure"]
+    assert outcome.last_words == ["checkpoint", "checkpoint", "figure"]
     assert json.loads((tmp_path / "result.json").read_text())["metrics"] == {}
 
 

@@ -85,10 +85,6 @@ def written(folder: Path) -> dict[str, Any]:
     return yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
 
 
-def first_words(outcome: Outcome) -> list[str]:
-    return [line.split()[0] for line in outcome.out.splitlines() if line]
-
-
 @pytest.mark.parametrize("name", COLLECTIONS)
 def test_every_collection_makes_a_data_set(name, data) -> None:
     store = TransitionStore.open(data(name))
@@ -110,7 +106,7 @@ def test_every_task_trains_and_ends_with_a_summary(path, data, tmp_path) -> None
     outcome = command("fit", tmp_path, path, data__path=source)
     rewards = list(yaml.safe_load(path.read_text())["model"]["init_args"]["rewards"])
     values, files = ["value"] * len(rewards), ["checkpoint", "checkpoint", "figure"]
-    assert first_words(outcome) == ["distance", "likelihood", *values, *files]
+    assert outcome.last_words == ["distance", "likelihood", *values, *files]
     assert all(f"{name}: " in outcome.out for name in rewards)
     assert outcome.out.count("roll-outs") == len(rewards)
     hyper_parameters = trained_state(tmp_path)["hyper_parameters"]

@@ -110,6 +110,17 @@ def test_summary_names_the_return_and_every_file(tracked) -> None:
     assert tracked.outcome.err == ""
 
 
+def test_run_begins_with_its_folder_environment_and_sizes(tracked) -> None:
+    lines = dict(line.split(maxsplit=1) for line in tracked.outcome.out.splitlines()[:7])
+    assert list(lines) == ["run", "device", "model", "environment", "training", "tracking", "open"]
+    assert lines["run"] == str(tracked.folder.relative_to(Path.cwd()))
+    assert re.fullmatch(r"ReverseFlowActorCritic, [\d,]+ weights \(policy [\d,]+, critics [\d,]+\)", lines["model"])
+    assert lines["environment"] == "Pendulum-v1, observation of dimension 3, action of dimension 1"
+    assert lines["training"] == "40 environment steps, 32 of them a warm-up; then 1 updates of batch 8 per step"
+    assert lines["tracking"].partition("?")[0].endswith(f"/runs/{tracked.run.info.run_id}")
+    assert lines["open"] == "it      flowmatch-rl ui"
+
+
 def test_checkpoint_of_the_command_line_rebuilds_its_objects_without_running_code(tracked) -> None:
     for name in ("last.ckpt", "best.ckpt"):
         path = tracked.last.with_name(name)
