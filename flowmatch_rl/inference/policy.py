@@ -18,16 +18,20 @@ class TrainedPolicy:
     Args:
         module: The trained module.
         seed: Seed of the policy's noise.
+        samples: Whether it acts by a sample of the policy, at the temperature that it was trained at, in place of what
+            evaluations choose.
     """
 
-    def __init__(self, module: ActorCritic, seed: int = 0) -> None:
+    def __init__(self, module: ActorCritic, seed: int = 0, samples: bool = False) -> None:
         self.module = module.eval()
         self._actor = module.actor("eval")
+        if samples:
+            self._actor = self._actor.sampling()
         self._generator = torch.Generator().manual_seed(seed)
         self._bounds: ActionBounds = module.hparams["action_bounds"] or ActionBounds.unit(module.action_dim)
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
-        """Act as in evaluations: by the particle of highest value, or the mode of a Gaussian.
+        """Act as in evaluations, by the particle of highest value or the mode of a Gaussian, or by a sample.
 
         Args:
             observation: Shape (*batch, S); entries of a dictionary concatenated in the order of their names.
@@ -54,12 +58,14 @@ class TrainedPolicy:
         return self._bounds.restore(action).float().cpu().numpy()
 
 
-def load_policy(checkpoint: str | Path, device: str = "cpu") -> TrainedPolicy:
+def load_policy(checkpoint: str | Path, device: str = "cpu", samples: bool = False) -> TrainedPolicy:
     """Load the policy of a checkpoint.
 
     Args:
         checkpoint: Path of a ``.ckpt`` file.
         device: Where to run it.
+        samples: Whether it acts by a sample of the policy, at the temperature that it was trained at, in place of what
+            evaluations choose: the best of several by default.
 
     Returns:
         The policy, a function of an observation.
@@ -68,7 +74,7 @@ def load_policy(checkpoint: str | Path, device: str = "cpu") -> TrainedPolicy:
         FileNotFoundError: If there is no such file.
         UserError: If it is not a checkpoint of an actor-critic.
     """
-    return TrainedPolicy(load_actor_critic(checkpoint, device))
+    return TrainedPolicy(load_actor_critic(checkpoint, device), samples=samples)
 
 
 def load_actor_critic(checkpoint: str | Path, device: str = "cpu") -> ActorCritic:

@@ -1,7 +1,7 @@
 """The actor: draws several particles of a policy and acts by one of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowmatch_rl.checks import check_range
 from flowmatch_rl.models.policy import LatentPolicy
-from flowmatch_rl.models.selection import GreedySelection, Selection, SoftmaxSelection
+from flowmatch_rl.models.selection import FirstSelection, GreedySelection, Selection, SoftmaxSelection
 
 ActionValues: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Values (B, N), units of the return, called as ``values(observation, actions)`` for actions (B, N, A)."""
@@ -106,6 +106,10 @@ class ParticleActor:
     def __post_init__(self) -> None:
         check_range("[1, inf)", num_particles=self.num_particles)
         check_range("[0, inf)", noise_scale=self.noise_scale, exploration=self.exploration)
+
+    def sampling(self) -> "ParticleActor":
+        """The actor that acts by plain samples of the policy."""
+        return replace(self, num_particles=1, selection=FirstSelection(), noise_scale=1.0)
 
     @property
     def description(self) -> str:

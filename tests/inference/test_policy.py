@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.inference import TrainedPolicy, load_policy
 from flowmatch_rl.modules import ReverseFlowActorCritic
+from flowmatch_rl.modules.critic_learner import CriticLearner
 from flowmatch_rl.paths import NoSquash
 from flowmatch_rl.schema import ActionBounds
 from tests.combinations import each_value, one_test
@@ -119,3 +120,17 @@ def test_actions_of_an_unbounded_latent_space_stay_within_the_bounds() -> None:
 def test_missing_file_raises(tmp_path) -> None:
     with pytest.raises(FileNotFoundError):
         load_policy(tmp_path / "none.ckpt")
+
+
+def test_a_policy_acts_by_plain_samples_on_request(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the temperature itself: no value has a say in the choice."""
+    built = module()
+    path, observation = checkpoint(built, tmp_path), np.ones((500, S), np.float32)
+    best = load_policy(path)(observation)
+    monkeypatch.setattr(CriticLearner, "values", lambda *_: pytest.fail("evaluated the values"))
+    sampled = load_policy(path, samples=True)(observation)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(500, 1, built.policy.noise_dim, generator=generator)
+    latent = built.policy.sample_latents(torch.ones(500, S), noise, torch.randn_like)[:, 0]
+    np.testing.assert_allclose(sampled, built.policy.squash.action(latent).detach().numpy(), atol=1e-6)
+    assert np.abs(sampled.mean(0) - best.mean(0)).max() > 0.0
