@@ -37,6 +37,7 @@ from flowmatch_rl.cli.fitting import check_fit
 from flowmatch_rl.cli.folders import run_folder, sole_run
 from flowmatch_rl.cli.names import known_names
 from flowmatch_rl.cli.parser import CommandParser, user_errors
+from flowmatch_rl.cli.requests import request_words
 from flowmatch_rl.cli.wiring import giver, wiring
 from flowmatch_rl.configuration import DIMENSIONS, flatten
 from flowmatch_rl.experiments.plan import Job
@@ -146,6 +147,8 @@ class FlowMatchCLI(LightningCLI):
             command = args[:1] if self._has_command else []
             words, overlays = compose(args[len(command) :])
             self._overlays.extend(overlays)
+            if command == ["predict"]:
+                words = [*request_words(overlays, _read_checkpoint), *words]
             self.config = parser.parse_args([*command, *words])
             self._overlays.clear()
         section = self._section(self.config)

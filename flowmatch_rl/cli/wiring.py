@@ -22,7 +22,7 @@ from flowmatch_rl.callbacks import (
     Video,
 )
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.data import BanditData, OfflineData, OnlineData, SampleData
+from flowmatch_rl.data import BanditData, OfflineData, OnlineData, SampleData, SampleRequests
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ def _(data: OnlineData) -> Wiring:
 @wiring.register
 def _(data: SampleData) -> Wiring:
     return Wiring((LossCurve(),), (Video, OccupancyFigures), data.description)
+
+
+@wiring.register
+def _(data: SampleRequests) -> Wiring:
+    return Wiring((), (Video, FlowFigures, OccupancyFigures))
 
 
 @wiring.register

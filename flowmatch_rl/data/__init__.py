@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.data.layouts.table import TransitionTable
     from flowmatch_rl.data.offline import OfflineData
     from flowmatch_rl.data.online import OnlineData
+    from flowmatch_rl.data.requests import SampleRequests
     from flowmatch_rl.data.samples import SampleData
     from flowmatch_rl.data.tables.datasets import Dataset, DensityTable
     from flowmatch_rl.data.tables.reading import TableFile, read_table
@@ -36,6 +37,7 @@ __all__ = [
     "OgbenchFile",
     "OnlineData",
     "SampleData",
+    "SampleRequests",
     "StoreInfo",
     "TableFile",
     "TransitionStore",

@@ -6,7 +6,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
+
+from flowmatch_rl.checks import UserError
 
 TEST_SEEDS = 1_000_000
 """Distance between the seeds of evaluations during training and of tests."""
@@ -89,6 +92,26 @@ class DataModule(LightningDataModule, abc.ABC):
     def setup(self, stage: str) -> None:
         """Record the common seed."""
         self._common_seed = torch.initial_seed()
+
+    def own_rows(self, number: int, least: int = 1) -> Tensor:
+        """This process's part of the rows 0, 1, ..., number - 1.
+
+        Args:
+            number: Rows of all processes.
+            least: Rows that each process needs.
+
+        Returns:
+            Numbers of the rows, shape (B,).
+
+        Raises:
+            UserError: If there are too few rows.
+        """
+        if number < least * self.world_size:
+            raise UserError(
+                f"{number} rows cannot be divided among {self.world_size} processes, which need {least} each; "
+                "use fewer devices"
+            )
+        return torch.arange(self.rank, number, self.world_size)
 
     def training_loader(self, num_updates: float, make: Callable[[int], Any]) -> DataLoader:
         """Loader of one virtual epoch.

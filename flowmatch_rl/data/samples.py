@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from flowmatch_rl.batches import CONDITION, EXACT_LOG_PROB, SAMPLE, SOURCE, Samples
 from flowmatch_rl.checks import UserError, check_range, check_word, first_names
 from flowmatch_rl.data.base import DataModule, batch_loader
+from flowmatch_rl.data.requests import conditions_in, request_loader
 from flowmatch_rl.data.tables.columns import (
     describe_table,
     numeric_columns,
@@ -21,7 +22,6 @@ from flowmatch_rl.data.tables.columns import (
 )
 from flowmatch_rl.data.tables.datasets import Dataset, DensityTable
 from flowmatch_rl.data.tables.gaps import Missing, drop_gaps, fill_gaps
-from flowmatch_rl.data.tables.reading import read_table
 from flowmatch_rl.data.tables.shuffled import ShuffledRows
 from flowmatch_rl.data.tables.text import REMARKS
 from flowmatch_rl.schema import TableSchema
@@ -197,12 +197,8 @@ class SampleData(DataModule):
     def predict_dataloader(self) -> DataLoader:
         """Batches of ``row``, the number of each sample to draw, and, for a conditional model, ``CONDITION`` (B, C)."""
         condition = self._prediction_condition()
-        rows = self._own_rows(self.predict_samples if condition is None else len(condition))
-        batches = [{"row": part} for part in rows.split(self.predict_batch_size)]
-        if condition is not None:
-            for batch in batches:
-                batch[CONDITION] = condition[batch["row"]]
-        return batch_loader(len(batches), batches.__getitem__)
+        rows = self.own_rows(self.predict_samples if condition is None else len(condition))
+        return request_loader(rows, condition, self.predict_batch_size)
 
     def teardown(self, stage: str) -> None:
         """Drop the training rows, which are in the units of the module; keep the place in the sequence."""
@@ -258,7 +254,7 @@ class SampleData(DataModule):
     def _evaluation_loader(self, split: str) -> DataLoader:
         """One batch of this process's part of the rows that a split is evaluated on."""
         rows = self._rows[split][: self.eval_samples]
-        rows = rows[self._own_rows(len(rows), self._least).numpy()]
+        rows = rows[self.own_rows(len(rows), self._least).numpy()]
         frame, schema = self._frame.iloc[rows], self._schema_in_use
         batch = {SAMPLE: standardised_samples(frame, schema, self._table)}
         condition = standardised_conditions(frame, schema, self._table)
@@ -274,24 +270,12 @@ class SampleData(DataModule):
         """Conditions to draw samples for, one per sample, shape (B, C), or None if there are none."""
         schema = self._schema_in_use
         if self.predict_conditions is not None:
-            if schema.condition_dim == 0:
-                raise UserError(f"predict_conditions is {self.predict_conditions!r}, but the model has no conditions")
-            table = f"the file {self.predict_conditions!r}"
-            return standardised_conditions(read_table(self.predict_conditions), schema, table)
+            return conditions_in(self.predict_conditions, schema)
         condition = standardised_conditions(self._frame.iloc[self._rows["test"]], schema, self._table)
         if condition is None:
             return None
         generator = torch.Generator().manual_seed(self.split_seed)
         return condition[torch.randint(len(condition), (self.predict_samples,), generator=generator)]
-
-    def _own_rows(self, number: int, least: int = 1) -> Tensor:
-        """This process's part of the rows 0, 1, ..., number - 1, at least ``least`` of them."""
-        if number < least * self.world_size:
-            raise UserError(
-                f"{number} rows cannot be divided among {self.world_size} processes, which need {least} each; "
-                "use fewer devices"
-            )
-        return torch.arange(self.rank, number, self.world_size)
 
 
 def _names(given: list[str | int] | None) -> list[str]:

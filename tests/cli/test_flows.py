@@ -1,5 +1,6 @@
 """The generative model from the command line: training, samples in files, resuming."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -298,3 +299,63 @@ def test_written_configuration_can_be_used_again(moons) -> None:
     evaluated = call(["test", f"--ckpt_path={checkpoint}", f"-c={moons / 'config.yaml'}", "--print_config"])
     assert evaluated.code == 0, evaluated.err
     assert yaml.safe_load(evaluated.out)["ckpt_path"] == str(checkpoint)
+
+
+def draw(*options: str) -> Outcome:
+    return call(["predict", *options, "--trainer.logger=false", "--trainer.accelerator=cpu"])
+
+
+def test_prediction_needs_nothing_but_the_checkpoint(moons, tmp_path) -> None:
+    given = [
+        f"--ckpt_path={last_of(moons)}",
+        f"--samples.path={tmp_path / 'a.csv'}",
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
+    outcome = draw(*given, "--data.predict_samples=7")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == f"7 samples in {tmp_path / 'a.csv'}\n"
+    drawn = read(tmp_path / "a.csv")
+    assert list(drawn) == ["x", "y"]
+    command("predict", tmp_path, TWO_MOONS, **SMALL, **UNSTATED, ckpt_path=last_of(moons), data__predict_samples=7)
+    for name, values in read(tmp_path / "samples.csv").items():
+        np.testing.assert_array_equal(drawn[name], values)
+
+
+def test_prediction_from_the_checkpoint_takes_any_names(moons, tmp_path) -> None:
+    names = ("/etc/m s-1", "$\"{['#:ü")
+    saved = torch.load(last_of(moons), weights_only=True)
+    saved["hyper_parameters"]["schema"] = dataclasses.replace(
+        saved["hyper_parameters"]["schema"], columns=names, integers=names[1:]
+    )
+    torch.save(saved, tmp_path / "renamed.ckpt")
+    outcome = draw(f"--ckpt_path={tmp_path / 'renamed.ckpt'}", f"--trainer.default_root_dir={tmp_path}")
+    assert outcome.code == 0, outcome.err
+    drawn = read(tmp_path / "samples.csv")
+    assert tuple(drawn) == names
+    assert drawn[names[1]].dtype == np.int64
+
+
+def test_prediction_from_a_checkpoint_of_another_kind_asks_for_its_data(moons, tmp_path) -> None:
+    saved = torch.load(last_of(moons), weights_only=True)
+    saved["hyper_parameters"]["_class_path"] = "flowmatch_rl.modules.OccupancyModule"
+    torch.save(saved, tmp_path / "other.ckpt")
+    outcome = draw(f"--ckpt_path={tmp_path / 'other.ckpt'}", f"--trainer.default_root_dir={tmp_path}")
+    assert outcome.code == 2
+    assert outcome.error_lines == [
+        f"flowmatch-rl: error: {tmp_path / 'other.ckpt'} is not of a generative model, which alone predicts without "
+        "data; name the configuration of its run with -c"
+    ]
+
+
+def test_conditional_prediction_from_the_checkpoint_needs_conditions(given, tmp_path) -> None:
+    folder, _ = given
+    pd.DataFrame({"kind": ["tall", "short"], "age": [30, 41]}).to_csv(tmp_path / "wanted.csv", index=False)
+    more = [f"--ckpt_path={last_of(folder)}", f"--trainer.default_root_dir={tmp_path}"]
+    refused = draw(*more)
+    assert refused.code == 2
+    assert refused.error_lines == [
+        "flowmatch-rl: error: the model is given age, kind; name a file of them in predict_conditions"
+    ]
+    outcome = draw(*more, f"--data.predict_conditions={tmp_path / 'wanted.csv'}")
+    assert outcome.code == 0, outcome.err
+    assert list(read(tmp_path / "samples.csv")["kind"]) == ["tall", "short"]
