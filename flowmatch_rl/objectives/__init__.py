@@ -6,6 +6,7 @@ from flowmatch_rl.objectives.backups import (
     horizon_weights,
     include_current_state,
     resumes_far,
+    time_constants,
 )
 from flowmatch_rl.objectives.bellman import (
     ValueReduction,
@@ -92,4 +93,5 @@ __all__ = [
     "resumes_far",
     "soft_policy_loss",
     "temperature_loss",
+    "time_constants",
 ]

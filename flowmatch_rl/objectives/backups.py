@@ -58,6 +58,24 @@ def backup_weights(
     return weights, discount**length * resumes
 
 
+def time_constants(ema_decay: float, discount: float, updates: float, num_steps: int = 1) -> float:
+    """Time constants of the contraction to the fixed point that a number of updates amount to.
+
+    A well-fitted network's distance to it falls like ``exp(-(1 - ema_decay) (1 - discount^n) updates)``: each backup
+    lets the fraction discount^n of the error through, and the EMA network takes 1 / (1 - ema_decay) updates to follow.
+
+    Args:
+        ema_decay: Rate of the EMA network, in [0, 1).
+        discount: Discount per environment step, in [0, 1).
+        updates: Gradient steps.
+        num_steps: Steps n of a backup, at least 1.
+
+    Returns:
+        The exponent.
+    """
+    return (1.0 - ema_decay) * (1.0 - discount**num_steps) * updates
+
+
 def choose_state(states: Tensor, weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """One of the observed states of each backup, with the probability of its weight.
 

@@ -106,7 +106,7 @@ def test_every_task_trains_and_ends_with_a_summary(path, data, tmp_path) -> None
     outcome = command("fit", tmp_path, path, data__path=source)
     rewards = list(yaml.safe_load(path.read_text())["model"]["init_args"]["rewards"])
     values, files = ["value"] * len(rewards), ["checkpoint", "checkpoint", "figure"]
-    assert outcome.last_words == ["distance", "likelihood", *values, *files]
+    assert outcome.last_words == ["distance", "likelihood", *values, "clock", *files]
     assert all(f"{name}: " in outcome.out for name in rewards)
     assert outcome.out.count("roll-outs") == len(rewards)
     hyper_parameters = trained_state(tmp_path)["hyper_parameters"]

@@ -256,7 +256,7 @@ def test_a_run_without_a_policy_is_validated_and_tested_on_trajectories_left_out
     names = {"wasserstein", "squared_wasserstein", "wasserstein_floor", "nll_per_dim"}
     names |= {f"{name}/late" for name in ("value", "value_standard_error", "value_real", "value_error")}
     assert metrics.keys() == {f"test/{name}" for name in names}
-    assert len(module.result_lines(metrics)) == 3
+    assert len(module.result_lines(metrics)) == 4
 
 
 def test_a_run_with_an_environment_compares_with_the_policy_in_it(tmp_path: Path) -> None:
@@ -275,6 +275,19 @@ def test_a_run_with_an_environment_compares_with_the_policy_in_it(tmp_path: Path
     schema = module.model.inputs.schema
     units = torch.tensor((*schema.shift, 0.0)), torch.tensor((*schema.scale, 1.0))
     torch.testing.assert_close(made["condition"], (source - units[0]) / units[1])
+
+
+@pytest.mark.parametrize(("options", "constants"), [({}, "0.3"), ({"num_steps": 3}, "0.52")])
+def test_a_run_says_how_many_time_constants_it_has_and_warns_of_few(options, constants, tmp_path: Path) -> None:
+    data = tiny_data(tmp_path)
+    module = model_of(data, ema=EmaSettings(0.9), **options)
+    with pytest.warns(UserWarning, match=rf"6 updates are {constants} time constants .* lower ema\.decay from 0\.9"):
+        trainer(tmp_path).fit(module, datamodule=data)
+    assert module.result_lines({})[-1].startswith(f"clock        {constants}")
+    enough = model_of(data, ema=EmaSettings(0.0), **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".* time constants")
+        trainer(tmp_path).fit(enough, datamodule=data)
 
 
 def test_validation_leaves_the_training_noise_alone(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Weights of Bellman backups of an occupancy."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from flowmatch_rl.objectives import (
     horizon_weights,
     include_current_state,
     resumes_far,
+    time_constants,
 )
 from tests.combinations import each_pair
 from tests.oracles import F64, uniform
@@ -166,3 +169,13 @@ def test_the_current_state_is_included_with_the_probability_of_its_weight() -> N
 def test_discounts_are_even_in_the_logarithm_of_the_horizon() -> None:
     found = discounts_between(0.5, torch.full((3,), 0.9, dtype=F64), torch.tensor([0.0, 0.5, 1.0], dtype=F64))
     torch.testing.assert_close(1.0 / (1.0 - found), torch.tensor([2.0, 20.0**0.5, 10.0], dtype=F64))
+
+
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_the_error_of_a_table_falls_as_the_time_constants_say(num_steps: int) -> None:
+    # A backup of n steps on one state that is never left lets discount^n of the error of its target through.
+    decay, discount, updates, error, error_ema = 0.98, 0.9, 500, 1.0, 1.0
+    for _ in range(updates):
+        error = discount**num_steps * error_ema
+        error_ema = decay * error_ema + (1.0 - decay) * error
+    assert error_ema == pytest.approx(math.exp(-time_constants(decay, discount, updates, num_steps)), rel=0.1)
