@@ -95,3 +95,12 @@ def test_time_limits_of_terminated_trajectories_are_those_of_trajectories_that_w
         assert (limits == steps).double().mean().item() == pytest.approx(share, abs=0.02)
     early = terminated & (length <= 2)
     assert (limits[early] == 8).double().mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_single_trajectory_that_is_cut_last_makes_no_time_limit(tmp_path: Path) -> None:
+    """Episodes that end by themselves after 1 to 8 steps, and one that the end of the data cut after 9."""
+    ended: list[tuple[int, End]] = [(1 + i % 8, "terminated") for i in range(400)]
+    store = trajectory_store(tmp_path / "set", [*ended, (9, "truncated")])
+    needs = SegmentNeeds(future_discounts=lambda uniform: torch.full_like(uniform, 0.9))
+    batch = drawn(store, needs, 10)
+    assert batch["observation"][:, 0].unique().tolist() == list(range(400))

@@ -16,8 +16,8 @@ def draw_time_limits(length: Tensor, terminated: Tensor, uniform: Tensor) -> Ten
     """Steps after which each trajectory was cut, or would have been had it not terminated.
 
     The limits of terminated trajectories follow the distribution of the others' (of those that were at risk), which is
-    exact if the time at which a trajectory is cut does not depend on what happens in it. A single time limit that is
-    seen in the data is found as it is.
+    exact if the time at which a trajectory is cut does not depend on what happens in it. A time limit that two or more
+    reached is found as it is.
 
     Args:
         length: Steps of each trajectory, integer, shape (M,).
@@ -33,7 +33,10 @@ def draw_time_limits(length: Tensor, terminated: Tensor, uniform: Tensor) -> Ten
     cuts, number = length[~terminated].unique(return_counts=True)
     # A trajectory that terminates at a cut is no longer at risk there: it is not known whether it was cut too.
     longer = len(length) - torch.searchsorted(length.sort().values, cuts, right=True)
-    survival = torch.cat([torch.ones(1).double(), (1.0 - number / (number + longer).double()).cumprod(0)])
+    at_risk = number + longer
+    # The longest trajectory may be cut by the end of the data: by itself it does not tell of a limit.
+    hazard = torch.where(at_risk > 1, number / at_risk.double(), 0.0)
+    survival = torch.cat([torch.ones(1).double(), (1.0 - hazard).cumprod(0)])
     before = survival[torch.searchsorted(cuts, length)]
     later = torch.searchsorted(-survival[1:], -uniform * before)
     limits = torch.cat([cuts, torch.tensor([ENDLESS])])[later]
