@@ -44,8 +44,8 @@ bench: $(READY)  ## measure, and write benchmarks/RESULTS.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks
 
-ui: $(READY)  ## open the tracked runs at http://localhost:5000
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db
+ui: $(READY)  ## open the tracked runs in a browser
+	$(BIN)/flowmatch-rl ui
 
 clean:  ## remove the environment and caches; runs stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache *.egg-info

@@ -163,17 +163,43 @@ def check_run(client: MlflowClient, run_id: str) -> None:
         raise UserError(f"MLflow knows no run {run_id!r} to resume") from error
 
 
-def run_page(address: str, experiment_id: str, run_id: str | None = None) -> str:
+def run_page(address: str, experiment_id: str, run_id: str | None = None, ui: str = UI_ADDRESS) -> str:
     """Address of the page of a run, or of all runs of an experiment.
 
     Args:
         address: Address of the tracking, of a server or of a local file.
         experiment_id: Identifier of the experiment.
         run_id: Identifier of the run; None for all.
+        ui: Address where a local file is shown.
     """
-    server = without_password(address).rstrip("/") if is_server(address) else UI_ADDRESS
+    server = without_password(address).rstrip("/") if is_server(address) else ui
     place = f"experiments/{experiment_id}/runs" + ("" if run_id is None else f"/{run_id}")
     return f"{server}/#/{place}?{_KIND_OF_PAGE}"
+
+
+def latest_runs(address: str, ui: str = UI_ADDRESS) -> str:
+    """Address of the page of the experiment with the latest run.
+
+    Args:
+        address: Address of the tracking, of a server or of a local file.
+        ui: Address where a local file is shown.
+
+    Raises:
+        UserError: If there is no run, or no such file or server.
+    """
+    file = database_file(address)
+    place = without_password(address) if file is None else str(file)
+    advice = "make some with flowmatch-rl fit, or name another place with --tracking_uri"
+    if file is not None and not _is_there(file):
+        raise UserError(f"there are no tracked runs: there is no file {place}; {advice}")
+    check_server(address)
+    open_database(address)
+    client = MlflowClient(address)
+    known = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(known, max_results=1, order_by=["start_time DESC"])
+    if not runs:
+        raise UserError(f"there are no tracked runs in {place}; {advice}")
+    return run_page(address, runs[0].info.experiment_id, ui=ui)
 
 
 def _is_there(path: Path) -> bool:

@@ -8,9 +8,10 @@ if TYPE_CHECKING:
     from flowmatch_rl.cli.comparisons import compare, estimators
     from flowmatch_rl.cli.datasets import collect, convert
     from flowmatch_rl.cli.main import run
+    from flowmatch_rl.cli.pages import ui
     from flowmatch_rl.cli.reports import report
     from flowmatch_rl.cli.training import FlowMatchCLI, train
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
-__all__ = ["FlowMatchCLI", "collect", "compare", "convert", "estimators", "report", "run", "train"]
+__all__ = ["FlowMatchCLI", "collect", "compare", "convert", "estimators", "report", "run", "train", "ui"]

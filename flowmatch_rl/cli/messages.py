@@ -33,6 +33,8 @@ _OTHER_NAMES = {
     "sweep": "compare",
     "benchmark": "compare",
     "plot": "report",
+    "mlflow": "ui",
+    "show": "ui",
 }
 """What other programs call the commands."""
 

@@ -172,3 +172,16 @@ def test_an_empty_variable_names_no_server(new_database: Path, tmp_path: Path, m
     (tmp_path / "runs").mkdir()
     shutil.copy(new_database, tmp_path / "runs")
     assert Tracker().address == f"sqlite:///{tmp_path}/runs/mlflow.db"
+
+
+def test_the_page_to_open_is_that_of_the_experiment_with_the_latest_run(address: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^there are no tracked runs: there is no file .*none\.db; make some with "):
+        database.latest_runs(f"sqlite:///{tmp_path / 'none.db'}")
+    assert not (tmp_path / "none.db").exists()
+    with pytest.raises(UserError, match=r"^there are no tracked runs in .*mlflow\.db; make some with "):
+        database.latest_runs(address)
+    for name in ("first", "second"):
+        tracker = Tracker(name, tracking_uri=address)
+        page = f"http://localhost:7/#/experiments/{tracker.experiment_id}/runs?workflowType=machine_learning"
+        time.sleep(0.002)  # runs are ordered by milliseconds
+        assert database.latest_runs(address, "http://localhost:7") == page
