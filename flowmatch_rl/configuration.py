@@ -152,7 +152,9 @@ def _class_at(overlays: Sequence[Any], place: Place, find: Callable[[str], Any])
     owner = _class_at(overlays, place[:-1], find)
     kind = find(owner) if owner else None
     default = _default(kind, place[-1]) if inspect.isclass(kind) else None
-    return f"{type(default).__module__}.{type(default).__qualname__}" if default is not None else None
+    if default is None or type(default).__module__ == "builtins":  # a dictionary or a number is no object of a class
+        return None
+    return f"{type(default).__module__}.{type(default).__qualname__}"
 
 
 def _default(kind: type, argument: str) -> Any:

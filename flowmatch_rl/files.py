@@ -5,12 +5,13 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, BinaryIO, TextIO
 
 from flowmatch_rl.checks import UserError
 
@@ -38,13 +39,19 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 """What file systems of clusters may answer, Lustre without the option flock among them."""
 
 
+_PARTIAL = re.compile(r".+\.tmp\d+")
+
+_OUT_OF_SPACE = ("database or disk is full", "No space left on device", "Disk quota exceeded")
+"""What SQLite and the system say."""
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Path to write to in place of a file, in a ``with`` block.
 
     At the end of the block what was written replaces the file in one step; a reader or a killed process finds the old
     content or the new. If the block raises, the old content stays and the partial file is deleted. Partial files are
-    named ``NAME.tmpPID``.
+    named ``NAME.tmpPID``; those that killed processes left in the folder are deleted first.
 
     Args:
         path: File to write; its folder is made if there is none.
@@ -54,7 +61,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    delete_partial_files(path.parent)
     partial = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    held = _create_locked(partial)
     try:
         yield partial
         with partial.open("rb") as file:
@@ -62,6 +71,32 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+        held.close()
+
+
+def delete_partial_files(folder: str | Path) -> None:
+    """Delete the partial files of ``atomic_path`` that no process is writing any more.
+
+    Args:
+        folder: Folder to look in, without those under it.
+    """
+    for partial in Path(folder).glob("*.tmp*"):
+        if _PARTIAL.fullmatch(partial.name):
+            # Whoever writes it holds its lock; it may be gone, or another user's.
+            with contextlib.suppress(OSError), partial.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                partial.unlink()
+
+
+def _create_locked(partial: Path) -> BinaryIO:
+    """A partial file under a lock, from before it has its name for good: another process may just be deleting it."""
+    while True:
+        file = partial.open("ab")
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if _is_at(file, partial):
+            return file
+        file.close()
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -148,7 +183,7 @@ def exclusive(path: str | Path, what: str, advice: str = "wait until it ends", w
             path.unlink(missing_ok=True)  # while it is locked, so that nobody loses a lock on it
 
 
-def _is_at(file: TextIO, path: Path) -> bool:
+def _is_at(file: IO[Any], path: Path) -> bool:
     """Whether a path still leads to an open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
@@ -165,3 +200,21 @@ def _owner(path: Path) -> str:
     if not number:
         return "another process"
     return f"process {number}" + ("" if host == socket.gethostname() else f" of {host}")
+
+
+def out_of_space(error: BaseException) -> BaseException | None:
+    """The error which says that a disk or a quota is full: the given one, one that it came from, or None.
+
+    Libraries that do not write by Python's means hide the kind of the error, and some leave its words only.
+    """
+    links: list[BaseException | None] = [error]
+    while links:
+        link = links.pop()
+        if link is None:
+            continue
+        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return link
+        if any(words in str(link) for words in _OUT_OF_SPACE):
+            return link
+        links += [link.__context__, link.__cause__]
+    return None

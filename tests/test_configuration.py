@@ -54,6 +54,12 @@ def test_classes_that_come_back_have_forgotten_their_arguments() -> None:
     assert [o["model"]["init_args"]["source"] for o in overlays[:2]] == [{"class_path": "Gaussian"}, "Gaussian"]
 
 
+def test_words_in_a_dictionary_are_left_alone() -> None:
+    environment = {"class_path": "flowmatch_rl.envs.GymnasiumEnvironment", "init_args": {"name": "Robot-v0"}}
+    overlays = [{"environment": environment}, {"environment": {"options": {"file": "a.xml", "gear": 2}}}]
+    assert drop_replaced(overlays) == overlays
+
+
 def test_words_that_name_no_class_are_left_alone() -> None:
     overlays = [{"data": {"path": "a.csv", "mode": "x"}}, {"data": {"path": "b.csv", "mode": "y"}}]
     assert drop_replaced(overlays) == overlays

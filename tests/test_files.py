@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.files import atomic_path, exclusive, lock_file, write_json, write_text
+from flowmatch_rl.files import atomic_path, exclusive, lock_file, out_of_space, write_json, write_text
 
 
 def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path: Path) -> None:
@@ -40,6 +40,50 @@ def test_content_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> N
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1, None, "ü"]}
+
+
+def test_partial_files_of_killed_processes_are_deleted_and_those_of_others_stay(tmp_path: Path) -> None:
+    code = f"""
+import os
+from flowmatch_rl.files import atomic_path
+with atomic_path({str(tmp_path / "best.ckpt")!r}) as partial:
+    partial.write_text("half")
+    print(partial.name, flush=True)
+    input()
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    name = child.stdout.readline().strip()
+    own = tmp_path / "notes.tmp"
+    own.write_text("the user's")
+    write_text(tmp_path / "last.ckpt", "1")
+    assert {file.name for file in tmp_path.iterdir()} == {name, "notes.tmp", "last.ckpt"}
+    child.kill()
+    child.wait()
+    write_text(tmp_path / "last.ckpt", "2")
+    assert {file.name for file in tmp_path.iterdir()} == {"notes.tmp", "last.ckpt"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("(sqlite3.OperationalError) database or disk is full"),
+    ],
+)
+def test_a_full_disk_is_found_behind_other_errors(error: Exception) -> None:
+    assert out_of_space(error) is error
+    raised = RuntimeError("could not write")
+    try:
+        try:
+            raise error
+        except (OSError, RuntimeError):
+            raise raised  # noqa: B904 - without a cause, as libraries do
+    except RuntimeError:
+        pass
+    assert out_of_space(raised) is error
+    assert out_of_space(OSError(errno.ENOENT, "No such file")) is None
 
 
 def test_a_lock_is_given_once_until_it_is_released(tmp_path: Path) -> None:

@@ -94,23 +94,26 @@ class Checkpoints(ModelCheckpoint):
             self._save_last(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write ``last.ckpt`` when the user or the system ends a run; after an error the last good one stays."""
-        if not self.dirpath or trainer.state.fn != TrainerFn.FITTING:
+        """Write ``last.ckpt`` when the user or the system ends a run; after an error the last good one stays.
+
+        An error gets a note on how to resume.
+        """
+        if not self.dirpath:
             return
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.training:
+        if not isinstance(exception, KeyboardInterrupt | SIGTERMException):
+            if self._kept():
+                exception.add_note(self._kept())
+        elif trainer.state.fn == TrainerFn.FITTING and trainer.training:
             try:
                 self._save_last(trainer)
                 rank_zero_only(print)(f"\ninterrupted; resume with --ckpt_path {self.last_model_path}")
             except RunError as error:
-                rank_zero_only(print)(f"\ninterrupted; no checkpoint was written: {error}{self._kept()}")
-        elif isinstance(exception, RunError) and (kept := self._kept()):
-            rank_zero_only(print)(f"\nthe run broke off{kept}")
+                words = [str(error), self._kept()]
+                rank_zero_only(print)("\ninterrupted; no checkpoint was written: " + "; ".join(filter(None, words)))
 
     def _kept(self) -> str:
-        """Words about ``last.ckpt``, if there is one."""
-        assert self.dirpath is not None
-        last = Path(self.dirpath) / "last.ckpt"
-        return f"; the last good checkpoint is {last}" if last.exists() else ""
+        """How to resume from the ``last.ckpt`` of this run, if there is one."""
+        return f"resume with --ckpt_path {self.last_model_path}" if Path(self.last_model_path).is_file() else ""
 
     def _save_last(self, trainer: Trainer) -> None:
         assert self.dirpath is not None

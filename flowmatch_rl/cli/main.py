@@ -8,10 +8,12 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from flowmatch_rl import __version__, cli
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.cli.messages import print_error, unknown_command
+from flowmatch_rl.files import out_of_space
 
 COMMANDS: dict[str, tuple[str, Callable[[], Callable[[list[str]], int]]]] = {
     "fit": ("Train a model, test it, and draw its figures.", lambda: partial(cli.train, "fit")),
@@ -51,8 +53,8 @@ def run(args: list[str] | None = None) -> int:
         args: Arguments; those of the process if None.
 
     Returns:
-        Exit status: 0; 1 for a run that cannot continue, 2 for wrong arguments or files, 130 and 143 for an
-        interruption.
+        Exit status: 0; 1 for a run that cannot continue, 2 for wrong arguments or files, 129, 130 and 143 for
+        an interruption.
     """
     given = sys.argv[1:] if args is None else args
     name = given[0] if given else ""
@@ -68,15 +70,26 @@ def run(args: list[str] | None = None) -> int:
     except (UserError, RunError) as error:
         if os.environ.get("FLOWMATCH_RL_DEBUG"):
             raise
-        return print_error(str(error), code=1 if isinstance(error, RunError) else 2)
+        return print_error(_with_notes(str(error), error), code=1 if isinstance(error, RunError) else 2)
     except KeyboardInterrupt:
         return _interrupted(signal.SIGINT, given)
+    except Exception as error:
+        full = out_of_space(error)
+        if full is None or os.environ.get("FLOWMATCH_RL_DEBUG"):
+            raise
+        reason = str(full).strip().partition("\n")[0]
+        return print_error(_with_notes(f"the disk is full ({reason}); make room and start again", error), code=1)
     except SystemExit as end:
         # Lightning ends an interrupted training with status 1, from inside the handler of the interruption.
         if isinstance(end.__context__, KeyboardInterrupt):
             return _interrupted(signal.SIGINT, given)
         # Lightning's SIGTERMException is a kind of SystemExit, the only one; to import it would take seconds.
         return int(end.code or 0) if type(end) is SystemExit else _interrupted(signal.SIGTERM, given)
+
+
+def _with_notes(message: str, error: Exception) -> str:
+    """A message in one line with what callbacks have added, such as how to resume."""
+    return "; ".join([message, *getattr(error, "__notes__", [])])
 
 
 def _interrupted(number: int, args: list[str]) -> int:
@@ -93,3 +106,13 @@ def _quieten() -> None:
             category=category,
             module=r"(torch|tensordict|torchrl|lightning|mlflow|gymnasium|jsonargparse|pydantic)",
         )
+    warnings.formatwarning = _one_line
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of this package as an error is shown; one of other code with its place."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        return f"flowmatch-rl: warning: {message}\n"
+    return f"{Path(filename).name}:{lineno}: {category.__name__}: {message}\n"

@@ -38,10 +38,11 @@ from flowmatch_rl.cli.folders import run_folder, sole_run
 from flowmatch_rl.cli.names import known_names
 from flowmatch_rl.cli.parser import CommandParser, user_errors
 from flowmatch_rl.cli.requests import request_words
+from flowmatch_rl.cli.signals import ended_by_signals
 from flowmatch_rl.cli.wiring import giver, wiring
 from flowmatch_rl.configuration import DIMENSIONS, flatten
 from flowmatch_rl.experiments.plan import Job
-from flowmatch_rl.files import RUN_TIME
+from flowmatch_rl.files import RUN_TIME, delete_partial_files
 
 _WITH_OPTIONS = {
     Checkpoints: "checkpoints",
@@ -69,15 +70,16 @@ def train(command: str, args: list[str]) -> int:
         args: Arguments after it.
 
     Returns:
-        Exit status: 0; 130 and 143 for an interruption, which the checkpoint callback reports.
+        Exit status: 0; 129, 130 and 143 for an interruption, which the checkpoint callback reports.
     """
-    try:
-        FlowMatchCLI([command, *args])
-    except SIGTERMException:
-        return 128 + signal.SIGTERM
-    except SystemExit as end:
-        # Lightning ends an interrupted run with status 1, from inside the handler of the interruption.
-        return 128 + signal.SIGINT if isinstance(end.__context__, KeyboardInterrupt) else int(end.code or 0)
+    with ended_by_signals() as ending:
+        try:
+            FlowMatchCLI([command, *args])
+        except SIGTERMException:
+            return ending.status
+        except SystemExit as end:
+            # Lightning ends an interrupted run with status 1, from inside the handler of the interruption.
+            return 128 + signal.SIGINT if isinstance(end.__context__, KeyboardInterrupt) else int(end.code or 0)
     return 0
 
 
@@ -307,6 +309,7 @@ def check_runs(jobs: Iterable[Job]) -> None:
 def _read_checkpoint(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"there is no checkpoint {path}")
+    delete_partial_files(Path(path).parent)
     try:
         saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)  # a replay buffer may be large
         _ = saved["hyper_parameters"], saved["state_dict"]

@@ -1,6 +1,7 @@
 """Environments that are odd in one way each: ``tests.envs.odd_environments:Integers-v0`` and so on."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -261,10 +262,21 @@ class Breaks(Base):
 
 
 class Hangs(Base):
-    """Sleeps in the step, or in a loop that catches everything if ``stubborn``."""
+    """Sleeps in the step.
+
+    Args:
+        odd_from: See ``Base``.
+        path: File to make when it does.
+    """
+
+    def __init__(self, odd_from: int = 0, path: str | None = None, render_mode: str | None = None) -> None:
+        super().__init__(odd_from, render_mode)
+        self.path = path
 
     def step(self, action: Any) -> Any:
         if self.is_odd:
+            if self.path is not None:
+                Path(self.path).touch()
             time.sleep(60.0)
         return super().step(action)
 
