@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.envs.process import ProcessEnv, ProcessEnvironment
     from flowmatch_rl.envs.rendered import RenderedEnvironment
     from flowmatch_rl.envs.rollouts import roll_out_episodes
+    from flowmatch_rl.envs.vectors import VectorObservations
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -21,6 +22,7 @@ __all__ = [
     "ProcessEnvironment",
     "RenderedEnvironment",
     "Spaces",
+    "VectorObservations",
     "build_environment",
     "examine",
     "roll_out_episodes",

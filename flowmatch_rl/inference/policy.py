@@ -34,7 +34,8 @@ class TrainedPolicy:
         """Act as in evaluations, by the particle of highest value or the mode of a Gaussian, or by a sample.
 
         Args:
-            observation: Shape (*batch, S); entries of a dictionary concatenated in the order of their names.
+            observation: Shape (*batch, S); entries of a dictionary concatenated in the order of their names,
+                choices as indicators, as ``flowmatch_rl.envs.VectorObservations`` returns them.
 
         Returns:
             Action in the environment's unit, float32, shape (*batch, A).

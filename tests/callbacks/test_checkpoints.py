@@ -85,19 +85,24 @@ class Interrupts(Callback):
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_a_diverged_run_keeps_the_checkpoints_before_and_names_the_last(tmp_path, capsys, interrupted) -> None:
     watch = [Interrupts()] if interrupted else []
-    with pytest.raises(SystemExit if interrupted else RunError):
+    with pytest.raises(SystemExit if interrupted else RunError) as caught:
         fit(tmp_path, 3, module=Diverging(), watch=watch)
     written = {path.stem: torch.load(path)["global_step"] for path in (tmp_path / "checkpoints").iterdir()}
     assert written == {"last": 3, "best": 3}
     said = capsys.readouterr().out
-    assert str(tmp_path / "checkpoints" / "last.ckpt") in said
+    how = f"resume with --ckpt_path {tmp_path / 'checkpoints' / 'last.ckpt'}"
+    if interrupted:
+        assert how in said
+    else:
+        assert caught.value.__notes__ == [how]
     assert ("not finite after 4 updates" in said) == interrupted
 
 
 def test_a_run_that_diverges_before_its_first_checkpoint_names_none(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(Diverging, "diverges_after", 1)
-    with pytest.raises(RunError):
+    with pytest.raises(RunError) as caught:
         fit(tmp_path, 3, module=Diverging())
+    assert not hasattr(caught.value, "__notes__")
     assert "ckpt" not in capsys.readouterr().out
 
 
