@@ -12,7 +12,7 @@ from tests.combinations import one_test
 PACKAGE = "flowmatch_rl"
 ROOT = Path(flowmatch_rl.__file__).parent
 
-GROUND = {"doors", "types", "batches", "schema", "shapes", "checks", "files", "seeds"}
+GROUND = {"doors", "devices", "types", "batches", "schema", "shapes", "checks", "files", "seeds"}
 MATH = {
     "paths",
     "couplings",
@@ -32,6 +32,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "shapes": (set(), {"torch"}),
     "checks": (set(), set()),
     "doors": (set(), set()),
+    "devices": (set(), {"torch"}),
     "files": ({"checks"}, set()),
     "seeds": (set(), set()),
     "schema": ({"checks"}, {"torch"}),

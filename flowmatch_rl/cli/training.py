@@ -37,6 +37,7 @@ from flowmatch_rl.cli.fitting import check_fit
 from flowmatch_rl.cli.folders import run_folder, sole_run
 from flowmatch_rl.cli.names import known_names
 from flowmatch_rl.cli.parser import CommandParser, user_errors
+from flowmatch_rl.cli.precision import RunTrainer, choose_precision
 from flowmatch_rl.cli.requests import request_words
 from flowmatch_rl.cli.signals import ended_by_signals
 from flowmatch_rl.cli.wiring import giver, wiring
@@ -110,6 +111,7 @@ class FlowMatchCLI(LightningCLI):
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 parser_class=Parser,
+                trainer_class=RunTrainer,
                 save_config_callback=None,
                 seed_everything_default=0,
                 trainer_defaults={
@@ -182,11 +184,14 @@ class FlowMatchCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer with the run's folder, its length in environment steps, and the callbacks."""
+        options = self._section(self.config_init)["trainer"]
+        _, remark = choose_precision(options.get("precision"), str(options.get("accelerator")))
         check_fit(self.model, self.datamodule)
+        if remark:
+            rank_zero_only(print)(f"precision    {remark}")
         # A link leaves its target's name among the hyperparameters of models that have no such argument.
         for name in set(DIMENSIONS) - inspect.signature(type(self.model)).parameters.keys():
             self.model.hparams.pop(name, None)
-        options = self._section(self.config_init)["trainer"]
         data: Any = self.datamodule
         if options.get("max_epochs") is None and options.get("max_steps", -1) == -1:
             kwargs["max_epochs"] = getattr(data, "num_epochs", None)

@@ -1,0 +1,37 @@
+"""What a device computes fast."""
+
+import torch
+
+
+def processor_instructions() -> str:
+    """Instructions of the processor that the speed of matrix products depends on, such as ``AVX-512 with BF16``."""
+    has = torch.cpu.get_capabilities()
+    if has.get("amx_bf16"):
+        return "AMX with BF16"
+    if has.get("avx512_f"):
+        return f"AVX-512 {'with' if has.get('avx512_bf16') else 'without'} BF16"
+    return "AVX2" if has.get("avx2") else str(has.get("architecture", "unknown"))
+
+
+def has_fast_bfloat16(accelerator: str) -> bool:
+    """Whether matrix products are faster in bfloat16 than in float32; where they are emulated they are much slower.
+
+    Args:
+        accelerator: Name of a Lightning accelerator, ``auto`` for the GPU if there is one and else the processor.
+    """
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has = torch.cpu.get_capabilities()
+    # Only x86 was measured.
+    return accelerator in ("cpu", "auto") and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def device_name(accelerator: str) -> str:
+    """Short name of what an accelerator stands for, for messages: a GPU, or the processor with its instructions.
+
+    Args:
+        accelerator: As in ``has_fast_bfloat16``.
+    """
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return f"this GPU ({torch.cuda.get_device_name()})"
+    return f"this processor ({processor_instructions()})"
