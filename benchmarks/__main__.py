@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from flowmatch_rl.callbacks.tracking import commit
+from flowmatch_rl.devices import processor_instructions
 
 FOLDER = Path(__file__).parent
 BENCHMARKS = (
@@ -38,11 +39,12 @@ BENCHMARKS = (
 
 
 def processor() -> str:
-    """Name of the processor, and of the GPU if there is one."""
+    """Name of the processor with its instructions, and of the GPU if there is one."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     name = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
+    name = f"{name} ({processor_instructions()})"
     return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name
 
 
@@ -75,7 +77,8 @@ def main() -> None:
         results[name] = result | {"date": time.strftime("%Y-%m-%d")}
         store.write_text(json.dumps(results, indent=2) + "\n")
         print(table(results[name]), flush=True)
-    intro = "# Results\n\nRatios within a run are what counts; absolute figures drift with the machine.\n\n"
+    intro = "# Results\n\nRatios within a run are what counts; absolute figures drift with the machine. "
+    intro += "Figures are in float32 where no other precision is named.\n\n"
     sections = [table(results[name]) for name in BENCHMARKS if name in results]
     (FOLDER / "RESULTS.md").write_text(intro + "\n".join(sections))
 

@@ -27,11 +27,11 @@ def has_fast_bfloat16(accelerator: str) -> bool:
 
 
 def device_name(accelerator: str) -> str:
-    """Short name of what an accelerator stands for, for messages: a GPU, or the processor with its instructions.
+    """Name of the GPU or the processor that an accelerator stands for, of the latter with its instructions.
 
     Args:
         accelerator: As in ``has_fast_bfloat16``.
     """
     if accelerator != "cpu" and torch.cuda.is_available():
-        return f"this GPU ({torch.cuda.get_device_name()})"
-    return f"this processor ({processor_instructions()})"
+        return torch.cuda.get_device_name()
+    return f"{torch.cpu.get_capabilities().get('cpu_name', 'the processor')} ({processor_instructions()})"

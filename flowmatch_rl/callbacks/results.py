@@ -8,15 +8,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from flowmatch_rl.callbacks.artifacts import writes_files
 from flowmatch_rl.callbacks.progress import env_step_counter
 from flowmatch_rl.callbacks.tracking import commit
+from flowmatch_rl.devices import device_name
 from flowmatch_rl.files import RESULT, write_json
 
 
 class RunResult(Callback):
     """Writes ``result.json`` when a run has been trained to its end and tested: its presence says that a run is done.
 
-    It holds the task (label of the data), the environment steps (null where none are counted), the gradient steps,
-    the range of returns that the environment states (or null), the commit, and the metrics of the test. The file is
-    renamed into place, so that it is whole or absent; a run that is resumed loses it until it is done again.
+    It holds the task (label of the data), the environment steps (null where none are counted), the gradient steps, the
+    range of returns that the environment states (or null), the commit, the precision with the device, and the metrics
+    of the test. The file is renamed into place, so that it is whole or absent; a run that is resumed loses it until it
+    is done again.
     """
 
     def __init__(self) -> None:
@@ -43,11 +45,17 @@ class RunResult(Callback):
             "gradient_steps": trainer.global_step,
             "return_range": getattr(getattr(data, "environment", None), "return_range", None),
             "commit": commit(),
+            "arithmetic": arithmetic(trainer),
             "metrics": {
                 name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")
             },
         }
         write_json(_path(trainer), result)
+
+
+def arithmetic(trainer: Trainer) -> str:
+    """Precision and device of a run, which its speed depends on."""
+    return f"{trainer.precision} on {device_name(trainer.strategy.root_device.type)}"
 
 
 def _path(trainer: Trainer) -> Path:

@@ -43,6 +43,7 @@ class Run:
         metrics: What its final test measured, by name; None if it has not ended.
         return_range: Returns that the environment counts as 0 and as 1; None if it states none or is not known yet.
         commit: Commit of the code that ended it; None if it has not ended.
+        arithmetic: Precision and device that it ended with; None if it has not ended, or not with this version.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Run:
     metrics: dict[str, float] | None
     return_range: tuple[float, float] | None
     commit: str | None
+    arithmetic: str | None
 
     @property
     def score(self) -> float | None:
@@ -219,6 +221,7 @@ def _read_run(folder: Path, task: str, method: str) -> Run:
         metrics=result.get("metrics"),
         return_range=None if stated is None else (float(stated[0]), float(stated[1])),
         commit=result.get("commit"),
+        arithmetic=result.get("arithmetic"),
     )
 
 

@@ -277,4 +277,6 @@ def _remarks(study: Study, tables: Sequence[pd.DataFrame], unscaled: Sequence[st
     commits = sorted({run.commit for run in study.runs if run.commit})
     if len(commits) > 1:
         remarks.append(f"The runs were made by {len(commits)} versions of the code: {', '.join(commits)}.")
+    if arithmetics := sorted({run.arithmetic for run in study.runs if run.arithmetic}):
+        remarks.append(f"Wall times are of {', '.join(arithmetics)}.")
     return remarks

@@ -8,6 +8,7 @@ import pytest
 from lightning.pytorch import Callback
 
 from flowmatch_rl.callbacks import LearningCurve, RunResult
+from flowmatch_rl.devices import processor_instructions
 from flowmatch_rl.envs import DMControlEnvironment, GymnasiumEnvironment
 from flowmatch_rl.files import RESULT
 from tests.callbacks.stand_ins import tiny_data, tiny_module, tiny_trainer
@@ -29,6 +30,8 @@ def test_result_appears_after_the_test_that_follows_a_training(tmp_path: Path) -
     result = json.loads((tmp_path / RESULT).read_text())
     assert result["task"] == "Pendulum-v1"
     assert (result["env_steps"], result["gradient_steps"], result["return_range"]) == (40, 20, None)
+    assert result["arithmetic"].startswith("32-true on ")
+    assert processor_instructions() in result["arithmetic"]
     assert result["metrics"]["test/return_mean"] == pytest.approx(metrics["test/return_mean"])
     assert [path.name for path in tmp_path.iterdir()] == [RESULT]
 
