@@ -56,6 +56,12 @@ class SampleRequests(DataModule):
         """What a model needs to know of the data: the ``schema``."""
         return {"schema": self.schema}
 
+    @property
+    def outline(self) -> dict[str, str]:
+        """How many samples are drawn."""
+        number = self.predict_samples if self._condition is None else len(self._condition)
+        return {"prediction": f"{number:,} samples"}
+
     def predict_dataloader(self) -> DataLoader:
         """Batches of ``row``, the number of each sample to draw, and, for a conditional model, ``CONDITION`` (B, C)."""
         rows = self.own_rows(self.predict_samples if self._condition is None else len(self._condition))

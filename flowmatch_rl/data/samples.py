@@ -118,7 +118,7 @@ class SampleData(DataModule):
         self._frame = dataset.load()
         remarks = [*self._frame.attrs.get(REMARKS, ())]
         learned, given, named = self._choose_columns(columns, _names(conditions), _names(classes))
-        self._frame, dropped = drop_gaps(self._frame, [*learned, *given, *named], missing, self._table)
+        self._frame, self._dropped = drop_gaps(self._frame, [*learned, *given, *named], missing, self._table)
         # Two samples make a distance; conditional models compare one half of them with the other.
         self._least = 4 if conditions or classes else 2
         check_range(f"[{self._least}, inf)", eval_samples=eval_samples)
@@ -129,7 +129,7 @@ class SampleData(DataModule):
         self.schema: TableSchema = describe_table(
             self._frame, learned, given, named, _names(integers), self._rows["train"], standardise, self._table
         )
-        self._remarks = [*dropped, *filled, *remarks]
+        self._remarks = [*filled, *remarks]
         self._batches: ShuffledRows | None = None
         self._place: dict[str, int] = {}  # in the sequence of batches, of the run that is resumed
 
@@ -155,9 +155,10 @@ class SampleData(DataModule):
         given = [*schema.condition_columns, *schema.class_columns]
         what = first_names(schema.columns) + (f" given {first_names(given)}" if given else "")
         rows = ", ".join(f"{len(rows):,} {split}" for split, rows in self._rows.items())
-        left_out = [f"{name} ({reason})" for name, reason in self._left_out.items()]
-        parts = [f"learns {what} of {self._table} ({rows} rows)"]
-        return "; ".join([*parts, *([f"leaves out {first_names(left_out)}"] if left_out else []), *self._remarks])
+        columns = [f"{name} ({reason})" for name, reason in self._left_out.items()]
+        left_out = ", ".join([*([first_names(columns)] if columns else []), *self._dropped])
+        parts = [f"learns {what} of {self._table} ({rows} rows)", f"leaves out {left_out}" if left_out else ""]
+        return "; ".join([*filter(None, parts), *self._remarks])
 
     @property
     def has_exact_density(self) -> bool:

@@ -177,7 +177,10 @@ def test_rows_that_lack_a_value_of_a_used_column_are_left_out_on_request() -> No
     data = build(GAPS, **NAMED, missing="drop")
     assert set().union(*split_rows(data)) == set(range(ROWS)) - {3, 7, 20}
     assert data.schema.classes == (("ant", "bee", "cow"),)
-    assert "3 rows of 50 with missing values (the first is row 3)" in data.description
+    assert data.description.endswith(
+        "; leaves out speed (not named in columns), size (not named in columns), unused (not named in columns), "
+        "3 rows of 50 with missing values (the first is row 3)"
+    )
 
 
 def test_missing_values_are_filled_on_request_by_the_median_of_the_training_rows() -> None:

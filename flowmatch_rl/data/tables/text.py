@@ -140,7 +140,7 @@ def _check_names(names: Sequence[str]) -> None:
     if doubled:
         places = ", ".join(str(place) for place, name in enumerate(names) if name == doubled[0])
         what = f"two columns named {doubled[0]!r}" if doubled[0] else "columns without a name"
-        raise UserError(f"it has {what}, those at {places}; rename one")
+        raise UserError(f"it has {what}, those at the places {places}; rename one")
 
 
 def _find_separator(lines: Sequence[str]) -> str:
