@@ -2,9 +2,12 @@
 
 import os
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 
 from flowmatch_rl.cli import run
+from flowmatch_rl.redaction import redact
 
 
 def main() -> None:
@@ -15,7 +18,19 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # A user's own class in the folder of the command is found by its import path, as with python -m; after all others.
     sys.path.append(str(Path.cwd()))
+    sys.excepthook = show_error
     sys.exit(run())
+
+
+def show_error(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
+    """Print an error with its traceback, as Python does, but for the passwords in it.
+
+    Args:
+        kind: Its class.
+        error: The error.
+        place: Where it was raised.
+    """
+    print(redact("".join(traceback.format_exception(kind, error, place))), end="", file=sys.stderr)
 
 
 if __name__ == "__main__":

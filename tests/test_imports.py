@@ -12,7 +12,20 @@ from tests.combinations import one_test
 PACKAGE = "flowmatch_rl"
 ROOT = Path(flowmatch_rl.__file__).parent
 
-GROUND = {"doors", "devices", "types", "batches", "schema", "shapes", "checks", "files", "seeds"}
+GROUND = {
+    "doors",
+    "devices",
+    "types",
+    "batches",
+    "schema",
+    "shapes",
+    "checks",
+    "files",
+    "seeds",
+    "trust",
+    "checkpoints",
+    "redaction",
+}
 MATH = {
     "paths",
     "couplings",
@@ -35,6 +48,9 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "devices": (set(), {"torch"}),
     "files": ({"checks"}, set()),
     "seeds": (set(), set()),
+    "redaction": (set(), set()),
+    "trust": ({"checks"}, {"torch", "yaml"}),
+    "checkpoints": ({"checks", "trust"}, {"torch"}),
     "schema": ({"checks"}, {"torch"}),
     "batches": ({"types", "shapes", "checks"}, {"torch", "tensordict"}),
     "configuration": ({"checks"}, {"yaml", "jsonargparse", "lightning"}),

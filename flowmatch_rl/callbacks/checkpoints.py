@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.files import atomic_path
 
@@ -33,6 +34,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TypeError(f"expected no storage_options, got {storage_options}")
         with atomic_path(path) as partial, partial.open("wb") as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint without running what it holds, whatever ``weights_only`` says.
+
+        Args:
+            path: Path of the file.
+            map_location: Where its tensors go.
+            weights_only: Not used.
+
+        Raises:
+            UserError: If it is not the path of a checkpoint, or it names a class that it may not name.
+        """
+        return read_checkpoint(path, map_location, parts=["state_dict"])
 
 
 class Checkpoints(ModelCheckpoint):

@@ -28,7 +28,9 @@ from flowmatch_rl.callbacks.database import (
     open_experiment,
     run_page,
 )
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.files import RUN_TIME
+from flowmatch_rl.redaction import HIDDEN, redact, redact_all
 
 _VERSIONS = ("flowmatch_rl", "torch", "lightning", "torchrl", "tensordict", "gymnasium", "mujoco", "dm_control")
 
@@ -70,6 +72,7 @@ class Tracker(MLFlowLogger):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no page of warnings on machines without git
         chosen = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        check_address(chosen)
         self.address = chosen or local_address()
         artifacts = None
         if not chosen:
@@ -141,8 +144,24 @@ class Tracker(MLFlowLogger):
         """Nothing: ``RunRecord`` logs the whole configuration, of which the module's part is a fraction."""
 
 
+def check_address(address: str | None) -> None:
+    """Raise if an address comes from a record, which passwords are left out of.
+
+    Args:
+        address: Address of the tracking; None for the local file.
+
+    Raises:
+        UserError: If its password was left out.
+    """
+    if address and HIDDEN in address:
+        raise UserError(
+            f"tracking_uri {address} lacks its password, which no configuration of a run keeps; give the whole address "
+            "in MLFLOW_TRACKING_URI, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD and leave both out"
+        )
+
+
 class RunRecord(Callback):
-    """Writes down what a run was made of: configuration, seed, commit, versions and command.
+    """Writes down what a run was made of: configuration, seed, commit, versions and command; no passwords.
 
     Args:
         config: The whole configuration as YAML.
@@ -151,8 +170,8 @@ class RunRecord(Callback):
     """
 
     def __init__(self, config: str, parameters: dict[str, Any], seed: int | None) -> None:
-        self.config = config
-        self.parameters = parameters
+        self.config = redact(config)
+        self.parameters = redact_all(parameters)
         self.seed = seed
         self._recorded = False
 
@@ -177,7 +196,7 @@ class RunRecord(Callback):
         tags |= {f"version/{name}": metadata.version(name) for name in _VERSIONS}
         tags |= {"version/python": platform.python_version(), "threads": os.environ.get("OMP_NUM_THREADS", "")}
         for name, value in tags.items():
-            client.set_tag(run, name, value)
+            client.set_tag(run, name, redact(value))
         client.log_artifact(run, str(path))
         # A parameter of a run can't be changed: those of a resumed run that differ stay as they were first.
         for name, value in self.parameters.items():

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from flowmatch_rl.cli.arguments import compose
 from flowmatch_rl.cli.fitting import check_acts
 from flowmatch_rl.cli.names import known_names
-from flowmatch_rl.cli.parser import CommandParser, make_parser, read_options, user_errors
+from flowmatch_rl.cli.parser import ALLOW_IMPORTS, CommandParser, make_parser, read_options, user_errors
 from flowmatch_rl.data import Layout, TransitionStore, collect_transitions, convert_layout
+from flowmatch_rl.trust import allow_imports
 
 
 def convert(args: Sequence[str]) -> int:
@@ -36,7 +37,9 @@ def collect(args: Sequence[str]) -> int:
     """
     parser = _parser("collect", "Let a policy act in an environment and write what happens as a data set to train on.")
     parser.add_function_arguments(collect_transitions, skip={"path", "progress"})
+    parser.add_argument("--allow_imports", type=list[str], default=[], help=ALLOW_IMPORTS)
     options = read_options(parser, *compose(args))
+    allow_imports(options.pop("allow_imports"))
     with user_errors():
         if options["policy"] is not None:
             check_acts(options["policy"], options["environment"])

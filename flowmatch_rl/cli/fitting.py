@@ -44,6 +44,20 @@ def _(model: OccupancyModule, data: object) -> None:
         )
 
 
+def check_command(model: object, command: str | None) -> None:
+    """Raise unless a model has all that a command needs.
+
+    Args:
+        model: The model.
+        command: Name of the command.
+
+    Raises:
+        UserError: If it lacks a reward: samples do not need them, so that a checkpoint is loaded without them.
+    """
+    if isinstance(model, OccupancyModule) and command in ("fit", "test"):
+        model.check_rewards()
+
+
 def check_acts(policy: Policy, environment: Environment) -> None:
     """Raise unless a policy can act in an environment.
 

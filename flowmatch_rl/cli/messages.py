@@ -5,6 +5,8 @@ import re
 import sys
 from collections.abc import Iterable
 
+from flowmatch_rl.redaction import redact
+
 _TRAINED = "-c runs/<task>/<time>/config.yaml --ckpt_path runs/<task>/<time>/checkpoints/last.ckpt"
 
 EXAMPLES = {
@@ -51,7 +53,7 @@ def print_error(message: str, code: int = 2) -> int:
     Returns:
         ``code``.
     """
-    print(f"flowmatch-rl: error: {message}", file=sys.stderr)
+    print(f"flowmatch-rl: error: {redact(message)}", file=sys.stderr)
     return code
 
 

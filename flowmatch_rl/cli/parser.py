@@ -11,6 +11,11 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.cli.messages import what_is_missing, with_hint
 from flowmatch_rl.configuration import classes_of, same_class, shorten
 
+ALLOW_IMPORTS = (
+    "Packages whose classes and functions a checkpoint, or a run's folder, may name, as a list such as [mine]."
+)
+"""Help of the option that lets files name what is imported."""
+
 
 class CommandParser(ArgumentParser):
     """The parser of the commands.

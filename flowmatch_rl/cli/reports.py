@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowmatch_rl import experiments
-from flowmatch_rl.cli.parser import make_parser, read_options
+from flowmatch_rl.cli.parser import ALLOW_IMPORTS, make_parser, read_options
+from flowmatch_rl.trust import allow_imports
 
 
 def report(args: Sequence[str]) -> int:
@@ -21,7 +22,9 @@ def report(args: Sequence[str]) -> int:
     parser.add_argument(
         "--output", type=str, default=None, help="Folder of the page; the first of the folders if none."
     )
+    parser.add_argument("--allow_imports", type=list[str], default=[], help=ALLOW_IMPORTS)
     options = read_options(parser, args)
+    allow_imports(options["allow_imports"])
     folders = [Path(folder) for folder in options["folders"]]
     for path in experiments.write_report(folders, Path(options["output"] or folders[0])):
         print(path)

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -31,12 +30,13 @@ from flowmatch_rl.callbacks import (
     header,
     summary,
 )
+from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.cli.arguments import compose
-from flowmatch_rl.cli.fitting import check_fit
+from flowmatch_rl.cli.fitting import check_command, check_fit
 from flowmatch_rl.cli.folders import run_folder, sole_run
 from flowmatch_rl.cli.names import known_names
-from flowmatch_rl.cli.parser import CommandParser, user_errors
+from flowmatch_rl.cli.parser import ALLOW_IMPORTS, CommandParser, user_errors
 from flowmatch_rl.cli.precision import RunTrainer, choose_precision
 from flowmatch_rl.cli.requests import request_words
 from flowmatch_rl.cli.signals import ended_by_signals
@@ -44,6 +44,8 @@ from flowmatch_rl.cli.wiring import giver, wiring
 from flowmatch_rl.configuration import DIMENSIONS, flatten
 from flowmatch_rl.experiments.plan import Job
 from flowmatch_rl.files import RUN_TIME, delete_partial_files
+from flowmatch_rl.redaction import redact, redact_all
+from flowmatch_rl.trust import allow_imports, check_object, in_file, name_functions, reading_file
 
 _WITH_OPTIONS = {
     Checkpoints: "checkpoints",
@@ -144,6 +146,7 @@ class FlowMatchCLI(LightningCLI):
             parser.link_arguments("data", f"model.init_args.{name}", compute_fn=give, apply_on="instantiate")
         for callback, group in _WITH_OPTIONS.items():
             parser.add_lightning_class_args(callback, group)
+        parser.add_argument("--allow_imports", type=list[str], default=[], help=ALLOW_IMPORTS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments, and take those of a trained model from its checkpoint."""
@@ -152,10 +155,13 @@ class FlowMatchCLI(LightningCLI):
             words, overlays = compose(args[len(command) :])
             self._overlays.extend(overlays)
             if command == ["predict"]:
-                words = [*request_words(overlays, _read_checkpoint), *words]
+                words = [*request_words(overlays), *words]
             self.config = parser.parse_args([*command, *words])
             self._overlays.clear()
         section = self._section(self.config)
+        allow_imports(section["allow_imports"])
+        if section.get("weights_only") is False:  # an option of Lightning
+            raise UserError("weights_only must be true, got false: no code is run that comes with a checkpoint")
         # LightningCLI would let the arguments in a checkpoint win over those that are given; here they do not.
         self._checkpoint = section.pop("ckpt_path", None)
         if command == ["test"] and not any(isinstance(overlay, dict) and "verbose" in overlay for overlay in overlays):
@@ -166,7 +172,9 @@ class FlowMatchCLI(LightningCLI):
             return
         if self._checkpoint in _CHECKPOINT_WORDS:
             return
-        self._saved = _read_checkpoint(self._checkpoint)
+        self._saved = read_checkpoint(self._checkpoint, memory_map=True)
+        delete_partial_files(Path(self._checkpoint).parent)
+        name_functions(section.as_dict())
         self._take_arguments(self._saved["hyper_parameters"])
 
     def before_instantiate_classes(self) -> None:
@@ -176,7 +184,9 @@ class FlowMatchCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make data, model and trainer, and check that they fit each other and the checkpoint."""
-        with user_errors(MisconfigurationException):
+        # The functions that the user names have been imported; those that remain are named by the checkpoint.
+        limit = reading_file() if self._saved is not None else contextlib.nullcontext()
+        with user_errors(MisconfigurationException), limit:
             super().instantiate_classes()
             if self._saved is not None:
                 self._check_weights(self._saved)
@@ -187,6 +197,7 @@ class FlowMatchCLI(LightningCLI):
         options = self._section(self.config_init)["trainer"]
         _, remark = choose_precision(options.get("precision"), str(options.get("accelerator")))
         check_fit(self.model, self.datamodule)
+        check_command(self.model, self.subcommand)
         if remark:
             rank_zero_only(print)(f"precision    {remark}")
         # A link leaves its target's name among the hyperparameters of models that have no such argument.
@@ -219,7 +230,7 @@ class FlowMatchCLI(LightningCLI):
     def before_fit(self) -> None:
         """Print the header, and what is learned from the data, and what is not."""
         if self.trainer.is_global_zero:
-            print(header(self.trainer, self.model, self.datamodule, self._checkpoint))
+            print(redact(header(self.trainer, self.model, self.datamodule, self._checkpoint)))
             if introduction := wiring(self.datamodule).introduction:
                 print(introduction)
             print(flush=True)
@@ -235,7 +246,7 @@ class FlowMatchCLI(LightningCLI):
     def after_test(self) -> None:
         """Print the summary."""
         if self.trainer.is_global_zero:
-            print("\n" + summary(self.trainer))
+            print("\n" + redact(summary(self.trainer)))
 
     @property
     def _has_command(self) -> bool:
@@ -263,6 +274,8 @@ class FlowMatchCLI(LightningCLI):
         given = self._section(self.config)["model"]
         stated = given.init_args.as_dict() if given.class_path == saved["_class_path"] else {}
         model = {"class_path": saved["_class_path"], "dict_kwargs": _without_given(kept, stated, paths)}
+        with in_file(self._checkpoint):
+            check_object(LightningModule, model)
         with user_errors():
             self.config = self.parser.parse_object({self._given[0]: {"model": model}}, self.config)
 
@@ -274,7 +287,7 @@ class FlowMatchCLI(LightningCLI):
 
     def _record(self) -> RunRecord:
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        config = self._section(config)
+        config = redact_all(self._section(config))
         if config.get("ckpt_path") is None:  # as an overlay over --ckpt_path it would take that away
             config.pop("ckpt_path", None)
         parameters = {
@@ -309,18 +322,6 @@ def check_runs(jobs: Iterable[Job]) -> None:
             _ModelAndData([*job.arguments, "--seed_everything=false", "--trainer.logger=false"], run=False)
         except UserError as error:
             raise UserError(f"method {method!r} on task {task!r}: {error}") from error
-
-
-def _read_checkpoint(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise UserError(f"there is no checkpoint {path}")
-    delete_partial_files(Path(path).parent)
-    try:
-        saved = torch.load(path, weights_only=True, map_location="cpu", mmap=True)  # a replay buffer may be large
-        _ = saved["hyper_parameters"], saved["state_dict"]
-        return saved
-    except Exception as error:  # a damaged file may raise anything
-        raise UserError(f"{path} is not a checkpoint of flowmatch-rl") from error
 
 
 def _model_argument(argument: str) -> list[str] | None:

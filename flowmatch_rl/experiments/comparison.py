@@ -16,6 +16,7 @@ from flowmatch_rl.experiments.queue import JobQueue
 from flowmatch_rl.experiments.record import check_unchanged, write_record
 from flowmatch_rl.experiments.report import NothingToReportError, write_report
 from flowmatch_rl.files import lock_file
+from flowmatch_rl.trust import allow_imports
 
 
 def compare(
@@ -45,6 +46,7 @@ def compare(
     check_range("[1, inf)", workers=workers)
     if plan.tracking:
         plan.check_one_server()
+    allow_imports(plan.named_modules())  # the report at the end describes the runs by their classes
     jobs, definition = plan.jobs(output), plan.definition()
     output.mkdir(parents=True, exist_ok=True)
     lock = lock_file(output / ".lock")

@@ -15,6 +15,7 @@ from typing import Any
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.configuration import flatten, read_overlay
 from flowmatch_rl.files import RESULT
+from flowmatch_rl.redaction import redact, redact_all
 
 Options = dict
 """Values by name, left as they are written: in a ``dict[str, Any]`` the parser makes objects of what names a class."""
@@ -104,8 +105,8 @@ class Job:
         return [*PROGRAM, "fit", *self.arguments, *resume]
 
     def describe(self) -> str:
-        """The command as a shell takes it, behind a comment sign if there is nothing to do."""
-        return ("# finished: " if self.finished else "") + shlex.join(self.command())
+        """The command as a shell takes it, without passwords, behind a comment sign if there is nothing to do."""
+        return ("# finished: " if self.finished else "") + redact(shlex.join(self.command()))
 
 
 @dataclass(frozen=True)
@@ -167,18 +168,26 @@ class Plan:
         return jobs
 
     def definition(self) -> dict[str, Any]:
-        """What the runs are made with, contents of the files included: comments and layout do not matter."""
+        """What the runs are made with, with the contents of the files and without passwords; no comments, no layout."""
 
         def with_contents(entry: Task | Method) -> dict[str, Any]:
             layers = {str(place): read_file("config", path) for place, path in enumerate(entry.config, 1)}
             set_only = {key: value for key, value in asdict(entry).items() if key != "keeps_model" or value}
             return set_only | {"layers": layers}
 
-        return {
+        definition = {
             "tasks": {name: with_contents(task) for name, task in self.tasks.items()},
             "methods": {name: with_contents(method) for name, method in self.methods.items()},
             "options": self.options,
         }
+        return redact_all(definition)
+
+    def named_modules(self) -> set[str]:
+        """Modules of the classes that options and files name by an import path."""
+        contents = [content for _, content in self._options()]
+        contents += [read_file(where, path) for where, path in self._files()]
+        named = [value for content in contents for key, value in flatten(content).items() if key.endswith("class_path")]
+        return {name.rpartition(".")[0] for name in named if isinstance(name, str) and "." in name}
 
     def check_one_server(self) -> None:
         """Raise if runs are given an address of MLflow, which their parent would not share.

@@ -23,6 +23,7 @@ from flowmatch_rl.configuration import DIMENSIONS, flatten, shorten
 from flowmatch_rl.experiments.record import begun_runs, first_difference, read_record
 from flowmatch_rl.files import ACTIONS, CURVE, FIGURES, RESULT
 from flowmatch_rl.testbeds import Bandit
+from flowmatch_rl.trust import check_object, in_file, reading_file
 
 _CURVE = f"{FIGURES}/{CURVE}"
 _SCORE = "test/return_mean"
@@ -135,14 +136,15 @@ def read_study(folders: Sequence[Path]) -> Study:
     """Read the runs in some folders.
 
     In the folder of a comparison, tasks and methods are those of its record. Elsewhere a run is every folder with a
-    learning curve over environment steps, or with samples for a bandit; its task is its environment or bandit, its
-    method the class of its model with those settings in which models of that class differ, in all such folders
-    together.
+    learning curve over environment steps, or with samples for a bandit. Its task is its environment or
+    bandit, its method the class of its model with those settings in which models of that class differ, in all such
+    folders together. Classes of other packages are imported only if they are allowed.
 
     Args:
         folders: Folders of comparisons, of runs, or with runs somewhere below.
 
     Raises:
+        UntrustedNameError: If a run's environment is of a class that may not be imported.
         UserError: If a folder does not exist, its files are damaged, or two comparisons mean different things by one
             name.
     """
@@ -277,12 +279,16 @@ def _environment(path: Path, config: dict[str, Any]) -> str | None:
 
 
 def _instantiate(path: Path, kind: type, stated: Any) -> Any:
-    """The object that a run's configuration describes."""
+    """The object that a run's configuration describes: it may be another's run, whose classes are not imported."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--made", type=kind)
     try:
-        made: Any = parser.instantiate_classes(parser.parse_object({"made": stated}))
+        with in_file(path), reading_file():
+            check_object(kind, stated)
+            made: Any = parser.instantiate_classes(parser.parse_object({"made": stated}))
         return made.made
+    except UserError:
+        raise
     except (ArgumentError, ValueError) as error:
         raise UserError(f"{path}: {shorten(str(error))}") from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowmatch_rl.checks import MissingFileError, UserError, check_range
+from flowmatch_rl.checks import MissingFileError, check_range
 from flowmatch_rl.inference.policy import load_actor_critic
 from flowmatch_rl.models import ParticleActor
 from flowmatch_rl.types import SinglePolicy
@@ -50,11 +50,7 @@ class CheckpointPolicy(SinglePolicy):
 @functools.lru_cache(maxsize=4)
 def _actor(path: str, modified_ns: int, device: str) -> ParticleActor:
     """The actor of a file, loaded again where the file has changed."""
-    try:
-        # Building a network draws numbers that must not disturb those of a run.
-        with torch.random.fork_rng(devices=[]):
-            module = load_actor_critic(path, device)
-    # A file of another kind may raise anything.
-    except Exception as error:
-        raise UserError(f"{path!r} is not a checkpoint of an actor-critic") from error
+    # Building a network draws numbers that must not disturb those of a run.
+    with torch.random.fork_rng(devices=[]):
+        module = load_actor_critic(path, device)
     return module.eval().actor("eval")

@@ -1,6 +1,6 @@
 """A trained flow for use outside training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import UserError
+from flowmatch_rl.inference.kinds import read_kind
 from flowmatch_rl.models import GenerativeModel
 from flowmatch_rl.modules.flow_matching import FlowMatchingModel
+from flowmatch_rl.modules.loading import build_module
 
 Conditions = Mapping[str, Sequence[float] | Sequence[str] | np.ndarray]
 
@@ -83,17 +85,20 @@ class TrainedFlow:
         return schema.condition(given).float().to(self.model.device)
 
 
-def load_flow(checkpoint: str | Path, device: str = "cpu") -> TrainedFlow:
+def load_flow(checkpoint: str | Path, device: str = "cpu", allow: Collection[str] = ()) -> TrainedFlow:
     """Load the flow of a checkpoint.
 
     Args:
         checkpoint: Path of a ``.ckpt`` file.
         device: Where to run it.
+        allow: Packages whose classes it may name, beside this one and those that were imported.
 
     Returns:
         The flow.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        UserError: If it is not a checkpoint of a flow, or names a class of another package.
     """
-    return TrainedFlow(FlowMatchingModel.load_from_checkpoint(checkpoint, map_location=device).model)
+    content = read_kind("a flow", checkpoint, allow)
+    return TrainedFlow(build_module(FlowMatchingModel, content, checkpoint).to(device).model)

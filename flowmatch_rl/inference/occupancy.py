@@ -1,6 +1,6 @@
 """A trained occupancy for use outside training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import UserError
+from flowmatch_rl.inference.kinds import read_kind
 from flowmatch_rl.models import Occupancy
+from flowmatch_rl.modules.loading import build_module
 from flowmatch_rl.modules.occupancy import OccupancyModule
 from flowmatch_rl.planning import improve
 from flowmatch_rl.schema import ActionBounds
@@ -233,20 +235,23 @@ class TrainedOccupancy:
         return torch.as_tensor(array, dtype=torch.float32, device=self.model.device)
 
 
-def load_occupancy(checkpoint: str | Path, device: str = "cpu") -> TrainedOccupancy:
+def load_occupancy(checkpoint: str | Path, device: str = "cpu", allow: Collection[str] = ()) -> TrainedOccupancy:
     """Load the occupancy of a checkpoint.
 
     Args:
         checkpoint: Path of a ``.ckpt`` file.
         device: Where to run it.
+        allow: Packages whose classes it may name, beside this one and those that were imported.
 
     Returns:
         The occupancy.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        UserError: If it is not a checkpoint of an occupancy, or names a class of another package.
     """
-    module = OccupancyModule.load_from_checkpoint(checkpoint, map_location=device)
+    content = read_kind("an occupancy", checkpoint, allow)
+    module = build_module(OccupancyModule, content, checkpoint).to(device)
     return TrainedOccupancy(module.model, module.hparams["action_bounds"])
 
 

@@ -1,12 +1,15 @@
 """A trained policy for use outside training."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from flowmatch_rl.checks import RunError, UserError
+from flowmatch_rl.inference.kinds import read_kind
 from flowmatch_rl.modules.actor_critic import ActorCritic
+from flowmatch_rl.modules.loading import build_module
 from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
 from flowmatch_rl.modules.soft_actor_critic import SoftActorCritic
 from flowmatch_rl.schema import ActionBounds
@@ -59,7 +62,9 @@ class TrainedPolicy:
         return self._bounds.restore(action).float().cpu().numpy()
 
 
-def load_policy(checkpoint: str | Path, device: str = "cpu", samples: bool = False) -> TrainedPolicy:
+def load_policy(
+    checkpoint: str | Path, device: str = "cpu", samples: bool = False, allow: Collection[str] = ()
+) -> TrainedPolicy:
     """Load the policy of a checkpoint.
 
     Args:
@@ -67,36 +72,38 @@ def load_policy(checkpoint: str | Path, device: str = "cpu", samples: bool = Fal
         device: Where to run it.
         samples: Whether it acts by a sample of the policy, at the temperature that it was trained at, in place of what
             evaluations choose: the best of several by default.
+        allow: Packages whose classes it may name, beside this one and those that were imported.
 
     Returns:
         The policy, a function of an observation.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        UserError: If it is not a checkpoint of an actor-critic.
+        UserError: If it is not a checkpoint of an actor-critic, or names a class of another package.
     """
-    return TrainedPolicy(load_actor_critic(checkpoint, device), samples=samples)
+    return TrainedPolicy(load_actor_critic(checkpoint, device, allow), samples=samples)
 
 
-def load_actor_critic(checkpoint: str | Path, device: str = "cpu") -> ActorCritic:
+def load_actor_critic(checkpoint: str | Path, device: str = "cpu", allow: Collection[str] = ()) -> ActorCritic:
     """Load the actor-critic of a checkpoint, whichever it is.
 
     Args:
         checkpoint: Path of a ``.ckpt`` file.
         device: Where to load it.
+        allow: Packages whose classes it may name, beside this one and those that were imported.
 
     Returns:
         The module.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        UserError: If it is not a checkpoint of an actor-critic.
+        UserError: If it is not a checkpoint of an actor-critic, or names a class of another package.
     """
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    name = content.get(ActorCritic.NAME_KEY) if isinstance(content, dict) else None
+    content = read_kind("an actor-critic", checkpoint, allow)
+    name = content[ActorCritic.NAME_KEY]
     if name not in _ACTOR_CRITICS:
-        raise UserError(f"{str(checkpoint)!r} is not a checkpoint of an actor-critic")
-    return _ACTOR_CRITICS[name].load_from_checkpoint(checkpoint, map_location=device, weights_only=True)
+        raise UserError(f"{checkpoint} is a checkpoint of {name!r}, expected one of {', '.join(_ACTOR_CRITICS)}")
+    return build_module(_ACTOR_CRITICS[name], content, checkpoint).to(device)
 
 
 _ACTOR_CRITICS = {kind.__name__: kind for kind in (ReverseFlowActorCritic, SoftActorCritic)}

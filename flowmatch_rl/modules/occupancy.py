@@ -314,6 +314,17 @@ class OccupancyModule(FlowTraining[Occupancy]):
         errors = rollout_errors(self.dynamics, self.policy, rollouts)
         return {f"dynamics_error/{steps}": error for steps, error in errors.items()}
 
+    def check_rewards(self, needed: bool = True) -> None:
+        """Raise unless the rewards are defined for the modelled entries of the state.
+
+        Args:
+            needed: Whether those that a checkpoint names, and that may not be imported, are an error.
+
+        Raises:
+            UserError: If one is not.
+        """
+        check_rewards(self.rewards, self.model.inputs.shift[None], self.schema.columns, needed)
+
     @property
     def _identity(self) -> dict[str, Any]:
         """What the weights stand for."""
@@ -346,5 +357,5 @@ class OccupancyModule(FlowTraining[Occupancy]):
                     raise UserError(f"expansion needs {wanted}, got {got}")
         if policy is not None:
             check_policy(policy, inputs.state_shift[None], inputs.schema.columns, inputs.action_dim)
-        check_rewards(self.rewards, inputs.shift[None], self.schema.columns)
+        self.check_rewards(needed=False)
         inputs.horizon.check(torch.tensor(self.tests.discounts or [inputs.horizon.discount]))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import UserError
+from flowmatch_rl.trust import UntrustedNameError
 from flowmatch_rl.types import Policy, Reward
 
 
@@ -33,13 +34,14 @@ def check_policy(policy: Policy, state: Tensor, columns: tuple[str, ...], action
         raise UserError(f"expected actions of dimension {action_dim}, {name} gives {action.shape[-1]}")
 
 
-def check_rewards(rewards: Mapping[str, Reward], state: Tensor, columns: tuple[str, ...]) -> None:
+def check_rewards(rewards: Mapping[str, Reward], state: Tensor, columns: tuple[str, ...], needed: bool = True) -> None:
     """Raise unless rewards are defined for the modelled entries, by evaluating them in one state.
 
     Args:
         rewards: Rewards by name.
         state: Modelled entries of a state, shape (1, D).
         columns: Names of the D modelled entries.
+        needed: Whether those that a checkpoint names, and that may not be imported, are an error; otherwise they pass.
 
     Raises:
         UserError: If one looks at another entry, fails, or is not finite.
@@ -51,6 +53,10 @@ def check_rewards(rewards: Mapping[str, Reward], state: Tensor, columns: tuple[s
             )
         try:
             value = reward.evaluate(state, columns)
+        except UntrustedNameError as error:
+            if needed:
+                raise UntrustedNameError(f"the reward {name!r}: {error}") from error
+            continue
         # A function of the user's own may raise anything.
         except Exception as error:
             raise UserError(f"the reward {name!r} fails in the mean state: {error}") from error

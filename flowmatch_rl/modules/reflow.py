@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from flowmatch_rl.batches import Samples
+from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.checks import MissingFileError, UserError, check_range
 from flowmatch_rl.models import GenerativeModel
+from flowmatch_rl.modules.loading import build_module
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Midpoint, Solver
 
@@ -57,9 +59,9 @@ class Reflow:
         if not Path(self.teacher).is_file():
             raise MissingFileError(f"no checkpoint of a teacher at {self.teacher}")
         try:
-            teacher = kind.load_from_checkpoint(self.teacher, map_location="cpu").eval()
-        except Exception as error:  # a damaged file may raise anything
-            raise UserError(f"the teacher {self.teacher} is not a checkpoint of {kind.__name__}") from error
+            teacher = build_module(kind, read_checkpoint(self.teacher), self.teacher).eval()
+        except UserError as error:
+            raise UserError(f"the teacher cannot be loaded: {error}") from error
         for kind_of in ("columns", "condition_columns", "class_columns", "classes"):
             taught, here = getattr(teacher.schema, kind_of), getattr(student.schema, kind_of)
             if taught != here:

@@ -1,17 +1,16 @@
 """Rewards for being in a state, as functions of named columns of the state."""
 
 import abc
-import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.shapes import check_shape
+from flowmatch_rl.trust import find_function, name_function
 from flowmatch_rl.types import Reward
 
 
@@ -280,7 +279,8 @@ class FunctionReward(ColumnReward):
 
     Args:
         function: The function as ``package.module:function``; it takes values of shape (*batch, R) and returns rewards
-            of shape (*batch), in torch.
+            of shape (*batch), in torch. One that a checkpoint names is looked for when it is first needed, among the
+            modules that have been imported or are allowed.
         columns: Columns of the values, in this order.
 
     Raises:
@@ -292,34 +292,21 @@ class FunctionReward(ColumnReward):
 
     def __post_init__(self) -> None:
         _check_columns("columns", self.columns)
-        _imported(self.function)
+        name_function(self.function)
 
     def of_columns(self, values: Tensor) -> Tensor:
         """Reward, shape (*batch), of values of shape (*batch, R).
 
         Raises:
+            UntrustedNameError: If only a checkpoint names the function.
             UserError: If the function returns another shape.
         """
         _check_values(self, values)
-        reward = _imported(self.function)(values)
+        reward = find_function(self.function)(values)
         got = tuple(reward.shape) if isinstance(reward, Tensor) else type(reward).__name__
         if got != tuple(values.shape[:-1]):
             raise UserError(f"{self.function} must return a reward of shape {tuple(values.shape[:-1])}, got {got}")
         return reward
-
-
-def _imported(name: str) -> Callable[..., Any]:
-    """The function that ``package.module:function`` names."""
-    module, colon, function = name.partition(":")
-    if not (module and colon and function):
-        raise UserError(f"function must be written as package.module:function, got {name!r}")
-    try:
-        found = getattr(importlib.import_module(module), function, None)
-    except ImportError as error:
-        raise UserError(f"the module of the function {name!r} cannot be imported: {error}") from error
-    if not callable(found):
-        raise UserError(f"the module {module!r} has no function {function!r}, named by {name!r}")
-    return found
 
 
 def _check_columns(name: str, columns: Sequence[str]) -> None:

@@ -343,7 +343,7 @@ UNKNOWN = "data: {init_args: {environment: {class_path: nowhere.Made}}}"
         ({"x/figures/learning_curve.csv": CURVE, "x/config.yaml": ""}, "config.yaml is damaged"),
         (
             {"x/figures/learning_curve.csv": CURVE, "x/config.yaml": UNKNOWN},
-            "No module named 'nowhere'",
+            "names the class 'nowhere.Made'",
         ),
         ({"comparison.json": "[]"}, "comparison.json is not the record"),
     ],

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +83,12 @@ def test_file_that_does_not_serve_is_refused_by_name(path, tmp_path) -> None:
     with pytest.raises(ValueError, match="num_particles must be at least 1, got 0"):
         CheckpointPolicy(path, num_particles=0)
     (tmp_path / "text.ckpt").write_text("no checkpoint")
-    for other in (tmp_path / "text.ckpt", occupancy_checkpoint(occupancy(), tmp_path)):
-        with pytest.raises(ValueError, match=f"{Path(other).name}' is not a checkpoint of an actor-critic"):
+    for other, words in (
+        (tmp_path / "text.ckpt", "text.ckpt is not a checkpoint"),
+        (
+            occupancy_checkpoint(occupancy(), tmp_path),
+            "occupancy.ckpt is a checkpoint of an occupancy, not of an actor",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
             CheckpointPolicy(str(other)).act(states(2))

@@ -1,0 +1,55 @@
+"""Checkpoints are read here and nowhere else: from files, never from addresses, and without running what they hold."""
+
+import pickle
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowmatch_rl.checks import MissingFileError, UserError
+from flowmatch_rl.trust import find_class, in_file, reading_file
+
+PARTS = ("hyper_parameters", "state_dict")
+"""What the checkpoint of a module with arguments holds."""
+
+
+def read_checkpoint(
+    path: str | Path, device: Any = "cpu", memory_map: bool = False, parts: Collection[str] = PARTS
+) -> dict[str, Any]:
+    """The content of a checkpoint.
+
+    Args:
+        path: Path of the file.
+        device: Where its tensors go, as ``map_location`` of ``torch.load``.
+        memory_map: Whether its tensors are read as they are used: it may hold a large replay buffer.
+        parts: What it must hold.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UntrustedNameError: If it names a class that it may not name.
+        UserError: If the path is an address, or the file is not a checkpoint.
+    """
+    if "://" in str(path):
+        raise UserError(f"{path} is an address; download the checkpoint and give the path of the file")
+    if not Path(path).is_file():
+        raise MissingFileError(f"there is no checkpoint {path}")
+    try:
+        with in_file(path), reading_file(), torch.serialization.safe_globals(_own_classes(path)):
+            content = torch.load(path, map_location=device, weights_only=True, mmap=memory_map)
+        _ = [content[part] for part in parts]
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is not a checkpoint of flowmatch-rl, or was changed: its content is refused"
+        ) from error
+    except Exception as error:  # a damaged file may raise anything
+        raise UserError(f"{path} is not a checkpoint of flowmatch-rl") from error
+    return content
+
+
+def _own_classes(path: str | Path) -> list[Any]:
+    """Classes of the user's in a checkpoint, beside those that PyTorch and this package allow."""
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return [find_class(name) for name in names if not name.startswith(("flowmatch_rl.", "torch."))]

@@ -1,0 +1,52 @@
+"""What a checkpoint holds, and what loads it."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from flowmatch_rl.checkpoints import read_checkpoint
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.modules.actor_critic import ActorCritic
+from flowmatch_rl.trust import allow_imports
+
+_LOADERS = {
+    "an actor-critic": "load_policy",
+    "an occupancy": "load_occupancy",
+    "a flow": "load_flow",
+    "a policy of a bandit": "flowmatch-rl predict",
+}
+
+
+def read_kind(kind: str, path: str | Path, allow: Collection[str]) -> dict[str, Any]:
+    """The content of a checkpoint of one kind.
+
+    Args:
+        kind: The kind, with its article.
+        path: Path of the file.
+        allow: Packages whose classes and functions the checkpoint may name.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UntrustedNameError: If it names a class that it may not name.
+        UserError: If it is of another kind, or no checkpoint.
+    """
+    allow_imports(allow)
+    content = read_checkpoint(path)
+    found = _kind(content)
+    if found == kind:
+        return content
+    if found is None:
+        raise UserError(f"{path} is not a checkpoint of {kind}")
+    raise UserError(f"{path} is a checkpoint of {found}, not of {kind}; what loads it is {_LOADERS[found]}")
+
+
+def _kind(content: dict[str, Any]) -> str | None:
+    """Kind of a checkpoint, by what its module writes into it; None for another module's."""
+    if ActorCritic.NAME_KEY in content:
+        return "an actor-critic"
+    if "occupancy" in content:
+        return "an occupancy"
+    arguments = content["hyper_parameters"]
+    if arguments.get("bandit") is not None:
+        return "a policy of a bandit"
+    return "a flow" if "schema" in arguments else None
