@@ -265,9 +265,9 @@ def test_table(changes, words, tmp_path: Path) -> None:
     ("bounds", "words"),
     [
         ({"action_low": -1.0}, ["both or none"]),
-        ({"action_low": 1.0, "action_high": -1.0}, ["below"]),
-        ({"action_low": [0.0, 0.0], "action_high": [1.0, 0.0]}, ["below"]),
-        ({"action_low": float("nan"), "action_high": 1.0}, ["below"]),
+        ({"action_low": 1.0, "action_high": -1.0}, ["must not exceed"]),
+        ({"action_low": [0.0, 0.0], "action_high": [1.0, 0.0]}, ["[-0.5, 0.5]", "[[0.0, 0.0], [1.0, 0.0]]"]),
+        ({"action_low": float("nan"), "action_high": 1.0}, ["must not exceed"]),
         ({"action_low": [0.0, 0.0, 0.0], "action_high": 1.0}, ["action_low", "3 values", "1 or 2"]),
         ({"action_low": [0.0, 0.0], "action_high": [1.0, 1.0, 1.0]}, ["action_low", "2 values", "1 or 3"]),
         ({"action_low": 0.0, "action_high": 1.0}, ["[-0.5, 0.5]", "[0.0, 1.0]"]),

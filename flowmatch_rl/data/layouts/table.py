@@ -11,7 +11,8 @@ from flowmatch_rl.data.layouts.arrays import BLOCK_ROWS
 from flowmatch_rl.data.layouts.base import Layout, Rows
 from flowmatch_rl.data.layouts.steps import ends
 from flowmatch_rl.data.tables.columns import read_numbers, require_columns, row_name
-from flowmatch_rl.data.tables.reading import read_table
+from flowmatch_rl.data.tables.numbers import Decimal
+from flowmatch_rl.data.tables.reading import TableFile
 from flowmatch_rl.data.tables.text import REMARKS
 from flowmatch_rl.data.transitions.store import StoreInfo
 
@@ -31,6 +32,8 @@ class TransitionTable(Layout):
         terminated: Column that is 1 where the arrival state is terminal; without one none is.
         next_actions: Columns of the action taken in the arrival state, in the order of ``actions``.
         ordered: Whether the rows of a trajectory follow each other.
+        separator: Character between the values of a text file; found from its first lines if None.
+        decimal: Decimal sign of a text file, ``.`` or ``,``; found from its numbers if None.
         action_low: Value in the file that becomes the action -1, one for all dimensions or one for each; needed
             where actions are not in [-1, 1].
         action_high: Value in the file that becomes the action 1.
@@ -46,6 +49,8 @@ class TransitionTable(Layout):
     terminated: str | None = field(default=None, kw_only=True)
     next_actions: list[str] | None = field(default=None, kw_only=True)
     ordered: bool = field(default=False, kw_only=True)
+    separator: str | None = field(default=None, kw_only=True)
+    decimal: Decimal | None = field(default=None, kw_only=True)
 
     def describe(self) -> StoreInfo:
         """Read the table, which is small, and look at its columns."""
@@ -94,7 +99,7 @@ class TransitionTable(Layout):
                 raise UserError(f"{starts} must name at least one column")
             if got is not None and len(got) != len(wanted):
                 raise UserError(f"{arrivals} has {len(got)} columns, wanted {len(wanted)} as {starts}")
-        frame = read_table(self.path)
+        frame = TableFile(self.path, self.separator, self.decimal).load()
         optional = [name for name in (self.reward, self.terminated) if name is not None]
         names = [*self.observations, *self.actions, *self.next_observations, *(self.next_actions or []), *optional]
         require_columns(frame, names, f"the table {self.path!r}")

@@ -73,7 +73,8 @@ def read_columns(read: Callable[..., pd.DataFrame], decimal: Decimal | None) -> 
         if len(found) == 2 and sign is None:
             first = next(value for value in written[name] if "," in value or "." in value)
             raise UserError(
-                f"column {name!r} holds {first!r}, which can be read in two ways; set decimal to '.' or ','"
+                f"column {name!r} holds {first!r}, which can be read in two ways; set decimal to '.' or ',', or write "
+                "thousands without a separator"
             )
         values = found.get("", found.get(sign or ""))
         frame[name] = [value or None for value in written[name]] if values is None else values
