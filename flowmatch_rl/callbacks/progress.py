@@ -56,12 +56,10 @@ class Progress(ProgressBar):
         """Open the bar."""
         if self._enabled and trainer.is_global_zero:
             data = env_step_counter(trainer)
-            total = int(trainer.estimated_stepping_batches) if data is None else data.total_env_steps
+            total = trainer.estimated_stepping_batches if data is None else data.total_env_steps
             name = "updates" if data is None else "env steps"
             # Without smoothing the rate is the mean over the run: the remaining time counts evaluations in.
-            self._bar = tqdm(
-                total=total, initial=min(_done(trainer), total), unit="step", desc=name, mininterval=0.0, smoothing=0.0
-            )
+            self._bar = tqdm(total=total, unit="step", desc=name, mininterval=0.0, smoothing=0.0)
             self._warms_up = True
 
     def on_train_batch_end(
@@ -75,9 +73,8 @@ class Progress(ProgressBar):
         """Update the bar, at most once per interval; the rate counts from the first update, without the warm-up."""
         if self._bar is not None and self._warms_up:
             self._warms_up = False
-            self._bar.initial = min(_done(trainer), int(self._bar.total))
-            self._bar.reset()
-            self._bar.n = self._bar.initial
+            self._bar.initial = self._bar.n = self._steps(trainer)
+            self._bar.unpause()
         if self._bar is not None and time.monotonic() - self._shown > self._interval:
             self._show(trainer)
 
@@ -131,8 +128,12 @@ class Progress(ProgressBar):
         metrics = trainer.callback_metrics
         shown = getattr(trainer.lightning_module, "progress_metrics", ())
         bar.set_postfix({label: f"{float(metrics[name]):.4g}" for label, name in shown if name in metrics}, False)
-        # A run may take a few steps more than it was asked for, whole blocks of them, or be over when it is resumed.
-        bar.update(min(_done(trainer), int(bar.total)) - bar.n)
+        bar.update(self._steps(trainer) - bar.n)
+
+    def _steps(self, trainer: Trainer) -> int:
+        """Steps so far, at most all: a run may take whole blocks of them, or be over when it is resumed."""
+        total = None if self._bar is None else self._bar.total
+        return _done(trainer) if total is None else min(_done(trainer), int(total))
 
 
 class Throughput(Callback):

@@ -56,6 +56,19 @@ def test_a_run_that_takes_more_steps_than_it_was_asked_for_ends_at_all_of_them(
     assert "40/40 [" in last
 
 
+def test_a_run_without_an_end_shows_how_far_it_is(tmp_path: Path, clock: Any, capsys: Any) -> None:
+    progress = Progress()
+    trainer = stand_in_trainer(
+        tmp_path, lightning_module=SimpleNamespace(), estimated_stepping_batches=float("inf"), global_step=0
+    )
+    progress.on_train_start(trainer, Any)
+    for step, seconds in ((1, 10.0), (5, 12.0)):
+        trainer.global_step, clock.now = step, seconds
+        progress.on_train_batch_end(trainer, Any, None, None, 0)
+    progress.on_train_end(trainer, Any)
+    assert capsys.readouterr().err.rstrip().endswith("updates: 5step [00:02,  2.00step/s]")
+
+
 @pytest.fixture(scope="module")
 def screens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What a terminal shows of a run, a test and a prediction of its checkpoint, standard output and error in one."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import flowmatch_rl.modules.safe_globals  # noqa: F401 (a checkpoint holds objects of the package)
 from tests.cli.support import (
     CONF,
     MAZE_LOOP,
