@@ -119,7 +119,7 @@ class Checkpoints(ModelCheckpoint):
         if not isinstance(exception, KeyboardInterrupt | SIGTERMException):
             if self._kept():
                 exception.add_note(self._kept())
-        elif trainer.state.fn == TrainerFn.FITTING and trainer.training:
+        elif trainer.state.fn == TrainerFn.FITTING and (trainer.training or trainer.validating):
             try:
                 self._save_last(trainer)
                 rank_zero_only(print)(f"\ninterrupted; resume with --ckpt_path {self.last_model_path}")

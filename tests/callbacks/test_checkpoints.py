@@ -82,6 +82,21 @@ class Interrupts(Callback):
             raise KeyboardInterrupt
 
 
+class InterruptsEvaluation(Callback):
+    """Ends the run as the user would, in the second evaluation."""
+
+    def on_validation_start(self, trainer, *_) -> None:
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_is_interrupted_in_an_evaluation_keeps_what_it_was_trained_to(tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        fit(tmp_path, 3, watch=[InterruptsEvaluation()])
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 6
+    assert f"resume with --ckpt_path {tmp_path / 'checkpoints' / 'last.ckpt'}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_a_diverged_run_keeps_the_checkpoints_before_and_names_the_last(tmp_path, capsys, interrupted) -> None:
     watch = [Interrupts()] if interrupted else []
