@@ -5,18 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from tensordict import TensorDictBase
 
 from flowmatch_rl.batches import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED
+from flowmatch_rl.schema import ActionBounds
 
 
 class EpisodeWriter(BasePredictionWriter):
     """Writes ``episodes.npz`` into the run's folder: one row per step, episodes one after another.
 
-    Its arrays are observation (L, S), action in [-1, 1] (L, A), reward, terminated, truncated (L,), next_observation
-    (L, S), and episode, the index of each step's episode (L,).
+    Its arrays are observation (L, S), action in the environment's unit (L, A), reward, terminated, truncated (L,),
+    next_observation (L, S), and episode, the index of each step's episode (L,); beside them action_low and action_high,
+    the bounds of the action (A,).
     """
 
     def __init__(self) -> None:
@@ -46,6 +49,10 @@ class EpisodeWriter(BasePredictionWriter):
         arrays: dict[str, Any] = {name: steps.get(key)[mask].numpy() for name, key in keys.items()}
         for name in ("reward", "terminated", "truncated"):
             arrays[name] = arrays[name][:, 0]
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        bounds: ActionBounds = data.spaces.action_bounds
+        arrays["action"] = bounds.restore(torch.from_numpy(arrays["action"])).float().numpy()
+        arrays |= {"action_low": np.array(bounds.low), "action_high": np.array(bounds.high)}
         arrays["episode"] = mask.nonzero()[:, 0].numpy()
         with path.open("wb") as file:
             np.savez_compressed(file, **arrays)

@@ -12,6 +12,7 @@ from flowmatch_rl.callbacks.curves import Curve, data_label, metric
 from flowmatch_rl.checks import check_range
 from flowmatch_rl.evaluation import Episodes, ReturnPoint, differing_states, sample_policy
 from flowmatch_rl.figures import Figure, draw_episodes, draw_learning_curve, draw_policy
+from flowmatch_rl.schema import ActionBounds
 
 
 class LearningCurve(Curve[ReturnPoint]):
@@ -48,7 +49,8 @@ class PolicyFigures(Callback):
     """Draws ``figures/policy.png`` and ``figures/episode.png`` from the episodes of the final evaluation.
 
     The first shows the flow at states of an episode that differ most from one another, and the actions it ends at
-    beside the critic's values; the second the rewards and actions of the best and of the worst episode.
+    beside the critic's values; the second the rewards and actions of the best and of the worst episode. Actions are in
+    the environment's unit.
 
     Args:
         num_states: States drawn, at least 1.
@@ -77,12 +79,14 @@ class PolicyFigures(Callback):
             return
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         title = f"{data_label(trainer)} after {data.env_steps:,} environment steps"
-        write_figure(trainer, self._policy(pl_module, batch, title), "policy.png")
+        bounds: ActionBounds = data.spaces.action_bounds
+        write_figure(trainer, self._policy(pl_module, batch, bounds, title), "policy.png")
         held = batch.select(ACTION, REWARD, "mask").cpu()
-        episodes = Episodes(held[REWARD].squeeze(-1), held[ACTION], held["mask"])
-        write_figure(trainer, draw_episodes(episodes, title), "episode.png")
+        action = bounds.restore(held[ACTION]).float()
+        episodes = Episodes(held[REWARD].squeeze(-1), action, held["mask"])
+        write_figure(trainer, draw_episodes(episodes, bounds, title), "episode.png")
 
-    def _policy(self, module: Any, batch: TensorDictBase, title: str) -> Figure:
+    def _policy(self, module: Any, batch: TensorDictBase, bounds: ActionBounds, title: str) -> Figure:
         length = int(batch["mask"][0].sum())
         observation, action = batch[OBSERVATION][0, :length], batch[ACTION][0, :length]
         steps = differing_states(observation, self.num_states)
@@ -92,6 +96,7 @@ class PolicyFigures(Callback):
             float(module.temperature),
             observation[steps],
             action[steps],
+            bounds,
             self.num_particles,
         )
         return draw_policy(sample, steps, title)

@@ -14,7 +14,7 @@ class Episodes:
 
     Attributes:
         reward: Rewards, shape (N, T).
-        action: Actions in [-1, 1], shape (N, T, A).
+        action: Actions, shape (N, T, A).
         mask: Whether a step belongs to the episode, boolean, shape (N, T).
 
     Raises:

@@ -5,17 +5,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flowmatch_rl.evaluation import Episodes
-from flowmatch_rl.figures.style import BLUE, GREEN, action_name, new_figure, tidy
+from flowmatch_rl.figures.style import BLUE, GREEN, action_name, new_figure, tidy, widened
+from flowmatch_rl.schema import ActionBounds
 
 _MAX_ENTRIES = 6
 _DENSE = 250
 
 
-def draw_episodes(episodes: Episodes, title: str) -> Figure:
+def draw_episodes(episodes: Episodes, bounds: ActionBounds, title: str) -> Figure:
     """Draw the rewards and actions of the best and of the worst episode; of the only one if there is one.
 
     Args:
-        episodes: The episodes; the first six entries of their actions are drawn.
+        episodes: The episodes, with actions in the environment's unit, the first six entries of which are drawn.
+        bounds: Bounds of the action.
         title: Title.
     """
     number, action_dim = len(episodes.returns), episodes.action.shape[-1]
@@ -28,11 +30,11 @@ def draw_episodes(episodes: Episodes, title: str) -> Figure:
     for column, (name, index) in zip(panels.T, named, strict=True):
         result = f"return {float(episodes.returns[index]):.1f}, {int(episodes.lengths[index])} steps"
         column[0].set_title(f"{name} of {number} episodes: {result}", fontsize=9)
-        _draw_episode(list(column), episodes, index, labelled=column[0] is panels[0, 0])
+        _draw_episode(list(column), episodes, index, bounds, labelled=column[0] is panels[0, 0])
     return figure
 
 
-def _draw_episode(panels: list[Axes], episodes: Episodes, index: int, labelled: bool) -> None:
+def _draw_episode(panels: list[Axes], episodes: Episodes, index: int, bounds: ActionBounds, labelled: bool) -> None:
     mask, action_dim = episodes.mask[index], episodes.action.shape[-1]
     reward, action = episodes.reward[index][mask].numpy(), episodes.action[index][mask].numpy()
     _draw_series(panels[0], reward, BLUE)
@@ -41,7 +43,7 @@ def _draw_episode(panels: list[Axes], episodes: Episodes, index: int, labelled: 
     tidy(panels[0], y_label="reward" if labelled else "")
     for entry, axes in enumerate(panels[1:]):
         _draw_series(axes, action[:, entry], GREEN)
-        axes.set_ylim(-1.12, 1.12)
+        axes.set_ylim(*widened(bounds.low[entry], bounds.high[entry], 0.06))
         tidy(axes, y_label=action_name(entry, action_dim) if labelled else "")
     panels[-1].set_xlabel("environment step", fontsize=9)
 

@@ -12,7 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 
 from flowmatch_rl.evaluation import PolicySample
-from flowmatch_rl.figures.style import BLUE, FLOW_COLORS, ORANGE, RED, VALUE_COLORS, action_name, new_figure, tidy
+from flowmatch_rl.figures.style import (
+    BLUE,
+    FLOW_COLORS,
+    ORANGE,
+    RED,
+    VALUE_COLORS,
+    action_name,
+    new_figure,
+    tidy,
+    widened,
+)
 
 _LINES = 150
 _POINTS = 400
@@ -47,38 +57,44 @@ def draw_policy(sample: PolicySample, steps: Sequence[int], title: str) -> Figur
 def _draw_flow(axes: Axes, sample: PolicySample, state: int) -> None:
     paths = sample.actions[:, state, :_LINES, 0].numpy()  # (K, lines)
     t = sample.t.numpy()
-    colors = colormaps[FLOW_COLORS](0.9 * Normalize(-1.0, 1.0, clip=True)(paths[-1]))
+    low, high = _bounds(sample, 0)
+    colors = colormaps[FLOW_COLORS](0.9 * Normalize(low, high, clip=True)(paths[-1]))
     lines = [np.column_stack([t, path]) for path in paths.T]
     axes.add_collection(LineCollection(lines, colors=colors, linewidths=0.7, alpha=0.6))
     chosen = float(sample.chosen[state, 0])
     axes.plot([t[-1]], [chosen], "*", **_CHOSEN, clip_on=False, label="action taken")
     axes.set_xlim(float(t[0]), float(t[-1]))
-    axes.set_ylim(-1.05, 1.05)
+    axes.set_ylim(*widened(low, high, 0.025))
     tidy(axes, "flow time (noise to action)", action_name(0, sample.chosen.shape[1]))
 
 
 def _draw_density(axes: Axes, sample: PolicySample, state: int) -> None:
     actions, density = sample.actions[-1, state, :, 0].numpy(), sample.density()[state].numpy()
+    low, high = _bounds(sample, 0)
     heights, _, _ = axes.hist(
-        actions, bins=50, range=(-1.0, 1.0), density=True, color=ORANGE, alpha=0.75, label="samples of the flow"
+        actions, bins=50, range=(low, high), density=True, color=ORANGE, alpha=0.75, label="samples of the flow"
     )
-    axes.plot(sample.grid.numpy(), density, color=BLUE, linewidth=1.6, label="exp(Q / temperature), normalised")
+    axes.plot(sample.grid[0].numpy(), density, color=BLUE, linewidth=1.6, label="exp(Q / temperature), normalised")
     chosen = float(sample.chosen[state, 0])
     axes.axvline(chosen, color=RED, linewidth=1.4, linestyle="--")
     # The density of a low temperature is a spike far above any histogram.
     tallest = float(np.max(np.asarray(heights)))
     axes.set_ylim(0.0, 1.15 * max(tallest, min(float(density.max()), 3.0 * tallest)))
-    axes.set_xlim(-1.05, 1.05)
+    axes.set_xlim(*widened(low, high, 0.025))
     tidy(axes, "action", "density")
 
 
+def _bounds(sample: PolicySample, entry: int) -> tuple[float, float]:
+    return float(sample.grid[entry, 0]), float(sample.grid[entry, -1])
+
+
 def _draw_values(figure: Figure, axes: Axes, sample: PolicySample, state: int) -> None:
-    grid, values = sample.grid.numpy(), sample.values[state].numpy()
+    (first, second), values = sample.grid.numpy(), sample.values[state].numpy()
     low, high = float(values.min()), float(values.max())
     levels = np.linspace(low, max(high, low + 1e-6 * max(1.0, abs(low))), 15)
     # The darkest quarter of the colours would hide the points.
     colors = colormaps[VALUE_COLORS](np.linspace(0.0, 0.75, len(levels) - 1))
-    filled = axes.contourf(grid, grid, values, levels=levels, colors=list(colors))
+    filled = axes.contourf(first, second, values, levels=levels, colors=list(colors))
     bar = figure.colorbar(filled, ax=axes, location="bottom", shrink=0.85, aspect=25, ticks=levels[[0, 7, 14]])
     bar.ax.xaxis.set_major_formatter(FormatStrFormatter("%.3g"))
     bar.set_label("Q, other entries as taken" if sample.chosen.shape[1] > 2 else "Q", fontsize=8)
@@ -96,7 +112,7 @@ def _draw_values(figure: Figure, axes: Axes, sample: PolicySample, state: int) -
     )
     x, y = sample.chosen[state, :2].tolist()
     axes.plot([x], [y], "*", **_CHOSEN)
-    axes.set_xlim(-1.07, 1.07)
-    axes.set_ylim(-1.07, 1.07)
+    axes.set_xlim(*widened(*_bounds(sample, 0), 0.035))
+    axes.set_ylim(*widened(*_bounds(sample, 1), 0.035))
     axes.set_box_aspect(1)
     tidy(axes, action_name(0, 2), action_name(1, 2))

@@ -88,6 +88,12 @@ def scale_around_zero(axes: Axes, noise: float, values: np.ndarray) -> None:
         axes.set_yticks([tick for tick in axes.get_yticks() if tick == 0.0 or noise < tick < 1.6 * top])
 
 
+def widened(low: float, high: float, fraction: float) -> tuple[float, float]:
+    """An interval made longer at both ends by a fraction of its length; by 1 where it has none."""
+    margin = fraction * (high - low) if high > low else 1.0
+    return low - margin, high + margin
+
+
 def action_name(dimension: int, action_dim: int) -> str:
     """Name of one entry of the action, in [-1, 1]."""
     return "action" if action_dim == 1 else f"action[{dimension}]"

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
 from flowmatch_rl.evaluation import Episodes, PolicySample, ReturnPoint, differing_states, sample_policy
-from flowmatch_rl.figures import draw_episodes, draw_learning_curve, save_figure
+from flowmatch_rl.figures import draw_episodes, draw_learning_curve, draw_policy, save_figure
+from flowmatch_rl.schema import ActionBounds
 from tests.callbacks.stand_ins import stand_in_trainer, tiny_data, tiny_module, tiny_trainer
 
 FIGURES = ("learning_curve.png", "policy.png", "episode.png")
@@ -32,8 +33,12 @@ def is_drawn(path: Path) -> bool:
     return min(picture.shape[:2]) > 300 and float(marked) > 2e-4
 
 
-def stand_in_data() -> Any:
-    return SimpleNamespace(label="Stand-in-v0", env_steps=10, recent_returns=deque())
+PENDULUM = ActionBounds((-2.0,), (2.0,))
+
+
+def stand_in_data(bounds: ActionBounds = PENDULUM) -> Any:
+    spaces = SimpleNamespace(action_bounds=bounds)
+    return SimpleNamespace(label="Stand-in-v0", env_steps=10, recent_returns=deque(), spaces=spaces)
 
 
 def episodes(num: int, length: int, observation_dim: int, action_dim: int) -> TensorDict:
@@ -133,7 +138,8 @@ def test_a_run_that_breaks_off_leaves_its_curve(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("observation_dim", "action_dim"), [(3, 1), (2, 2), (1, 8)])
 def test_policies_of_every_action_dimension_are_drawn(tmp_path: Path, observation_dim: int, action_dim: int) -> None:
-    trainer = stand_in_trainer(tmp_path, datamodule=stand_in_data())
+    bounds = ActionBounds((-2.0,) * action_dim, (3.0,) * action_dim)
+    trainer = stand_in_trainer(tmp_path, datamodule=stand_in_data(bounds))
     batch = episodes(2, 300, observation_dim, action_dim)
     figures = PolicyFigures(num_states=2, num_particles=20)
     figures.on_test_batch_end(trainer, tiny_module(observation_dim, action_dim), None, batch, 0)
@@ -167,12 +173,14 @@ def test_processes_other_than_the_first_draw_nothing(tmp_path: Path) -> None:
 def test_the_density_is_that_of_a_boltzmann_policy() -> None:
     grid = torch.linspace(-1.0, 1.0, 2001)
     empty = torch.empty(0)
-    sample = PolicySample(empty, empty, empty, grid, 1e4 + 6.0 * grid[None].expand(2, -1), temperature=2.0)
+    sample = PolicySample(empty, empty, empty, grid[None], 1e4 + 6.0 * grid[None].expand(2, -1), temperature=2.0)
     exact = 3.0 * torch.exp(3.0 * grid) / (torch.tensor(3.0).exp() - torch.tensor(-3.0).exp())
     torch.testing.assert_close(sample.density(), exact.expand(2, -1), rtol=1e-3, atol=1e-5)
 
 
-def sample_stand_in(value: Callable[[Tensor], Tensor], chosen: Tensor) -> PolicySample:
+def sample_stand_in(
+    value: Callable[[Tensor], Tensor], chosen: Tensor, bounds: ActionBounds | None = None
+) -> PolicySample:
     """Seven particles of a policy that carries noise to twice the noise, with values of its actions alone."""
 
     def trajectories(observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,13 +189,43 @@ def sample_stand_in(value: Callable[[Tensor], Tensor], chosen: Tensor) -> Policy
     policy: Any = SimpleNamespace(
         trajectories=trajectories, noise_dim=chosen.shape[1], squash=SimpleNamespace(action=torch.tanh)
     )
-    return sample_policy(policy, lambda observation, actions: value(actions), 1.0, torch.zeros(2, 5), chosen, 7)
+    bounds = bounds or ActionBounds.unit(chosen.shape[1])
+    return sample_policy(policy, lambda observation, actions: value(actions), 1.0, torch.zeros(2, 5), chosen, bounds, 7)
+
+
+def test_a_sample_is_in_the_environments_unit_but_for_what_the_critic_sees() -> None:
+    bounds = ActionBounds((-3.0, 0.0, 5.0), (1.0, 10.0, 5.0))
+    chosen = torch.tensor([[0.0, 0.5, 0.1], [1.0, -1.0, -0.1]])
+    unit = sample_stand_in(lambda a: a[..., 0] + 10.0 * a[..., 1], chosen)
+    sample = sample_stand_in(lambda a: a[..., 0] + 10.0 * a[..., 1], chosen, bounds)
+    torch.testing.assert_close(sample.chosen, torch.tensor([[-1.0, 7.5, 5.0], [1.0, 0.0, 5.0]]))
+    torch.testing.assert_close(sample.actions[..., 1], 5.0 * (unit.actions[..., 1] + 1.0))
+    torch.testing.assert_close(sample.grid[:, [0, -1]], torch.tensor([[-3.0, 1.0], [0.0, 10.0]]))
+    assert torch.equal(sample.values, unit.values)
+
+
+def test_the_density_is_that_of_a_boltzmann_policy_in_the_environments_unit() -> None:
+    sample = sample_stand_in(lambda a: 3.0 * a[..., 0], torch.zeros(2, 1), ActionBounds((-2.0,), (4.0,)))
+    exact = torch.exp(sample.grid) / (torch.tensor(4.0).exp() - torch.tensor(-2.0).exp())
+    torch.testing.assert_close(sample.density(), exact.expand(2, -1), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("bounds", [ActionBounds((-2.0,), (4.0,)), ActionBounds((1.0, 2.0), (1.0, 50.0))], ids=repr)
+def test_axes_of_actions_reach_from_bound_to_bound_of_the_environments_unit(bounds: ActionBounds) -> None:
+    width = len(bounds.low)
+    sample = sample_stand_in(lambda a: a.sum(-1), torch.zeros(2, width), bounds)
+    policy = draw_policy(sample, [0, 1], "title")
+    played = Episodes(torch.ones(1, 3), bounds.restore(torch.zeros(1, 3, width)).float(), torch.ones(1, 3).bool())
+    lengths = [axes.get_ylim() for axes in (policy.axes[0], draw_episodes(played, bounds, "title").axes[1])]
+    for low, high in lengths:
+        assert bounds.low[0] - 1.1 <= low < bounds.low[0]
+        assert bounds.high[0] < high <= bounds.high[0] + 1.1
 
 
 def test_values_vary_over_the_first_two_entries_and_hold_the_others_as_chosen() -> None:
     chosen = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
     sample = sample_stand_in(lambda a: a[..., 0] + 10.0 * a[..., 1] + 100.0 * a[..., 2], chosen)
-    grid = sample.grid
+    grid = sample.grid[0]
     torch.testing.assert_close(
         sample.values, grid[None, None, :] + 10.0 * grid[None, :, None] + 100.0 * chosen[:, 2, None, None]
     )
@@ -216,7 +254,7 @@ def test_no_state_is_drawn_twice_even_if_all_are_alike(length: int, number: int)
 def test_the_best_and_the_worst_episode_are_named_with_their_returns_without_padding() -> None:
     reward = torch.tensor([[1.0, 1.0, 50.0], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
     mask = torch.tensor([[True, True, False], [True, True, True], [True, True, True]])
-    figure = draw_episodes(Episodes(reward, torch.zeros(3, 3, 9), mask), "title")
+    figure = draw_episodes(Episodes(reward, torch.zeros(3, 3, 9), mask), ActionBounds.unit(9), "title")
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == ["best of 3 episodes: return 3.0, 3 steps", "worst of 3 episodes: return 1.0, 3 steps"]
     assert len(figure.axes) == 2 * (1 + 6)

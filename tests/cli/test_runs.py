@@ -246,7 +246,14 @@ def test_prediction_writes_whole_episodes(tracked, tmp_path) -> None:
         "truncated": (18,),
         "next_observation": (18, 3),
         "episode": (18,),
+        "action_low": (1,),
+        "action_high": (1,),
     }
+    # The torque of the pendulum lies in [-2, 2]; its next state follows from it.
+    assert (held["action_low"].item(), held["action_high"].item()) == (-2.0, 2.0)
+    _, sine, speed = held["observation"].T.astype(float)
+    after = np.clip(speed + 0.05 * (15.0 * sine + 3.0 * held["action"][:, 0]), -8.0, 8.0)
+    np.testing.assert_allclose(held["next_observation"][:, 2], after, atol=1e-5)
     assert np.bincount(held["episode"]).tolist() == [6, 6, 6]
     within = np.diff(held["episode"]) == 0
     np.testing.assert_array_equal(held["next_observation"][:-1][within], held["observation"][1:][within])
