@@ -15,15 +15,17 @@ from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.evaluation import FutureTests
 from flowmatch_rl.models import Horizon
 from flowmatch_rl.modules import Expansion
-from flowmatch_rl.nets import EmaSettings
+from flowmatch_rl.nets import DynamicsArchitecture, EmaSettings
 from flowmatch_rl.objectives import TD2CFM
 from flowmatch_rl.testbeds import CirculationReward, MazeLoopPolicy, PointMassMaze
 
+CONTACTS = DynamicsArchitecture(num_frequencies=4)
 VARIANTS: dict[str, tuple[Expansion | None, int]] = {
     "transitions": (None, 1_000),
-    "n = 8": (Expansion(length=8), 1_000),
-    "n = 32": (Expansion(length=32), 1_000),
-    "n = 32, few updates": (Expansion(length=32), 300),
+    "n = 8": (Expansion(length=8, architecture=CONTACTS), 1_000),
+    "n = 32": (Expansion(length=32, architecture=CONTACTS), 1_000),
+    "n = 64": (Expansion(length=64, architecture=CONTACTS), 1_000),
+    "n = 64, a third of the updates of occupancy_maze": (Expansion(length=64, architecture=CONTACTS), 2_600),
 }
 """Expansion and number of updates by name."""
 

@@ -51,7 +51,7 @@ class Expansion:
 
     length: int = 32
     mean_length: float | None = None
-    gate: float = 0.1
+    gate: float = 0.5
     architecture: DynamicsArchitecture = DynamicsArchitecture()
     num_updates: int = 4_000
     batch_size: int = 256

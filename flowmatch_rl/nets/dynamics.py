@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
-from flowmatch_rl.checks import check_range
+from flowmatch_rl.checks import check_range, check_word
+from flowmatch_rl.nets.architecture import ACTIVATIONS, Activation
 from flowmatch_rl.shapes import check_same_shape
 
 
@@ -19,6 +19,9 @@ class DynamicsArchitecture:
         num_members: Members M, at least 2: their disagreement says how far they can be trusted.
         hidden_dim: Width of every hidden layer.
         num_layers: Hidden layers, at least 1.
+        num_frequencies: Frequencies 1/4, 1/2, 1, 2, ... per standard deviation, at which sines and cosines of the
+            state are inputs too; 0 for none. They make room for the sharp edges of contacts.
+        activation: Activation of the hidden layers.
 
     Raises:
         UserError: If a number is too small.
@@ -27,9 +30,13 @@ class DynamicsArchitecture:
     num_members: int = 3
     hidden_dim: int = 128
     num_layers: int = 2
+    num_frequencies: int = 0
+    activation: Activation = "relu"
 
     def __post_init__(self) -> None:
         check_range("[2, inf)", num_members=self.num_members)
+        check_range("[0, inf)", num_frequencies=self.num_frequencies)
+        check_word(tuple(ACTIVATIONS), activation=self.activation)
         check_range("[1, inf)", hidden_dim=self.hidden_dim, num_layers=self.num_layers)
 
     def build(self, state_dim: int, action_dim: int) -> "DynamicsNetwork":
@@ -49,7 +56,10 @@ class DynamicsNetwork(nn.Module):
     def __init__(self, architecture: DynamicsArchitecture, state_dim: int, action_dim: int) -> None:
         super().__init__()
         members, width = architecture.num_members, architecture.hidden_dim
-        sizes = [state_dim + action_dim, *[width] * architecture.num_layers, state_dim + 1]
+        self._frequencies = architecture.num_frequencies
+        self._activation = ACTIVATIONS[architecture.activation]
+        inputs = state_dim * (1 + 2 * self._frequencies) + action_dim
+        sizes = [inputs, *[width] * architecture.num_layers, state_dim + 1]
         bounds = [1.0 / math.sqrt(size) for size in sizes[:-1]]
         self.weights = nn.ParameterList(
             nn.Parameter(torch.empty(members, *pair).uniform_(-bound, bound))
@@ -71,9 +81,13 @@ class DynamicsNetwork(nn.Module):
             ValueError: If the batches differ.
         """
         check_same_shape(state=state[:, 0], action=action[:, 0])
-        x = torch.cat([state, action], dim=-1).expand(len(self.biases[0]), -1, -1)
+        x = torch.cat([self._features(state), action], dim=-1).expand(len(self.biases[0]), -1, -1)
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, x, weight)
-            x = x if layer == last else silu(x)
+            x = x if layer == last else self._activation(x)
         return x[..., :-1], x[..., -1]
+
+    def _features(self, state: Tensor) -> Tensor:
+        angles = [0.5 * math.pi * 2.0**octave * state for octave in range(self._frequencies)]
+        return torch.cat([state, *(wave(angle) for angle in angles for wave in (torch.sin, torch.cos))], dim=-1)
