@@ -159,7 +159,8 @@ class GymnasiumEnvironment(SimulatedEnvironment):
 
     def frame(self, env: EnvBase) -> np.ndarray:
         """Picture of the current state of a bare environment, RGB, shape (height, width, 3), bytes."""
-        return np.asarray(_raw(env).render())
+        with Guard(self.label, self.timeout_s)("render"):
+            return np.asarray(_raw(env).render())
 
     def frames_per_second(self, env: EnvBase) -> float:
         """Environment steps per second of simulated time, for videos."""

@@ -281,6 +281,11 @@ class Hangs(Base):
         return super().step(action)
 
 
+class BreaksWhenRendered(Base):
+    def render(self) -> Any:
+        raise OSError("no display")
+
+
 class MixedActions(Base):
     action_space = spaces.Dict(a=spaces.Box(-1, 1, (1,)), b=spaces.Discrete(2))
 

@@ -144,6 +144,14 @@ def test_environment_that_becomes_odd_ends_the_run_in_one_line(name, words, num_
     env.close(raise_if_closed=False)
 
 
+def test_picture_that_cannot_be_drawn_names_the_environment() -> None:
+    environment = odd("BreaksWhenRendered")
+    env = environment.make(render=True)
+    env.reset()
+    with pytest.raises(RunError, match=r"^BreaksWhenRendered-v0 raised OSError in render: no display \(odd_"):
+        environment.frame(env)
+
+
 class _Still(ConstantPolicy):
     def forward(self, tensordict):
         return tensordict.set("action", torch.zeros(*tensordict.batch_size, 1))
