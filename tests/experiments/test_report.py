@@ -33,6 +33,7 @@ def make_run(
     return_range: tuple[float, float] | None = None,
     timed: bool = True,
     commit: str = "abc",
+    **more: str,
 ) -> None:
     """A run that has been evaluated every ten steps, at ``pace`` seconds per step, and has ended if it has a score."""
     (folder / "figures").mkdir(parents=True)
@@ -43,7 +44,7 @@ def make_run(
     if score is not None:
         result = {"task": "Made-up-v0", "env_steps": 40, "gradient_steps": 30, "return_range": return_range}
         metrics = {"test/return_mean": score, "test/return_std": 1.0}
-        (folder / "result.json").write_text(json.dumps(result | {"commit": commit, "metrics": metrics}))
+        (folder / "result.json").write_text(json.dumps(result | {"commit": commit, "metrics": metrics} | more))
 
 
 def make_comparison(
@@ -271,6 +272,13 @@ def test_few_runs_and_several_versions_are_said(tmp_path: Path) -> None:
     assert "2 versions of the code: abc, other" in remarks
     many = make_comparison(tmp_path / "many", {"swing": {"a": [10.0] * 5}}, RANGES)
     assert summarize(read_study([many])).remarks == ()
+
+
+def test_precisions_and_processors_of_the_runs_are_said(tmp_path: Path) -> None:
+    make_run(tmp_path / "a" / "0", 30.0, arithmetic="32-true on X (AVX2)")
+    make_run(tmp_path / "a" / "1", 30.0, arithmetic="bf16-mixed on Y (AMX with BF16)")
+    remarks = summarize(read_study([tmp_path])).remarks
+    assert remarks[-1] == "Wall times are of 32-true on X (AVX2), bf16-mixed on Y (AMX with BF16)."
 
 
 @pytest.mark.usefixtures("undrawn")
