@@ -4,6 +4,7 @@ The floor is the number of floating point operations in the matrix products of o
 the rate of an 8192 x 256 x 256 product measured in the same run.
 """
 
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,8 @@ FAST = ["-c", "conf/actor_critic/halfcheetah.yaml", "-c", "conf/actor_critic/pre
 
 def update_of(config: list[str], precision: str, compile: bool, device: str) -> tuple[Callable[[], None], Any]:
     """One whole gradient update (forward, backward, clipping, Adam, target networks) on a fixed batch."""
-    options = ["--trainer.logger=false", "--trainer.default_root_dir=.", f"--trainer.precision={precision}"]
+    folder = tempfile.mkdtemp()  # one for each: a run has its folder for itself
+    options = ["--trainer.logger=false", f"--trainer.default_root_dir={folder}", f"--trainer.precision={precision}"]
     cli = FlowMatchCLI([*config, *options, f"--model.init_args.compile={compile}"], run=False)
     module, trainer = cli.model.to(device), Trainer(logger=False, log_every_n_steps=10**9, accelerator="auto")
     module.trainer = trainer

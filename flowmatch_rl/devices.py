@@ -14,7 +14,7 @@ def processor_instructions() -> str:
 
 
 def has_fast_bfloat16(accelerator: str) -> bool:
-    """Whether matrix products are faster in bfloat16 than in float32; where they are emulated they are much slower.
+    """Whether matrix products are faster in bfloat16 than in float32; where they are emulated they are slower.
 
     Args:
         accelerator: Name of a Lightning accelerator, ``auto`` for the GPU if there is one and else the processor.

@@ -50,5 +50,5 @@ def choose_precision(precision: str | int | None, accelerator: str) -> tuple[Any
         reason = "multiplies bfloat16 fast" if fast else "does not multiply bfloat16 fast"
         return chosen, f"{chosen}, since {device} {reason}"
     if precision in ("bf16", "bf16-mixed") and not fast:
-        return precision, f"{precision}, which {device} emulates, many times more slowly than 32-true"
+        return precision, f"{precision}, which {device} emulates, two to fifteen times more slowly than 32-true"
     return precision, ""
