@@ -78,7 +78,8 @@ def run(args: list[str] | None = None) -> int:
         if full is None or os.environ.get("FLOWMATCH_RL_DEBUG"):
             raise
         reason = str(full).strip().partition("\n")[0]
-        return print_error(_with_notes(f"the disk is full ({reason}); make room and start again", error), code=1)
+        advice = "; ".join(getattr(error, "__notes__", ["run the same command again"]))
+        return print_error(f"the disk is full ({reason}); make room, then {advice}", code=1)
     except SystemExit as end:
         # Lightning ends an interrupted training with status 1, from inside the handler of the interruption.
         if isinstance(end.__context__, KeyboardInterrupt):

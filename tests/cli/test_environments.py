@@ -104,6 +104,6 @@ def test_full_disk_ends_a_run_in_one_line_that_says_how_to_resume(tmp_path, monk
     assert outcome.code == 1
     assert len(outcome.error_lines) == 1, outcome.err
     assert "the disk is full ([Errno 28] No space left on device)" in outcome.err
-    assert f"resume with --ckpt_path {last}" in outcome.err
+    assert f"make room, then resume with --ckpt_path {last}" in outcome.err
     assert torch.load(last, weights_only=True)["global_step"] == 6
     assert not list(tmp_path.rglob("*.tmp*"))
