@@ -339,7 +339,7 @@ def test_runs_are_told_their_parent_which_tells_how_it_ended(tmp_path: Path, mon
 @pytest.mark.usefixtures("signals")
 def test_real_runs_lie_under_one_parent_and_go_on_after_an_interruption(tmp_path: Path) -> None:
     sizes = {key: value for key, value in SIZES.items() if key.startswith(("data.", "trainer.", "video."))}
-    sizes |= {"data.total_env_steps": 200, "data.epoch_env_steps": 50, "model.critics.online.hidden_dim": 16}
+    sizes |= {"data.total_env_steps": 200, "data.epoch_env_steps": 50, "model.critics.architecture.hidden_dim": 16}
     content = {
         "tasks": {"pendulum": {"config": [str(PENDULUM)], "return_range": [-100.0, 0.0]}},
         "methods": {
