@@ -18,10 +18,12 @@ from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.figures.style import BLUE, ORANGE, RED, new_figure, save_figure, tidy
 from flowmatch_rl.inference import load_flow, load_occupancy
 from flowmatch_rl.metrics import energy_distance, wasserstein_distance
 from flowmatch_rl.modules import BanditFlow
+from flowmatch_rl.modules.loading import build_module
 from flowmatch_rl.testbeds import Bimodal, EightGaussians, MazeLoopPolicy, PointMassMaze, geometric_steps
 
 RUNS, DOCS = Path("runs/pictures"), Path(__file__).parents[1] / "docs"
@@ -140,7 +142,7 @@ def _occupancy(checkpoint: Path, overview: Axes, number: int = 8_000) -> dict[st
 
 def _policy(checkpoint: Path, overview: Axes, number: int = 20_000) -> dict[str, Any]:
     """Particles from noise to actions, and their histogram beside the exact density."""
-    policy = BanditFlow.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval().policy
+    policy = build_module(BanditFlow, read_checkpoint(checkpoint), checkpoint).eval().policy
     noise = torch.randn(1, number, policy.noise_dim, generator=torch.Generator().manual_seed(0))
     fine = policy.sampler.with_steps(50)
     assert fine is not None

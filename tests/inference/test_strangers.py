@@ -3,6 +3,7 @@
 import functools
 import http.server
 import importlib
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -39,6 +40,13 @@ def save(content: dict[str, Any], folder: Path) -> Path:
     path = folder / "stranger.ckpt"
     torch.save(content, path)
     return path
+
+
+def test_checkpoints_are_read_in_one_place() -> None:
+    root = Path(__file__).parents[2]
+    files = [path for room in ("flowmatch_rl", "benchmarks") for path in (root / room).rglob("*.py")]
+    reading = [path.name for path in files if re.search(r"torch\.load\(|load_from_checkpoint\(", path.read_text())]
+    assert reading == ["checkpoints.py"]
 
 
 @pytest.mark.parametrize("kind", LOADERS)
