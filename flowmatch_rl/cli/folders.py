@@ -48,6 +48,8 @@ def sole_run(folder: Path, checkpoints: Path | None, is_new: bool) -> Iterator[N
                 continue
             if path.exists() and not path.is_dir():
                 raise UserError(f"{path} is a file; choose a folder for the run")
+            if not path.exists():
+                held.callback(_remove_if_empty, path)  # of a run that was refused before it wrote anything
             advice = f"wait until it ends, or choose another folder with --{option}"
             held.enter_context(exclusive(path / RUN_LOCK, str(path), advice))
         last = None if checkpoints is None else checkpoints / "last.ckpt"
@@ -56,6 +58,11 @@ def sole_run(folder: Path, checkpoints: Path | None, is_new: bool) -> Iterator[N
                 f"{folder} holds a run already; resume it with --ckpt_path {last}, or choose another folder"
             )
         yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _make(folder: Path) -> bool:
