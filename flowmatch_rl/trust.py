@@ -316,5 +316,5 @@ def _import_function(module: str, function: str) -> Callable[..., Any]:
 def _refusal(kind: str, name: str, module: str) -> str:
     return (
         f"the file names the {kind} {name!r}, which could do anything; "
-        f"if you trust {module or name}, import it first or allow it with allow_imports"
+        f"if you trust {module or name}, import it first or allow it: allow in Python, --allow_imports"
     )

@@ -221,5 +221,5 @@ def _kind(value: Any, array: np.ndarray) -> str:
 
 
 def _short(value: Any) -> str:
-    text = " ".join(str(value).split())
+    text = " ".join((repr(value) if isinstance(value, str) else str(value)).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

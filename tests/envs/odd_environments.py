@@ -196,6 +196,11 @@ class MissingReward(Base):
         return None if self.is_odd else 0.0
 
 
+class TextReward(Base):
+    def reward(self) -> Any:
+        return "1.0" if self.is_odd else 0.0
+
+
 class VectorReward(Base):
     def reward(self) -> Any:
         return np.array([1.0, 2.0]) if self.is_odd else 0.0

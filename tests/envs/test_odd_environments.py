@@ -95,6 +95,7 @@ def test_entry_of_an_action_with_equal_bounds_keeps_its_value() -> None:
         ("TextObservations", ["Text", "wanted"]),
         ("MissingReward", ["reward None", "one number is wanted"]),
         ("VectorReward", ["reward [1. 2.]", "one number is wanted"]),
+        ("TextReward", ["reward '1.0'", "one number is wanted"]),
         ("WrongShape", ["shape (3,)", "shape (2,)"]),
         ("WrongType", ["dict", "shape (2,)"]),
         ("MissingEntry", ["'x'", "'x', 'y'"]),

@@ -158,7 +158,10 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
 @pytest.mark.parametrize("how", ["imported", "allowed"])
 def test_classes_of_a_users_own_are_loaded_once_they_are_imported_or_allowed(how: str, own: str, tmp_path) -> None:
     described = save(flow_content(sampler={"class_path": f"{own}.Sampler"}), tmp_path)
-    with pytest.raises(UntrustedNameError, match=f"names the class '{own}.Sampler'.* import it first or allow it"):
+    with pytest.raises(
+        UntrustedNameError,
+        match=f"names the class '{own}.Sampler'.* import it first or allow it: allow in Python, --allow_imports",
+    ):
         load_flow(described)
     assert own not in sys.modules
     if how == "imported":
