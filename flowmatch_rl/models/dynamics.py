@@ -60,8 +60,21 @@ class Dynamics(nn.Module):
             observation: States, shape (B, S).
             arrival: States one step later, shape (B, S).
         """
-        change = (arrival - observation) / self.state_scale
-        self.change_scale.copy_(change.square().mean(0).sqrt().clamp_min(_SMALLEST_CHANGE))
+        self.change_scale.fill_(_SMALLEST_CHANGE)
+        self.measure_unchanged(observation, arrival)
+
+    def measure_unchanged(self, observation: Tensor, arrival: Tensor) -> None:
+        """Take the scale of the columns that had not changed in any step measured, and do so here.
+
+        Without it a column that changes rarely would keep the smallest scale, in units of which a change is huge.
+
+        Args:
+            observation: States, shape (B, S).
+            arrival: States one step later, shape (B, S).
+        """
+        scale = ((arrival - observation) / self.state_scale).square().mean(0).sqrt()
+        self.change_scale.copy_(torch.where(self.change_scale > _SMALLEST_CHANGE, self.change_scale, scale))
+        self.change_scale.clamp_(min=_SMALLEST_CHANGE)
 
     def loss(self, observation: Tensor, action: Tensor, arrival: Tensor, terminated: Tensor) -> Tensor:
         """Squared error of the changes, and negative log-likelihood of the terminations, means over the members.

@@ -90,6 +90,7 @@ class Expansion:
         for update, batch in zip(range(self.num_updates), batches, strict=False):
             arrival, terminated = batch.arrivals[:, 0], batch.terminated[:, 0]
             optimizer.param_groups[0]["lr"] = cosine_decay(self.learning_rate, update, self.num_updates)
+            dynamics.measure_unchanged(batch.observation, arrival)
             loss = dynamics.loss(batch.observation, batch.action, arrival, terminated).mean()
             optimizer.zero_grad()
             loss.backward()

@@ -20,7 +20,7 @@ class DynamicsArchitecture:
         hidden_dim: Width of every hidden layer.
         num_layers: Hidden layers, at least 1.
         num_frequencies: Frequencies 1/4, 1/2, 1, 2, ... per standard deviation, at which sines and cosines of the
-            state are inputs too; 0 for none. They make room for the sharp edges of contacts.
+            state are inputs too; at most 20, 0 for none. They make room for the sharp edges of contacts.
         activation: Activation of the hidden layers.
 
     Raises:
@@ -35,7 +35,7 @@ class DynamicsArchitecture:
 
     def __post_init__(self) -> None:
         check_range("[2, inf)", num_members=self.num_members)
-        check_range("[0, inf)", num_frequencies=self.num_frequencies)
+        check_range("[0, 20]", num_frequencies=self.num_frequencies)  # finer waves are beyond float32
         check_word(tuple(ACTIVATIONS), activation=self.activation)
         check_range("[1, inf)", hidden_dim=self.hidden_dim, num_layers=self.num_layers)
 
