@@ -278,8 +278,18 @@ class OccupancyModule(FlowTraining[Occupancy]):
             # Models of many horizons of version 0.2.0 took no state for terminal, as an untrained classifier does.
             weights = {f"model.termination.{name}": value for name, value in termination.state_dict().items()}
             checkpoint["state_dict"].update(weights)
+        self._fit_dynamics(checkpoint["state_dict"])
         if self.dynamics is not None:
             self.dynamics.use(saved)
+
+    def _fit_dynamics(self, weights: dict[str, Tensor]) -> None:
+        """Leave out the one-step model of a checkpoint that this run does not use, or begin one that it lacks."""
+        held = [name for name in weights if name.startswith("dynamics.")]
+        if self.dynamics is None:
+            for name in held:
+                del weights[name]
+        elif not held:
+            weights.update({f"dynamics.{name}": value for name, value in self.dynamics.state_dict().items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write the units in use, which may be those of an earlier checkpoint, and what occupancy it is.

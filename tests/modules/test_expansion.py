@@ -17,6 +17,7 @@ from flowmatch_rl.modules.expansion import SegmentPool
 from flowmatch_rl.nets import DynamicsArchitecture
 from flowmatch_rl.objectives import TD2DD, TDCFM, TDDD, CoupledTDCFM, MonteCarloCFM
 from flowmatch_rl.samplers import DdimSampler
+from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.testbeds import LinearPolicy, RandomPolicy
 from tests.combinations import one_test
 from tests.modules.occupancy_toys import PLANE, PLANE_POLICY, occupancy, segments
@@ -164,3 +165,47 @@ def test_parts_that_cannot_be_expanded_are_refused(options: dict[str, Any], want
 def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(UserError, match=f"{name} must .* got {value}"):
         Expansion(**{name: value})
+
+
+def test_a_column_that_changes_rarely_leaves_the_model_as_good_as_one_that_never_does() -> None:
+    """Its scale is not that of the first batch, in which it does not change: a change would be a million of them."""
+    generator = torch.Generator().manual_seed(0)
+
+    def transitions(number: int, flips: int) -> Segment:
+        state = torch.randn(number, 3, generator=generator)
+        state[:, 2] = (state[:, 2] > 0.0).float()
+        action = 2.0 * torch.rand(number, 2, generator=generator) - 1.0
+        arrival = torch.cat([0.9 * state[:, :2] + 0.3 * action, state[:, 2:]], dim=1)
+        arrival[:flips, 2] = 1.0 - arrival[:flips, 2]
+        batch = segments(number)
+        batch |= {"observation": state, "action": action, "arrivals": arrival[:, None]}
+        return read_segment(batch | {"terminated": torch.zeros(number, 1, dtype=torch.bool)})
+
+    torch.manual_seed(0)
+    schema = TableSchema(("x", "y", "flag"), (0.0, 0.0, 0.5), (1.0, 1.0, 0.5))
+    dynamics = Dynamics(schema, 2, dataclasses.replace(TINY_MODEL, hidden_dim=32))
+    settings = dataclasses.replace(OPEN, num_updates=300, batch_size=64, learning_rate=1e-2)
+    settings.train(dynamics, (transitions(64, int(index % 10 == 5)) for index in itertools.count()))
+    test = transitions(500, 0)
+    step = dynamics.step(test.observation, test.action)
+    assert float((step.arrival - test.arrivals[:, 0]).square().mean().sqrt()) < 0.05
+    assert float(step.spread.median()) < 0.2
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, OPEN), (OPEN, None)], ids=["added", "left out"])
+def test_a_resumed_run_may_begin_or_end_to_expand(before: Any, after: Any, tmp_path: Path) -> None:
+    data = tiny_data(tmp_path)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model_of(data, policy=POLICY, expansion=before), datamodule=data)
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    module = model_of(data, policy=POLICY, expansion=after)
+    again = trainer(tmp_path)
+    again.fit(module, datamodule=tiny_data(tmp_path), ckpt_path=tmp_path / "model.ckpt", weights_only=True)
+    assert again.global_step == 6
+    assert ("train/expansion_length" in again.callback_metrics) == (after is not None)
+    assert module.dynamics is None or bool(module.dynamics.trained)
+
+
+def test_frequencies_beyond_the_digits_of_a_state_are_refused() -> None:
+    with pytest.raises(UserError, match=r"num_frequencies must .* got 2000"):
+        DynamicsArchitecture(num_frequencies=2000)
