@@ -17,6 +17,7 @@ from flowmatch_rl.models import ActorModule, LatentPolicy, ParticleActor
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.critic_learner import CriticLearner
 from flowmatch_rl.modules.gradients import check_gradient_options, fuses_adam
+from flowmatch_rl.modules.learning_rate import use_stated_options
 from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics
 from flowmatch_rl.modules.watched import WatchedModule
 from flowmatch_rl.nets import update_ema
@@ -136,7 +137,8 @@ class ActorCritic(WatchedModule, abc.ABC):
         torch.manual_seed(process_seed(self._common_seed, self.global_rank))
 
     def on_train_start(self) -> None:
-        """Give a resumed run other noise than that of its beginning."""
+        """Give a resumed run the learning rates that it states, and other noise than that of its beginning."""
+        use_stated_options(self.trainer.optimizers[0], self.configure_optimizers())
         if self.global_step:
             torch.manual_seed(process_seed(self._common_seed, self.global_rank, self.global_step))
 

@@ -13,6 +13,7 @@ from flowmatch_rl.evaluation.bandit import evaluate_actions
 from flowmatch_rl.metrics import energy_distance, saturated_entries, saturated_fraction
 from flowmatch_rl.models import Acting, FlowPolicy, FlowPolicyArchitecture
 from flowmatch_rl.modules.gradients import check_gradient_options, fuses_adam
+from flowmatch_rl.modules.learning_rate import use_stated_options
 from flowmatch_rl.modules.policy_learner import PolicyLearner
 from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.settings import ActorCriticOptimizer, TrainingPoints
@@ -131,7 +132,8 @@ class BanditFlow(QuickHooks, WatchedModule):
         torch.manual_seed(process_seed(torch.initial_seed(), self.global_rank))
 
     def on_train_start(self) -> None:
-        """Give a resumed run other noise than that of its beginning."""
+        """Give a resumed run the learning rate that it states, and other noise than that of its beginning."""
+        use_stated_options(self.trainer.optimizers[0], self.configure_optimizers())
         if self.global_step:
             torch.manual_seed(process_seed(torch.initial_seed(), step=self.global_step))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.models import Flow, GenerativeModel, Occupancy
+from flowmatch_rl.modules.learning_rate import use_stated_options
 from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.settings import FlowOptimizer
 from flowmatch_rl.modules.watched import WatchedModule
@@ -69,7 +70,8 @@ class FlowTraining(QuickHooks, WatchedModule, abc.ABC, Generic[Model]):
         torch.manual_seed(process_seed(torch.initial_seed(), self.global_rank))
 
     def on_train_start(self) -> None:
-        """Give a resumed run other noise than it began with."""
+        """Give a resumed run the weight decay that it states, and other noise than it began with."""
+        use_stated_options(self.trainer.optimizers[0], self.configure_optimizers())
         self._ema_step = self.global_step
         if self.global_step:
             torch.manual_seed(process_seed(torch.initial_seed(), step=self.global_step))

@@ -2,6 +2,8 @@
 
 import math
 
+import torch
+
 
 def cosine_decay(learning_rate: float, step: int, num_steps: float) -> float:
     """Learning rate that falls from its initial value to zero along half a cosine.
@@ -15,3 +17,16 @@ def cosine_decay(learning_rate: float, step: int, num_steps: float) -> float:
         Learning rate of the next step.
     """
     return learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / num_steps)))
+
+
+def use_stated_options(optimizer: torch.optim.Optimizer, stated: torch.optim.Optimizer) -> None:
+    """Give an optimizer the learning rates and weight decays of another, such as one made anew.
+
+    A checkpoint restores those that it was written with, also where the resumed run states others.
+
+    Args:
+        optimizer: Optimizer whose groups are changed.
+        stated: Optimizer of the same groups, whose options are wanted.
+    """
+    for group, wanted in zip(optimizer.param_groups, stated.param_groups, strict=True):
+        group.update({name: wanted[name] for name in ("lr", "weight_decay")})

@@ -16,6 +16,7 @@ from flowmatch_rl.estimators import PointScoreEstimator, ReweightedEndpoints
 from flowmatch_rl.models import FirstSelection, Likelihood, SoftmaxSelection
 from flowmatch_rl.modules import ReverseFlowActorCritic, SoftActorCritic
 from flowmatch_rl.modules.actor_critic import ActorCritic
+from flowmatch_rl.modules.settings import ActorCriticOptimizer
 from flowmatch_rl.nets import CategoricalHead, CriticArchitecture, QuantileHead
 from flowmatch_rl.objectives import (
     AnnealedTemperature,
@@ -407,3 +408,10 @@ def test_resumed_run_draws_other_noise_than_that_of_its_beginning(tmp_path) -> N
     assert torch.equal(first.states[0], again.states[0])  # one seed, one noise
     fit(build(), tmp_path, 3, checkpoint=str(tmp_path / "some.ckpt"), watch=[later])
     assert not any(torch.equal(later.states[0], state) for state in first.states)
+
+
+def test_resumed_run_learns_at_the_rates_it_states(tmp_path) -> None:
+    fit(build(), tmp_path, 2).save_checkpoint(tmp_path / "some.ckpt")
+    slower = build(optimizer=ActorCriticOptimizer(actor_learning_rate=1e-5, critic_learning_rate=2e-5))
+    trainer = fit(slower, tmp_path, 3, checkpoint=str(tmp_path / "some.ckpt"))
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [1e-5, 2e-5]

@@ -290,6 +290,17 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does_in_length(tmp_path: 
     assert rest.global_step == whole.global_step == 6
 
 
+def test_a_resumed_run_decays_weights_as_it_states(tmp_path: Path) -> None:
+    data = tiny_data()
+    half = trainer(tmp_path, max_epochs=1)
+    half.fit(FlowMatchingModel(data.schema, network=SMALL), datamodule=tiny_data())
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    rest = trainer(tmp_path)
+    decaying = FlowMatchingModel(data.schema, network=SMALL, optimizer=FlowOptimizer(weight_decay=0.25))
+    rest.fit(decaying, datamodule=tiny_data(), ckpt_path=tmp_path / "half.ckpt")
+    assert rest.optimizers[0].param_groups[0]["weight_decay"] == 0.25
+
+
 def test_a_resumed_run_draws_other_noise_than_it_began_with(tmp_path: Path) -> None:
     draws = []
 
