@@ -130,9 +130,13 @@ class OccupancyModule(FlowTraining[Occupancy]):
         self._clock: float | None = None
         self._check_parts()
 
-    def on_fit_start(self) -> None:
-        """Train the one-step model that transitions are expanded in, unless a checkpoint holds it."""
-        super().on_fit_start()
+    def on_train_start(self) -> None:
+        """Warn of a run that is too short, and train the one-step model unless a checkpoint holds it.
+
+        Here, since an interruption is handled from now on.
+        """
+        super().on_train_start()
+        self._check_clock()
         if self.expansion is None or self.dynamics is None or self.policy is None:
             return
         if not self.dynamics.trained:
@@ -143,9 +147,8 @@ class OccupancyModule(FlowTraining[Occupancy]):
         seed = process_seed(torch.initial_seed(), self.global_rank, self.global_step)
         self._pool = SegmentPool(self.expansion, self.dynamics, self.policy, seed)
 
-    def on_train_start(self) -> None:
+    def _check_clock(self) -> None:
         """Warn of a run that is too short for what it bootstraps from."""
-        super().on_train_start()
         if not self.objective.bootstraps:
             return
         steps = self.num_steps if self.expansion is None else self.expansion.length
