@@ -13,7 +13,7 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from flowmatch_rl.checks import RunError, UserError
-from flowmatch_rl.envs.watchdog import CallTimeout, watched
+from flowmatch_rl.envs.watchdog import CallTimeout, run_is_ending, watched
 
 
 class MisfitError(Exception):
@@ -56,7 +56,9 @@ class Guard:
                 yield
         except (UserError, RunError):
             raise
-        except (Exception, CallTimeout) as error:
+        except (Exception, CallTimeout, SystemExit) as error:
+            if isinstance(error, SystemExit) and run_is_ending():
+                raise
             message = self._message(method, error)
             if self.reports is None:
                 raise RunError(message) from error

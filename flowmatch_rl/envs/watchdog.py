@@ -156,6 +156,11 @@ def watched(label: str, method: str, timeout_s: float | None, report: Callable[[
         _watchdog.call = outer
 
 
+def run_is_ending() -> bool:
+    """Whether the system has asked for the end, and calls that go on are ended."""
+    return _watchdog.is_ending
+
+
 def listening(ending: type[BaseException]) -> contextlib.AbstractContextManager[None]:
     """End watched calls soon after SIGTERM and SIGHUP, in a ``with`` block of the main thread.
 

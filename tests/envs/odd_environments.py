@@ -266,6 +266,13 @@ class Breaks(Base):
         return super().step(action)
 
 
+class Quits(Base):
+    def step(self, action: Any) -> Any:
+        if self.is_odd:
+            raise SystemExit(3)
+        return super().step(action)
+
+
 class Hangs(Base):
     """Sleeps in the step.
 

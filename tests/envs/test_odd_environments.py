@@ -131,6 +131,7 @@ def test_environment_that_cannot_be_used_is_refused_in_one_line_before_it_is_use
         ("MissingEntry", ["'x'"]),
         ("UnknownChoice", ["7"]),
         ("Breaks", ["ZeroDivisionError", "the robot fell over", "step", "odd_environments.py:"]),
+        ("Quits", ["SystemExit", "3", "step", "odd_environments.py:"]),
     ],
 )
 def test_environment_that_becomes_odd_ends_the_run_in_one_line(name, words, num_envs) -> None:
