@@ -195,21 +195,19 @@ def _entry(observation: Any, path: tuple[Any, ...]) -> Any:
 
 
 def _number(reward: Any) -> float:
-    if isinstance(reward, float | np.floating):
-        return float(reward)
-    array = np.asarray(reward)
-    if array.size != 1 or array.dtype.kind not in "biuf":
-        raise MisfitError(f"returned the reward {_short(reward)}; one number is wanted")
-    return float(array.reshape(()))
+    return float(reward if isinstance(reward, float | np.floating) else _only(reward, "the reward", "one number"))
 
 
 def _flag(value: Any, name: str) -> bool:
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
+    return bool(value if isinstance(value, bool | np.bool_) else _only(value, name, "true or false"))
+
+
+def _only(value: Any, name: str, wanted: str) -> Any:
+    """The only entry of a value that is no plain number."""
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "biuf":
-        raise MisfitError(f"returned {name} {_short(value)}; true or false is wanted")
-    return bool(array.reshape(()))
+        raise MisfitError(f"returned {name} {_short(value)}; {wanted} is wanted")
+    return array.reshape(())
 
 
 def _described(value: Any) -> str:
