@@ -117,19 +117,20 @@ class Checkpoints(ModelCheckpoint):
         if not self.dirpath:
             return
         if not isinstance(exception, KeyboardInterrupt | SIGTERMException):
-            if self._kept():
-                exception.add_note(self._kept())
+            if kept := self._kept(trainer):
+                exception.add_note(kept)
         elif trainer.state.fn == TrainerFn.FITTING and (trainer.training or trainer.validating):
             try:
                 self._save_last(trainer)
                 rank_zero_only(print)(f"\ninterrupted; resume with --ckpt_path {self.last_model_path}")
             except RunError as error:
-                words = [str(error), self._kept()]
+                words = [str(error), self._kept(trainer)]
                 rank_zero_only(print)("\ninterrupted; no checkpoint was written: " + "; ".join(filter(None, words)))
 
-    def _kept(self) -> str:
-        """How to resume from the ``last.ckpt`` of this run, if there is one."""
-        return f"resume with --ckpt_path {self.last_model_path}" if Path(self.last_model_path).is_file() else ""
+    def _kept(self, trainer: Trainer) -> str:
+        """How to resume from the ``last.ckpt`` of this run, or from what it resumed from, if there is one."""
+        known = [str(path) for path in (self.last_model_path, trainer.ckpt_path) if path and Path(path).is_file()]
+        return f"resume with --ckpt_path {known[0]}" if known else ""
 
     def _save_last(self, trainer: Trainer) -> None:
         assert self.dirpath is not None

@@ -28,7 +28,7 @@ class Worsening(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit(folder, epochs: int, limits: dict | None = None, module=None, watch=(), **options):
+def fit(folder, epochs: int, limits: dict | None = None, module=None, watch=(), ckpt_path=None, **options):
     data = DataLoader(torch.ones(3, 1))
     trainer = Trainer(
         default_root_dir=folder,
@@ -41,7 +41,7 @@ def fit(folder, epochs: int, limits: dict | None = None, module=None, watch=(), 
         callbacks=[Checkpoints(**options), *watch],
         **(limits or {}),
     )
-    trainer.fit(module or Worsening(), data, data)
+    trainer.fit(module or Worsening(), data, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     return {path.stem: torch.load(path)["global_step"] for path in (folder / "checkpoints").iterdir()}
 
 
@@ -119,6 +119,14 @@ def test_a_run_that_diverges_before_its_first_checkpoint_names_none(tmp_path, ca
         fit(tmp_path, 3, module=Diverging())
     assert not hasattr(caught.value, "__notes__")
     assert "ckpt" not in capsys.readouterr().out
+
+
+def test_a_resumed_run_that_diverges_at_once_names_the_checkpoint_that_it_resumed_from(tmp_path) -> None:
+    fit(tmp_path / "first", 1)
+    kept = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    with pytest.raises(RunError) as caught:
+        fit(tmp_path / "second", 3, module=Diverging(), ckpt_path=kept)
+    assert caught.value.__notes__ == [f"resume with --ckpt_path {kept}"]
 
 
 def test_failed_write_leaves_the_former_checkpoint_whole_and_nothing_beside_it(tmp_path, monkeypatch) -> None:
