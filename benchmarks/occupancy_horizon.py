@@ -14,14 +14,14 @@ from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.evaluation import FutureTests
 from flowmatch_rl.models import Horizon
-from flowmatch_rl.modules import Expansion
+from flowmatch_rl.modules import Expansion, ObservedSteps, Segments
 from flowmatch_rl.nets import DynamicsArchitecture, EmaSettings
 from flowmatch_rl.objectives import TD2CFM
 from flowmatch_rl.testbeds import CirculationReward, MazeLoopPolicy, PointMassMaze
 
 CONTACTS = DynamicsArchitecture(num_frequencies=4)
-VARIANTS: dict[str, tuple[Expansion | None, int]] = {
-    "transitions": (None, 1_000),
+VARIANTS: dict[str, tuple[Segments, int]] = {
+    "transitions": (ObservedSteps(), 1_000),
     "n = 32": (Expansion(length=32, architecture=CONTACTS), 1_000),
     "n = 64": (Expansion(length=64, architecture=CONTACTS), 1_000),
 }
@@ -36,7 +36,7 @@ def run(names: tuple[str, ...] = tuple(VARIANTS), seeds: tuple[int, ...] = (0, 1
         path = collected(Path(folder, "random"), starts, 1_000_000, None, num_envs=10_000, block_steps=5)
         rest = ProcessEnvironment(PointMassMaze(action_repeat=4), max_steps=1000)
         for name in names:
-            expansion, updates = VARIANTS[name]
+            segments, updates = VARIANTS[name]
             for seed in seeds:
                 data = OfflineData(
                     path, 256, num_updates=updates, epoch_updates=updates, environment=rest, test_states=64
@@ -49,7 +49,7 @@ def run(names: tuple[str, ...] = tuple(VARIANTS), seeds: tuple[int, ...] = (0, 1
                     path=LINEAR,
                     network=NETWORK,
                     horizon=Horizon(0.99),
-                    expansion=expansion,
+                    segments=segments,
                     ema=EmaSettings(0.9),
                     optimizer=OPTIMIZER,
                     rewards={"loop": CirculationReward(scale=0.4)},

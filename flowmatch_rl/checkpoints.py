@@ -46,7 +46,15 @@ def read_checkpoint(
         ) from error
     except Exception as error:  # a damaged file may raise anything
         raise UserError(f"{path} is not a checkpoint of flowmatch-rl") from error
+    _rename(content.get("hyper_parameters", {}))
     return content
+
+
+def _rename(arguments: dict[str, Any]) -> None:
+    """Give arguments that a run of version 0.2.0 wrote their present names."""
+    if "_instantiator" in arguments and "num_steps" in arguments:
+        steps = {"num_steps": arguments.pop("num_steps")}
+        arguments["segments"] = {"class_path": "flowmatch_rl.modules.ObservedSteps", "init_args": steps}
 
 
 def _own_classes(path: str | Path) -> list[Any]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.modules.occupancy import OccupancyModule
     from flowmatch_rl.modules.reflow import Reflow
     from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
+    from flowmatch_rl.modules.segments import ObservedSteps, Segments
     from flowmatch_rl.modules.settings import (
         ActorCriticOptimizer,
         Critics,
@@ -30,9 +31,11 @@ __all__ = [
     "Expansion",
     "FlowMatchingModel",
     "FlowOptimizer",
+    "ObservedSteps",
     "OccupancyModule",
     "Reflow",
     "ReverseFlowActorCritic",
+    "Segments",
     "SoftActorCritic",
     "TrainingPoints",
     "WeightCritics",

@@ -1,6 +1,6 @@
-"""Expansion of transitions during the training of an occupancy: its settings, and the pool of expanded segments."""
+"""Segments by expansion of transitions in a one-step model: the settings, and the pool of expanded segments."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +9,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from flowmatch_rl.batches import Segment
-from flowmatch_rl.checks import RunError, check_range
+from flowmatch_rl.checks import RunError, UserError, check_range
 from flowmatch_rl.models import Dynamics
 from flowmatch_rl.modules.learning_rate import cosine_decay
+from flowmatch_rl.modules.segments import SegmentMaker, Segments, Transitions
 from flowmatch_rl.nets import DynamicsArchitecture
 from flowmatch_rl.objectives import expand, geometric_lengths
+from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.types import Policy
 
 _MOST_UNEXPLAINED = 0.25
@@ -23,11 +25,11 @@ _PARTS = ("observation", "action", "arrivals", "terminated", "length", "embeddin
 
 
 @dataclass(frozen=True)
-class Expansion:
-    """How transitions become segments of several steps, in a one-step model that is trained before the occupancy.
+class Expansion(Segments):
+    """Transitions extended by the modelled policy, in a one-step model that is trained before the occupancy.
 
-    The error of one backup is multiplied by ``1 / (1 - discount^n)`` in place of ``1 / (1 - discount)``, at the price
-    of the model's error over n steps. An expansion ends where the members of the model disagree.
+    Serves data of any policy. Its price is the model's error over n steps; an expansion ends where the members of the
+    model disagree.
 
     Args:
         length: Steps n of a segment at most, the observed one included, at least 1.
@@ -72,6 +74,55 @@ class Expansion:
         check_range("[0, inf)", gate=self.gate)
         check_range("(0, inf)", learning_rate=self.learning_rate)
 
+    @property
+    def observed_steps(self) -> int:
+        """Steps of a segment that are taken from the data."""
+        return 1
+
+    @property
+    def longest(self) -> int:
+        """Steps n of a segment at most."""
+        return self.length
+
+    def check(self, policy: Policy | None, bootstraps: bool) -> None:
+        """Raise unless a run can expand transitions.
+
+        Args:
+            policy: The modelled policy.
+            bootstraps: Whether the objective bootstraps.
+
+        Raises:
+            UserError: If not.
+        """
+        if policy is None:
+            raise UserError("expansion needs a policy that acts in the states it leads to, got None")
+        if not bootstraps:
+            raise UserError("expansion needs an objective that bootstraps, got one that learns from trajectories")
+
+    def build_dynamics(self, schema: TableSchema, action_dim: int) -> Dynamics:
+        """The one-step model, untrained."""
+        return Dynamics(schema, action_dim, self.architecture).requires_grad_(False)
+
+    def start(
+        self, dynamics: Dynamics | None, policy: Policy | None, transitions: Transitions, seed: int
+    ) -> "SegmentPool":
+        """A pool of expanded segments; the one-step model is trained before, unless it has been.
+
+        Args:
+            dynamics: The one-step model.
+            policy: The modelled policy.
+            transitions: Transitions of the data.
+            seed: Seed of all that is drawn.
+
+        Raises:
+            ValueError: If there is no model or no policy.
+        """
+        if dynamics is None or policy is None:
+            raise ValueError(f"expected a one-step model and a policy, got {dynamics} and {policy}")
+        if not dynamics.trained:
+            self.train(dynamics, transitions(self.batch_size))
+        return SegmentPool(self, dynamics, policy, seed)
+
     def train(self, dynamics: Dynamics, batches: Iterator[Segment]) -> None:
         """Train a model on transitions.
 
@@ -97,18 +148,18 @@ class Expansion:
             optimizer.step()
         dynamics.requires_grad_(False)
         if not all(bool(weight.isfinite().all()) for weight in dynamics.parameters()):
-            raise RunError(f"the one-step model has diverged; lower expansion.learning_rate from {self.learning_rate}")
+            raise RunError(f"the one-step model has diverged; lower segments.learning_rate from {self.learning_rate}")
         dynamics.trained.fill_(True)
         unexplained = dynamics.unexplained(*held_out)
         if unexplained > _MOST_UNEXPLAINED:
             rank_zero_warn(
                 f"the one-step model leaves {unexplained:.0%} of the variance of a step's change unexplained: it is "
-                "trained too shortly (expansion.num_updates), or the environment is random, whose noise expansions "
+                "trained too shortly (segments.num_updates), or the environment is random, whose noise expansions "
                 "replace by its mean; compare with a run without expansion"
             )
 
 
-class SegmentPool:
+class SegmentPool(SegmentMaker):
     """Expanded segments, made for many batches at a time and used several times.
 
     Args:
@@ -140,6 +191,11 @@ class SegmentPool:
         if not self._order:
             self._fill(len(batch.observation))
         return _select(self._pool, self._order.pop(0))
+
+    @property
+    def metrics(self) -> Mapping[str, Tensor]:
+        """How far expansions get."""
+        return {"train/full_expansions": self.full, "train/expansion_length": self.length}
 
     def _act(self, state: Tensor, embedding: Tensor) -> Tensor:
         return self._policy.act(state, embedding, self._action_generator)

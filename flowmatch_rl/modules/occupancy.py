@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -11,13 +11,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from flowmatch_rl.batches import CONDITION, SAMPLE, Rollouts, Segment, SegmentNeeds, read_rollouts, read_segment
-from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.evaluation import FutureTests, rollout_errors
-from flowmatch_rl.models import Dynamics, Flow, Horizon, Likelihood, Occupancy, OccupancyInputs
-from flowmatch_rl.modules.expansion import Expansion, SegmentPool
+from flowmatch_rl.models import Flow, Horizon, Likelihood, Occupancy, OccupancyInputs
 from flowmatch_rl.modules.flow_training import FlowTraining
 from flowmatch_rl.modules.occupancy_backups import BackupMaker
 from flowmatch_rl.modules.occupancy_checks import check_policy, check_rewards
+from flowmatch_rl.modules.segments import AsObserved, ObservedSteps, SegmentMaker, Segments
 from flowmatch_rl.modules.settings import FlowOptimizer
 from flowmatch_rl.nets import Architecture, EmaSettings, FilmUNetArchitecture, ema_copy
 from flowmatch_rl.objectives import TD2CFM, BackupNoise, OccupancyObjective, time_constants
@@ -56,10 +56,8 @@ class OccupancyModule(FlowTraining[Occupancy]):
         path: Path from noise to states.
         network: Shape of the network.
         horizon: How far ahead it looks.
-        num_steps: Steps n of the direct term, at least 1; more than 1 needs data of the modelled policy itself, which
-            name the member of a family that acted.
-        expansion: How transitions are expanded into segments of several steps of the modelled policy, in a one-step
-            model that is trained first; None for plain transitions. Serves data of any policy.
+        segments: How transitions become segments of several steps of the modelled policy, whose states the direct term
+            counts.
         columns: Entries of the state to model; all if None.
         t_min: Flow times lie in [t_min, 1 - t_min]; in [0, 0.5).
         sampler: How future states are made, deterministic.
@@ -90,8 +88,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
         path: AffinePath = AffinePath(),
         network: Architecture = FilmUNetArchitecture(),
         horizon: Horizon = Horizon(),
-        num_steps: int = 1,
-        expansion: Expansion | None = None,
+        segments: Segments = ObservedSteps(),
         columns: list[str] | None = None,
         t_min: float = 0.0,
         sampler: Sampler = OdeSampler(Midpoint(num_steps=10)),
@@ -104,9 +101,8 @@ class OccupancyModule(FlowTraining[Occupancy]):
         super().__init__()
         if schema is None:  # an option of a dataclass type alone would be asked for field by field
             raise UserError("expected the schema of the data, got None")
-        check_range("[1, inf)", num_steps=num_steps)
         self.save_hyperparameters()
-        self.objective, self.num_steps, self.expansion = objective, num_steps, expansion
+        self.objective, self.segments = objective, segments
         self.rewards, self.tests, self.optimizer, self.ema = rewards or {}, tests, optimizer, ema
         embedding_dim = embedding_dim if policy is None else policy.embedding_dim
         inputs = OccupancyInputs(schema, action_dim, embedding_dim, horizon, columns)
@@ -122,10 +118,8 @@ class OccupancyModule(FlowTraining[Occupancy]):
             self.flow.network.begin_at_zero()
         self.model = Occupancy(ema_copy(self.flow), inputs, sampler, likelihood, policy)
         self._backups = BackupMaker(self.model, objective.bootstraps)
-        self.dynamics = None if expansion is None else Dynamics(schema, action_dim, expansion.architecture)
-        if self.dynamics is not None:
-            self.dynamics.requires_grad_(False)
-        self._pool: SegmentPool | None = None
+        self.dynamics = segments.build_dynamics(schema, action_dim)
+        self._maker: SegmentMaker = AsObserved()
         self._warned = False
         self._clock: float | None = None
         self._check_parts()
@@ -137,23 +131,21 @@ class OccupancyModule(FlowTraining[Occupancy]):
         """
         super().on_train_start()
         self._check_clock()
-        if self.expansion is None or self.dynamics is None or self.policy is None:
-            return
-        if not self.dynamics.trained:
-            data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-            batches = data.transitions(self.expansion.batch_size)
-            on_device = ({name: value.to(self.device) for name, value in batch.items()} for batch in batches)
-            self.expansion.train(self.dynamics, map(read_segment, on_device))
         seed = process_seed(torch.initial_seed(), self.global_rank, self.global_step)
-        self._pool = SegmentPool(self.expansion, self.dynamics, self.policy, seed)
+        self._maker = self.segments.start(self.dynamics, self.policy, self._transitions, seed)
+
+    def _transitions(self, batch_size: int) -> Iterator[Segment]:
+        """Batches of transitions without end."""
+        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        for batch in data.transitions(batch_size):
+            yield read_segment({name: value.to(self.device) for name, value in batch.items()})
 
     def _check_clock(self) -> None:
         """Warn of a run that is too short for what it bootstraps from."""
         if not self.objective.bootstraps:
             return
-        steps = self.num_steps if self.expansion is None else self.expansion.length
         updates = self.trainer.estimated_stepping_batches
-        self._clock = time_constants(self.ema.decay, self.model.horizon.discount, updates, steps)
+        self._clock = time_constants(self.ema.decay, self.model.horizon.discount, updates, self.segments.longest)
         if self._clock < FEWEST_TIME_CONSTANTS:
             rank_zero_warn(
                 f"{updates:.0f} updates are {self._clock:.2g} time constants of bootstrapping, at least "
@@ -177,18 +169,15 @@ class OccupancyModule(FlowTraining[Occupancy]):
         """What the training data must hold."""
         bootstraps = self.objective.bootstraps
         futures = None if bootstraps else self.model.horizon.draw
-        return SegmentNeeds(self.num_steps, self.policy is None and bootstraps, futures)
+        return SegmentNeeds(self.segments.observed_steps, self.policy is None and bootstraps, futures)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of a batch."""
         segment = read_segment(batch)
         direct, bootstrap = self.loss(segment, batch.get("discount"))
         loss = (direct + bootstrap).mean()
-        if self._pool is not None:
-            self.means.add({"train/full_expansions": self._pool.full, "train/expansion_length": self._pool.length})
-        self.means.add(
-            {"train/loss": loss, "train/loss/direct": direct.mean(), "train/loss/bootstrap": bootstrap.mean()}
-        )
+        losses = {"train/loss": loss, "train/loss/direct": direct.mean(), "train/loss/bootstrap": bootstrap.mean()}
+        self.means.add({**losses, **self._maker.metrics})
         if self.model.termination is None:
             return loss
         arrival = self.model.inputs.standardise(segment.arrivals[:, 0])
@@ -213,12 +202,10 @@ class OccupancyModule(FlowTraining[Occupancy]):
             discount = self.model.horizon.draw(torch.rand(size, device=self.device))
         embedding = segment.embedding
         # States after the first step belong to the member that made the data.
-        if policy is not None and self.objective.bootstraps and self.num_steps == 1:
+        if policy is not None and self.objective.bootstraps and self.segments.observed_steps == 1:
             embedding = policy.embeddings(torch.rand(size, policy.embedding_dim, device=self.device))
-        if self._pool is not None:
-            segment = self._pool.take(replace(segment, embedding=embedding))
-            embedding = segment.embedding
-        backup = self._backups.make(segment, embedding, discount)
+        segment = self._maker.take(replace(segment, embedding=embedding))
+        backup = self._backups.make(segment, discount)
         noise = self.draw_backup_noise(backup.state)
         return self.objective.loss(self.flow.field(), self.flow_ema.field(), backup, noise, self.flow.interval)
 
@@ -360,14 +347,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
             ):
                 if not holds:
                     raise UserError(f"consistency of horizons needs {wanted}, got {got}")
-        if self.expansion is not None:
-            for holds, wanted, got in (
-                (policy is not None, "a policy that acts in the states it leads to", None),
-                (self.num_steps == 1, "num_steps 1", self.num_steps),
-                (self.objective.bootstraps, "an objective that bootstraps", self.objective),
-            ):
-                if not holds:
-                    raise UserError(f"expansion needs {wanted}, got {got}")
+        self.segments.check(policy, self.objective.bootstraps)
         if policy is not None:
             check_policy(policy, inputs.state_shift[None], inputs.schema.columns, inputs.action_dim)
         self.check_rewards(needed=False)

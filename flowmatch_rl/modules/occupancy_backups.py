@@ -29,12 +29,11 @@ class BackupMaker:
     model: Occupancy
     bootstraps: bool
 
-    def make(self, segment: Segment, embedding: Tensor, discount: Tensor) -> Backup:
+    def make(self, segment: Segment, discount: Tensor) -> Backup:
         """One backup per segment.
 
         Args:
-            segment: Segments.
-            embedding: Members of the family of policies, shape (B, Z).
+            segment: Segments, and the members of the family of policies that they follow.
             discount: Discounts, shape (B,).
 
         Returns:
@@ -43,13 +42,13 @@ class BackupMaker:
         Raises:
             KeyError: If the segments lack what is needed.
         """
-        condition = self.model.inputs.condition(segment.observation, segment.action, embedding, discount)
+        condition = self.model.inputs.condition(segment.observation, segment.action, segment.embedding, discount)
         if not self.bootstraps:
             state = self.model.inputs.standardise(self._future(segment, discount))
             return Backup(condition, state, torch.ones_like(discount), condition, torch.zeros_like(discount))
         weights, rest = backup_weights(discount, segment.terminated, segment.length, self.model.horizon.first_state)
         states, uniform = torch.cat([segment.observation[:, None], segment.arrivals], dim=1), torch.rand_like(discount)
-        next_condition, landed, ended = self._resume(segment, embedding, discount)
+        next_condition, landed, ended = self._resume(segment, discount)
         if landed is not None and ended is not None:
             # The occupancy of a terminal state is that state, which is counted like an observed one.
             states = torch.cat([states, landed[:, None]], dim=1)
@@ -65,9 +64,7 @@ class BackupMaker:
             return segment.future
         return include_current_state(segment.observation, segment.future, discount, torch.rand_like(discount))
 
-    def _resume(
-        self, segment: Segment, embedding: Tensor, discount: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _resume(self, segment: Segment, discount: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Where the occupancy is bootstrapped from.
 
         Returns:
@@ -75,7 +72,7 @@ class BackupMaker:
             the occupancy ends there instead, shape (B,); None where all bootstrap from the last arrival.
         """
         rows = torch.arange(len(discount), device=discount.device)
-        state, action = segment.arrivals[rows, segment.length - 1], segment.next_action
+        state, action, embedding = segment.arrivals[rows, segment.length - 1], segment.next_action, segment.embedding
         if self.model.policy is not None:
             action = self.model.act(state, embedding)
         if action is None:

@@ -21,6 +21,7 @@ from flowmatch_rl import (
 from flowmatch_rl.modules import settings
 from flowmatch_rl.modules.expansion import Expansion
 from flowmatch_rl.modules.reflow import Reflow
+from flowmatch_rl.modules.segments import ObservedSteps
 
 
 def allow_dataclasses(*more: type) -> None:
@@ -32,6 +33,7 @@ def allow_dataclasses(*more: type) -> None:
     rooms = (couplings, estimators, evaluation, models, nets, objectives, paths, samplers, solvers, testbeds)
     exported = [
         Expansion,
+        ObservedSteps,
         Reflow,
         *more,
         *vars(schema).values(),

@@ -118,7 +118,7 @@ def test_every_task_trains_and_ends_with_a_summary(path, data, tmp_path) -> None
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_lies_over_the_loop_in_the_maze(preset, data, tmp_path) -> None:
     source = data("maze_loop" if preset.stem == "monte_carlo" else "maze")
-    sizes: dict[str, object] = {"model__expansion__num_updates": 60} if preset.stem == "expansion" else {}
+    sizes: dict[str, object] = {"model__segments__init_args__num_updates": 60} if preset.stem == "expansion" else {}
     outcome = command("fit", tmp_path, MAZE_LOOP, preset, data__path=source, **sizes)
     assert "distance" in outcome.out
     assert_contains(written(tmp_path), yaml.safe_load(preset.read_text())["model"]["init_args"])
@@ -142,6 +142,14 @@ def test_objective_is_one_option(objective, data, tmp_path) -> None:
     command("fit", tmp_path, MAZE_LOOP, data__path=data("maze"), **changes)
     trained_state(tmp_path)
     assert type(OccupancyModule.load_from_checkpoint(last_of(tmp_path)).objective).__name__ == objective
+
+
+def test_a_model_of_version_0_2_0_states_the_steps_of_its_segments(trained, tmp_path) -> None:
+    checkpoint = torch.load(last_of(trained[0]), weights_only=True)
+    segments = checkpoint["hyper_parameters"].pop("segments")
+    checkpoint["hyper_parameters"]["num_steps"] = segments["init_args"]["num_steps"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    load_occupancy(tmp_path / "old.ckpt")
 
 
 def test_prediction_writes_future_states_with_what_they_follow(trained, data, tmp_path) -> None:

@@ -93,7 +93,10 @@ def assert_refused(outcome: Outcome, *words: str, code: int = 2, hint: str | Non
     ("changes", "words"),
     [
         ({}, ["shuffled table without next actions", "policy"]),
-        (CONSTANT | {"num_steps": 3}, ["num_steps 3", "shuffled table"]),
+        (
+            CONSTANT | {"segments": {"class_path": "ObservedSteps", "init_args": {"num_steps": 3}}},
+            ["num_steps 3", "shuffled table"],
+        ),
         ({"objective": "MonteCarloCFM"}, ["MonteCarloCFM", "shuffled table"]),
     ],
     ids=["next actions", "steps", "monte carlo"],

@@ -12,7 +12,7 @@ import torch
 from flowmatch_rl.batches import Segment, read_segment
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.models import Dynamics, Horizon
-from flowmatch_rl.modules import Expansion, OccupancyModule
+from flowmatch_rl.modules import Expansion, ObservedSteps, OccupancyModule
 from flowmatch_rl.modules.expansion import SegmentPool
 from flowmatch_rl.nets import DynamicsArchitecture
 from flowmatch_rl.objectives import TD2DD, TDCFM, TDDD, CoupledTDCFM, MonteCarloCFM
@@ -45,7 +45,7 @@ def weights_after_a_run(folder: Path, **options: Any) -> torch.Tensor:
     module = model_of(data, **({"policy": POLICY} | options))
     run = trainer(folder)
     run.fit(module, datamodule=data)
-    if options.get("expansion"):
+    if isinstance(options.get("segments"), Expansion):
         assert run.callback_metrics["train/expansion_length"] >= 1.0
     return torch.nn.utils.parameters_to_vector(module.flow.parameters())
 
@@ -54,8 +54,8 @@ def weights_after_a_run(folder: Path, **options: Any) -> torch.Tensor:
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_with_the_gate_shut_a_run_is_that_of_plain_transitions_to_the_last_digit(options, tmp_path: Path) -> None:
     plain = weights_after_a_run(tmp_path, **options)
-    assert torch.equal(weights_after_a_run(tmp_path, **options, expansion=SHUT), plain)
-    opened = weights_after_a_run(tmp_path, **options, expansion=OPEN)
+    assert torch.equal(weights_after_a_run(tmp_path, **options, segments=SHUT), plain)
+    opened = weights_after_a_run(tmp_path, **options, segments=OPEN)
     assert bool(torch.isfinite(opened).all())
     assert not torch.equal(opened, plain)
 
@@ -106,7 +106,7 @@ def test_expansions_are_as_long_as_stated_and_the_metrics_say_so() -> None:
 
 def test_a_checkpoint_keeps_the_model_which_is_not_trained_again(tmp_path: Path) -> None:
     data = tiny_data(tmp_path)
-    module = model_of(data, policy=POLICY, expansion=OPEN)
+    module = model_of(data, policy=POLICY, segments=OPEN)
     run = trainer(tmp_path, max_epochs=1)
     run.fit(module, datamodule=data)
     run.save_checkpoint(tmp_path / "model.ckpt")
@@ -114,7 +114,7 @@ def test_a_checkpoint_keeps_the_model_which_is_not_trained_again(tmp_path: Path)
     assert bool(module.dynamics.trained)
     known = torch.nn.utils.parameters_to_vector(module.dynamics.parameters())
     again = OccupancyModule.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
-    assert again.expansion == OPEN
+    assert again.segments == OPEN
     trainer(tmp_path).fit(again, datamodule=tiny_data(tmp_path), ckpt_path=tmp_path / "model.ckpt", weights_only=True)
     assert again.dynamics is not None
     assert torch.equal(torch.nn.utils.parameters_to_vector(again.dynamics.parameters()), known)
@@ -123,9 +123,9 @@ def test_a_checkpoint_keeps_the_model_which_is_not_trained_again(tmp_path: Path)
 
 def test_training_the_model_lowers_its_error_and_leaves_other_noise_alone(tmp_path: Path) -> None:
     data = tiny_data(tmp_path)
-    module = model_of(data, policy=POLICY, expansion=dataclasses.replace(OPEN, num_updates=200, learning_rate=1e-2))
+    module = model_of(data, policy=POLICY, segments=dataclasses.replace(OPEN, num_updates=200, learning_rate=1e-2))
     assert module.dynamics is not None
-    assert module.expansion is not None
+    assert isinstance(module.segments, Expansion)
     data.trainer = trainer(tmp_path)
     data.trainer.strategy.connect(module)
     stream = map(read_segment, data.transitions(32))
@@ -133,14 +133,14 @@ def test_training_the_model_lowers_its_error_and_leaves_other_noise_alone(tmp_pa
     parts = batch.observation, batch.action, batch.arrivals[:, 0], batch.terminated[:, 0]
     module.dynamics.measure(*parts[::2])
     before, state = float(module.dynamics.loss(*parts).mean()), torch.get_rng_state()
-    module.expansion.train(module.dynamics, stream)
+    module.segments.train(module.dynamics, stream)
     assert float(module.dynamics.loss(*parts).mean()) < 0.5 * before
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_model_that_diverges_ends_the_run_by_name() -> None:
     dynamics = Dynamics(PLANE, 2, TINY_MODEL)
-    with pytest.raises(RunError, match=r"one-step model has diverged; lower expansion\.learning_rate"):
+    with pytest.raises(RunError, match=r"one-step model has diverged; lower segments\.learning_rate"):
         dataclasses.replace(OPEN, learning_rate=1e30, num_updates=5).train(dynamics, iter(batches(5)))
 
 
@@ -148,13 +148,12 @@ def test_a_model_that_diverges_ends_the_run_by_name() -> None:
     ("options", "wanted"),
     [
         ({"policy": None}, "expansion needs a policy"),
-        ({"num_steps": 3}, "expansion needs num_steps 1, got 3"),
         ({"objective": MonteCarloCFM()}, "expansion needs an objective that bootstraps"),
     ],
 )
 def test_parts_that_cannot_be_expanded_are_refused(options: dict[str, Any], wanted: str) -> None:
     with pytest.raises(UserError, match=wanted):
-        occupancy(expansion=OPEN, **options)
+        occupancy(segments=OPEN, **options)
 
 
 @one_test
@@ -165,6 +164,11 @@ def test_parts_that_cannot_be_expanded_are_refused(options: dict[str, Any], want
 def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(UserError, match=f"{name} must .* got {value}"):
         Expansion(**{name: value})
+
+
+def test_a_segment_has_at_least_one_step() -> None:
+    with pytest.raises(UserError, match="num_steps must be at least 1, got 0"):
+        ObservedSteps(0)
 
 
 def test_a_column_that_changes_rarely_leaves_the_model_as_good_as_one_that_never_does() -> None:
@@ -192,17 +196,19 @@ def test_a_column_that_changes_rarely_leaves_the_model_as_good_as_one_that_never
     assert float(step.spread.median()) < 0.2
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, OPEN), (OPEN, None)], ids=["added", "left out"])
+@pytest.mark.parametrize(
+    ("before", "after"), [(ObservedSteps(), OPEN), (OPEN, ObservedSteps())], ids=["added", "left out"]
+)
 def test_a_resumed_run_may_begin_or_end_to_expand(before: Any, after: Any, tmp_path: Path) -> None:
     data = tiny_data(tmp_path)
     run = trainer(tmp_path, max_epochs=1)
-    run.fit(model_of(data, policy=POLICY, expansion=before), datamodule=data)
+    run.fit(model_of(data, policy=POLICY, segments=before), datamodule=data)
     run.save_checkpoint(tmp_path / "model.ckpt")
-    module = model_of(data, policy=POLICY, expansion=after)
+    module = model_of(data, policy=POLICY, segments=after)
     again = trainer(tmp_path)
     again.fit(module, datamodule=tiny_data(tmp_path), ckpt_path=tmp_path / "model.ckpt", weights_only=True)
     assert again.global_step == 6
-    assert ("train/expansion_length" in again.callback_metrics) == (after is not None)
+    assert ("train/expansion_length" in again.callback_metrics) == (after is OPEN)
     assert module.dynamics is None or bool(module.dynamics.trained)
 
 

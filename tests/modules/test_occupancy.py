@@ -16,7 +16,7 @@ from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.evaluation import FutureTests
 from flowmatch_rl.models import Horizon, Likelihood
-from flowmatch_rl.modules import FlowOptimizer, OccupancyModule
+from flowmatch_rl.modules import FlowOptimizer, ObservedSteps, OccupancyModule
 from flowmatch_rl.nets import Architecture, EmaSettings, FilmUNetArchitecture, update_ema
 from flowmatch_rl.objectives import TD2CFM, TD2DD, TDCFM, TDDD, CoupledTDCFM, MonteCarloCFM, OccupancyObjective
 from flowmatch_rl.paths import AffinePath, CosineSchedule, LogitNormalTime, VariancePreservingSchedule
@@ -52,7 +52,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "squared diffusion": {"objective": TD2DD(sampler=DdimSampler(num_steps=3)), **DIFFUSION},
     "Monte Carlo": {"objective": MonteCarloCFM(), "horizon": Horizon(0.9, first_state="current")},
     "many horizons": {"objective": TD2CFM(solver=FEW), "horizon": Horizon(0.9, 0.5, consistency=0.5)},
-    "several steps": {"objective": TD2CFM(solver=FEW), "num_steps": 3, "horizon": Horizon(0.9, first_state="current")},
+    "several steps": {
+        "objective": TD2CFM(solver=FEW),
+        "segments": ObservedSteps(3),
+        "horizon": Horizon(0.9, first_state="current"),
+    },
     "columns": {"objective": TD2CFM(solver=FEW, time_distribution=LogitNormalTime()), "columns": ["speed", "x"]},
     "film": {
         "objective": TD2CFM(solver=FEW),
@@ -65,7 +69,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def batch_for(options: dict[str, Any], size: int = 24) -> dict[str, Tensor]:
-    return segments(size, options.get("num_steps", 1), future=segments(size)["arrivals"][:, 0])
+    return segments(
+        size, options.get("segments", ObservedSteps()).observed_steps, future=segments(size)["arrivals"][:, 0]
+    )
 
 
 def loss_of(module: OccupancyModule, batch: dict[str, Tensor]) -> Tensor:
@@ -209,7 +215,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "objective": TD2DD(sampler=DdimSampler(num_steps=3)),
         **DIFFUSION,
     },
-    "several steps": {"num_steps": 3, "horizon": Horizon(0.5, first_state="current")},
+    "several steps": {"segments": ObservedSteps(3), "horizon": Horizon(0.5, first_state="current")},
     "Monte Carlo": {"objective": MonteCarloCFM(), "policy": ConstantPolicy([0.5])},
 }
 
@@ -277,7 +283,7 @@ def test_a_run_with_an_environment_compares_with_the_policy_in_it(tmp_path: Path
     torch.testing.assert_close(made["condition"], (source - units[0]) / units[1])
 
 
-@pytest.mark.parametrize(("options", "constants"), [({}, "0.3"), ({"num_steps": 3}, "0.52")])
+@pytest.mark.parametrize(("options", "constants"), [({}, "0.3"), ({"segments": ObservedSteps(3)}, "0.52")])
 def test_a_run_says_how_many_time_constants_it_has_and_warns_of_few(options, constants, tmp_path: Path) -> None:
     data = tiny_data(tmp_path)
     module = model_of(data, ema=EmaSettings(0.9), **options)
@@ -381,7 +387,6 @@ SHORT: dict[str, Any] = {"horizon": Horizon(0.9, 0.5, consistency=0.5)}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"t_min": 0.5}, r"t_min must lie in \[0, 0.5\), got 0.5"),
         ({"schema": None}, "expected the schema of the data, got None"),
         (SHORT | {"policy": None}, "consistency of horizons needs a policy that acts in modelled states, got None"),

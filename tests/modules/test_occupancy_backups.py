@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import read_segment
 from flowmatch_rl.models import Flow, Horizon
-from flowmatch_rl.modules import OccupancyModule
+from flowmatch_rl.modules import ObservedSteps, OccupancyModule
 from flowmatch_rl.nets import TerminationNetwork
 from flowmatch_rl.objectives import (
     TD2CFM,
@@ -99,7 +99,7 @@ def test_several_steps_teach_their_states_by_weight_and_go_on_at_the_last(
     batch["length"] = torch.tensor([3, 2]).repeat_interleave(size // 2)
     batch["terminated"] = torch.zeros(size, 3, dtype=torch.bool)
     batch["arrivals"][size // 2 :, 2] = batch["arrivals"][0, 1]  # padding
-    backup = teach(occupancy(num_steps=3, horizon=Horizon(0.9, first_state=first_state)), batch)
+    backup = teach(occupancy(segments=ObservedSteps(3), horizon=Horizon(0.9, first_state=first_state)), batch)
     weights, rest = backup_weights(torch.full((size,), 0.9), batch["terminated"], batch["length"], first_state)
     torch.testing.assert_close(backup.state_weight, weights.sum(1))
     torch.testing.assert_close(backup.next_weight, rest)
@@ -174,10 +174,10 @@ def test_members_of_a_family_are_drawn_for_each_batch_and_act_at_the_arrival(tea
     torch.testing.assert_close(backup.next_condition[:, 4:6], FAMILY.act(batch["arrivals"][:, 0], members))
 
 
-@pytest.mark.parametrize("options", [{"num_steps": 2}, {"objective": MonteCarloCFM()}], ids=str)
+@pytest.mark.parametrize("options", [{"segments": ObservedSteps(2)}, {"objective": MonteCarloCFM()}], ids=str)
 def test_where_the_data_are_of_the_modelled_policy_so_is_its_member(teach: Teach, options: dict[str, Any]) -> None:
     """Later actions and states of a trajectory belong to the member that acted, not to one drawn for the batch."""
-    batch = maze_segments(50, options.get("num_steps", 1))
+    batch = maze_segments(50, options.get("segments", ObservedSteps()).observed_steps)
     members = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
     batch |= {"embedding": members, "future": batch["arrivals"][:, 0]}
     backup = teach(maze(**options), batch)
@@ -188,7 +188,7 @@ def test_where_the_data_are_of_the_modelled_policy_so_is_its_member(teach: Teach
 def test_where_the_data_name_no_member_but_must_they_are_refused() -> None:
     batch = maze_segments(5, 2, embedding=torch.empty(5, 0))
     with pytest.raises(ValueError, match="expected embedding of dimension 2, got 0"):
-        maze(num_steps=2).loss(read_segment(batch))
+        maze(segments=ObservedSteps(2)).loss(read_segment(batch))
 
 
 def test_discounts_of_many_horizons_lie_in_range_and_are_inputs(teach: Teach) -> None:
@@ -269,7 +269,7 @@ def test_a_long_horizon_is_reached_through_a_shorter_one_with_the_exact_shares(t
 def test_a_model_states_what_its_backups_need(
     objective: OccupancyObjective, policy: Any, num_steps: int, needs_actions: bool, needs_futures: bool
 ) -> None:
-    module = occupancy(objective=objective, policy=policy, num_steps=num_steps, horizon=Horizon(0.9, 0.5))
+    module = occupancy(objective=objective, policy=policy, segments=ObservedSteps(num_steps), horizon=Horizon(0.9, 0.5))
     needs = module.segment_needs
     assert (needs.num_steps, needs.next_action) == (num_steps, needs_actions)
     assert (needs.future_discounts is not None) == needs_futures

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import read_segment
 from flowmatch_rl.models import Horizon
-from flowmatch_rl.modules import OccupancyModule
+from flowmatch_rl.modules import ObservedSteps, OccupancyModule
 from flowmatch_rl.nets import Architecture, EmaSettings, FilmUNetArchitecture, VelocityArchitecture, update_ema
 from flowmatch_rl.objectives import TD2CFM, MonteCarloCFM
 from flowmatch_rl.samplers import OdeSampler
@@ -26,7 +26,7 @@ SOURCES = torch.tensor([[-1.0, 0.5], [0.2, -0.8], [1.2, 0.9]])
 VARIANTS: dict[str, dict[str, Any]] = {
     "squared temporal difference": {"policy": POLICY},
     "from the current state": {"policy": POLICY, "horizon": Horizon(DISCOUNT, first_state="current")},
-    "three steps and the next action of the data": {"policy": None, "num_steps": 3},
+    "three steps and the next action of the data": {"policy": None, "segments": ObservedSteps(3)},
     "Monte Carlo": {"policy": None, "objective": MonteCarloCFM()},
 }
 
@@ -83,7 +83,7 @@ def test_a_few_hundred_updates_come_close_to_the_exact_occupancy(options: dict[s
     before = distance(module)
     for _ in range(400):
         optimizer.zero_grad()
-        direct, bootstrap = module.loss(read_segment(batch_of(module.num_steps)))
+        direct, bootstrap = module.loss(read_segment(batch_of(module.segments.observed_steps)))
         (direct + bootstrap).mean().backward()
         optimizer.step()
         update_ema(module.flow_ema, module.flow, 0.95)

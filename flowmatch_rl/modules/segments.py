@@ -1,0 +1,134 @@
+"""How transitions become segments, whose states are counted before an occupancy is bootstrapped from."""
+
+import abc
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+from flowmatch_rl.batches import Segment
+from flowmatch_rl.checks import check_range
+from flowmatch_rl.models import Dynamics
+from flowmatch_rl.schema import TableSchema
+from flowmatch_rl.types import Policy
+
+Transitions: TypeAlias = Callable[[int], Iterator[Segment]]
+"""Batches without end of as many transitions as stated."""
+
+
+class SegmentMaker(abc.ABC):
+    """Makes the segments that a run learns from."""
+
+    @abc.abstractmethod
+    def take(self, batch: Segment) -> Segment:
+        """Segments to learn from, in exchange for those of the data.
+
+        Args:
+            batch: Segments of the data, and the embeddings of the members to follow.
+        """
+
+    @property
+    @abc.abstractmethod
+    def metrics(self) -> Mapping[str, Tensor]:
+        """What a run logs of them, by name."""
+
+
+class AsObserved(SegmentMaker):
+    """Leaves the segments of the data as they are."""
+
+    def take(self, batch: Segment) -> Segment:
+        """The same segments."""
+        return batch
+
+    @property
+    def metrics(self) -> Mapping[str, Tensor]:
+        """Nothing."""
+        return {}
+
+
+class Segments(abc.ABC):
+    """How transitions become segments of n steps of the modelled policy.
+
+    The error of one backup is multiplied by ``1 / (1 - discount^n)``.
+    """
+
+    @property
+    @abc.abstractmethod
+    def observed_steps(self) -> int:
+        """Steps of a segment that are taken from the data."""
+
+    @property
+    @abc.abstractmethod
+    def longest(self) -> int:
+        """Steps n of a segment at most."""
+
+    @abc.abstractmethod
+    def check(self, policy: Policy | None, bootstraps: bool) -> None:
+        """Raise unless a run can have such segments.
+
+        Args:
+            policy: The modelled policy; None for the one that made the data.
+            bootstraps: Whether the objective bootstraps.
+
+        Raises:
+            UserError: If not.
+        """
+
+    @abc.abstractmethod
+    def build_dynamics(self, schema: TableSchema, action_dim: int) -> Dynamics | None:
+        """The one-step model that segments are made in, untrained; None if they need none."""
+
+    @abc.abstractmethod
+    def start(
+        self, dynamics: Dynamics | None, policy: Policy | None, transitions: Transitions, seed: int
+    ) -> SegmentMaker:
+        """What makes the segments of a run; a one-step model is trained before, unless it has been.
+
+        Args:
+            dynamics: The one-step model.
+            policy: The modelled policy.
+            transitions: Transitions of the data.
+            seed: Seed of all that is drawn.
+        """
+
+
+@dataclass(frozen=True)
+class ObservedSteps(Segments):
+    """Segments of the data as they are.
+
+    Args:
+        num_steps: Steps n, at least 1; more than 1 needs data of the modelled policy itself, which name the member of
+            a family that acted.
+
+    Raises:
+        UserError: If the number is too small.
+    """
+
+    num_steps: int = 1
+
+    def __post_init__(self) -> None:
+        check_range("[1, inf)", num_steps=self.num_steps)
+
+    @property
+    def observed_steps(self) -> int:
+        """Steps of a segment that are taken from the data."""
+        return self.num_steps
+
+    @property
+    def longest(self) -> int:
+        """Steps n of a segment at most."""
+        return self.num_steps
+
+    def check(self, policy: Policy | None, bootstraps: bool) -> None:
+        """Any run can have them; the data says later whether it holds them."""
+
+    def build_dynamics(self, schema: TableSchema, action_dim: int) -> Dynamics | None:
+        """No model."""
+        return None
+
+    def start(
+        self, dynamics: Dynamics | None, policy: Policy | None, transitions: Transitions, seed: int
+    ) -> SegmentMaker:
+        """Leaves the segments as they are."""
+        return AsObserved()
