@@ -1,7 +1,8 @@
 """Future states and values of an occupancy, beside those of real trajectories."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -9,11 +10,15 @@ from torch import Tensor
 from flowmatch_rl.batches import Rollouts
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.evaluation.view import differing_states
+from flowmatch_rl.metrics import correlation
 from flowmatch_rl.models import Occupancy
 from flowmatch_rl.planning import monte_carlo_value
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.testbeds import geometric_steps
 from flowmatch_rl.types import Reward
+
+Gather: TypeAlias = Callable[[Tensor], Tensor]
+"""Joins one number per source state, shape (N,), with those of the other processes of a run."""
 
 _ENDLESS = 2**31
 """Steps of a trajectory that stays in its terminal state."""
@@ -69,8 +74,15 @@ class ValueComparison:
     real_error: Tensor | None
     observed: float
 
-    def metrics(self) -> dict[str, Tensor]:
-        """Means over the source states by name."""
+    def metrics(self, gather: Gather | None = None) -> dict[str, Tensor]:
+        """Means over the source states by name, and the correlation of modelled and real values over them.
+
+        The correlation is that over the source states of all processes, so that each of them has the same one; it is
+        left out where there are less than three of them, or values do not differ.
+
+        Args:
+            gather: Joins the values of all processes; None if there is one.
+        """
         metrics = {
             f"value/{self.name}": self.value.mean(),
             f"value_standard_error/{self.name}": self.standard_error.square().mean().sqrt() / len(self.value) ** 0.5,
@@ -78,6 +90,10 @@ class ValueComparison:
         if self.real is not None:
             metrics[f"value_real/{self.name}"] = self.real.mean()
             metrics[f"value_error/{self.name}"] = (self.value - self.real).square().mean()
+            both = (self.value, self.real) if gather is None else (gather(self.value), gather(self.real))
+            found = correlation(*both)
+            if found is not None:
+                metrics[f"value_correlation/{self.name}"] = found.float()
         return metrics
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import Rollouts
 from flowmatch_rl.checks import check_range
-from flowmatch_rl.evaluation.futures import compare_values, modelled_futures, real_futures, stray_fraction
+from flowmatch_rl.evaluation.futures import Gather, compare_values, modelled_futures, real_futures, stray_fraction
 from flowmatch_rl.metrics import squared_wasserstein_distance, wasserstein_distance
 from flowmatch_rl.models import Occupancy
 from flowmatch_rl.types import Reward
@@ -76,7 +76,12 @@ class FutureTests:
         return {name: value for name, value in metrics.items() if value is not None}
 
     def test(
-        self, model: Occupancy, rollouts: Rollouts, rewards: Mapping[str, Reward], generator: torch.Generator
+        self,
+        model: Occupancy,
+        rollouts: Rollouts,
+        rewards: Mapping[str, Reward],
+        generator: torch.Generator,
+        gather: Gather | None = None,
     ) -> dict[str, Tensor]:
         """Distances, likelihood and values.
 
@@ -85,6 +90,7 @@ class FutureTests:
             rollouts: Source states, perhaps with real trajectories.
             rewards: Rewards by name.
             generator: Source of noise, on the CPU.
+            gather: Joins the values of all processes; None if there is one.
 
         Returns:
             Metrics by name, in the units of the environment; those of another than the highest discount end in it.
@@ -95,7 +101,7 @@ class FutureTests:
         metrics: dict[str, Tensor] = {}
         for discount in self.discounts or (model.horizon.discount,):
             suffix = "" if discount == model.horizon.discount else f"@{discount:g}"
-            found = self._at_discount(model, rollouts, rewards, discount, generator)
+            found = self._at_discount(model, rollouts, rewards, discount, generator, gather)
             metrics |= {f"{name}{suffix}": value for name, value in found.items()}
         return metrics
 
@@ -116,6 +122,7 @@ class FutureTests:
         rewards: Mapping[str, Reward],
         discount: float,
         generator: torch.Generator,
+        gather: Gather | None,
     ) -> dict[str, Tensor]:
         number = max(self.test_samples, self.value_samples)
         made = modelled_futures(model, rollouts, discount, number, generator)
@@ -129,7 +136,7 @@ class FutureTests:
             if self.likelihood_samples:
                 metrics["nll_per_dim"] = self._likelihood(model, rollouts, discount, real, generator)
         for value in compare_values(model, rollouts, rewards, made[:, : self.value_samples], discount):
-            metrics |= value.metrics()
+            metrics |= value.metrics(gather)
         return metrics
 
     def _likelihood(
@@ -162,6 +169,8 @@ def _lines(metrics: Mapping[str, float], rewards: tuple[str, ...], suffix: str) 
                 f", roll-outs {found[f'test/value_real/{name}']:.4g}, "
                 f"mean squared error {found[f'test/value_error/{name}']:.4g}"
             )
+            if f"test/value_correlation/{name}" in found:
+                real += f", correlation {found[f'test/value_correlation/{name}']:.3g}"
         lines.append(f"{f'value{suffix}':<12} {name}: {value}{real}")
     return lines
 

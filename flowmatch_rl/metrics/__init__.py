@@ -4,6 +4,7 @@ from flowmatch_rl.doors import lazy_exports
 
 if TYPE_CHECKING:
     from flowmatch_rl.metrics.curves import MeanCurve, interpolate_curve, mean_curve
+    from flowmatch_rl.metrics.dependence import correlation
     from flowmatch_rl.metrics.distances import energy_distance, maximum_mean_discrepancy
     from flowmatch_rl.metrics.reliable import (
         interquartile_mean,
@@ -23,6 +24,7 @@ else:
 
 __all__ = [
     "MeanCurve",
+    "correlation",
     "energy_distance",
     "interpolate_curve",
     "interquartile_mean",

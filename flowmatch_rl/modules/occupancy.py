@@ -236,7 +236,8 @@ class OccupancyModule(FlowTraining[Occupancy]):
         """Log distances, likelihood and values under the configured rewards."""
         generator = torch.Generator().manual_seed(1)
         rollouts = read_rollouts(batch)
-        metrics = self.tests.test(self.model, rollouts, self.rewards, generator) | self._dynamics_errors(rollouts)
+        metrics = self.tests.test(self.model, rollouts, self.rewards, generator, self._gather)
+        metrics |= self._dynamics_errors(rollouts)
         self.log_dict({f"test/{name}": value for name, value in metrics.items()}, batch_size=1, sync_dist=True)
 
     def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -307,6 +308,10 @@ class OccupancyModule(FlowTraining[Occupancy]):
                 f"{'dynamics':<12} error of the one-step model {steps} steps, in standard deviations of the state"
             )
         return lines
+
+    def _gather(self, values: Tensor) -> Tensor:
+        """Numbers of all processes, shape (P N,), for those of one, shape (N,)."""
+        return torch.as_tensor(self.all_gather(values)).flatten()
 
     def _dynamics_errors(self, rollouts: Rollouts) -> dict[str, Tensor]:
         if self.dynamics is None or self.policy is None:

@@ -5,12 +5,14 @@ import math
 from typing import Any
 
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 
 from flowmatch_rl.batches import Rollouts
 from flowmatch_rl.checks import RunError
-from flowmatch_rl.evaluation import FutureTests, real_futures
+from flowmatch_rl.evaluation import FutureTests, ValueComparison, real_futures
+from flowmatch_rl.evaluation.futures import compare_values
 from flowmatch_rl.objectives import FirstState
 from flowmatch_rl.testbeds import LinearReward
 from tests.combinations import one_test
@@ -140,6 +142,45 @@ def test_a_terminal_state_earns_its_reward_for_ever(first_state: FirstState) -> 
     assert found["value_real/time"] == pytest.approx(exact, rel=1e-6)
     assert abs(found["value/time"] - exact) < 4.5 * found["value_standard_error/time"]
     assert found["wasserstein"] < 0.35
+
+
+@pytest.mark.parametrize(("late", "starts"), [(0.0, [0, 4, 10, 30]), (500.0, [5, 20, 40])])
+def test_values_that_are_off_by_a_constant_correlate_with_those_of_roll_outs(late: float, starts: list[int]) -> None:
+    """The error of the estimate is a hundredth of the spread of the values."""
+    found = measured(ExactCycle(discount=0.5, late=late), cycle_rollouts(starts, 60), ("time",), value_samples=40_000)
+    assert found["value_error/time"] == pytest.approx((2.0 * late) ** 2, rel=0.01, abs=0.1)
+    assert found["value_correlation/time"] == pytest.approx(1.0, abs=1e-4)
+    (negative,) = compare_values(
+        ExactCycle(discount=0.5),
+        cycle_rollouts(starts, 60),
+        {"time": TIME},
+        -torch.tensor(starts).float()[:, None, None] * torch.ones(2) + torch.zeros(2, 1),
+        0.5,
+    )
+    assert negative.metrics()["value_correlation/time"].item() == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("starts", [[3, 9], [7, 7, 7, 7]], ids=["two states", "equal states"])
+def test_values_of_few_or_equal_states_have_no_correlation(starts: list[int]) -> None:
+    rollouts = cycle_rollouts(starts, 60)
+    found = measured(ExactCycle(), rollouts, ("time",))
+    assert "value_error/time" in found
+    assert "value_correlation/time" not in found
+    assert "correlation" not in lines(ExactCycle(), rollouts, ("time",))[-1]
+
+
+def test_the_correlation_is_over_the_source_states_of_all_processes() -> None:
+    """Of two processes each sees two states, in which a wrong model orders the values the wrong way round."""
+    real, wrong = torch.tensor([0.0, 1.0, 10.0, 11.0]), torch.tensor([1.0, 0.0, 11.0, 10.0])
+    everywhere = {0: wrong, 1: real}
+
+    def gather(values: Tensor) -> Tensor:
+        return next(whole for whole in everywhere.values() if torch.equal(whole[:2], values))
+
+    part = ValueComparison("r", wrong[:2], torch.zeros(2), real[:2], None, 1.0)
+    assert "value_correlation/r" not in part.metrics()
+    found = part.metrics(gather)["value_correlation/r"].item()
+    assert found == pytest.approx(scipy.stats.pearsonr(real, wrong)[0])
 
 
 def test_distances_of_an_exact_model_are_those_of_two_real_samples() -> None:
