@@ -57,7 +57,7 @@ class Expansion(Segments):
     architecture: DynamicsArchitecture = DynamicsArchitecture()
     num_updates: int = 4_000
     batch_size: int = 256
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-2
     pool_batches: int = 64
     reuse: int = 16
 
