@@ -58,6 +58,6 @@ def _rename(arguments: dict[str, Any]) -> None:
 
 
 def _own_classes(path: str | Path) -> list[Any]:
-    """Classes of the user's in a checkpoint, beside those that PyTorch and this package allow."""
+    """Classes of this package and of the user's in a checkpoint, beside those that PyTorch allows."""
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    return [find_class(name) for name in names if not name.startswith(("flowmatch_rl.", "torch."))]
+    return [find_class(name) for name in names if not name.startswith("torch.")]

@@ -21,7 +21,9 @@ def convert(args: Sequence[str]) -> int:
     """
     parser = _parser("convert", "Copy transitions from files in another layout into a data set to train on.")
     parser.add_argument("--layout", type=Layout, required=True, help="Where the transitions are, and how laid out.")
+    parser.add_argument("--allow_imports", type=list[str], default=[], help=ALLOW_IMPORTS)
     options = read_options(parser, *compose(args))
+    allow_imports(options["allow_imports"])
     print(_summary(convert_layout(options["layout"], options["output"], options["progress"])))
     return 0
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.data.layouts.exorl import ExorlEpisodes
     from flowmatch_rl.data.layouts.minari import MinariFolder
     from flowmatch_rl.data.layouts.ogbench import OgbenchFile
+    from flowmatch_rl.data.layouts.replay import CheckpointReplay
     from flowmatch_rl.data.layouts.table import TransitionTable
     from flowmatch_rl.data.offline import OfflineData
     from flowmatch_rl.data.online import OnlineData
@@ -26,6 +27,7 @@ else:
 
 __all__ = [
     "BanditData",
+    "CheckpointReplay",
     "D4rlFile",
     "DataModule",
     "Dataset",

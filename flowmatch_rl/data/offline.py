@@ -57,6 +57,8 @@ class OfflineData(DataModule):
         test_states: Source states of a test.
         eval_copies: Trajectories per source state; more than 1 is for random environments or policies.
         eval_steps: Steps after which a trajectory is cut.
+        eval_lead: Steps of the policy before a source state in ``environment``, at most; their number is uniform in
+            0, ..., ``eval_lead``. Source states are initial states of the environment if 0.
         eval_seed: Seed of the source states during training; tests have others.
         verify: Whether to compare the data set with its checksums first, which reads it once, about 1 GB per second.
 
@@ -76,6 +78,7 @@ class OfflineData(DataModule):
         test_states: int = 64,
         eval_copies: int = 1,
         eval_steps: int = 1_000,
+        eval_lead: int = 0,
         eval_seed: int = 0,
         verify: bool = True,
     ) -> None:
@@ -89,6 +92,7 @@ class OfflineData(DataModule):
             eval_copies=eval_copies,
             eval_steps=eval_steps,
         )
+        check_range("[0, inf)", eval_lead=eval_lead)
         super().__init__(math.ceil(num_updates / epoch_updates))
         self.store = TransitionStore.open(path)
         if verify:
@@ -98,6 +102,7 @@ class OfflineData(DataModule):
         self.environment = environment
         self.eval_states, self.test_states = eval_states, test_states
         self.eval_copies, self.eval_steps, self.eval_seed = eval_copies, eval_steps, eval_seed
+        self.eval_lead = eval_lead
         self._reader: SegmentReader | None = None
         self._drawn = 0  # batches, by the run that is resumed
         self._trajectories: dict[tuple[int, int], Trajectories] = {}
@@ -216,7 +221,7 @@ class OfflineData(DataModule):
         environment, policy = self.environment, self._module.policy
         if environment is None or policy is None:
             raise ValueError("following a policy needs an environment and a policy")
-        return follow_policy(environment, policy, number, self.eval_copies, self.eval_steps, seed)
+        return follow_policy(environment, policy, number, self.eval_copies, self.eval_steps, seed, self.eval_lead)
 
     def _stored(self, number: int, seed: int) -> Trajectories:
         """Source states of the data set: where its last trajectories begin, or any of its rows."""

@@ -12,13 +12,14 @@ import torch
 import yaml
 
 from flowmatch_rl.data import TransitionStore
-from flowmatch_rl.inference import load_occupancy
+from flowmatch_rl.inference import CheckpointPolicy, load_occupancy
 from flowmatch_rl.modules import OccupancyModule
 from tests.cli.support import CONF, MAZE_LOOP, Outcome, arguments, call, collect, occupancy_arguments
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
 COLLECTIONS = sorted(path.stem for path in (CONF / "collect").glob("*.yaml"))
+CONVERSIONS = sorted(path.stem for path in (CONF / "convert").glob("*.yaml"))
 TASKS = sorted((CONF / "occupancy").glob("*.yaml"))
 PRESETS = sorted((CONF / "occupancy" / "presets").glob("*.yaml"))
 OBJECTIVES = ["TDCFM", "CoupledTDCFM"]
@@ -35,23 +36,41 @@ Data = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Data:
-    """Data set of a configuration in ``conf/collect``, made when it is first asked for."""
+    """Data set of a configuration in ``conf/collect`` or ``conf/convert``, made when it is first asked for."""
     folder = tmp_path_factory.mktemp("data")
 
     def get(name: str) -> Path:
         output = folder / name
-        if not output.exists():
-            options = LONG if name == "maze_loop" else {}
-            if "CheckpointPolicy" in (CONF / "collect" / f"{name}.yaml").read_text():
-                actor_critic = arguments("fit", CONF / "actor_critic" / f"{name}.yaml", trainer__logger="false")
-                assert call([*actor_critic, f"--trainer.default_root_dir={folder / 'policies' / name}"]).code == 0
-                # Eight trajectories, of which a quarter may be kept for evaluation.
-                options = {"policy__init_args__path": last_of(folder / "policies" / name)}
-                options |= {"num_transitions": 80, "block_steps": 10}
-            collect(output, name, **options)
-        return output
+        if output.exists():
+            return output
+        if name in CONVERSIONS:
+            checkpoint = f"--layout.init_args.path={actor_critic(folder, name)}"
+            outcome = call(["convert", f"-c={CONF / 'convert' / name}.yaml", f"--output={output}", checkpoint])
+            assert outcome.code == 0, outcome.err
+            return output
+        options = LONG if name == "maze_loop" else {}
+        if "CheckpointPolicy" in (CONF / "collect" / f"{name}.yaml").read_text():
+            # Eight trajectories, of which a quarter may be kept for evaluation.
+            options = {"policy__init_args__path": actor_critic(folder, name)}
+            options |= {"num_transitions": 80, "block_steps": 10}
+        return collect(output, name, **options)
 
     return get
+
+
+def actor_critic(folder: Path, name: str) -> Path:
+    """Checkpoint of an actor-critic that was trained for a few steps."""
+    options = arguments("fit", CONF / "actor_critic" / f"{name}.yaml", trainer__logger="false")
+    assert call([*options, f"--trainer.default_root_dir={folder / 'policies' / name}"]).code == 0
+    return last_of(folder / "policies" / name)
+
+
+def policy_of(path: Path, source: Path) -> dict[str, object]:
+    """Options of a task whose policy is in a checkpoint, which was made with the data set in ``source``."""
+    if path.stem not in CONVERSIONS:
+        return {}
+    checkpoint = last_of(source.parent / "policies" / path.stem)
+    return {"model__policy__init_args__path": checkpoint, "data__eval_steps": 20}
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +114,26 @@ def test_every_collection_makes_a_data_set(name, data) -> None:
 
 
 def test_collection_tells_the_checkpoint_of_its_policy(data) -> None:
-    checkpoint = last_of(data("walker_walk").parent / "policies" / "walker_walk")
-    made_by = TransitionStore.open(data("walker_walk")).info.provenance
+    checkpoint = last_of(data("halfcheetah").parent / "policies" / "halfcheetah")
+    made_by = TransitionStore.open(data("halfcheetah")).info.provenance
     assert str(checkpoint) in made_by["policy"]
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_every_conversion_makes_the_data_set_of_the_policy_that_is_in_its_checkpoint(name, data) -> None:
+    store, checkpoint = TransitionStore.open(data(name)), last_of(data(name).parent / "policies" / name)
+    held = torch.load(checkpoint, weights_only=True)
+    assert store.info.ordered
+    assert store.info.action_bounds == held["hyper_parameters"]["action_bounds"]
+    assert torch.equal(torch.as_tensor(store.transitions["observation"]), held["OnlineData"]["replay"]["observation"])
+    policy = CheckpointPolicy(str(checkpoint))
+    assert policy.act(torch.as_tensor(store.transitions["observation"])).shape == (40, store.info.action_dim)
 
 
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
 def test_every_task_trains_and_ends_with_a_summary(path, data, tmp_path) -> None:
     source = data(DATA_OF.get(path.stem, path.stem))
-    outcome = command("fit", tmp_path, path, data__path=source)
+    outcome = command("fit", tmp_path, path, data__path=source, **policy_of(path, source))
     rewards = list(yaml.safe_load(path.read_text())["model"]["init_args"]["rewards"])
     values, files = ["value"] * len(rewards), ["checkpoint", "checkpoint", "figure"]
     assert outcome.last_words == ["distance", "likelihood", *values, "clock", *files]

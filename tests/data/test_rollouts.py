@@ -226,3 +226,45 @@ def test_stored_trajectories_begin_at_their_rows_and_end_with_their_trajectory(
         assert rollouts.states[row, 0].tolist() == [[i, min(k + j + 1, whole)] for j in range(4)]
         assert rollouts.length[row].tolist() == [4 if end == "terminated" else min(left, 4)]
         assert rollouts.ended[row, 0].tolist() == [end == "terminated" and j + 1 >= left for j in range(4)]
+
+
+def test_sources_with_a_lead_are_states_that_the_policy_leads_to() -> None:
+    policy, lead, seed = LinearPolicy(gain=[[0.1, 0.4, -0.05]]), 9, 3
+    whole = read_rollouts(follow_policy(PENDULUM, policy, 8, 1, lead + 6, seed))
+    rollouts = read_rollouts(follow_policy(PENDULUM, policy, 8, 1, 6, seed, lead))
+    check_shapes(rollouts, (8, 1, 6), 3, 1)
+    assert whole.states is not None
+    assert rollouts.states is not None
+    path = torch.cat([whole.observation[:, None], whole.states[:, 0]], 1)
+    times = (path == rollouts.observation[:, None]).all(-1).int().argmax(1)
+    assert 0 <= int(times.min()) < int(times.max()) <= lead
+    assert len(times.unique()) > 3
+    for row, time in enumerate(times.tolist()):
+        assert torch.equal(rollouts.observation[row], path[row, time])
+        assert torch.equal(rollouts.states[row, 0], path[row, time + 1 : time + 7])
+    torch.testing.assert_close(rollouts.action, policy.act(rollouts.observation))
+
+
+def test_a_lead_beyond_the_end_of_an_episode_goes_on_in_the_next_one() -> None:
+    environment = GymnasiumEnvironment("Pendulum-v1", {"max_episode_steps": 4})
+    rollouts = read_rollouts(follow_policy(environment, ConstantPolicy([0.0]), 6, 1, 5, 0, lead=40))
+    assert rollouts.length is not None
+    assert rollouts.ended is not None
+    assert not bool(rollouts.ended.any())
+    # Times do not depend on where episodes end: what remains of one is 1 to 4 steps, each as likely.
+    assert set(rollouts.length.flatten().tolist()) <= {1, 2, 3, 4}
+    assert len(rollouts.length.unique()) > 1
+
+
+def test_a_process_leads_to_states_that_are_not_terminal() -> None:
+    process = RandomWalkProcess(num_states=6, slip=0.0)
+    environment = ProcessEnvironment(process)
+    start = read_rollouts(follow_policy(environment, ConstantPolicy([1.0]), 40, 1, 3, 0))
+    rollouts = read_rollouts(follow_policy(environment, ConstantPolicy([1.0]), 40, 2, 3, 0, lead=3))
+    check_shapes(rollouts, (40, 2, 3), 2, 1)
+    moved = process.cell(rollouts.observation) - process.cell(start.observation)
+    assert set(moved.tolist()) == {0, 1, 2, 3}
+    assert int(process.cell(rollouts.observation).max()) == 4
+    assert rollouts.states is not None
+    wanted = (process.cell(rollouts.observation)[:, None] + torch.arange(1, 4)).clamp_max(5)
+    assert torch.equal(process.cell(rollouts.states)[:, 0], wanted)

@@ -22,12 +22,13 @@ Trajectories = dict[str, Tensor]
 
 @functools.singledispatch
 def follow_policy(
-    environment: Environment, policy: Policy, num_states: int, copies: int, num_steps: int, seed: int
+    environment: Environment, policy: Policy, num_states: int, copies: int, num_steps: int, seed: int, lead: int = 0
 ) -> Trajectories:
-    """Let a policy act from initial states of an environment.
+    """Let a policy act from initial states of an environment, or from states that it led to.
 
     A general environment can't be put back into a state, so that each source state has one trajectory: enough where
-    environment and policy are deterministic.
+    environment and policy are deterministic. Source states are at times that do not depend on what happens: where an
+    episode ends before, it is in the next one.
 
     Args:
         environment: The environment.
@@ -36,6 +37,7 @@ def follow_policy(
         copies: Trajectories R per source state; 1 unless the environment is a ``ProcessEnvironment``.
         num_steps: Steps T after which a trajectory is cut.
         seed: Seed of the initial states, the members of a family and the noise.
+        lead: Steps of the policy before each source state, at most; their number is uniform in 0, ..., ``lead``.
 
     Returns:
         Tensors by the names of the attributes of ``Rollouts``.
@@ -49,15 +51,25 @@ def follow_policy(
     embedding = policy.embeddings(torch.rand(num_states, policy.embedding_dim, generator=generator))
     env = build_environment(environment, num_states)
     try:
-        steps = roll_out_episodes(env, _Acting(policy, embedding, generator), seed, num_steps)
+        acting = _Acting(policy, embedding, generator)
+        steps = roll_out_episodes(env, acting, seed, lead + num_steps, restart=lead > 0)
     finally:
         env.close()
+    if lead:
+        first = torch.randint(lead + 1, (num_states, 1), generator=generator)
+        steps = steps[torch.arange(num_states)[:, None], first + torch.arange(num_steps)]
     return from_steps(steps, embedding)
 
 
 @follow_policy.register
 def _(
-    environment: ProcessEnvironment, policy: Policy, num_states: int, copies: int, num_steps: int, seed: int
+    environment: ProcessEnvironment,
+    policy: Policy,
+    num_states: int,
+    copies: int,
+    num_steps: int,
+    seed: int,
+    lead: int = 0,
 ) -> Trajectories:
     process, generator = environment.process, torch.Generator().manual_seed(seed)
 
@@ -67,6 +79,12 @@ def _(
     embedding = policy.embeddings(torch.rand(num_states, policy.embedding_dim, generator=generator))
     state = process.start(normal(num_states))
     action = policy.act(state, embedding, generator)
+    if lead:
+        passed, ended = process.futures(policy, state, action, normal(lead, num_states), embedding, generator)
+        # A terminal state has no future; the state before has one of its own, since noise is drawn again from here.
+        time = torch.minimum(torch.randint(lead + 1, (num_states,), generator=generator), (~ended).sum(0))
+        state = torch.cat([state[None], passed])[time, torch.arange(num_states)]
+        action = policy.act(state, embedding, generator)
     shared = [part[:, None].expand(-1, copies, -1) for part in (state, action, embedding)]
     states, ended = process.futures(
         policy, shared[0], shared[1], normal(num_steps, num_states, copies), shared[2], generator
