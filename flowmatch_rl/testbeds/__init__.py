@@ -23,6 +23,13 @@ from flowmatch_rl.testbeds.rewards import (
     SpeedReward,
     SumReward,
 )
+from flowmatch_rl.testbeds.tabular import (
+    CombinationLock,
+    TabularBackup,
+    accumulated_bias,
+    accumulated_strays,
+    counted_kernel,
+)
 
 __all__ = [
     "Bandit",
@@ -31,6 +38,7 @@ __all__ = [
     "CellProcess",
     "Checkerboard",
     "CirculationReward",
+    "CombinationLock",
     "ConstantPolicy",
     "EightGaussians",
     "Flat",
@@ -60,8 +68,12 @@ __all__ = [
     "SpeedReward",
     "Spirals",
     "SumReward",
+    "TabularBackup",
     "TwoMoons",
     "TwoMoonsEnergy",
+    "accumulated_bias",
+    "accumulated_strays",
+    "counted_kernel",
     "discounted_occupancy",
     "free_positions",
     "geometric_steps",
