@@ -15,7 +15,7 @@ from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.evaluation import FutureTests
 from flowmatch_rl.models import Horizon
-from flowmatch_rl.modules import Expansion
+from flowmatch_rl.modules import Expansion, ObservedSteps
 from flowmatch_rl.nets import DynamicsArchitecture, EmaSettings
 from flowmatch_rl.objectives import TD2CFM, MonteCarloCFM, time_constants
 from flowmatch_rl.testbeds import CirculationReward, MazeLoopPolicy, PointMassMaze
@@ -31,7 +31,7 @@ EXPANSION = Expansion(length=64, gate=0.5, architecture=DynamicsArchitecture(num
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "transitions": {"objective": TD2CFM(solver=SOLVER)},
-    "n = 64": {"objective": TD2CFM(solver=SOLVER), "expansion": EXPANSION},
+    "n = 64": {"objective": TD2CFM(solver=SOLVER), "segments": EXPANSION},
     "Monte Carlo": {"objective": MonteCarloCFM()},
     "many horizons": {"objective": TD2CFM(solver=SOLVER), "min_discount": 0.8, "consistency": 0.25},
 }
@@ -68,7 +68,7 @@ def run() -> dict[str, Any]:
 def _row(name: str, discount: float, seed: int) -> dict[str, Any]:
     """What one run finds."""
     variant = dict(VARIANTS[name])
-    objective, expansion = variant.pop("objective"), variant.pop("expansion", None)
+    objective, segments = variant.pop("objective"), variant.pop("segments", ObservedSteps())
     _, found = trained(
         _data(objective.bootstraps),
         seed=seed,
@@ -77,14 +77,13 @@ def _row(name: str, discount: float, seed: int) -> dict[str, Any]:
         path=LINEAR,
         network=NETWORK,
         horizon=Horizon(discount, **variant),
-        expansion=expansion,
+        segments=segments,
         ema=EmaSettings(EMA_DECAY),
         optimizer=OPTIMIZER,
         rewards={"loop": CirculationReward(scale=0.4)},
         tests=FutureTests(test_samples=512, value_samples=1024, likelihood_samples=0),
     )
-    steps = expansion.length if expansion else 1
-    clock = time_constants(EMA_DECAY, discount, UPDATES, steps) if objective.bootstraps else None
+    clock = time_constants(EMA_DECAY, discount, UPDATES, segments.longest) if objective.bootstraps else None
     return {
         "variant": name,
         "discount": discount,
