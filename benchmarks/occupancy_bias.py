@@ -37,11 +37,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 RUNS_OF = [
     (name, discount, seed)
-    for name, seeds in (
-        *((name, (0,)) for name in VARIANTS),
-        *((name, (1, 2)) for name in ("transitions", "n = 64")),
+    for seed, names in (
+        (0, ("transitions", "n = 64", "Monte Carlo")),
+        (1, ("transitions", "n = 64")),
+        (0, ("many horizons",)),
+        (2, ("transitions", "n = 64")),
     )
-    for seed in seeds
+    for name in names
     for discount in DISCOUNTS
     if discount > VARIANTS[name].get("min_discount", 0.0)
 ]
