@@ -1,8 +1,8 @@
 """Occupancies at long horizons: plain transitions against transitions expanded in a learned one-step model.
 
-The maze, with data and network of ``occupancy_maze``: the loop at discounts .9, .99 and .999, and the four policies that
-go to a room, at .99. Expanded variants of the same comparison make fewer updates, so that they take about the same
-time. Seconds are CPU time of the training of one thread, the one-step model included.
+The maze, with data and network of ``occupancy_maze``: the loop at discounts .9, .99 and .999, and the four policies
+that go to a room, at .99. Expanded variants of the same comparison make fewer updates, so that they take about the
+same time. Seconds are CPU time of the training of one thread, the one-step model included.
 """
 
 import tempfile
