@@ -14,7 +14,7 @@ from benchmarks.occupancy_runs import OPTIMIZER, collected, trained
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.evaluation import FutureTests
-from flowmatch_rl.models import Horizon
+from flowmatch_rl.models import DeterministicDynamics, Horizon
 from flowmatch_rl.modules import Expansion, ObservedSteps
 from flowmatch_rl.nets import DynamicsArchitecture, EmaSettings
 from flowmatch_rl.objectives import TD2CFM, MonteCarloCFM, time_constants
@@ -26,7 +26,7 @@ UPDATES, EMA_DECAY = 1_000, 0.9
 EVALUATED_STEPS = 2_000
 """Steps of the trajectories that futures are compared with, ten of the longest horizons."""
 
-EXPANSION = Expansion(length=64, gate=0.5, architecture=DynamicsArchitecture(num_frequencies=4))
+EXPANSION = Expansion(length=64, gate=0.5, dynamics=DeterministicDynamics(DynamicsArchitecture(num_frequencies=4)))
 """The settings of ``conf/occupancy/presets/expansion.yaml``."""
 
 VARIANTS: dict[str, dict[str, Any]] = {

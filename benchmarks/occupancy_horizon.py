@@ -15,20 +15,20 @@ from benchmarks.occupancy_runs import OPTIMIZER, collected, trained
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.evaluation import FutureTests
-from flowmatch_rl.models import Horizon
+from flowmatch_rl.models import DeterministicDynamics, Horizon
 from flowmatch_rl.modules import Expansion, ObservedSteps, Segments
 from flowmatch_rl.nets import DynamicsArchitecture, EmaSettings
 from flowmatch_rl.objectives import TD2CFM, MonteCarloCFM
 from flowmatch_rl.testbeds import CirculationReward, GoalReward, MazeLoopPolicy, MazeReachPolicy, PointMassMaze, Room
 from flowmatch_rl.types import Policy, Reward
 
-CONTACTS = DynamicsArchitecture(num_frequencies=4)
+CONTACTS = DeterministicDynamics(DynamicsArchitecture(num_frequencies=4))
 SEGMENTS: dict[str, Segments] = {
     "transitions": ObservedSteps(),
-    "n = 32": Expansion(length=32, architecture=CONTACTS),
-    "n = 64": Expansion(length=64, architecture=CONTACTS),
-    "n = 128": Expansion(length=128, architecture=CONTACTS, pool_batches=32, reuse=32),
-    "n = 512": Expansion(length=512, architecture=CONTACTS, pool_batches=16, reuse=64),
+    "n = 32": Expansion(length=32, dynamics=CONTACTS),
+    "n = 64": Expansion(length=64, dynamics=CONTACTS),
+    "n = 128": Expansion(length=128, dynamics=CONTACTS, pool_batches=32, reuse=32),
+    "n = 512": Expansion(length=512, dynamics=CONTACTS, pool_batches=16, reuse=64),
     "Monte Carlo": ObservedSteps(),
 }
 

@@ -18,10 +18,19 @@ from flowmatch_rl.estimators import (
     ReweightedEndpoints,
     TruncatedProposal,
 )
-from flowmatch_rl.models import FirstSelection, GreedySelection, Selection, SoftmaxSelection
+from flowmatch_rl.models import (
+    DeterministicDynamics,
+    DynamicsSettings,
+    FirstSelection,
+    GreedySelection,
+    Selection,
+    SoftmaxSelection,
+    StochasticDynamics,
+)
 from flowmatch_rl.nets import (
     Architecture,
     CategoricalHead,
+    DynamicsArchitecture,
     FilmUNetArchitecture,
     QuantileHead,
     ScalarHead,
@@ -194,6 +203,11 @@ ARCHITECTURES: list[Architecture] = [
     FilmUNetArchitecture(
         block_dims=(16, 8, 4), time_features=8, time_dims=(8, 6), condition_dims=(8,), activation="silu"
     ),
+]
+
+DYNAMICS: list[DynamicsSettings] = [
+    DeterministicDynamics(DynamicsArchitecture(num_members=2, hidden_dim=8, num_layers=1)),
+    StochasticDynamics(network=VelocityArchitecture(hidden_dim=16, num_blocks=1, time_features=8)),
 ]
 
 VALUE_HEADS: list[ValueHead] = [

@@ -1,19 +1,24 @@
 from flowmatch_rl.models.actor import Acting, ActorModule, ParticleActor
-from flowmatch_rl.models.dynamics import Dynamics, Step
+from flowmatch_rl.models.dynamics import Dynamics, DynamicsSettings, Step
 from flowmatch_rl.models.flow import Flow, Likelihood
+from flowmatch_rl.models.flow_dynamics import FlowDynamics, StochasticDynamics
 from flowmatch_rl.models.gaussian_policy import GaussianPolicy, GaussianPolicyArchitecture
 from flowmatch_rl.models.generative import GenerativeModel
 from flowmatch_rl.models.occupancy import Occupancy
 from flowmatch_rl.models.occupancy_inputs import Horizon, OccupancyInputs
 from flowmatch_rl.models.policy import FlowPolicy, FlowPolicyArchitecture, LatentPolicy
+from flowmatch_rl.models.residual_dynamics import DeterministicDynamics, ResidualDynamics
 from flowmatch_rl.models.selection import FirstSelection, GreedySelection, Selection, SoftmaxSelection
 
 __all__ = [
     "Acting",
     "ActorModule",
+    "DeterministicDynamics",
     "Dynamics",
+    "DynamicsSettings",
     "FirstSelection",
     "Flow",
+    "FlowDynamics",
     "FlowPolicy",
     "FlowPolicyArchitecture",
     "GaussianPolicy",
@@ -26,7 +31,9 @@ __all__ = [
     "Occupancy",
     "OccupancyInputs",
     "ParticleActor",
+    "ResidualDynamics",
     "Selection",
     "SoftmaxSelection",
     "Step",
+    "StochasticDynamics",
 ]

@@ -1,14 +1,13 @@
 """A one-step model of an environment: where a step leads, how sure that is, and whether it ends there."""
 
+import abc
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
-from flowmatch_rl.nets import DynamicsArchitecture
 from flowmatch_rl.schema import TableSchema
-from flowmatch_rl.shapes import check_same_shape
 
 _SMALLEST_CHANGE = 1e-6
 """Scale of the change of a column that never changes, in units of its standard deviation."""
@@ -25,33 +24,79 @@ class Step(NamedTuple):
     """Probability that the state arrived in is terminal, shape (B,)."""
 
 
-class Dynamics(nn.Module):
-    """An ensemble that regresses on the change of the state in one step, for deterministic environments.
+class Dynamics(nn.Module, abc.ABC):
+    """An ensemble of models of the change of the state in one step.
+
+    Units and weights are kept together: a model may be used with data of other units.
 
     Args:
         schema: Names and units of the S entries of the state.
         action_dim: Dimension A of the action.
-        architecture: Shape of the ensemble.
     """
 
     state_shift: Tensor
     state_scale: Tensor
     change_scale: Tensor
-    seen_terminal: Tensor
     trained: Tensor
 
-    def __init__(self, schema: TableSchema, action_dim: int, architecture: DynamicsArchitecture) -> None:
+    def __init__(self, schema: TableSchema, action_dim: int) -> None:
         super().__init__()
-        self.network = architecture.build(schema.sample_dim, action_dim)
-        self.use(schema)
+        self.columns, self.action_dim = schema.columns, action_dim
+        self.register_buffer("state_shift", torch.tensor(schema.shift))
+        self.register_buffer("state_scale", torch.tensor(schema.scale))
         self.register_buffer("change_scale", torch.ones(schema.sample_dim))
-        self.register_buffer("seen_terminal", torch.tensor(False))
         self.register_buffer("trained", torch.tensor(False))
 
-    def use(self, schema: TableSchema) -> None:
-        """Take the units of a schema with the same columns."""
-        self.register_buffer("state_shift", torch.tensor(schema.shift), persistent=False)
-        self.register_buffer("state_scale", torch.tensor(schema.scale), persistent=False)
+    @abc.abstractmethod
+    def loss(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        arrival: Tensor,
+        terminated: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Loss of steps of the environment, mean over the members.
+
+        Args:
+            observation: States in the units of the environment, shape (B, S).
+            action: Actions in [-1, 1], shape (B, A).
+            arrival: States one step later, shape (B, S).
+            terminated: Whether they are terminal, boolean, shape (B,).
+            generator: Noise of models that are trained with some, on any device; the global one if None.
+
+        Returns:
+            Loss per step, shape (B,).
+
+        Raises:
+            ValueError: If the shapes do not fit.
+        """
+
+    @abc.abstractmethod
+    def step(self, observation: Tensor, action: Tensor, generator: torch.Generator | None = None) -> Step:
+        """Take a step from each state, without gradient.
+
+        Args:
+            observation: States in the units of the environment, shape (B, S).
+            action: Actions in [-1, 1], shape (B, A).
+            generator: Noise of models that draw the state that follows, on any device; the global one if None.
+
+        Raises:
+            ValueError: If the batches differ.
+        """
+
+    @abc.abstractmethod
+    def misfit(
+        self, observation: Tensor, action: Tensor, arrival: Tensor, generator: torch.Generator | None = None
+    ) -> str | None:
+        """What is wrong with a trained model, by steps of the environment; None if it fits them.
+
+        Args:
+            observation: States in the units of the environment, shape (B, S).
+            action: Actions in [-1, 1], shape (B, A).
+            arrival: States one step later, shape (B, S).
+            generator: As for ``step``.
+        """
 
     def measure(self, observation: Tensor, arrival: Tensor) -> None:
         """Take the scale of the changes from steps of the environment.
@@ -76,53 +121,33 @@ class Dynamics(nn.Module):
         self.change_scale.copy_(torch.where(self.change_scale > _SMALLEST_CHANGE, self.change_scale, scale))
         self.change_scale.clamp_(min=_SMALLEST_CHANGE)
 
-    def loss(self, observation: Tensor, action: Tensor, arrival: Tensor, terminated: Tensor) -> Tensor:
-        """Squared error of the changes, and negative log-likelihood of the terminations, means over the members.
-
-        Args:
-            observation: States in the units of the environment, shape (B, S).
-            action: Actions in [-1, 1], shape (B, A).
-            arrival: States one step later, shape (B, S).
-            terminated: Whether they are terminal, boolean, shape (B,).
-
-        Returns:
-            Loss per step, shape (B,).
-
-        Raises:
-            ValueError: If the shapes do not fit.
-        """
-        check_same_shape(observation=observation, arrival=arrival)
-        change, logit = self.network(self._standardise(observation), action)
-        target = (arrival - observation) / self.state_scale / self.change_scale
-        self.seen_terminal |= terminated.any()
-        wanted = terminated.to(logit.dtype).expand_as(logit)
-        ends = binary_cross_entropy_with_logits(logit, wanted, reduction="none") * self.seen_terminal
-        return ((change - target).square().mean(-1) + ends).mean(0)
-
-    @torch.no_grad()
-    def unexplained(self, observation: Tensor, action: Tensor, arrival: Tensor) -> float:
-        """Mean over the columns of the fraction of the change's second moment that the model does not explain.
-
-        Args:
-            observation: States in the units of the environment, shape (B, S).
-            action: Actions in [-1, 1], shape (B, A).
-            arrival: States one step later, shape (B, S).
-        """
-        error = (self.step(observation, action).arrival - arrival) / self.state_scale / self.change_scale
-        return float(error.square().mean())
-
-    @torch.no_grad()
-    def step(self, observation: Tensor, action: Tensor) -> Step:
-        """Take a step of the mean of the members.
-
-        Args:
-            observation: States in the units of the environment, shape (B, S).
-            action: Actions in [-1, 1], shape (B, A).
-        """
-        change, logit = self.network(self._standardise(observation), action)
-        arrival = observation + change.mean(0) * self.change_scale * self.state_scale
-        spread = change.var(0).mean(-1).sqrt()
-        return Step(arrival, spread, logit.sigmoid().mean(0) * self.seen_terminal)
-
-    def _standardise(self, observation: Tensor) -> Tensor:
+    def standardise(self, observation: Tensor) -> Tensor:
+        """Standardised states, shape (*batch, S), of states in the units of the environment."""
         return (observation - self.state_shift) / self.state_scale
+
+    def changes(self, observation: Tensor, arrival: Tensor) -> Tensor:
+        """Changes from states to others in units of the change of one step, shape (*batch, S)."""
+        return (arrival - observation) / self.state_scale / self.change_scale
+
+    def move(self, observation: Tensor, change: Tensor) -> Tensor:
+        """States after changes in units of the change of one step, shape (*batch, S)."""
+        return observation + change * self.change_scale * self.state_scale
+
+
+@dataclass(frozen=True)
+class DynamicsSettings(abc.ABC):
+    """Configuration of a one-step model."""
+
+    @abc.abstractmethod
+    def build(self, schema: TableSchema, action_dim: int) -> Dynamics:
+        """Build the model.
+
+        Args:
+            schema: Names and units of the S entries of the state.
+            action_dim: Dimension A of the action.
+        """
+
+
+def spread_of(changes: Tensor) -> Tensor:
+    """Standard deviation over the members, root mean square over the columns, shape (B,), of changes (M, B, S)."""
+    return changes.var(0).mean(-1).sqrt()

@@ -30,3 +30,18 @@ def normal_like(generator: torch.Generator | None) -> Draw:
         return draw_normal(like.shape, like.device, generator).to(like)
 
     return draw
+
+
+def draw_uniform(shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Uniform noise in [0, 1).
+
+    Args:
+        shape: Its shape.
+        device: Its device.
+        generator: Source of randomness, on any device; the global one of ``device`` if None.
+
+    Returns:
+        Noise, float32.
+    """
+    home = device if generator is None else generator.device
+    return torch.rand(tuple(shape), generator=generator, device=home).to(device)

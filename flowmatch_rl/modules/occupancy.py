@@ -270,8 +270,6 @@ class OccupancyModule(FlowTraining[Occupancy]):
             weights = {f"model.termination.{name}": value for name, value in termination.state_dict().items()}
             checkpoint["state_dict"].update(weights)
         self._fit_dynamics(checkpoint["state_dict"])
-        if self.dynamics is not None:
-            self.dynamics.use(saved)
 
     def _fit_dynamics(self, weights: dict[str, Tensor]) -> None:
         """Leave out the one-step model of a checkpoint that this run does not use, or begin one that it lacks."""

@@ -1,25 +1,27 @@
 """Departures of a one-step model from the environment."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from flowmatch_rl.batches import Rollouts
 from flowmatch_rl.evaluation import rollout_errors
-from flowmatch_rl.models import Dynamics
+from flowmatch_rl.models import ResidualDynamics
 from flowmatch_rl.models.dynamics import Step
 from flowmatch_rl.nets import DynamicsArchitecture
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.testbeds import ConstantPolicy
 
 
-class Drifting(Dynamics):
+class Drifting(ResidualDynamics):
     """A state grows by the action in each step, in the model by a tenth more."""
 
     def __init__(self) -> None:
         super().__init__(TableSchema(("x",), (1.0,), (4.0,)), 1, DynamicsArchitecture(hidden_dim=4))
 
-    def step(self, observation: Tensor, action: Tensor) -> Step:
+    def step(self, observation: Tensor, action: Tensor, generator: Any = None) -> Step:
         return Step(observation + 1.1 * action, torch.zeros(len(observation)), torch.zeros(len(observation)))
 
 

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.models import Dynamics
+from flowmatch_rl.models import DynamicsSettings, ResidualDynamics
 from flowmatch_rl.nets import DynamicsArchitecture
 from flowmatch_rl.schema import TableSchema
+from tests.families import DYNAMICS
 
 SCHEMA = TableSchema(("x", "speed", "still"), (3.0, 50.0, 1.0), (2.0, 13.0, 0.5))
 ENDS_BELOW = 1.0
@@ -26,9 +27,9 @@ def batch(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def trained() -> Dynamics:
+def trained() -> ResidualDynamics:
     torch.manual_seed(0)
-    dynamics = Dynamics(SCHEMA, 1, DynamicsArchitecture(num_members=3, hidden_dim=32))
+    dynamics = ResidualDynamics(SCHEMA, 1, DynamicsArchitecture(num_members=3, hidden_dim=32))
     optimizer = torch.optim.Adam(dynamics.parameters(), lr=1e-2)
     dynamics.measure(*batch(4_000)[::2])
     for update in range(400):
@@ -39,7 +40,7 @@ def trained() -> Dynamics:
     return dynamics
 
 
-def test_a_step_leads_where_that_of_the_environment_does(trained: Dynamics) -> None:
+def test_a_step_leads_where_that_of_the_environment_does(trained: ResidualDynamics) -> None:
     state, action, arrival, terminated = batch(4_000)
     step = trained.step(state, action)
     change = (arrival - state).square().mean(0).sqrt()
@@ -49,7 +50,7 @@ def test_a_step_leads_where_that_of_the_environment_does(trained: Dynamics) -> N
     assert float((step.terminal - terminated.float()).abs().mean()) < 0.03 < float(terminated.float().mean())
 
 
-def test_members_disagree_far_from_the_data(trained: Dynamics) -> None:
+def test_members_disagree_far_from_the_data(trained: ResidualDynamics) -> None:
     state, action, *_ = batch(1_000)
     near = trained.step(state, action).spread
     far = trained.step(state + 8.0 * torch.tensor(SCHEMA.scale), action).spread
@@ -57,8 +58,12 @@ def test_members_disagree_far_from_the_data(trained: Dynamics) -> None:
     assert float(far.mean()) > 5.0 * float(near.mean())
 
 
-def test_nothing_is_terminal_before_a_termination_is_seen() -> None:
-    dynamics = Dynamics(SCHEMA, 1, DynamicsArchitecture(hidden_dim=8))
+every_model = pytest.mark.parametrize("settings", DYNAMICS, ids=lambda settings: type(settings).__name__)
+
+
+@every_model
+def test_nothing_is_terminal_before_a_termination_is_seen(settings: DynamicsSettings) -> None:
+    dynamics = settings.build(SCHEMA, 1)
     state, action, arrival, _ = batch(5)
     assert torch.equal(dynamics.step(state, action).terminal, torch.zeros(5))
     dynamics.loss(state, action, arrival, torch.zeros(5, dtype=torch.bool))
@@ -67,12 +72,48 @@ def test_nothing_is_terminal_before_a_termination_is_seen() -> None:
     assert bool((dynamics.step(state, action).terminal > 0.0).all())
 
 
-def test_losses_have_one_value_per_step_and_reach_every_weight() -> None:
-    dynamics = Dynamics(SCHEMA, 1, DynamicsArchitecture(num_members=2, hidden_dim=8, num_layers=1))
+@every_model
+def test_losses_have_one_value_per_step_and_reach_every_weight(settings: DynamicsSettings) -> None:
+    dynamics = settings.build(SCHEMA, 1)
     loss = dynamics.loss(*batch(1)[:3], torch.ones(1, dtype=torch.bool))
     assert loss.shape == (1,)
     loss.sum().backward()
     assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in dynamics.parameters())
+
+
+@every_model
+def test_states_are_moved_in_their_units_by_changes_in_those_of_a_step(settings: DynamicsSettings) -> None:
+    dynamics = settings.build(SCHEMA, 1)
+    state, _, arrival, _ = batch(4_000)
+    dynamics.measure(state, arrival)
+    change = dynamics.changes(state, arrival)
+    torch.testing.assert_close(change.square().mean(0)[:2], torch.ones(2))
+    torch.testing.assert_close(dynamics.move(state, change), arrival)
+
+
+@every_model
+def test_units_are_kept_with_the_weights(settings: DynamicsSettings) -> None:
+    dynamics = settings.build(SCHEMA, 1)
+    other = settings.build(TableSchema(SCHEMA.columns, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 1)
+    other.load_state_dict(dynamics.state_dict())
+    state, action, *_ = batch(5)
+    wanted, found = (model.step(state, action, torch.Generator().manual_seed(0)) for model in (dynamics, other))
+    assert torch.equal(wanted.arrival, found.arrival)
+
+
+@every_model
+def test_batches_that_differ_are_refused(settings: DynamicsSettings) -> None:
+    with pytest.raises(ValueError, match="action"):
+        settings.build(SCHEMA, 1).step(torch.zeros(3, 3), torch.zeros(2, 1))
+
+
+def test_a_change_that_remains_unexplained_is_a_misfit(trained: ResidualDynamics) -> None:
+    state, action, arrival, _ = batch(1_000)
+    assert trained.misfit(state, action, arrival) is None
+    noisy = arrival + 0.4 * trained.change_scale * trained.state_scale * torch.randn_like(arrival)
+    assert trained.misfit(state, action, noisy) is None
+    noisy = arrival + trained.change_scale * trained.state_scale * torch.randn_like(arrival)
+    assert "StochasticDynamics" in (trained.misfit(state, action, noisy) or "")
 
 
 def test_frequencies_make_room_for_the_edge_of_a_wall() -> None:
@@ -80,7 +121,7 @@ def test_frequencies_make_room_for_the_edge_of_a_wall() -> None:
     for frequencies in (0, 4):
         torch.manual_seed(0)
         schema = TableSchema(("x",), (0.0,), (1.0,))
-        dynamics = Dynamics(schema, 1, DynamicsArchitecture(2, 32, num_frequencies=frequencies))
+        dynamics = ResidualDynamics(schema, 1, DynamicsArchitecture(2, 32, num_frequencies=frequencies))
         optimizer = torch.optim.Adam(dynamics.parameters(), lr=1e-2)
         for update in range(300):
             state, action = 2.0 * torch.rand(256, 1) - 1.0, torch.zeros(256, 1)
@@ -99,9 +140,3 @@ def test_frequencies_make_room_for_the_edge_of_a_wall() -> None:
 def test_sizes_out_of_range_are_refused(name: str, value: int) -> None:
     with pytest.raises(UserError, match=f"{name} must .* got {value}"):
         DynamicsArchitecture(**{name: value})
-
-
-def test_batches_that_differ_are_refused() -> None:
-    dynamics = Dynamics(SCHEMA, 1, DynamicsArchitecture(hidden_dim=8))
-    with pytest.raises(ValueError, match="action"):
-        dynamics.step(torch.zeros(3, 3), torch.zeros(2, 1))

@@ -11,7 +11,7 @@ import torch
 
 from flowmatch_rl.batches import Segment, read_segment
 from flowmatch_rl.checks import RunError, UserError
-from flowmatch_rl.models import Dynamics, Horizon
+from flowmatch_rl.models import DeterministicDynamics, Horizon, StochasticDynamics
 from flowmatch_rl.modules import Expansion, ObservedSteps, OccupancyModule
 from flowmatch_rl.modules.expansion import SegmentPool
 from flowmatch_rl.nets import DynamicsArchitecture
@@ -20,12 +20,14 @@ from flowmatch_rl.samplers import DdimSampler
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.testbeds import LinearPolicy, RandomPolicy
 from tests.combinations import one_test
-from tests.modules.occupancy_toys import PLANE, PLANE_POLICY, occupancy, segments
+from tests.modules.occupancy_toys import PLANE, PLANE_POLICY, SMALL, occupancy, segments
 from tests.modules.test_occupancy import DIFFUSION, FEW, model_of, tiny_data, trainer
 
-TINY_MODEL = DynamicsArchitecture(num_members=2, hidden_dim=8, num_layers=1)
-SHUT = Expansion(length=4, gate=0.0, architecture=TINY_MODEL, num_updates=3, batch_size=8, pool_batches=1, reuse=1)
+TINY = DynamicsArchitecture(num_members=2, hidden_dim=8, num_layers=1)
+TINY_MODEL = DeterministicDynamics(TINY)
+SHUT = Expansion(length=4, gate=0.0, dynamics=TINY_MODEL, num_updates=3, batch_size=8, pool_batches=1, reuse=1)
 OPEN = dataclasses.replace(SHUT, gate=1e6)
+DRAWN = StochasticDynamics(network=SMALL)
 POLICY = LinearPolicy(gain=[[0.01, -0.02]], bias=[0.1])
 CASES: dict[str, dict[str, Any]] = {
     "squared": {},
@@ -60,9 +62,26 @@ def test_with_the_gate_shut_a_run_is_that_of_plain_transitions_to_the_last_digit
     assert not torch.equal(opened, plain)
 
 
+def test_the_same_holds_for_a_model_that_draws_the_states_that_follow(tmp_path: Path) -> None:
+    plain = weights_after_a_run(tmp_path)
+    shut, opened = (dataclasses.replace(settings, dynamics=DRAWN) for settings in (SHUT, OPEN))
+    assert torch.equal(weights_after_a_run(tmp_path, segments=shut), plain)
+    weights = weights_after_a_run(tmp_path, segments=opened)
+    assert not torch.equal(weights, plain)
+    assert torch.equal(weights_after_a_run(tmp_path, segments=opened), weights)
+
+
+def test_drawn_steps_differ_from_one_use_of_a_state_to_the_next() -> None:
+    kept = pool(dataclasses.replace(OPEN, dynamics=DRAWN))
+    (batch,) = batches(1)
+    first, second = kept.take(batch), kept.take(batch)
+    assert torch.equal(first.arrivals[:, 0], second.arrivals[:, 0])
+    assert not bool((first.arrivals[:, 1] == second.arrivals[:, 1]).any())
+
+
 def pool(settings: Expansion, policy: Any = PLANE_POLICY) -> SegmentPool:
     torch.manual_seed(0)
-    dynamics = Dynamics(PLANE, 2, settings.architecture).requires_grad_(False)
+    dynamics = settings.dynamics.build(PLANE, 2).requires_grad_(False)
     return SegmentPool(settings, dynamics, policy, seed=3)
 
 
@@ -139,7 +158,7 @@ def test_training_the_model_lowers_its_error_and_leaves_other_noise_alone(tmp_pa
 
 
 def test_a_model_that_diverges_ends_the_run_by_name() -> None:
-    dynamics = Dynamics(PLANE, 2, TINY_MODEL)
+    dynamics = TINY_MODEL.build(PLANE, 2)
     with pytest.raises(RunError, match=r"one-step model has diverged; lower segments\.learning_rate"):
         dataclasses.replace(OPEN, learning_rate=1e30, num_updates=5).train(dynamics, iter(batches(5)))
 
@@ -187,7 +206,7 @@ def test_a_column_that_changes_rarely_leaves_the_model_as_good_as_one_that_never
 
     torch.manual_seed(0)
     schema = TableSchema(("x", "y", "flag"), (0.0, 0.0, 0.5), (1.0, 1.0, 0.5))
-    dynamics = Dynamics(schema, 2, dataclasses.replace(TINY_MODEL, hidden_dim=32))
+    dynamics = DeterministicDynamics(dataclasses.replace(TINY, hidden_dim=32)).build(schema, 2)
     settings = dataclasses.replace(OPEN, num_updates=300, batch_size=64, learning_rate=1e-2)
     settings.train(dynamics, (transitions(64, int(index % 10 == 5)) for index in itertools.count()))
     test = transitions(500, 0)
