@@ -82,7 +82,7 @@ def run(updates: int = UPDATES, seeds: tuple[int, ...] = SEEDS) -> dict[str, Any
                     horizon=Horizon(DISCOUNT),
                     ema=EmaSettings(0.95),
                     optimizer=OPTIMIZER,
-                    tests=FutureTests(value_samples=2, test_samples=2, likelihood_samples=0),
+                    tests=FutureTests(value_samples=2, test_samples=2, likelihood_samples=0, num_actions=0),
                 )
                 distance, floor, mean_error = distances(module)
                 rows.append(

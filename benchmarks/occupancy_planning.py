@@ -113,7 +113,7 @@ def run(updates: int = UPDATES) -> dict[str, Any]:
             ema=EmaSettings(0.9),
             optimizer=OPTIMIZER,
             sampler=OdeSampler(Euler(num_steps=5)),
-            tests=FutureTests(test_samples=128, value_samples=128, likelihood_samples=0),
+            tests=FutureTests(test_samples=128, value_samples=128, likelihood_samples=0, num_actions=0),
         )
     rows = []
     for name, reward in REWARDS.items():

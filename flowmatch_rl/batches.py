@@ -116,6 +116,10 @@ class Rollouts:
             a terminal state is repeated.
         length: Steps of each trajectory that are known, shape (N, R), or None; T for those that terminated.
         ended: Whether each trajectory had terminated by then, boolean, shape (N, R, T), or None.
+        tried_actions: Other first actions tried in each state, uniform on [-1, 1]^A, shape (N, M, A), or None.
+        tried_states: States at times 1, ..., T of trajectories after each of them, shape (N, M, R, T, S), or None; a
+            terminal state is repeated. Trajectory r may share its noise between all actions of a state.
+        tried_ended: Whether each of these had terminated by then, boolean, shape (N, M, R, T), or None.
     """
 
     observation: Tensor
@@ -124,6 +128,9 @@ class Rollouts:
     states: Tensor | None
     length: Tensor | None
     ended: Tensor | None
+    tried_actions: Tensor | None = None
+    tried_states: Tensor | None = None
+    tried_ended: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -218,7 +225,8 @@ def read_rollouts(batch: Mapping[str, Tensor]) -> Rollouts:
     Raises:
         KeyError: If a required entry is missing; the message names it.
     """
-    return _read(Rollouts, batch, optional=("states", "length", "ended"))
+    tried = ("tried_actions", "tried_states", "tried_ended")
+    return _read(Rollouts, batch, optional=("states", "length", "ended", *tried))
 
 
 Read = TypeVar("Read", Segment, Rollouts)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from flowmatch_rl.batches import ACTION, DONE, EMBEDDING, OBSERVATION, SegmentNeeds
 from flowmatch_rl.checks import check_range
 from flowmatch_rl.data.base import TEST_SEEDS, DataModule, batch_loader
-from flowmatch_rl.data.transitions.rollouts import Trajectories, follow_policy, stored_trajectories
+from flowmatch_rl.data.transitions.rollouts import Trajectories, follow_policy, stored_trajectories, try_actions
 from flowmatch_rl.data.transitions.segments import SegmentReader
 from flowmatch_rl.data.transitions.store import TransitionStore
 from flowmatch_rl.envs.environments import Environment
@@ -35,6 +35,11 @@ class OccupancyLearner(Protocol):
     @property
     def segment_needs(self) -> SegmentNeeds:
         """What the segments must hold."""
+        ...
+
+    @property
+    def num_tried_actions(self) -> int:
+        """Actions that a test tries in each source state; 0 for none."""
         ...
 
 
@@ -192,10 +197,12 @@ class OfflineData(DataModule):
         return batch_loader(1, lambda _: self.trajectories(self.eval_states, self.eval_seed))
 
     def test_dataloader(self) -> DataLoader:
-        """One batch of source states with trajectories, see ``batches.read_rollouts``."""
-        return batch_loader(1, lambda _: self.trajectories(self.test_states, self.eval_seed + TEST_SEEDS))
+        """One batch of source states with trajectories and tried actions, see ``batches.read_rollouts``."""
+        return batch_loader(1, lambda _: self._test_trajectories() | self._tried_actions())
 
-    predict_dataloader = test_dataloader
+    def predict_dataloader(self) -> DataLoader:
+        """One batch of source states with trajectories, see ``batches.read_rollouts``."""
+        return batch_loader(1, lambda _: self._test_trajectories())
 
     def trajectories(self, number: int, seed: int) -> Trajectories:
         """This process's part of ``number`` source states, with trajectories where there are any."""
@@ -216,6 +223,18 @@ class OfflineData(DataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume after a number of batches."""
         self._drawn = state_dict["drawn"]
+
+    def _test_trajectories(self) -> Trajectories:
+        return self.trajectories(self.test_states, self.eval_seed + TEST_SEEDS)
+
+    def _tried_actions(self) -> Trajectories:
+        """Other first actions in the source states of a test, where the environment can be put back into them."""
+        environment, policy = self.environment, self._module.policy
+        if environment is None or policy is None:
+            return {}
+        seed = process_seed(self.eval_seed + TEST_SEEDS, self.rank, step=-1)
+        known, number = self._test_trajectories(), self._module.num_tried_actions
+        return try_actions(environment, policy, known, number, self.eval_steps, seed)
 
     def _follow(self, number: int, seed: int) -> Trajectories:
         environment, policy = self.environment, self._module.policy

@@ -165,10 +165,19 @@ def modelled_futures(
     """
     noise = model.draw_noise(len(rollouts.observation), number, generator=generator)
     made = model.futures(noise, rollouts.observation, rollouts.action, rollouts.embedding, discount)
+    check_finite(made)
+    return made
+
+
+def check_finite(made: Tensor) -> None:
+    """Raise unless modelled states of shape (*batch, D) are finite.
+
+    Raises:
+        RunError: If one is not.
+    """
     bad = int((~torch.isfinite(made)).any(-1).sum())
     if bad:
         raise RunError(f"{bad} of {made[..., 0].numel()} modelled states are not finite; lower the learning rate")
-    return made
 
 
 def stray_fraction(schema: TableSchema, made: Tensor) -> Tensor | None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.batches import Rollouts
-from flowmatch_rl.checks import check_range
+from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.evaluation.action_information import action_lines, modelled_effect, real_effect
 from flowmatch_rl.evaluation.futures import Gather, compare_values, modelled_futures, real_futures, stray_fraction
 from flowmatch_rl.metrics import squared_wasserstein_distance, wasserstein_distance
 from flowmatch_rl.models import Occupancy
@@ -23,11 +24,17 @@ class FutureTests:
     real samples of the same size, below which none can fall. Values are compared with the discounted rewards of the
     trajectories.
 
+    A test also tries actions in each source state, uniform on [-1, 1]^A with the member of a family held fixed, and
+    measures the action information ``Var_a E[X | s, a] / E_a Var[X | s, a]`` of the model, in an environment that can
+    be put back into a state beside that of trajectories after the same actions.
+
     Args:
         val_samples: Future states per source state during training, at least 2.
         test_samples: Future states per source state of a test, at least 2.
         value_samples: Future states per source state that values are estimated from, at least 2.
         likelihood_samples: Real future states whose log-likelihood a test measures, over all source states; 0 for none.
+        num_actions: Actions tried in each source state of a test, at least 2; 0 for none.
+        action_samples: Future states per source state and tried action, at least 2.
         predict_samples: Future states per source state that the ``predict`` command writes, at least 1.
         discounts: Discounts that a test compares at, for a model of many horizons; the model's highest if None.
 
@@ -39,6 +46,8 @@ class FutureTests:
     test_samples: int = 512
     value_samples: int = 2_048
     likelihood_samples: int = 1_024
+    num_actions: int = 8
+    action_samples: int = 64
     predict_samples: int = 128
     discounts: tuple[float, ...] | None = None
 
@@ -48,7 +57,11 @@ class FutureTests:
             val_samples=self.val_samples,
             test_samples=self.test_samples,
             value_samples=self.value_samples,
+            action_samples=self.action_samples,
         )
+        check_range("[0, inf)", num_actions=self.num_actions)
+        if self.num_actions == 1:
+            raise UserError("num_actions must be at least 2, or 0 for none, got 1")
         check_range("[0, inf)", likelihood_samples=self.likelihood_samples)
         check_range("[1, inf)", predict_samples=self.predict_samples)
 
@@ -137,7 +150,23 @@ class FutureTests:
                 metrics["nll_per_dim"] = self._likelihood(model, rollouts, discount, real, generator)
         for value in compare_values(model, rollouts, rewards, made[:, : self.value_samples], discount):
             metrics |= value.metrics(gather)
-        return metrics
+        return metrics | self._action_information(model, rollouts, discount, gather)
+
+    def _action_information(
+        self, model: Occupancy, rollouts: Rollouts, discount: float, gather: Gather | None
+    ) -> dict[str, Tensor]:
+        """Of the model, and of trajectories; noise of its own leaves that of the other metrics alone."""
+        if self.num_actions == 0:
+            return {}
+        generator, actions = torch.Generator().manual_seed(2), rollouts.tried_actions
+        if actions is None:
+            count, action_dim = rollouts.action.shape
+            uniform = torch.rand(count, self.num_actions, action_dim, generator=generator)
+            actions = (2.0 * uniform - 1.0).to(rollouts.action)
+        made = modelled_effect(model, rollouts, actions, discount, self.action_samples, generator)
+        real = real_effect(model, rollouts, discount)
+        metrics = {"action_information": made.information(gather)}
+        return metrics if real is None else metrics | {"action_information_real": real.information(gather)}
 
     def _likelihood(
         self, model: Occupancy, rollouts: Rollouts, discount: float, real: Tensor, generator: torch.Generator
@@ -172,7 +201,7 @@ def _lines(metrics: Mapping[str, float], rewards: tuple[str, ...], suffix: str) 
             if f"test/value_correlation/{name}" in found:
                 real += f", correlation {found[f'test/value_correlation/{name}']:.3g}"
         lines.append(f"{f'value{suffix}':<12} {name}: {value}{real}")
-    return lines
+    return lines + action_lines(found, suffix)
 
 
 def _mean_distance(made: Tensor, real: Tensor, squared: bool) -> Tensor:

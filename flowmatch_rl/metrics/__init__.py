@@ -4,7 +4,7 @@ from flowmatch_rl.doors import lazy_exports
 
 if TYPE_CHECKING:
     from flowmatch_rl.metrics.curves import MeanCurve, interpolate_curve, mean_curve
-    from flowmatch_rl.metrics.dependence import correlation
+    from flowmatch_rl.metrics.dependence import correlation, variance_of_means
     from flowmatch_rl.metrics.distances import energy_distance, maximum_mean_discrepancy
     from flowmatch_rl.metrics.reliable import (
         interquartile_mean,
@@ -37,5 +37,6 @@ __all__ = [
     "saturated_fraction",
     "sliced_wasserstein_distance",
     "squared_wasserstein_distance",
+    "variance_of_means",
     "wasserstein_distance",
 ]

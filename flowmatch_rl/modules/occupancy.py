@@ -171,6 +171,11 @@ class OccupancyModule(FlowTraining[Occupancy]):
         futures = None if bootstraps else self.model.horizon.draw
         return SegmentNeeds(self.segments.observed_steps, self.policy is None and bootstraps, futures)
 
+    @property
+    def num_tried_actions(self) -> int:
+        """Actions that a test tries in each source state."""
+        return self.tests.num_actions
+
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of a batch."""
         segment = read_segment(batch)

@@ -8,7 +8,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from flowmatch_rl.batches import Rollouts, read_rollouts
-from flowmatch_rl.data.transitions.rollouts import follow_policy, from_steps, stored_trajectories
+from flowmatch_rl.data.transitions.rollouts import follow_policy, from_steps, stored_trajectories, try_actions
 from flowmatch_rl.envs import GymnasiumEnvironment, ProcessEnvironment
 from flowmatch_rl.testbeds import (
     ConstantPolicy,
@@ -164,6 +164,52 @@ def test_trajectories_of_a_process_depend_on_their_seed_alone(policy) -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["observation"], other["observation"])
     assert not torch.equal(first["states"], other["states"])
+
+
+def test_tried_actions_of_a_state_have_one_noise_and_are_followed_by_the_policy() -> None:
+    environment = ProcessEnvironment(LINEAR)
+    known = follow_policy(environment, LINEAR_POLICY, 2_000, 1, 2, seed=3)
+    tried = try_actions(environment, LINEAR_POLICY, known, 3, 5, seed=4)
+    rollouts = read_rollouts(known | tried)
+    assert rollouts.tried_actions is not None
+    assert rollouts.tried_states is not None
+    assert rollouts.tried_ended is not None
+    assert rollouts.tried_actions.shape == (2_000, 3, 1)
+    assert rollouts.tried_states.shape == (2_000, 3, 2, 5, 1)
+    assert rollouts.tried_ended.shape == (2_000, 3, 2, 5)
+    assert not rollouts.tried_ended.any()
+    actions = rollouts.tried_actions.flatten()
+    assert float(actions.abs().max()) <= 1.0
+    torch.testing.assert_close(actions.mean(), torch.tensor(0.0), rtol=0.0, atol=4.5 * (1 / 3 / 6_000) ** 0.5)
+    assert actions.var().item() == pytest.approx(1 / 3, rel=0.05)
+    # Actions do not follow the states that they are tried in.
+    pair = torch.stack([rollouts.observation[:, 0], rollouts.tried_actions[:, 0, 0]])
+    assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.1
+    # What differs between two actions of one state shrinks as the policy would have it, without noise.
+    closed, made = 0.8 + 0.5 * -0.9, rollouts.tried_states[..., 0]
+    for k in range(5):
+        apart = 0.5 * closed**k * (rollouts.tried_actions[:, 1] - rollouts.tried_actions[:, 0])
+        torch.testing.assert_close(made[:, 1, :, k] - made[:, 0, :, k], apart.expand(-1, 2), rtol=0.0, atol=1e-5)
+    # The two trajectories of an action, and those of two states, have noise of their own.
+    first = made[:, 0, :, 0] - (0.8 * rollouts.observation + 0.5 * rollouts.tried_actions[:, 0] + 0.1)
+    assert first.std().item() == pytest.approx(0.3, rel=0.05)
+    assert abs(float(torch.corrcoef(first.T)[0, 1])) < 0.1
+    again = try_actions(environment, LINEAR_POLICY, known, 3, 5, seed=4)
+    assert all(torch.equal(tried[name], again[name]) for name in tried)
+
+
+def test_a_member_of_a_family_acts_after_all_actions_tried_in_its_state() -> None:
+    environment, policy = ProcessEnvironment(PointMassMaze()), MazeGoalPolicy()
+    known = follow_policy(environment, policy, 3, 1, 2, seed=0)
+    tried = try_actions(environment, policy, known, 2, 400, seed=0)["tried_states"]
+    goal = 0.3 * known["embedding"][:, None, None].expand(-1, 2, 2, -1)
+    torch.testing.assert_close(tried[:, :, :, -1, :2], goal, rtol=0.0, atol=0.02)
+
+
+def test_no_actions_are_tried_where_none_are_wanted_or_states_cannot_be_put_back() -> None:
+    known = follow_policy(ProcessEnvironment(LINEAR), LINEAR_POLICY, 2, 1, 2, seed=3)
+    assert try_actions(ProcessEnvironment(LINEAR), LINEAR_POLICY, known, 0, 5, seed=4) == {}
+    assert try_actions(PENDULUM, LINEAR_POLICY, known, 3, 5, seed=4) == {}
 
 
 PENDULUM = GymnasiumEnvironment("Pendulum-v1")

@@ -109,7 +109,7 @@ def test_validation_counts_states_outside_the_range_of_the_data(late: float, str
 
 
 def measured(model: ExactCycle, rollouts: Rollouts, rewards: tuple[str, ...] = (), **options: Any) -> dict[str, float]:
-    small: dict[str, Any] = {"test_samples": 64, "value_samples": 4_000, "likelihood_samples": 30}
+    small: dict[str, Any] = {"test_samples": 64, "value_samples": 4_000, "likelihood_samples": 30, "num_actions": 0}
     found = FutureTests(**(small | options)).test(model, rollouts, dict.fromkeys(rewards, TIME), generator())
     return {name: value.item() for name, value in found.items()}
 
@@ -261,6 +261,8 @@ def test_a_report_of_other_discounts_alone_names_them() -> None:
         ("test_samples", 1, 2),
         ("value_samples", 1, 2),
         ("likelihood_samples", -1, 0),
+        ("num_actions", -1, 0),
+        ("action_samples", 1, 2),
         ("predict_samples", 0, 1),
     ],
 )

@@ -261,8 +261,9 @@ def test_a_run_without_a_policy_is_validated_and_tested_on_trajectories_left_out
     (metrics,) = run.test(module, datamodule=data, verbose=False)
     names = {"wasserstein", "squared_wasserstein", "wasserstein_floor", "nll_per_dim"}
     names |= {f"{name}/late" for name in ("value", "value_standard_error", "value_real", "value_error")}
+    names |= {"action_information"}  # of the model alone: trajectories of the data have one action in a state
     assert metrics.keys() == {f"test/{name}" for name in names}
-    assert len(module.result_lines(metrics)) == 4
+    assert len(module.result_lines(metrics)) == 5
 
 
 def test_a_run_with_an_environment_compares_with_the_policy_in_it(tmp_path: Path) -> None:
@@ -273,6 +274,10 @@ def test_a_run_with_an_environment_compares_with_the_policy_in_it(tmp_path: Path
     run = trainer(tmp_path)
     run.fit(module, datamodule=data)
     assert bool(torch.isfinite(run.callback_metrics["val/wasserstein"]))
+    (metrics,) = run.test(module, datamodule=data, verbose=False)
+    # Six updates teach it nothing of the action, which decides a part of the next states.
+    assert metrics["test/action_information"] < 0.1 * metrics["test/action_information_real"]
+    assert any(line.startswith("warning ") for line in module.result_lines(metrics))
     (made,) = cast(list[dict[str, Tensor]], run.predict(module, datamodule=data))
     assert made["sample"].shape == (64 * 3, 2)
     assert made["condition"].shape == (64 * 3, 3)

@@ -19,6 +19,9 @@ from flowmatch_rl.types import Policy
 Trajectories = dict[str, Tensor]
 """Tensors by the names of the attributes of ``Rollouts``."""
 
+_TRIES = 2
+"""Trajectories of each action that is tried: two tell what the noise adds to the variance of their means."""
+
 
 @functools.singledispatch
 def follow_policy(
@@ -97,6 +100,54 @@ def _(
         "length": torch.full((num_states, copies), num_steps),
         "ended": ended.movedim(0, 2),
     }
+
+
+@functools.singledispatch
+def try_actions(
+    environment: Environment, policy: Policy, known: Trajectories, num_actions: int, num_steps: int, seed: int
+) -> Trajectories:
+    """Try random first actions in source states, after which a policy acts.
+
+    Args:
+        environment: The environment.
+        policy: The policy.
+        known: Source states and embeddings by the names of the attributes of ``Rollouts``, N of them.
+        num_actions: Actions M tried in each state, uniform on [-1, 1]^A; 0 for none.
+        num_steps: Steps T after which a trajectory is cut.
+        seed: Seed of the actions and the noise.
+
+    Returns:
+        ``tried_actions``, ``tried_states`` and ``tried_ended`` of ``Rollouts``, the actions of a state under the same
+        noise; nothing for none, or of an environment that can't be put back into a state.
+    """
+    return {}
+
+
+@try_actions.register
+def _(
+    environment: ProcessEnvironment,
+    policy: Policy,
+    known: Trajectories,
+    num_actions: int,
+    num_steps: int,
+    seed: int,
+) -> Trajectories:
+    if num_actions == 0:
+        return {}
+    process, generator = environment.process, torch.Generator().manual_seed(seed)
+    state, embedding = known["observation"], known["embedding"]
+    actions = 2.0 * torch.rand(len(state), num_actions, process.action_dim, generator=generator) - 1.0
+    noise = torch.randn(num_steps, len(state), 1, _TRIES, process.noise_dim, generator=generator)
+    batch = (-1, num_actions, _TRIES, -1)
+    states, ended = process.futures(
+        policy,
+        state[:, None, None].expand(batch),
+        actions[:, :, None].expand(batch),
+        noise.expand(-1, *batch),
+        embedding[:, None, None].expand(batch),
+        generator,
+    )
+    return {"tried_actions": actions, "tried_states": states.movedim(0, 3), "tried_ended": ended.movedim(0, 3)}
 
 
 def from_steps(steps: TensorDictBase, embedding: Tensor) -> Trajectories:
