@@ -1,6 +1,6 @@
 """A process in one dimension whose occupancies, flows and bootstrapped samples are known without training.
 
-The state moves by ``s' = .9 s + .5 a + .4 xi`` and policies act by ``a = -.3 s + .6 + z`` with a nudge z that makes a
+The state moves by ``s' = .9 s + .5 a + .4 xi`` and policies act by ``a = -.3 s + 1.2 + z`` with a nudge z that makes a
 family. An arrival is terminal with a probability that is the same everywhere: since a terminal state keeps all the
 weight that is left, the occupancy is that of the endless process at the discount times the probability of going on.
 """
@@ -23,9 +23,9 @@ from flowmatch_rl.solvers import Midpoint
 from flowmatch_rl.types import Policy, Prediction
 from tests.oracles import normal, uniform
 
-KEPT, PUSH, GAIN, BIAS, NOISE = 0.9, 0.5, -0.3, 0.6, 0.4
+KEPT, PUSH, GAIN, BIAS, NOISE = 0.9, 0.5, -0.3, 1.2, 0.4
 CLOSED = KEPT + PUSH * GAIN
-SCHEMA = TableSchema(("x",), (0.8,), (0.9,))
+SCHEMA = TableSchema(("x",), (1.2,), (1.1,))
 NUM_TERMS = 30
 """Steps after which only 1e-5 of the discounted future still depends on the start, at a discount of .9."""
 

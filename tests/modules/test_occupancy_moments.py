@@ -90,8 +90,8 @@ CASES = {
     "arrival": Case(),
     "current": Case(NOW),
     "terminations": Case(ends=0.1),
-    "three steps": Case(ends=0.1, num_steps=3),
-    "three steps, current": Case(NOW, ends=0.1, num_steps=3),
+    "three steps": Case(Horizon(0.6), ends=0.1, num_steps=3),
+    "three steps, current": Case(Horizon(0.6, first_state="current"), ends=0.1, num_steps=3),
     "expanded": Case(ends=0.1, expanded=4),
     "expanded, current": Case(NOW, ends=0.1, expanded=4),
     "family": Case(family=True),
@@ -186,16 +186,16 @@ def mean_steps(case: Case) -> Segment:
     def sure(state: Tensor, action: Tensor, arrival: Tensor, chance: Tensor) -> Tensor:
         return 0.0 * chance
 
-    return exact.expansions(exact.segments(SIZE, 10), 12, case.ends, 20, sure, noise=0.0)
+    return exact.expansions(exact.segments(case.size, 10), 12, case.ends, 20, sure, noise=0.0)
 
 
 def gate_at_the_arrival(case: Case) -> Segment:
     """A gate that sees where the step that it decides on has led."""
 
     def high(state: Tensor, action: Tensor, arrival: Tensor, chance: Tensor) -> Tensor:
-        return (arrival[:, 0] > 0.5).float()
+        return (arrival[:, 0] > 1.2).float()
 
-    return exact.expansions(exact.segments(SIZE, 10), 4, case.ends, 20, high)
+    return exact.expansions(exact.segments(SIZE, 10), 8, case.ends, 20, high)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def gate_at_the_arrival(case: Case) -> Segment:
         (overlooked_ends, Case(ends=0.1)),
         (overlooked_ends, Case(NOW, ends=0.1, expanded=4)),
         (steps_of_another_policy, Case(family=True, num_steps=3)),
-        (mean_steps, Case()),
+        (mean_steps, Case(size=2 * SIZE)),
         (gate_at_the_arrival, Case()),
     ],
 )
@@ -276,7 +276,7 @@ def test_a_backup_ends_in_the_occupancy(objective: type[OccupancyObjective], cas
 
 
 def test_the_coupled_objective_is_off_before_the_end_of_the_path() -> None:
-    case = CASES["three steps"]
+    case = Case()
     model = case.model()
     assert z_score(CoupledTDCFM(solver=SOLVER), model, case.backup(model)) > WRONG
 
