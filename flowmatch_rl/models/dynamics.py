@@ -150,4 +150,6 @@ class DynamicsSettings(abc.ABC):
 
 def spread_of(changes: Tensor) -> Tensor:
     """Standard deviation over the members, root mean square over the columns, shape (B,), of changes (M, B, S)."""
-    return changes.var(0).mean(-1).sqrt()
+    # torch.var over a first dimension of two or three takes thirty times as long.
+    deviation = changes - changes.mean(0)
+    return (deviation.square().sum(0) / (len(changes) - 1)).mean(-1).sqrt()

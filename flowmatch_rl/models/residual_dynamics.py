@@ -8,6 +8,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from flowmatch_rl.models.dynamics import Dynamics, DynamicsSettings, Step, spread_of
 from flowmatch_rl.nets import DynamicsArchitecture
+from flowmatch_rl.nets.chunks import map_in_chunks
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.shapes import check_same_shape
 
@@ -65,9 +66,15 @@ class ResidualDynamics(Dynamics):
     @torch.no_grad()
     def step(self, observation: Tensor, action: Tensor, generator: torch.Generator | None = None) -> Step:
         """Take a step of the mean of the members; draws no noise."""
-        change, logit = self.network(self.standardise(observation), action)
-        arrival = self.move(observation, change.mean(0))
-        return Step(arrival, spread_of(change), logit.sigmoid().mean(0) * self.seen_terminal)
+        change, spread, ends = map_in_chunks(
+            self._predict, len(self.network.biases[0]), self.standardise(observation), action
+        )
+        return Step(self.move(observation, change), spread, ends * self.seen_terminal)
+
+    def _predict(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean change (B, S), disagreement (B,) and mean probability of an end (B,)."""
+        change, logit = self.network(state, action)
+        return change.mean(0), spread_of(change), logit.sigmoid().mean(0)
 
     def misfit(
         self, observation: Tensor, action: Tensor, arrival: Tensor, generator: torch.Generator | None = None
