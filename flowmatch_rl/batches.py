@@ -105,6 +105,19 @@ class SegmentNeeds:
 
 
 @dataclass(frozen=True)
+class ActionTrials:
+    """Requirements of a test on the actions that are tried in its source states.
+
+    Attributes:
+        num_actions: Actions tried in each state; 0 for none.
+        num_steps: Steps of the trajectories after them, at most.
+    """
+
+    num_actions: int = 0
+    num_steps: int = 1
+
+
+@dataclass(frozen=True)
 class Rollouts:
     """N source states and trajectories of a policy that start there, in the units of the environment.
 

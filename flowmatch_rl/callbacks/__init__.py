@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
     from flowmatch_rl.callbacks.curves import LossCurve
     from flowmatch_rl.callbacks.episodes import EpisodeWriter
+    from flowmatch_rl.callbacks.expansion_curve import ExpansionCurve
     from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
     from flowmatch_rl.callbacks.first_lines import header
     from flowmatch_rl.callbacks.flow_figures import FlowFigures
@@ -26,6 +27,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "Checkpoints",
     "EpisodeWriter",
+    "ExpansionCurve",
     "FlowFigures",
     "LearningCurve",
     "LossCurve",

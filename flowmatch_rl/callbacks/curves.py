@@ -5,10 +5,11 @@ import csv
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from flowmatch_rl.callbacks.artifacts import file_path, publish, write_figure, writes_files
 from flowmatch_rl.callbacks.stopwatch import Stopwatch
@@ -20,7 +21,7 @@ _Point = TypeVar("_Point", bound=CurvePoint)
 
 
 class Curve(Callback, abc.ABC, Generic[_Point]):
-    """Adds a point at every evaluation of a training; draws ``learning_curve.png`` and writes ``learning_curve.csv``.
+    """Adds a point at every evaluation of a training; draws a figure, and writes a table of the numbers.
 
     Both lie in ``figures``. The table is written at every evaluation, so that a run in progress, or one that was
     killed, has one too. Points are kept in checkpoints, so that the curve of a resumed run is whole. So is the wall
@@ -30,14 +31,17 @@ class Curve(Callback, abc.ABC, Generic[_Point]):
         kind: Class of the points.
     """
 
+    table: ClassVar[str] = CURVE
+    picture: ClassVar[str] = "learning_curve.png"
+
     def __init__(self, kind: type[_Point]) -> None:
         self._kind = kind
         self._points: list[_Point] = []
         self._stopwatch = Stopwatch()
 
     @abc.abstractmethod
-    def measure(self, trainer: Trainer, seconds: float | None) -> _Point:
-        """The point of the evaluation that has just ended.
+    def measure(self, trainer: Trainer, seconds: float | None) -> _Point | None:
+        """The point of the evaluation that has just ended; None if there is nothing to add.
 
         Args:
             trainer: The run's trainer.
@@ -73,9 +77,11 @@ class Curve(Callback, abc.ABC, Generic[_Point]):
         """Add a point, and write the table."""
         if writes_files(trainer) and trainer.state.fn == TrainerFn.FITTING:
             point = self.measure(trainer, self._stopwatch.seconds)
+            if point is None:
+                return
             # A run resumed from within an epoch evaluates at a step that may have a point already.
             self._points = [*(known for known in self._points if _step(known) < _step(point)), point]
-            write_table(self._points, file_path(trainer, FIGURES, CURVE))
+            write_table(self._points, file_path(trainer, FIGURES, self.table))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the stopwatch."""
@@ -103,10 +109,10 @@ class Curve(Callback, abc.ABC, Generic[_Point]):
     def _write(self, trainer: Trainer) -> None:
         if not (writes_files(trainer) and self._points):
             return
-        table = file_path(trainer, FIGURES, CURVE)
+        table = file_path(trainer, FIGURES, self.table)
         write_table(self._points, table)
         publish(trainer, table, FIGURES)
-        write_figure(trainer, self.draw(self._points, trainer), "learning_curve.png")
+        write_figure(trainer, self.draw(self._points, trainer), self.picture)
 
 
 class LossCurve(Curve[LossPoint]):
@@ -138,6 +144,11 @@ class LossCurve(Curve[LossPoint]):
 def data_label(trainer: Trainer) -> str:
     """Short name of the data of a run, for titles; empty if it has none."""
     return getattr(trainer.datamodule, "label", "")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def walls_of(trainer: Trainer) -> Tensor | None:
+    """Walls in the plane of the first two entries of the state, shape (W, 4); None where there are none."""
+    return getattr(trainer.datamodule, "walls", None)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def metric(metrics: Mapping[str, Any], name: str) -> float | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import read_rollouts
 from flowmatch_rl.callbacks.artifacts import write_figure, writes_files
-from flowmatch_rl.callbacks.curves import data_label
+from flowmatch_rl.callbacks.curves import data_label, walls_of
 from flowmatch_rl.checks import check_range
 from flowmatch_rl.evaluation import sample_futures, sample_values
 from flowmatch_rl.figures import (
@@ -64,7 +64,7 @@ class OccupancyFigures(Callback):
         model, rollouts, label = module.model, read_rollouts(batch), data_label(trainer)
         title = f"{label}: future states" if label else "future states"
         sample = sample_futures(model, rollouts, self.num_states, self.num_samples)
-        plane = plane_of(sample, _walls(trainer))
+        plane = plane_of(sample, walls_of(trainer))
         what = f"{title}, {subject(sample)}"
         if plane is not None:
             write_figure(trainer, draw_future_states(sample, plane, what), "future_states.png")
@@ -75,7 +75,3 @@ class OccupancyFigures(Callback):
             about = f"{label}: values" if label else "values"
             figure = draw_values(values, f"{about}, {horizon(model.horizon.discount)}")
             write_figure(trainer, figure, "values.png")
-
-
-def _walls(trainer: Trainer) -> Tensor | None:
-    return getattr(trainer.datamodule, "walls", None)  # pyright: ignore[reportAttributeAccessIssue]

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from flowmatch_rl.callbacks import (
     ActionWriter,
     EpisodeWriter,
+    ExpansionCurve,
     FlowFigures,
     LearningCurve,
     LossCurve,
@@ -64,7 +65,7 @@ def _(data: SampleRequests) -> Wiring:
 
 @wiring.register
 def _(data: OfflineData) -> Wiring:
-    return Wiring((LossCurve(),), (Video, FlowFigures))
+    return Wiring((LossCurve(), ExpansionCurve()), (Video, FlowFigures))
 
 
 @wiring.register

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from flowmatch_rl.batches import ACTION, DONE, EMBEDDING, OBSERVATION, SegmentNeeds
+from flowmatch_rl.batches import ACTION, DONE, EMBEDDING, OBSERVATION, ActionTrials, SegmentNeeds
 from flowmatch_rl.checks import check_range
 from flowmatch_rl.data.base import TEST_SEEDS, DataModule, batch_loader
 from flowmatch_rl.data.transitions.rollouts import Trajectories, follow_policy, stored_trajectories, try_actions
@@ -38,8 +38,8 @@ class OccupancyLearner(Protocol):
         ...
 
     @property
-    def num_tried_actions(self) -> int:
-        """Actions that a test tries in each source state; 0 for none."""
+    def action_trials(self) -> ActionTrials:
+        """Actions that a test tries in its source states."""
         ...
 
 
@@ -233,8 +233,9 @@ class OfflineData(DataModule):
         if environment is None or policy is None:
             return {}
         seed = process_seed(self.eval_seed + TEST_SEEDS, self.rank, step=-1)
-        known, number = self._test_trajectories(), self._module.num_tried_actions
-        return try_actions(environment, policy, known, number, self.eval_steps, seed)
+        trials, known = self._module.action_trials, self._test_trajectories()
+        num_steps = min(trials.num_steps, self.eval_steps)
+        return try_actions(environment, policy, known, trials.num_actions, num_steps, seed)
 
     def _follow(self, number: int, seed: int) -> Trajectories:
         environment, policy = self.environment, self._module.policy

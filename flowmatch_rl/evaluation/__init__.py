@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         estimator_errors,
         exact_posterior_mean,
     )
+    from flowmatch_rl.evaluation.expansion import ExpansionPoint, ExpansionSample
     from flowmatch_rl.evaluation.flow import FlowResult, FlowTests, StepErrors, distance_by_steps
     from flowmatch_rl.evaluation.flow_grids import DensityGrid, FieldGrid, density_on_grid, field_on_grid
     from flowmatch_rl.evaluation.flow_samples import FlowSample, sample_flow
@@ -33,6 +34,8 @@ __all__ = [
     "DensityGrid",
     "Episodes",
     "EstimatorErrors",
+    "ExpansionPoint",
+    "ExpansionSample",
     "FieldGrid",
     "FlowResult",
     "FlowSample",

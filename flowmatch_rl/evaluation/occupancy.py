@@ -1,18 +1,22 @@
 """Tests of an occupancy: distances, likelihood and values against real trajectories."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flowmatch_rl.batches import Rollouts
+from flowmatch_rl.batches import ActionTrials, Rollouts
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.evaluation.action_information import action_lines, modelled_effect, real_effect
 from flowmatch_rl.evaluation.futures import Gather, compare_values, modelled_futures, real_futures, stray_fraction
 from flowmatch_rl.metrics import squared_wasserstein_distance, wasserstein_distance
-from flowmatch_rl.models import Occupancy
+from flowmatch_rl.models import Horizon, Occupancy
 from flowmatch_rl.types import Reward
+
+_LITTLE = 0.01
+"""Fraction of the discounted weight beyond the end of trajectories after tried actions."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class FutureTests:
     value_samples: int = 2_048
     likelihood_samples: int = 1_024
     num_actions: int = 8
-    action_samples: int = 64
+    action_samples: int = 32
     predict_samples: int = 128
     discounts: tuple[float, ...] | None = None
 
@@ -64,6 +68,15 @@ class FutureTests:
             raise UserError("num_actions must be at least 2, or 0 for none, got 1")
         check_range("[0, inf)", likelihood_samples=self.likelihood_samples)
         check_range("[1, inf)", predict_samples=self.predict_samples)
+
+    def trials(self, horizon: Horizon) -> ActionTrials:
+        """Actions to try in each source state, and how long to follow: 99 % of the discounted weight is enough.
+
+        Args:
+            horizon: Discounts of the model.
+        """
+        log_discount = math.log(max(horizon.discount, _LITTLE))
+        return ActionTrials(self.num_actions, math.ceil(math.log(_LITTLE) / log_discount))
 
     def validate(self, model: Occupancy, rollouts: Rollouts, generator: torch.Generator) -> dict[str, Tensor]:
         """Distance during training, and the fraction of modelled states outside the range of the data.

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from flowmatch_rl.figures.flow_maps import draw_density, draw_field, draw_steps
     from flowmatch_rl.figures.frames import flow_frames
     from flowmatch_rl.figures.learning import draw_learning_curve, draw_loss_curve
+    from flowmatch_rl.figures.occupancy_expansion import draw_expansion
     from flowmatch_rl.figures.occupancy_marginals import draw_future_marginals
     from flowmatch_rl.figures.occupancy_parts import horizon, subject
-    from flowmatch_rl.figures.occupancy_plane import draw_future_states, plane_of
+    from flowmatch_rl.figures.occupancy_plane import draw_future_states, plane_among, plane_of
     from flowmatch_rl.figures.occupancy_values import draw_values
     from flowmatch_rl.figures.policy import draw_policy
     from flowmatch_rl.figures.posterior import draw_posterior
@@ -28,6 +29,7 @@ __all__ = [
     "draw_density",
     "draw_episodes",
     "draw_estimator_errors",
+    "draw_expansion",
     "draw_field",
     "draw_future_marginals",
     "draw_future_states",
@@ -42,6 +44,7 @@ __all__ = [
     "draw_values",
     "flow_frames",
     "horizon",
+    "plane_among",
     "plane_of",
     "save_figure",
     "subject",

@@ -1,5 +1,6 @@
 """Real and modelled future states in the plane, side by side."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,16 +40,22 @@ class Plane:
 
 
 def plane_of(sample: FutureSample, walls: Tensor | None) -> Plane | None:
-    """The position among the modelled entries of a state, if there is one.
+    """The position among the modelled entries of a state, if there is one; see ``plane_among``."""
+    return plane_among(sample.schema.columns, sample.modelled_entries, walls)
+
+
+def plane_among(columns: Sequence[str], entries_of_state: Sequence[int], walls: Tensor | None) -> Plane | None:
+    """The position among some entries of a state, if there is one.
 
     Walls stand in the plane of the first two entries of the state. Without them the entries x and y are a position, and
     so are the two of a model of two.
 
     Args:
-        sample: Future states.
+        columns: Names of the entries.
+        entries_of_state: Which entries of the state they are.
         walls: Walls in the plane of the first two entries of the state, shape (W, 4); None if there are none.
     """
-    columns, modelled = sample.schema.columns, sample.modelled_entries
+    modelled = list(entries_of_state)
     boxes = np.empty((0, 4))
     if walls is not None and {0, 1} <= set(modelled):
         entries, boxes = (modelled.index(0), modelled.index(1)), walls.double().cpu().numpy()
@@ -138,11 +145,16 @@ def _draw_surroundings(axes: Axes, plane: Plane, source: np.ndarray, frame: np.n
     fit(axes, frame)
     tidy(axes, *plane.labels)
     axes.tick_params(labelsize=7)
+    draw_walls(axes, plane)
+    mark_source(axes, source)
+
+
+def draw_walls(axes: Axes, plane: Plane) -> None:
+    """Draw walls below what lies in them, and their outlines above it."""
     for x_low, y_low, x_high, y_high in plane.walls:
         box = {"xy": (x_low, y_low), "width": x_high - x_low, "height": y_high - y_low}
         axes.add_patch(Rectangle(**box, color=_WALL, linewidth=0.0, zorder=1))
         axes.add_patch(Rectangle(**box, fill=False, edgecolor="black", linewidth=0.7, zorder=2.5))
-    mark_source(axes, source)
 
 
 def _explain(figure: Figure, grid: np.ndarray, norm: LogNorm, number: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import Segment
 from flowmatch_rl.checks import RunError, UserError, check_range
+from flowmatch_rl.evaluation import ExpansionSample
 from flowmatch_rl.models import DeterministicDynamics, Dynamics, DynamicsSettings, Step
 from flowmatch_rl.modules.learning_rate import cosine_decay
 from flowmatch_rl.modules.segments import SegmentMaker, Segments, Transitions
@@ -170,6 +171,7 @@ class SegmentPool(SegmentMaker):
         self._waiting: list[Segment] = []
         self._order: list[Tensor] = []
         self._pool: Any = None
+        self._lengths = torch.empty(0)
         self.full = torch.zeros(())
         """Fraction of the expansions in the pool that reached the length drawn for them, or a terminal state."""
         self.length = torch.zeros(())
@@ -191,6 +193,16 @@ class SegmentPool(SegmentMaker):
         """How far expansions get."""
         return {"train/full_expansions": self.full, "train/expansion_length": self.length}
 
+    @property
+    def expansions(self) -> ExpansionSample | None:
+        """The expansions in the pool."""
+        if self._pool is None:
+            return None
+        start, length, ended = self._pool.arrivals[:, 0], self._pool.length, self._pool.terminated.any(1)
+        model = self._dynamics
+        schema = TableSchema(model.columns, tuple(model.state_shift.tolist()), tuple(model.state_scale.tolist()))
+        return ExpansionSample(schema, *(part.cpu() for part in (start, length, self._lengths, ended)))
+
     def _act(self, state: Tensor, embedding: Tensor) -> Tensor:
         return self._policy.act(state, embedding, self._step_generator)
 
@@ -206,7 +218,7 @@ class SegmentPool(SegmentMaker):
         lengths = torch.full((size,), most)
         if self._settings.mean_length is not None:
             lengths = geometric_lengths(self._settings.mean_length, most, uniform[:, 0])
-        lengths = lengths.to(joined.length)
+        self._lengths = lengths = lengths.to(joined.length)
         self._pool = expand(joined, self._act, self._step, lengths, self._settings.gate, uniform[:, 1:])
         ended = self._pool.terminated.any(1)
         self.length = self._pool.length.float().mean()

@@ -10,9 +10,18 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from flowmatch_rl.batches import CONDITION, SAMPLE, Rollouts, Segment, SegmentNeeds, read_rollouts, read_segment
+from flowmatch_rl.batches import (
+    CONDITION,
+    SAMPLE,
+    ActionTrials,
+    Rollouts,
+    Segment,
+    SegmentNeeds,
+    read_rollouts,
+    read_segment,
+)
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.evaluation import FutureTests, rollout_errors
+from flowmatch_rl.evaluation import ExpansionSample, FutureTests, rollout_errors
 from flowmatch_rl.models import Flow, Horizon, Likelihood, Occupancy, OccupancyInputs
 from flowmatch_rl.modules.flow_training import FlowTraining
 from flowmatch_rl.modules.occupancy_backups import BackupMaker
@@ -159,6 +168,11 @@ class OccupancyModule(FlowTraining[Occupancy]):
         return self.model.policy
 
     @property
+    def expansions(self) -> ExpansionSample | None:
+        """The last transitions that were expanded; None if none were."""
+        return self._maker.expansions
+
+    @property
     def monitor(self) -> tuple[str, str] | None:
         """Metric that picks the best checkpoint; None where there are no trajectories to compare with."""
         data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
@@ -172,9 +186,9 @@ class OccupancyModule(FlowTraining[Occupancy]):
         return SegmentNeeds(self.segments.observed_steps, self.policy is None and bootstraps, futures)
 
     @property
-    def num_tried_actions(self) -> int:
-        """Actions that a test tries in each source state."""
-        return self.tests.num_actions
+    def action_trials(self) -> ActionTrials:
+        """Actions that a test tries in its source states."""
+        return self.tests.trials(self.model.horizon)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of a batch."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import Segment
 from flowmatch_rl.checks import check_range
+from flowmatch_rl.evaluation import ExpansionSample
 from flowmatch_rl.models import Dynamics
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.types import Policy
@@ -33,6 +34,11 @@ class SegmentMaker(abc.ABC):
     def metrics(self) -> Mapping[str, Tensor]:
         """What a run logs of them, by name."""
 
+    @property
+    @abc.abstractmethod
+    def expansions(self) -> ExpansionSample | None:
+        """The last transitions that were expanded; None if none were."""
+
 
 class AsObserved(SegmentMaker):
     """Leaves the segments of the data as they are."""
@@ -45,6 +51,11 @@ class AsObserved(SegmentMaker):
     def metrics(self) -> Mapping[str, Tensor]:
         """Nothing."""
         return {}
+
+    @property
+    def expansions(self) -> ExpansionSample | None:
+        """None."""
+        return None
 
 
 class Segments(abc.ABC):

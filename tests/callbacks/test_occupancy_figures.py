@@ -91,7 +91,7 @@ def test_what_roll_outs_hold_is_what_is_not_missing_from_their_value(discount: f
     earned, ended = rollouts.states[..., 0].movedim(-1, 0), rollouts.ended.movedim(-1, 0)
     missing = (1.0 - discount) * monte_carlo_value(earned, ended, discount, rollouts.length).missing_weight[:, 0]
     for row, lost in enumerate(missing):
-        one = Rollouts(*(part[row : row + 1] for part in vars(rollouts).values()))
+        one = Rollouts(*(None if part is None else part[row : row + 1] for part in vars(rollouts).values()))
         assert observed_fraction(one, discount) == pytest.approx(1.0 - float(lost))
     assert observed_fraction(rollouts, discount) == pytest.approx(1.0 - float(missing.max()))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.batches import SegmentNeeds
+from flowmatch_rl.batches import ActionTrials, SegmentNeeds
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.schema import ActionBounds, TableSchema
@@ -38,7 +38,7 @@ def data(
         trajectory_store(path / "set", **({"trajectories": EIGHT} | (store or {})))
     sizes = {"batch_size": 32, "num_updates": 10, "epoch_updates": 4, "eval_steps": 4}
     made = OfflineData(str(path / "set"), **(sizes | options))
-    module = SimpleNamespace(policy=policy, segment_needs=needs, num_tried_actions=2)
+    module = SimpleNamespace(policy=policy, segment_needs=needs, action_trials=ActionTrials(2, 3))
     made.trainer = SimpleNamespace(lightning_module=module, world_size=world_size, global_rank=rank)  # pyright: ignore
     torch.manual_seed(11)
     made.setup("fit")
@@ -164,7 +164,7 @@ def test_a_policy_is_followed_in_its_environment(tmp_path: Path) -> None:
     assert not torch.equal(val["observation"], test["observation"][:5])
     assert all(torch.equal(test[name], predict[name]) for name in predict)
     assert test.keys() - predict.keys() == {"tried_actions", "tried_states", "tried_ended"}
-    assert test["tried_states"].shape == (6, 2, 2, 4, 2)
+    assert test["tried_states"].shape == (6, 2, 2, 3, 2)
     assert only(made.val_dataloader())["states"] is val["states"]  # it is followed once
     again = data(tmp_path, PLANE_POLICY, environment=PLANE, eval_states=5, eval_copies=3)
     assert torch.equal(only(again.val_dataloader())["states"], val["states"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.batches import Rollouts, read_rollouts
+from flowmatch_rl.batches import ActionTrials, Rollouts, read_rollouts
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.data.transitions.rollouts import follow_policy, try_actions
 from flowmatch_rl.envs import ProcessEnvironment
@@ -205,3 +205,11 @@ def test_a_summary_warns_of_a_model_that_is_blind_to_the_action(modelled: float,
 def test_a_single_action_is_refused() -> None:
     with pytest.raises(UserError, match="num_actions must be at least 2, or 0 for none, got 1"):
         FutureTests(num_actions=1)
+
+
+@pytest.mark.parametrize(("discount", "steps"), [(0.0, 1), (0.01, 1), (0.1, 2), (0.5, 7), (0.99, 459), (0.999, 4603)])
+def test_tried_actions_are_followed_until_one_hundredth_of_the_weight_is_left(discount: float, steps: int) -> None:
+    trials = FutureTests(num_actions=3).trials(Horizon(discount))
+    assert trials == ActionTrials(3, steps)
+    assert discount**steps <= 0.01 + 1e-12
+    assert steps == 1 or discount ** (steps - 1) > 0.01

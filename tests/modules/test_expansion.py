@@ -115,9 +115,20 @@ def test_expansions_are_as_long_as_stated_and_the_metrics_say_so() -> None:
     segment = kept.take(batch)
     assert segment.length.tolist() == [4] * 6
     assert (float(kept.full), float(kept.length)) == (1.0, 4.0)
+    held = kept.expansions
+    assert held is not None
+    assert (held.schema.columns, held.schema.shift) == (PLANE.columns, PLANE.shift)
+    assert held.schema.scale == pytest.approx(PLANE.scale)
+    assert held.length.tolist() == held.wanted.tolist() == [4] * 6
+    assert not held.ended.any()
+    assert torch.equal(held.start, batch.arrivals[:, 0])
     shut = pool(SHUT)
     assert shut.take(batch).length.tolist() == [1] * 6
     assert (float(shut.full), float(shut.length)) == (0.0, 1.0)
+    stopped = shut.expansions
+    assert stopped is not None
+    assert stopped.early.tolist() == [True] * 6
+    assert pool(OPEN).expansions is None
     some = pool(dataclasses.replace(OPEN, mean_length=2.0))
     assert len(set(some.take(batches(1, 40)[0]).length.tolist())) > 2
     assert float(some.full) == 1.0
