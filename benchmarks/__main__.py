@@ -35,6 +35,7 @@ BENCHMARKS = (
     "occupancy_maze",
     "occupancy_horizon",
     "occupancy_bias",
+    "occupancy_chained",
     "expansion_cost",
     "occupancy_planning",
     "occupancy_speed",

@@ -70,6 +70,7 @@ class TrainedOccupancy:
         action: np.ndarray | None = None,
         embedding: np.ndarray | None = None,
         discount: float | None = None,
+        endless: bool = False,
     ) -> np.ndarray:
         """Draw future states.
 
@@ -78,15 +79,19 @@ class TrainedOccupancy:
             observation: States, shape (*batch, S).
             action: Actions, shape (*batch, A); those of the modelled policy if None.
             embedding: Members of the family of policies, shape (*batch, Z); None for a single policy.
-            discount: Discount, for a model of many horizons; the highest if None.
+            discount: Discount, for a model of many horizons; the highest if None. Above the highest b the model's
+                future states are chained, ``(1 - b) / (1 - discount)`` for each one on average.
+            endless: Whether the environment has no terminal states, which a model of a single horizon must be told
+                for a discount above its own.
 
         Returns:
             Future states, shape (*batch, K, D).
 
         Raises:
-            UserError: If a shape does not fit, or no action is given and the model knows no policy.
+            UserError: If a shape does not fit, no action is given and the model knows no policy, or the model can't
+                be chained; see ``Occupancy.sample_beyond``.
         """
-        return _array(self._futures(number, *self._source(observation, action, embedding), discount))
+        return _array(self._futures(number, *self._source(observation, action, embedding), discount, endless))
 
     def log_prob(
         self,
@@ -122,6 +127,7 @@ class TrainedOccupancy:
         embedding: np.ndarray | None = None,
         discount: float | None = None,
         number: int = 2_048,
+        endless: bool = False,
     ) -> Value:
         """Discounted sum of the rewards of the states that the policy arrives at.
 
@@ -132,6 +138,7 @@ class TrainedOccupancy:
             embedding: As in ``sample``.
             discount: As in ``sample``.
             number: Future states per source state, at least 2.
+            endless: As in ``sample``.
 
         Returns:
             Values and their standard errors, shape (*batch).
@@ -140,7 +147,7 @@ class TrainedOccupancy:
             UserError: As ``sample``, and if the reward looks at an entry that is not modelled.
         """
         state, act, member = self._source(observation, action, embedding)
-        futures = self._futures(number, state, act, member, discount)
+        futures = self._futures(number, state, act, member, discount, endless)
         estimate = self.model.value(futures, self._reward(reward), state, discount)
         return Value(_array(estimate.value), _array(estimate.standard_error))
 
@@ -195,8 +202,13 @@ class TrainedOccupancy:
         return PlannedAction(_array(action.reshape(*batch, -1)), _array(index), _array(values))
 
     @torch.no_grad()
-    def _futures(self, number: int, state: Tensor, action: Tensor, member: Tensor, discount: float | None) -> Tensor:
+    def _futures(
+        self, number: int, state: Tensor, action: Tensor, member: Tensor, discount: float | None, endless: bool
+    ) -> Tensor:
         batch = state.shape[:-1]
+        if discount is not None and discount > self.model.horizon.discount:
+            rows = [part[..., None, :].expand(*batch, number, -1) for part in (state, action, member)]
+            return self.model.sample_beyond(discount, *rows, endless=endless, generator=self._generator)
         states, actions, members = (part.reshape(batch.numel(), 1, part.shape[-1]) for part in (state, action, member))
         noise = self.model.draw_noise(len(states), number, generator=self._generator)
         return self.model.sample(noise, states, actions, members, discount).reshape(*batch, number, -1)

@@ -1,4 +1,4 @@
-"""Standard normal noise on the device of a model, from a generator that may be on another."""
+"""Random numbers on the device of a model, from a generator that may be on another."""
 
 from collections.abc import Sequence
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.models.flow import Flow, Likelihood
-from flowmatch_rl.models.noise import draw_normal
+from flowmatch_rl.models.noise import draw_normal, draw_uniform
 from flowmatch_rl.models.occupancy_inputs import OccupancyInputs
 from flowmatch_rl.nets import TerminationNetwork
 from flowmatch_rl.planning import RewardOfState, ValueEstimate, estimate_value, terminal_fraction
@@ -112,6 +112,58 @@ class Occupancy(nn.Module):
         return self.sample(noise, *source, discount=discount)
 
     @torch.no_grad()
+    def sample_beyond(
+        self,
+        discount: float,
+        observation: Tensor,
+        action: Tensor,
+        embedding: Tensor | None = None,
+        endless: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Future states of a discount above the model's highest, by chaining its own.
+
+        A geometric time of the discount g is a sum of geometric times of the model's b, as many as a geometric number
+        of mean ``(1 - b) / (1 - g)``: ``m_g = p m_b + (1 - p) m_b m_g`` with ``p = (1 - g) / (1 - b)``. Each future
+        state costs that many of the model's, and their errors add up.
+
+        Args:
+            discount: Discount g, above the model's highest and below 1.
+            observation: States in the units of the environment, shape (*batch, S).
+            action: Actions in [-1, 1], shape (*batch, A).
+            embedding: Members of the family of policies, shape (*batch, Z); None for a single policy.
+            endless: Whether the environment has no terminal states, of which a model of a single horizon knows none.
+            generator: Source of randomness, on any device; the global one if None.
+
+        Returns:
+            Future states in the units of the environment, float32, shape (*batch, S).
+
+        Raises:
+            UserError: If the discount is out of its range, or the model knows no policy, lacks entries of the state,
+                counts the current state, or does not know which states are terminal.
+
+        Reference:
+            Farebrother et al., arXiv:2602.19634, for chains of different policies.
+        """
+        own = self.horizon.discount
+        stop_probability = (1.0 - discount) / (1.0 - own)
+        self._check_chain(discount, endless)
+        batch = observation.shape[:-1]
+        state, act = observation.reshape(-1, observation.shape[-1]), action.reshape(-1, action.shape[-1])
+        members = state.new_empty(len(state), 0) if embedding is None else embedding.reshape(len(state), -1)
+        found, rows = torch.empty_like(state), torch.arange(len(state), device=state.device)
+        while len(rows):
+            landed = self.sample(self.draw_noise(len(rows), generator=generator), state, act, members[rows])
+            found[rows] = landed
+            uniform = draw_uniform((2, len(rows)), self.device, generator)
+            stays = uniform[0] < stop_probability
+            if not endless:
+                stays |= uniform[1] < self.terminal_probability(landed, own)
+            rows, state = rows[~stays], landed[~stays]
+            act = self.act(state, members[rows])
+        return found.reshape(*batch, -1)
+
+    @torch.no_grad()
     def terminal_probability(self, futures: Tensor, discount: Tensor | float) -> Tensor:
         """Probability that future states are terminal.
 
@@ -191,3 +243,18 @@ class Occupancy(nn.Module):
         if discount is not None:
             self.horizon.check(discount)
         return self.inputs.condition(observation, action, embedding, discount)
+
+    def _check_chain(self, discount: float, endless: bool) -> None:
+        """Raise unless the model's futures can be chained to those of a higher discount."""
+        own = self.horizon.discount
+        if not own < discount < 1.0:
+            raise UserError(f"discount must lie above the model's {own:g} and below 1, got {discount:g}")
+        if self.horizon.first_state != "arrival":
+            raise UserError(f"discounts above the model's need first_state 'arrival', got {self.horizon.first_state!r}")
+        if self.policy is None or not self.inputs.is_whole:
+            raise UserError("discounts above the model's need a policy that acts in modelled states, and all columns")
+        if self.termination is None and not endless:
+            raise UserError(
+                "a model of a single horizon does not know which states are terminal: say that there are none "
+                "(endless), or train one with min_discount"
+            )

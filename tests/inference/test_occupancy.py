@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.inference import TrainedOccupancy, load_occupancy
 from flowmatch_rl.models import Horizon
 from flowmatch_rl.modules import OccupancyModule
@@ -187,3 +188,12 @@ def test_planning_with_the_current_state_counted_is_refused() -> None:
 def test_missing_file_raises(tmp_path) -> None:
     with pytest.raises(FileNotFoundError):
         load_occupancy(tmp_path / "none.ckpt")
+
+
+def test_a_discount_above_the_models_chains_its_futures() -> None:
+    model = TrainedOccupancy(occupancy(horizon=Horizon(0.5)).model)
+    assert model.sample(5, states(2, 3), discount=0.9, endless=True).shape == (2, 3, 5, 3)
+    value = model.value(lambda state: 0.0 * state[..., 0] + 2.0, states(4), discount=0.9, number=8, endless=True)
+    np.testing.assert_allclose(value.value, 20.0, rtol=1e-4)
+    with pytest.raises(UserError, match="does not know which states are terminal"):
+        model.sample(5, states(2), discount=0.9)
