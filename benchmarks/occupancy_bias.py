@@ -2,32 +2,36 @@
 
 The loop of the maze, data and network of ``occupancy_maze``, 1000 updates of every variant at every discount. Rows are
 kept in ``runs/occupancy_bias``, where an interrupted run resumes; remove the folder to measure afresh. Seconds are CPU
-time of the training of one thread, the one-step model included.
+time of the training of one thread, the one-step model included. Draws ``docs/occupancy_bias.png``.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks import bias_chain
 from benchmarks.occupancy_maze import LINEAR, NETWORK, SOLVER
 from benchmarks.occupancy_runs import OPTIMIZER, collected, trained
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.evaluation import FutureTests
+from flowmatch_rl.figures.style import BLUE, GREEN, GREY, RED, new_figure, save_figure, tidy
 from flowmatch_rl.models import DeterministicDynamics, Horizon
 from flowmatch_rl.modules import Expansion, ObservedSteps
 from flowmatch_rl.nets import DynamicsArchitecture, EmaSettings
 from flowmatch_rl.objectives import TD2CFM, MonteCarloCFM, time_constants
-from flowmatch_rl.testbeds import CirculationReward, MazeLoopPolicy, PointMassMaze
+from flowmatch_rl.testbeds import CirculationReward, MazeLoopPolicy, PointMassMaze, accumulated_bias
 
-RUNS = Path("runs/occupancy_bias")
+RUNS, DOCS = Path("runs/occupancy_bias"), Path(__file__).parents[1] / "docs"
 DISCOUNTS = (0.8, 0.9, 0.95, 0.99, 0.995)
 UPDATES, EMA_DECAY = 1_000, 0.9
 EVALUATED_STEPS = 2_000
 """Steps of the trajectories that futures are compared with, ten of the longest horizons."""
 
 EXPANSION = Expansion(length=64, gate=0.5, dynamics=DeterministicDynamics(DynamicsArchitecture(num_frequencies=4)))
-"""The settings of ``conf/occupancy/presets/expansion.yaml``."""
+"""As in ``conf/occupancy/presets/expansion.yaml``, with half of its steps."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "transitions": {"objective": TD2CFM(solver=SOLVER)},
@@ -64,7 +68,51 @@ def run() -> dict[str, Any]:
                 file.write(json.dumps(rows[-1]) + "\n")
     order = list(VARIANTS)
     rows.sort(key=lambda row: (order.index(row["variant"]), row["discount"], row["seed"]))
+    draw(rows)
     return {"title": "Error of the maze's occupancy against the horizon", "updates": UPDATES, "rows": rows}
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """What a table adds up, beside distances and errors of values of the flow, by the horizon."""
+    figure = new_figure(11.4, 3.6, "")
+    table, distance, value = figure.subplots(1, 3)
+    for row in bias_chain.run()["rows"]:
+        if row["quantity"] == "error of the value":
+            for n, color in ((1, BLUE), (64, RED)):
+                table.plot(row["horizon"], row[f"n = {n}"], "o", color=color, markersize=4)
+    horizons = np.geomspace(4.0, 250.0, 100)
+    for n, color in ((1, BLUE), (64, RED)):
+        table.plot(horizons, [accumulated_bias(1.0, 1.0 - 1.0 / h, n) for h in horizons], color=color, label=f"n = {n}")
+    styles = {
+        "transitions": (BLUE, "n = 1"),
+        "many horizons": (GREEN, "n = 1, many horizons"),
+        "n = 64": (RED, "n = 64, in a learned model"),
+        "Monte Carlo": (GREY, "Monte Carlo, on policy"),
+    }
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        color, label = styles[name]
+        found = [row for row in rows if row["variant"] == name]
+        lengths = sorted({row["horizon"] for row in found})
+        for axes, key in ((distance, "emd"), (value, "relative_error")):
+            means = [np.mean([row[key] for row in found if row["horizon"] == length]) for length in lengths]
+            axes.plot([row["horizon"] for row in found], [row[key] for row in found], "o", color=color, markersize=3)
+            axes.plot(lengths, means, color=color, label=label)
+    floors = sorted({row["horizon"]: row["emd_floor"] for row in rows}.items())
+    distance.plot(*zip(*floors, strict=True), "--", color="black", linewidth=1, label="two real samples")
+    table.set(title="table: error of the value", yscale="log")
+    distance.set(title="flow: distance to real futures", ylim=(0.0, None))
+    value.set(title="flow: error of the value", ylim=(0.0, None))
+    for axes, label in (
+        (table, "error / error of one backup"),
+        (distance, "Wasserstein-1"),
+        (value, "root mean square error / horizon"),
+    ):
+        axes.set_xscale("log")
+        axes.set_xticks([horizon for horizon, _ in floors], [str(horizon) for horizon, _ in floors])
+        axes.minorticks_off()
+        axes.legend(fontsize=7, frameon=False)
+        tidy(axes, "horizon 1 / (1 - discount)", label)
+    save_figure(figure, DOCS / "occupancy_bias.png")
 
 
 def _row(name: str, discount: float, seed: int) -> dict[str, Any]:
