@@ -105,7 +105,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
     for axes, label in (
         (table, "error / error of one backup"),
         (distance, "Wasserstein-1"),
-        (value, "root mean square error / horizon"),
+        (value, "root mean square error / mean value"),
     ):
         axes.set_xscale("log")
         axes.set_xticks([horizon for horizon, _ in floors], [str(horizon) for horizon, _ in floors])
@@ -146,7 +146,7 @@ def _row(name: str, discount: float, seed: int) -> dict[str, Any]:
         "value": found["test/value/loop"],
         "real_value": found["test/value_real/loop"],
         "value_error": found["test/value_error/loop"],
-        "relative_error": found["test/value_error/loop"] ** 0.5 * (1.0 - discount),
+        "relative_error": found["test/value_error/loop"] ** 0.5 / found["test/value_real/loop"],
     }
 
 
