@@ -94,20 +94,22 @@ def _draw_map(axes: Axes, sample: ExpansionSample, plane: Plane) -> None:
 
 
 def _draw_entries(axes: Axes, sample: ExpansionSample) -> None:
-    """Mean and standard deviation of the first entries of the states that expansions start from, standardised."""
-    standard, early = sample.schema.standardise(sample.start.double()).numpy(), sample.early.numpy()
-    shown = min(_MOST_ENTRIES, standard.shape[1])
-    rows = np.arange(shown)
-    for group, offset, color, label in (
-        (standard[~early], -0.12, BLUE, "not ended early"),
-        (standard[early], 0.12, ORANGE, "ended early"),
-    ):
+    """Mean and standard deviation of the entries of the states that expansions start from, standardised."""
+    standard, early = sample.schema.standardise(sample.start).numpy(), sample.early.numpy()
+    groups = {"not ended early": standard[~early], "ended early": standard[early]}
+    means = [group.mean(0) for group in groups.values() if len(group)]
+    # In their order, those in which the groups differ most.
+    chosen = np.sort(np.argsort(-np.abs(means[0] - means[-1]), kind="stable")[:_MOST_ENTRIES])
+    rows = np.arange(len(chosen))
+    for (label, group), offset, color in zip(groups.items(), (-0.12, 0.12), (BLUE, ORANGE), strict=True):
         if len(group):
-            mean, spread = group.mean(0)[:shown], group.std(0)[:shown]
+            mean, spread = group.mean(0)[chosen], group.std(0)[chosen]
             axes.errorbar(mean, rows + offset, xerr=spread, fmt="o", color=color, markersize=4, label=label)
-    axes.set_yticks(rows, labels=list(sample.schema.columns[:shown]))
+    axes.set_yticks(rows, labels=[sample.schema.columns[i] for i in chosen])
     axes.invert_yaxis()
-    left_out = f", the first {shown} of {standard.shape[1]} entries" if shown < standard.shape[1] else ""
-    axes.set_title(f"states that expansions start from{left_out}", fontsize=9)
+    number = standard.shape[1]
+    left_out = f", the {len(chosen)} of {number} entries that differ most" if len(chosen) < number else ""
+    axes.set_title(f"states they start from{left_out}", fontsize=9)
     tidy(axes, "standard deviations of the data, mean ± 1 std")
-    axes.legend(fontsize=8, frameon=False)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.figure.legend(handles, labels, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
