@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from lightning.pytorch import Trainer
 
-from flowmatch_rl.callbacks.curves import Curve, data_label, metric, walls_of
+from flowmatch_rl.callbacks.curves import Curve, data_label, walls_of
 from flowmatch_rl.evaluation import ExpansionPoint
 from flowmatch_rl.figures import Figure, draw_expansion, plane_among
 
@@ -25,9 +25,11 @@ class ExpansionCurve(Curve[ExpansionPoint]):
 
     def measure(self, trainer: Trainer, seconds: float | None) -> ExpansionPoint | None:
         """How far expansions get; None of a run without."""
-        metrics = trainer.callback_metrics
-        full, length = (metric(metrics, f"train/{name}") for name in ("full_expansions", "expansion_length"))
-        return None if full is None or length is None else ExpansionPoint(trainer.global_step, full, length)
+        module: Any = trainer.lightning_module
+        sample = module.expansions
+        if sample is None:
+            return None
+        return ExpansionPoint(trainer.global_step, sample.full_fraction, sample.mean_length)
 
     def draw(self, points: Sequence[ExpansionPoint], trainer: Trainer) -> Figure:
         """Fractions and lengths by gradient step, and the last expansions."""

@@ -48,6 +48,16 @@ class ExpansionSample:
         """Whether an expansion ended because the members of the model disagreed, boolean, shape (N,)."""
         return (self.length < self.wanted) & ~self.ended
 
+    @property
+    def full_fraction(self) -> float:
+        """Fraction that did not end early, in [0, 1]."""
+        return 1.0 - float(self.early.double().mean())
+
+    @property
+    def mean_length(self) -> float:
+        """Mean length, in steps."""
+        return float(self.length.double().mean())
+
     def survival(self) -> tuple[Tensor, Tensor]:
         """Fractions of the expansions that have at least k steps, and that were drawn to, for k = 1, 2, ....
 

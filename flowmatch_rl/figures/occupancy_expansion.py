@@ -15,7 +15,7 @@ from flowmatch_rl.figures.clouds import edges_of
 from flowmatch_rl.figures.occupancy_plane import Plane, draw_walls
 from flowmatch_rl.figures.style import BLUE, GREY, ORANGE, count_steps, new_figure, tidy
 
-_CELLS = 24
+_CELLS = 25
 _MOST_ENTRIES = 12
 
 

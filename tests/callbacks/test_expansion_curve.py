@@ -1,5 +1,6 @@
 """How far transitions are expanded, as a figure and a table."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,11 +33,9 @@ def expansions(*columns: str, number: int = 400) -> ExpansionSample:
     )
 
 
-def trainer_with(folder: Path, sample: ExpansionSample | None, step: int = 10, **metrics: float) -> Any:
-    held = {f"train/{name}": torch.tensor(value) for name, value in metrics.items()}
+def trainer_with(folder: Path, sample: ExpansionSample | None, step: int = 10) -> Any:
     return stand_in_trainer(
         folder,
-        callback_metrics=held,
         datamodule=SimpleNamespace(label="ma$z$e", walls=WALLS),
         lightning_module=SimpleNamespace(expansions=sample),
         global_step=step,
@@ -52,17 +51,20 @@ def test_early_are_expansions_that_end_before_their_length_and_not_in_a_terminal
     assert reached.tolist() == [1.0, 0.75, 0.75, 0.25]
     assert drawn.tolist() == [1.0, 0.75, 0.75, 0.75]
     # The mean length is the sum of the fractions that have at least as many steps.
-    assert float(reached.sum()) == float(length.double().mean())
+    assert float(reached.sum()) == sample.mean_length == 11 / 4
+    assert sample.full_fraction == 0.75
 
 
 def test_a_run_that_expands_leaves_a_figure_and_a_table(tmp_path: Path) -> None:
     curve, trainer = ExpansionCurve(), None
-    for step, full in ((10, 0.25), (20, 0.75)):
-        trainer = trainer_with(tmp_path, expansions("x", "y"), step, full_expansions=full, expansion_length=5.0)
+    whole = expansions("x", "y")
+    for step, sample in ((10, whole), (20, dataclasses.replace(whole, length=whole.wanted))):
+        trainer = trainer_with(tmp_path, sample, step)
         curve.on_validation_end(trainer, MODULE)
     curve.on_fit_end(trainer, MODULE)
     table = (tmp_path / "figures" / "expansion.csv").read_text().splitlines()
-    assert table == ["gradient_steps,full_expansions,expansion_length", "10,0.25,5.0", "20,0.75,5.0"]
+    first = f"10,{whole.full_fraction},{whole.mean_length}"
+    assert table == ["gradient_steps,full_expansions,expansion_length", first, "20,1.0,6.0"]
     assert is_drawn(tmp_path / "figures" / "expansion.png")
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"expansion.csv", "expansion.png"}
     again = ExpansionCurve()
@@ -94,8 +96,8 @@ def test_the_map_shows_from_where_expansions_end_early() -> None:
     panel = draw_expansion(POINTS, sample, plane_among(("x", "y"), (0, 1), WALLS), "t").axes[3]
     (mesh,) = panel.collections
     cells: Any = mesh.get_array()
-    fractions = cells.reshape(24, 24)
-    edges = np.linspace(*panel.get_xlim(), 25)
+    fractions = cells.reshape(25, 25)
+    edges = np.linspace(*panel.get_xlim(), 26)
     left, right = fractions[:, edges[1:] < 0.0], fractions[:, edges[:-1] > 0.0]
     assert float(left.max()) == 0.0
     assert float(right.mean()) == pytest.approx(0.8, abs=0.1)
