@@ -70,7 +70,7 @@ def _draw_lengths(axes: Axes, sample: ExpansionSample) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_title(f"the last {len(sample.length):,} expansions", fontsize=9)
     tidy(axes, "steps", "fraction of at least as many steps")
-    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    axes.legend(fontsize=8, frameon=False, loc="best")
 
 
 def _draw_map(axes: Axes, sample: ExpansionSample, plane: Plane) -> None:

@@ -40,6 +40,7 @@ class ExactGaussian(Occupancy):
         inputs = OccupancyInputs(UNITS, 1, 0, Horizon(DISCOUNT))
         super().__init__(Flow(SMALL.build(2, 3), AffinePath()), inputs, OdeSampler(Midpoint(1)))
         self.blind = blind
+        self.asked: list[Tensor] = []
 
     def sample(
         self,
@@ -50,6 +51,7 @@ class ExactGaussian(Occupancy):
         discount: Tensor | float | None = None,
     ) -> Tensor:
         assert isinstance(discount, float)
+        self.asked.append(action)
         state = observation.double().expand(*action.shape[:-1], -1)
         mixture = PROCESS.occupancy(state, action.double() * (not self.blind), POLICY, discount)
         # The first normal number picks a component, and what is left of it is uniform again.
@@ -107,8 +109,9 @@ def test_roll_outs_of_the_environment_and_an_exact_model_agree_with_the_closed_f
     wanted = exact(rollouts.observation)
     real = real_effect(ExactGaussian(), rollouts, DISCOUNT)
     assert real is not None
+    model = ExactGaussian()
     found = FutureTests(test_samples=2, value_samples=2, likelihood_samples=0, action_samples=200).test(
-        ExactGaussian(), dataclasses.replace(rollouts, states=None), {}, generator()
+        model, dataclasses.replace(rollouts, states=None), {}, generator()
     )
     assert found["action_information_real"] == real.information()
     for name in ("between", "within"):
@@ -117,6 +120,8 @@ def test_roll_outs_of_the_environment_and_an_exact_model_agree_with_the_closed_f
         assert abs(float((values - closed).mean())) < 4.5 * float((values - closed).std()) / 200**0.5, name
     assert real.information().item() == pytest.approx(wanted.information().item(), rel=0.1)
     # The model is asked about the same actions.
+    assert rollouts.tried_actions is not None
+    assert torch.equal(model.asked[-1].squeeze(2), rollouts.tried_actions)
     assert found["action_information"].item() == pytest.approx(real.information().item(), rel=0.05)
 
 
