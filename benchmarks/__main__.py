@@ -32,6 +32,7 @@ BENCHMARKS = (
     "bias_chain",
     "bias_lock",
     "occupancy_linear_gaussian",
+    "occupancy_stochastic",
     "occupancy_maze",
     "occupancy_horizon",
     "occupancy_bias",

@@ -38,12 +38,13 @@ METHODS: dict[str, OccupancyObjective] = {
 
 def distances(module: OccupancyModule, number: int = 4_000, num_states: int = 16) -> tuple[float, float, float]:
     """Distance to the exact distribution, that between two exact samples, and the error of the mean."""
+    discount = module.model.horizon.discount
     generator = torch.Generator().manual_seed(9)
     state = torch.randn(num_states, 1, generator=generator) * PROCESS.start_scale
     action = POLICY.act(state)
     found, floor, means = [], [], []
     for s, a in zip(state, action, strict=True):
-        mixture = PROCESS.occupancy(s.double().expand(number, 1), a.double().expand(number, 1), POLICY, DISCOUNT)
+        mixture = PROCESS.occupancy(s.double().expand(number, 1), a.double().expand(number, 1), POLICY, discount)
         exact = [
             mixture.draw(
                 torch.rand(number, generator=generator, dtype=torch.float64),

@@ -142,6 +142,9 @@ class OccupancyModule(FlowTraining[Occupancy]):
         self._check_clock()
         seed = process_seed(torch.initial_seed(), self.global_rank, self.global_step)
         self._maker = self.segments.start(self.dynamics, self.policy, self._transitions, seed)
+        if self.dynamics is not None and self.trainer.world_size > 1:
+            # Every process has trained a model of its own, from other rows.
+            self.dynamics.load_state_dict(self.trainer.strategy.broadcast(self.dynamics.state_dict()))
 
     def _transitions(self, batch_size: int) -> Iterator[Segment]:
         """Batches of transitions without end."""

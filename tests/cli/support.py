@@ -72,6 +72,7 @@ OCCUPANCY_SIZES = {
     "model.tests.value_samples": 8,
     "model.tests.likelihood_samples": 6,
     "model.tests.predict_samples": 5,
+    "model.tests.num_actions": 2,
     "occupancy_figures.enabled": "false",
     "trainer.logger": "false",
     "trainer.enable_progress_bar": "false",
@@ -110,7 +111,10 @@ def flow_arguments(command: str, *configs: Path, **changes: object) -> list[str]
 
 def occupancy_arguments(command: str, *configs: Path, **changes: object) -> list[str]:
     """As ``arguments``, for the occupancy; None leaves an option out."""
-    return _arguments(command, configs, OCCUPANCY_SIZES, changes)
+    stated = [path.read_text() for path in configs if "segments:" in path.read_text()]
+    expands = bool(stated) and "class_path: Expansion" in stated[-1]
+    short = {"model.segments.init_args.num_updates": 20} if expands else {}
+    return _arguments(command, configs, OCCUPANCY_SIZES | short, changes)
 
 
 def collect(output: Path, name: str, **changes: object) -> Path:
