@@ -133,6 +133,8 @@ class Rollouts:
         tried_states: States at times 1, ..., T of trajectories after each of them, shape (N, M, R, T, S), or None; a
             terminal state is repeated. Trajectory r may share its noise between all actions of a state.
         tried_ended: Whether each of these had terminated by then, boolean, shape (N, M, R, T), or None.
+        actions: Actions at times 1, ..., T, shape (N, R, T, A), of which the last is unknown and padding; None where
+            they are not recorded.
     """
 
     observation: Tensor
@@ -144,6 +146,7 @@ class Rollouts:
     tried_actions: Tensor | None = None
     tried_states: Tensor | None = None
     tried_ended: Tensor | None = None
+    actions: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,7 @@ def read_rollouts(batch: Mapping[str, Tensor]) -> Rollouts:
         KeyError: If a required entry is missing; the message names it.
     """
     tried = ("tried_actions", "tried_states", "tried_ended")
-    return _read(Rollouts, batch, optional=("states", "length", "ended", *tried))
+    return _read(Rollouts, batch, optional=("states", "length", "ended", "actions", *tried))
 
 
 Read = TypeVar("Read", Segment, Rollouts)

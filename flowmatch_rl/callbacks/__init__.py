@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.callbacks.actions import ActionWriter
     from flowmatch_rl.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
     from flowmatch_rl.callbacks.curves import LossCurve
+    from flowmatch_rl.callbacks.dynamics_figures import DynamicsFigures
     from flowmatch_rl.callbacks.episodes import EpisodeWriter
     from flowmatch_rl.callbacks.expansion_curve import ExpansionCurve
     from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
@@ -26,6 +27,7 @@ __all__ = [
     "ActionWriter",
     "AtomicCheckpointIO",
     "Checkpoints",
+    "DynamicsFigures",
     "EpisodeWriter",
     "ExpansionCurve",
     "FlowFigures",

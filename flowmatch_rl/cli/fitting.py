@@ -11,7 +11,7 @@ from flowmatch_rl.data.transitions.segments import MOST_UNOBSERVED
 from flowmatch_rl.data.transitions.store import StoreInfo
 from flowmatch_rl.envs.building import examine
 from flowmatch_rl.envs.environments import Environment
-from flowmatch_rl.modules import OccupancyModule
+from flowmatch_rl.modules import DynamicsModule, OccupancyModule
 from flowmatch_rl.modules.occupancy_checks import check_policy
 from flowmatch_rl.types import Policy
 
@@ -44,6 +44,12 @@ def _(model: OccupancyModule, data: object) -> None:
         )
 
 
+@check_fit.register
+def _(model: DynamicsModule, data: object) -> None:
+    if isinstance(data, OfflineData) and data.environment is not None and model.policy is not None:
+        _check_environment(data.environment, data.store.info)
+
+
 def check_command(model: object, command: str | None) -> None:
     """Raise unless a model has all that a command needs.
 
@@ -52,10 +58,13 @@ def check_command(model: object, command: str | None) -> None:
         command: Name of the command.
 
     Raises:
-        UserError: If it lacks a reward: samples do not need them, so that a checkpoint is loaded without them.
+        UserError: If it lacks a reward: samples do not need them, so that a checkpoint is loaded without them. Or if
+            the one-step model that it is trained with cannot be loaded.
     """
     if isinstance(model, OccupancyModule) and command in ("fit", "test"):
         model.check_rewards()
+    if isinstance(model, OccupancyModule) and command == "fit":
+        model.load_dynamics()
 
 
 def check_acts(policy: Policy, environment: Environment) -> None:

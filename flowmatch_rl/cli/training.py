@@ -40,7 +40,7 @@ from flowmatch_rl.cli.parser import ALLOW_IMPORTS, CommandParser, user_errors
 from flowmatch_rl.cli.precision import RunTrainer, choose_precision
 from flowmatch_rl.cli.requests import request_words
 from flowmatch_rl.cli.signals import ended_by_signals
-from flowmatch_rl.cli.wiring import giver, wiring
+from flowmatch_rl.cli.wiring import giver, model_wiring, wiring
 from flowmatch_rl.configuration import DIMENSIONS, flatten
 from flowmatch_rl.experiments.plan import Job
 from flowmatch_rl.files import RUN_TIME, delete_partial_files
@@ -213,16 +213,16 @@ class FlowMatchCLI(LightningCLI):
         if not options.get("fast_dev_run"):
             self._claim(folder)
         kwargs["plugins"] = [*_as_list(options.get("plugins")), AtomicCheckpointIO()]
-        parts = wiring(data)
+        parts, own = wiring(data), model_wiring(self.model)
         # The bar comes first: it is closed before others print what they wrote.
         bar = [] if options.get("enable_progress_bar") is False else [Progress()]
-        callbacks = [Throughput(), *parts.added, self._record()]
+        callbacks = [Throughput(), *parts.added, *own.added, self._record()]
         kwargs["callbacks"] = [*bar, *_as_list(options.get("callbacks")), *callbacks]
         trainer: Any = super().instantiate_trainer(**kwargs)
         for logger in trainer.loggers:
             if isinstance(logger, Tracker):
                 logger.name_run(f"{label}/{time.strftime(RUN_TIME) if chosen else folder.name}")
-        kept = [callback for callback in trainer.callbacks if not isinstance(callback, parts.dropped)]
+        kept = [callback for callback in trainer.callbacks if not isinstance(callback, (*parts.dropped, *own.dropped))]
         # The result is written after what all others do, such as the video: it says that a run is done.
         trainer.callbacks = [*kept, RunResult()]
         return trainer

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 
 from flowmatch_rl.callbacks import (
     ActionWriter,
+    DynamicsFigures,
     EpisodeWriter,
     ExpansionCurve,
     FlowFigures,
@@ -24,15 +25,16 @@ from flowmatch_rl.callbacks import (
 )
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.data import BanditData, OfflineData, OnlineData, SampleData, SampleRequests
+from flowmatch_rl.modules import DynamicsModule, OccupancyModule
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """Callbacks of one kind of data.
+    """Callbacks of one kind of data or model.
 
     Attributes:
         added: Callbacks without options.
-        dropped: Callbacks with options of their own that this data has no use for.
+        dropped: Callbacks with options of their own that are of no use to it.
         introduction: What is learned from the data, a line to print before training; may be empty.
     """
 
@@ -71,6 +73,22 @@ def _(data: OfflineData) -> Wiring:
 @wiring.register
 def _(data: BanditData) -> Wiring:
     return Wiring((LossCurve(), ActionWriter()), (Video, SampleWriter, FlowFigures, OccupancyFigures))
+
+
+@functools.singledispatch
+def model_wiring(model: object) -> Wiring:
+    """Callbacks for a model, beside those of its data; a model that is not known gets none of its own."""
+    return Wiring((), ())
+
+
+@model_wiring.register
+def _(model: OccupancyModule) -> Wiring:
+    return Wiring((DynamicsFigures(),), ())
+
+
+@model_wiring.register
+def _(model: DynamicsModule) -> Wiring:
+    return Wiring((DynamicsFigures(),), (OccupancyFigures,))
 
 
 def giver(name: str, model_class: Callable[[], str]) -> Callable[[Any], Any]:

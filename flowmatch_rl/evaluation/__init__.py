@@ -4,7 +4,7 @@ from flowmatch_rl.doors import lazy_exports
 
 if TYPE_CHECKING:
     from flowmatch_rl.evaluation.curves import CurvePoint, LossPoint, MeanCurve, ReturnPoint, columns_of, names_of
-    from flowmatch_rl.evaluation.dynamics import rollout_errors
+    from flowmatch_rl.evaluation.dynamics import RolloutErrors, dynamics_lines, rollout_errors
     from flowmatch_rl.evaluation.episodes import Episodes
     from flowmatch_rl.evaluation.estimators import (
         EstimatorErrors,
@@ -47,6 +47,7 @@ __all__ = [
     "PolicySample",
     "PosteriorProfile",
     "ReturnPoint",
+    "RolloutErrors",
     "StepErrors",
     "ValueComparison",
     "check_estimator",
@@ -55,6 +56,7 @@ __all__ = [
     "describe_condition",
     "differing_states",
     "distance_by_steps",
+    "dynamics_lines",
     "estimator_errors",
     "exact_posterior_mean",
     "field_on_grid",

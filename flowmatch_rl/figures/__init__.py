@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from flowmatch_rl.figures.bandits import BanditPanels, draw_bandit_samples, draw_estimator_errors
+    from flowmatch_rl.figures.dynamics import draw_rollout_errors
     from flowmatch_rl.figures.episodes import draw_episodes
     from flowmatch_rl.figures.flow import draw_path, draw_samples, draw_trajectories
     from flowmatch_rl.figures.flow_maps import draw_density, draw_field, draw_steps
@@ -38,6 +39,7 @@ __all__ = [
     "draw_path",
     "draw_policy",
     "draw_posterior",
+    "draw_rollout_errors",
     "draw_samples",
     "draw_steps",
     "draw_trajectories",

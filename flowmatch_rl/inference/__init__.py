@@ -5,6 +5,7 @@ from flowmatch_rl.inference.checkpoint_policy import CheckpointPolicy
 from flowmatch_rl.modules.safe_globals import allow_dataclasses
 
 if TYPE_CHECKING:
+    from flowmatch_rl.inference.dynamics import TrainedDynamics, load_dynamics
     from flowmatch_rl.inference.flow import TrainedFlow, load_flow
     from flowmatch_rl.inference.occupancy import TrainedOccupancy, load_occupancy
     from flowmatch_rl.inference.policy import TrainedPolicy, load_policy
@@ -13,9 +14,11 @@ else:
 
 __all__ = [
     "CheckpointPolicy",
+    "TrainedDynamics",
     "TrainedFlow",
     "TrainedOccupancy",
     "TrainedPolicy",
+    "load_dynamics",
     "load_flow",
     "load_occupancy",
     "load_policy",

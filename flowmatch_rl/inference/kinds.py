@@ -12,6 +12,7 @@ from flowmatch_rl.trust import allow_imports
 _LOADERS = {
     "an actor-critic": "load_policy",
     "an occupancy": "load_occupancy",
+    "a one-step model": "load_dynamics",
     "a flow": "load_flow",
     "a policy of a bandit": "flowmatch-rl predict",
 }
@@ -46,6 +47,8 @@ def _kind(content: dict[str, Any]) -> str | None:
         return "an actor-critic"
     if "occupancy" in content:
         return "an occupancy"
+    if "dynamics" in content:
+        return "a one-step model"
     arguments = content["hyper_parameters"]
     if arguments.get("bandit") is not None:
         return "a policy of a bandit"

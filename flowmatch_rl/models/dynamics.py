@@ -24,6 +24,20 @@ class Step(NamedTuple):
     """Probability that the state arrived in is terminal, shape (B,)."""
 
 
+@dataclass(frozen=True)
+class DynamicsSettings(abc.ABC):
+    """Configuration of a one-step model."""
+
+    @abc.abstractmethod
+    def build(self, schema: TableSchema, action_dim: int) -> "Dynamics":
+        """Build the model.
+
+        Args:
+            schema: Names and units of the S entries of the state.
+            action_dim: Dimension A of the action.
+        """
+
+
 class Dynamics(nn.Module, abc.ABC):
     """An ensemble of models of the change of the state in one step.
 
@@ -32,6 +46,7 @@ class Dynamics(nn.Module, abc.ABC):
     Args:
         schema: Names and units of the S entries of the state.
         action_dim: Dimension A of the action.
+        settings: What it was built by.
     """
 
     state_shift: Tensor
@@ -39,9 +54,9 @@ class Dynamics(nn.Module, abc.ABC):
     change_scale: Tensor
     trained: Tensor
 
-    def __init__(self, schema: TableSchema, action_dim: int) -> None:
+    def __init__(self, schema: TableSchema, action_dim: int, settings: DynamicsSettings) -> None:
         super().__init__()
-        self.columns, self.action_dim = schema.columns, action_dim
+        self.columns, self.action_dim, self.settings = schema.columns, action_dim, settings
         self.register_buffer("state_shift", torch.tensor(schema.shift))
         self.register_buffer("state_scale", torch.tensor(schema.scale))
         self.register_buffer("change_scale", torch.ones(schema.sample_dim))
@@ -132,20 +147,6 @@ class Dynamics(nn.Module, abc.ABC):
     def move(self, observation: Tensor, change: Tensor) -> Tensor:
         """States after changes in units of the change of one step, shape (*batch, S)."""
         return observation + change * self.change_scale * self.state_scale
-
-
-@dataclass(frozen=True)
-class DynamicsSettings(abc.ABC):
-    """Configuration of a one-step model."""
-
-    @abc.abstractmethod
-    def build(self, schema: TableSchema, action_dim: int) -> Dynamics:
-        """Build the model.
-
-        Args:
-            schema: Names and units of the S entries of the state.
-            action_dim: Dimension A of the action.
-        """
 
 
 def spread_of(changes: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class FlowDynamics(Dynamics):
     """
 
     def __init__(self, schema: TableSchema, action_dim: int, settings: StochasticDynamics) -> None:
-        super().__init__(schema, action_dim)
+        super().__init__(schema, action_dim, settings)
         state_dim = schema.sample_dim
         self._objective, self._sampler = settings.objective, settings.sampler
         self.members = nn.ModuleList(settings.build_member(state_dim, action_dim) for _ in range(settings.num_members))

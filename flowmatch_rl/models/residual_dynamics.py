@@ -28,7 +28,7 @@ class DeterministicDynamics(DynamicsSettings):
 
     def build(self, schema: TableSchema, action_dim: int) -> "ResidualDynamics":
         """Build the model; see ``DynamicsSettings``."""
-        return ResidualDynamics(schema, action_dim, self.architecture)
+        return ResidualDynamics(schema, action_dim, self)
 
 
 class ResidualDynamics(Dynamics):
@@ -37,14 +37,14 @@ class ResidualDynamics(Dynamics):
     Args:
         schema: Names and units of the S entries of the state.
         action_dim: Dimension A of the action.
-        architecture: Shape of the ensemble.
+        settings: Shape of the ensemble.
     """
 
     seen_terminal: Tensor
 
-    def __init__(self, schema: TableSchema, action_dim: int, architecture: DynamicsArchitecture) -> None:
-        super().__init__(schema, action_dim)
-        self.network = architecture.build(schema.sample_dim, action_dim)
+    def __init__(self, schema: TableSchema, action_dim: int, settings: DeterministicDynamics) -> None:
+        super().__init__(schema, action_dim, settings)
+        self.network = settings.architecture.build(schema.sample_dim, action_dim)
         self.register_buffer("seen_terminal", torch.tensor(False))
 
     def loss(

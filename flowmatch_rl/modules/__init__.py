@@ -6,6 +6,7 @@ from flowmatch_rl.modules.safe_globals import allow_dataclasses
 if TYPE_CHECKING:
     from flowmatch_rl.modules.actor_critic import ActorCritic
     from flowmatch_rl.modules.bandit_flow import BanditFlow
+    from flowmatch_rl.modules.dynamics import DynamicsModule
     from flowmatch_rl.modules.expansion import Expansion
     from flowmatch_rl.modules.flow_matching import FlowMatchingModel
     from flowmatch_rl.modules.occupancy import OccupancyModule
@@ -28,6 +29,7 @@ __all__ = [
     "ActorCriticOptimizer",
     "BanditFlow",
     "Critics",
+    "DynamicsModule",
     "Expansion",
     "FlowMatchingModel",
     "FlowOptimizer",

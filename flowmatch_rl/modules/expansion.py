@@ -12,10 +12,11 @@ from flowmatch_rl.batches import Segment
 from flowmatch_rl.checks import RunError, UserError, check_range
 from flowmatch_rl.evaluation import ExpansionSample
 from flowmatch_rl.models import DeterministicDynamics, Dynamics, DynamicsSettings, Step
+from flowmatch_rl.modules.dynamics import dynamics_loss, load_dynamics
 from flowmatch_rl.modules.learning_rate import cosine_decay
 from flowmatch_rl.modules.segments import SegmentMaker, Segments, Transitions
 from flowmatch_rl.objectives import expand, geometric_lengths
-from flowmatch_rl.schema import TableSchema
+from flowmatch_rl.schema import ActionBounds, TableSchema
 from flowmatch_rl.types import Policy
 
 _PARTS = ("observation", "action", "arrivals", "terminated", "length", "embedding")
@@ -34,6 +35,8 @@ class Expansion(Segments):
             segments have ``length`` if None.
         gate: Most that the members may disagree about a step, in units of the change of one step; at least 0.
         dynamics: The one-step model.
+        checkpoint: Checkpoint of a ``DynamicsModule``, whose model is used in place of one that is trained here:
+            ``dynamics`` and the three arguments below it are then of no use.
         num_updates: Updates of the model before the occupancy is trained, at least 1.
         batch_size: Transitions of each of these updates.
         learning_rate: Learning rate of the model at the start; it falls to zero by a cosine.
@@ -52,6 +55,7 @@ class Expansion(Segments):
     mean_length: float | None = None
     gate: float = 0.5
     dynamics: DynamicsSettings = DeterministicDynamics()
+    checkpoint: str | None = None
     num_updates: int = 4_000
     batch_size: int = 256
     learning_rate: float = 1e-2
@@ -96,9 +100,16 @@ class Expansion(Segments):
         if not bootstraps:
             raise UserError("expansion needs an objective that bootstraps, got one that learns from trajectories")
 
-    def build_dynamics(self, schema: TableSchema, action_dim: int) -> Dynamics:
-        """The one-step model, untrained."""
-        return self.dynamics.build(schema, action_dim).requires_grad_(False)
+    def build_dynamics(self, schema: TableSchema, action_dim: int, saved: DynamicsSettings | None = None) -> Dynamics:
+        """The one-step model, untrained; one that came from a checkpoint of its own is as ``saved`` says."""
+        settings = self.dynamics if self.checkpoint is None or saved is None else saved
+        return settings.build(schema, action_dim).requires_grad_(False)
+
+    def load_dynamics(self, schema: TableSchema, action_dim: int, bounds: ActionBounds | None) -> Dynamics | None:
+        """The one-step model of ``checkpoint``."""
+        if self.checkpoint is None:
+            return None
+        return load_dynamics(self.checkpoint, schema, action_dim, bounds).requires_grad_(False)
 
     def start(
         self, dynamics: Dynamics | None, policy: Policy | None, transitions: Transitions, seed: int
@@ -138,10 +149,8 @@ class Expansion(Segments):
         # Of a fixed seed: all processes train the same model.
         generator = torch.Generator(dynamics.change_scale.device).manual_seed(0)
         for update, batch in zip(range(self.num_updates), batches, strict=False):
-            arrival, terminated = batch.arrivals[:, 0], batch.terminated[:, 0]
             optimizer.param_groups[0]["lr"] = cosine_decay(self.learning_rate, update, self.num_updates)
-            dynamics.measure_unchanged(batch.observation, arrival)
-            loss = dynamics.loss(batch.observation, batch.action, arrival, terminated, generator).mean()
+            loss = dynamics_loss(dynamics, batch, generator).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -21,7 +21,7 @@ from flowmatch_rl.batches import (
     read_segment,
 )
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.evaluation import ExpansionSample, FutureTests, rollout_errors
+from flowmatch_rl.evaluation import ExpansionSample, FutureTests, dynamics_lines, rollout_errors
 from flowmatch_rl.models import Flow, Horizon, Likelihood, Occupancy, OccupancyInputs
 from flowmatch_rl.modules.flow_training import FlowTraining
 from flowmatch_rl.modules.occupancy_backups import BackupMaker
@@ -140,11 +140,25 @@ class OccupancyModule(FlowTraining[Occupancy]):
         """
         super().on_train_start()
         self._check_clock()
+        self.load_dynamics()
         seed = process_seed(torch.initial_seed(), self.global_rank, self.global_step)
         self._maker = self.segments.start(self.dynamics, self.policy, self._transitions, seed)
         if self.dynamics is not None and self.trainer.world_size > 1:
             # Every process has trained a model of its own, from other rows.
             self.dynamics.load_state_dict(self.trainer.strategy.broadcast(self.dynamics.state_dict()))
+
+    def load_dynamics(self) -> None:
+        """Take the one-step model of the checkpoint that the segments name, if they do and none is trained yet.
+
+        Raises:
+            MissingFileError: If there is no such checkpoint.
+            UserError: If it is of another kind, or of other states or actions.
+        """
+        if self.dynamics is None or self.dynamics.trained:
+            return
+        inputs = self.model.inputs
+        loaded = self.segments.load_dynamics(inputs.schema, inputs.action_dim, self.hparams["action_bounds"])
+        self.dynamics = self.dynamics if loaded is None else loaded.to(self.device)
 
     def _transitions(self, batch_size: int) -> Iterator[Segment]:
         """Batches of transitions without end."""
@@ -291,6 +305,8 @@ class OccupancyModule(FlowTraining[Occupancy]):
             # Models of many horizons of version 0.2.0 took no state for terminal, as an untrained classifier does.
             weights = {f"model.termination.{name}": value for name, value in termination.state_dict().items()}
             checkpoint["state_dict"].update(weights)
+        if "dynamics" in checkpoint:
+            self.dynamics = self.segments.build_dynamics(here, self.model.inputs.action_dim, checkpoint["dynamics"])
         self._fit_dynamics(checkpoint["state_dict"])
 
     def _fit_dynamics(self, weights: dict[str, Tensor]) -> None:
@@ -311,6 +327,8 @@ class OccupancyModule(FlowTraining[Occupancy]):
         self.check_finite()
         checkpoint["hyper_parameters"]["schema"] = self.model.inputs.schema
         checkpoint["occupancy"] = self._identity
+        if self.dynamics is not None:
+            checkpoint["dynamics"] = self.dynamics.settings
 
     def result_lines(self, metrics: Mapping[str, float]) -> list[str]:
         """What a test measured, one line each.
@@ -321,13 +339,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
         lines = self.tests.lines(metrics, tuple(self.rewards))
         if self._clock is not None:
             lines.append(f"{'clock':<12} {self._clock:.3g} time constants of bootstrapping")
-        errors = {name.rpartition("/")[2]: value for name, value in metrics.items() if "/dynamics_error/" in name}
-        if errors:
-            steps = ", ".join(f"{value:.2g} after {number}" for number, value in errors.items())
-            lines.append(
-                f"{'dynamics':<12} error of the one-step model {steps} steps, in standard deviations of the state"
-            )
-        return lines
+        return lines + dynamics_lines(metrics)
 
     def _gather(self, values: Tensor) -> Tensor:
         """Numbers of all processes, shape (P N,), for those of one, shape (N,)."""
@@ -336,8 +348,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
     def _dynamics_errors(self, rollouts: Rollouts) -> dict[str, Tensor]:
         if self.dynamics is None or self.policy is None:
             return {}
-        errors = rollout_errors(self.dynamics, self.policy, rollouts)
-        return {f"dynamics_error/{steps}": error for steps, error in errors.items()}
+        return rollout_errors(self.dynamics, self.policy, rollouts).metrics()
 
     def check_rewards(self, needed: bool = True) -> None:
         """Raise unless the rewards are defined for the modelled entries of the state.

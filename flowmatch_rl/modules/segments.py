@@ -10,8 +10,8 @@ from torch import Tensor
 from flowmatch_rl.batches import Segment
 from flowmatch_rl.checks import check_range
 from flowmatch_rl.evaluation import ExpansionSample
-from flowmatch_rl.models import Dynamics
-from flowmatch_rl.schema import TableSchema
+from flowmatch_rl.models import Dynamics, DynamicsSettings
+from flowmatch_rl.schema import ActionBounds, TableSchema
 from flowmatch_rl.types import Policy
 
 Transitions: TypeAlias = Callable[[int], Iterator[Segment]]
@@ -87,8 +87,30 @@ class Segments(abc.ABC):
         """
 
     @abc.abstractmethod
-    def build_dynamics(self, schema: TableSchema, action_dim: int) -> Dynamics | None:
-        """The one-step model that segments are made in, untrained; None if they need none."""
+    def build_dynamics(
+        self, schema: TableSchema, action_dim: int, saved: DynamicsSettings | None = None
+    ) -> Dynamics | None:
+        """The one-step model that segments are made in, untrained; None if they need none.
+
+        Args:
+            schema: Names and units of the state's entries.
+            action_dim: Dimension A of the action.
+            saved: Configuration of the model in a checkpoint of the run, whose weights follow.
+        """
+
+    @abc.abstractmethod
+    def load_dynamics(self, schema: TableSchema, action_dim: int, bounds: ActionBounds | None) -> Dynamics | None:
+        """The one-step model of a checkpoint of its own; None if it is trained by the run, or there is none.
+
+        Args:
+            schema: Names and units of the state's entries.
+            action_dim: Dimension A of the action.
+            bounds: Bounds of the action in the environment's unit.
+
+        Raises:
+            MissingFileError: If there is no such checkpoint.
+            UserError: If it is of another kind, or of other states or actions.
+        """
 
     @abc.abstractmethod
     def start(
@@ -134,7 +156,13 @@ class ObservedSteps(Segments):
     def check(self, policy: Policy | None, bootstraps: bool) -> None:
         """Any run can have them; the data says later whether it holds them."""
 
-    def build_dynamics(self, schema: TableSchema, action_dim: int) -> Dynamics | None:
+    def build_dynamics(
+        self, schema: TableSchema, action_dim: int, saved: DynamicsSettings | None = None
+    ) -> Dynamics | None:
+        """No model."""
+        return None
+
+    def load_dynamics(self, schema: TableSchema, action_dim: int, bounds: ActionBounds | None) -> Dynamics | None:
         """No model."""
         return None
 

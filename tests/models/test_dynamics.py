@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.models import DynamicsSettings, ResidualDynamics
+from flowmatch_rl.models import DeterministicDynamics, DynamicsSettings, ResidualDynamics
 from flowmatch_rl.nets import DynamicsArchitecture
 from flowmatch_rl.schema import TableSchema
 from tests.families import DYNAMICS
@@ -29,7 +29,7 @@ def batch(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def trained() -> ResidualDynamics:
     torch.manual_seed(0)
-    dynamics = ResidualDynamics(SCHEMA, 1, DynamicsArchitecture(num_members=3, hidden_dim=32))
+    dynamics = DeterministicDynamics(DynamicsArchitecture(num_members=3, hidden_dim=32)).build(SCHEMA, 1)
     optimizer = torch.optim.Adam(dynamics.parameters(), lr=1e-2)
     dynamics.measure(*batch(4_000)[::2])
     for update in range(400):
@@ -121,7 +121,7 @@ def test_frequencies_make_room_for_the_edge_of_a_wall() -> None:
     for frequencies in (0, 4):
         torch.manual_seed(0)
         schema = TableSchema(("x",), (0.0,), (1.0,))
-        dynamics = ResidualDynamics(schema, 1, DynamicsArchitecture(2, 32, num_frequencies=frequencies))
+        dynamics = DeterministicDynamics(DynamicsArchitecture(2, 32, num_frequencies=frequencies)).build(schema, 1)
         optimizer = torch.optim.Adam(dynamics.parameters(), lr=1e-2)
         for update in range(300):
             state, action = 2.0 * torch.rand(256, 1) - 1.0, torch.zeros(256, 1)

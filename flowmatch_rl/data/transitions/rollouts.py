@@ -175,6 +175,7 @@ def from_steps(steps: TensorDictBase, embedding: Tensor) -> Trajectories:
         "states": steps.get(NEXT_OBSERVATION)[rows, index][:, None],
         "length": length[:, None],
         "ended": ended[:, None],
+        "actions": steps.get(ACTION)[rows, (index + 1).clamp_max(num_steps - 1)][:, None],
     }
 
 
