@@ -36,6 +36,7 @@ BENCHMARKS = (
     "occupancy_maze",
     "occupancy_horizon",
     "occupancy_bias",
+    "occupancy_bootstraps",
     "occupancy_chained",
     "expansion_cost",
     "occupancy_planning",

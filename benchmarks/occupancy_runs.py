@@ -24,10 +24,12 @@ def collected(folder: Path, environment: ProcessEnvironment, number: int, policy
     return str(folder)
 
 
-def trained(data: OfflineData, seed: int, **arguments: Any) -> tuple[OccupancyModule, dict[str, float]]:
+def trained(
+    data: OfflineData, seed: int, kind: type[OccupancyModule] = OccupancyModule, **arguments: Any
+) -> tuple[OccupancyModule, dict[str, float]]:
     """A model trained on the whole run of the data, what its test finds, and CPU seconds of the training."""
     seed_everything(seed, verbose=False)
-    module = OccupancyModule(**data.dimensions, **arguments)
+    module = kind(**data.dimensions, **arguments)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             max_epochs=data.num_epochs,
