@@ -136,7 +136,7 @@ def test_every_task_trains_and_ends_with_a_summary(path, data, tmp_path) -> None
     outcome = command("fit", tmp_path, path, data__path=source, **policy_of(path, source))
     rewards = list(yaml.safe_load(path.read_text())["model"]["init_args"]["rewards"])
     expands = "class_path: Expansion" in path.read_text()
-    values, files = ["value"] * len(rewards), ["checkpoint", "checkpoint", "figure", *["figure"] * expands]
+    values, files = ["value"] * len(rewards), ["checkpoint", "checkpoint", "figure", *["figure"] * (2 * expands)]
     model = ["clock", "dynamics"] if expands else ["clock"]
     # Whether so small a model is warned to be blind to the action is chance.
     words = [word for word in outcome.last_words if word != "warning"]
