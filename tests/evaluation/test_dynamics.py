@@ -77,8 +77,8 @@ def test_draws_that_have_terminated_do_not_count() -> None:
     real, model = rollouts(4), Drifting(ends=True)
     assert measured(model, real)["dynamics_error/1"] > 10.0
     late = rollout_errors(Drifting(growth=1.0, ends=True), HALF, real, steps=(2,)).error
-    # Of the draws that did not end in the first step some end in the second, where they still count.
-    assert float(late) < 0.5 * 1e3 / 4.0
+    # Of the draws that went on .31 end in the second step, where they still count; of all draws .52 have ended by then.
+    assert float(late) < 0.4 * 1e3 / 4.0
 
 
 def test_recorded_actions_are_repeated_where_there_is_no_policy() -> None:
@@ -105,6 +105,14 @@ def test_against_several_trajectories_the_noise_of_both_is_no_error() -> None:
     wanted = 2.0 * (apart - spread * math.sqrt(2.0 / math.pi))
     assert drifting["dynamics_distance/4"] == pytest.approx(wanted, abs=0.12)
     assert measured(Drifting(noise=0.0, growth=1.0), real)["dynamics_distance/4"] > 0.1
+
+
+def test_a_few_trajectories_of_many_states_show_no_error_of_a_model_that_is_right() -> None:
+    pair = rollouts(1, copies=2)
+    parts = {name: part.repeat(100, *[1] * (part.dim() - 1)) for name, part in vars(pair).items() if part is not None}
+    parts["states"] = parts["states"] + torch.randn(parts["states"].shape, generator=torch.Generator().manual_seed(1))
+    # The mean of two states of standard deviation 1 / 4 is off by .18.
+    assert measured(Drifting(noise=1.0, growth=1.0), Rollouts(**parts))["dynamics_error/1"] < 0.08
 
 
 def test_the_summary_names_errors_by_their_steps() -> None:
