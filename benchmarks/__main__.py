@@ -35,6 +35,7 @@ BENCHMARKS = (
     "occupancy_stochastic",
     "occupancy_maze",
     "occupancy_horizon",
+    "occupancy_bodies",
     "occupancy_bias",
     "occupancy_bootstraps",
     "occupancy_chained",

@@ -20,7 +20,7 @@ OPTIMIZER = FlowOptimizer(1e-3, weight_decay=1e-3)
 def collected(folder: Path, environment: ProcessEnvironment, number: int, policy: Policy | None, **options: Any) -> str:
     """Path of a data set, made if it is not there."""
     if not folder.exists():
-        collect_transitions(environment, folder, number, policy, progress=False, **options)
+        collect_transitions(environment, str(folder), number, policy, progress=False, **options)
     return str(folder)
 
 
@@ -28,6 +28,20 @@ def trained(
     data: OfflineData, seed: int, kind: type[OccupancyModule] = OccupancyModule, **arguments: Any
 ) -> tuple[OccupancyModule, dict[str, float]]:
     """A model trained on the whole run of the data, what its test finds, and CPU seconds of the training."""
+    module, trainer, seconds = _fitted(data, seed, kind, arguments)
+    trainer.test(module, datamodule=data, verbose=False)
+    return module, _metrics(trainer) | {"seconds": seconds}
+
+
+def fitted(data: OfflineData, seed: int, **arguments: Any) -> tuple[OccupancyModule, dict[str, float]]:
+    """A model trained on the whole run of the data, what the training logged last, and its CPU seconds."""
+    module, trainer, seconds = _fitted(data, seed, OccupancyModule, arguments)
+    return module, _metrics(trainer) | {"seconds": seconds}
+
+
+def _fitted(
+    data: OfflineData, seed: int, kind: type[OccupancyModule], arguments: dict[str, Any]
+) -> tuple[OccupancyModule, Trainer, float]:
     seed_everything(seed, verbose=False)
     module = kind(**data.dimensions, **arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -45,6 +59,8 @@ def trained(
         )
         began = time.thread_time()
         trainer.fit(module, datamodule=data)
-        seconds = time.thread_time() - began
-        trainer.test(module, datamodule=data, verbose=False)
-    return module, {name: float(value) for name, value in trainer.callback_metrics.items()} | {"seconds": seconds}
+        return module, trainer, time.thread_time() - began
+
+
+def _metrics(trainer: Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -69,8 +69,10 @@ def policy_of(path: Path, source: Path) -> dict[str, object]:
     """Options of a task whose policy is in a checkpoint, which was made with the data set in ``source``."""
     if path.stem not in CONVERSIONS:
         return {}
-    checkpoint = last_of(source.parent / "policies" / path.stem)
-    return {"model__policy__init_args__path": checkpoint}
+    options: dict[str, object] = {"model__policy__init_args__num_particles": 1}
+    if "segments: {class_path: Expansion" in path.read_text():
+        options["model__segments__init_args__num_updates"] = 200
+    return options | {"model__policy__init_args__path": last_of(source.parent / "policies" / path.stem)}
 
 
 @pytest.fixture(scope="module")
