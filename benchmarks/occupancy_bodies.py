@@ -80,7 +80,7 @@ BODIES = {
             "-c",
             "conf/actor_critic/walker_walk.yaml",
             *SAC,
-            "--data.init_args.total_env_steps=60000",
+            "--data.init_args.total_env_steps=40000",
             "--data.init_args.warmup_env_steps=5000",
             "--data.init_args.epoch_env_steps=5000",
             "--data.init_args.updates_per_env_step=0.5",
