@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,9 @@ class RolloutErrors:
         distance: Squared energy distance between modelled and real states, in standard deviations of the state, shape
             (P,), zero in the mean for a model that is right; None where there is one trajectory of each.
     """
+
+    NAMES: ClassVar = tuple(f"{name}/{step}" for name in ("dynamics_error", "dynamics_distance") for step in HORIZONS)
+    """Metrics that there may be."""
 
     steps: tuple[int, ...]
     error: Tensor

@@ -18,7 +18,7 @@ from flowmatch_rl.batches import (
 )
 from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.checks import UserError, check_range
-from flowmatch_rl.evaluation import dynamics_lines, rollout_errors
+from flowmatch_rl.evaluation import RolloutErrors, dynamics_lines, rollout_errors
 from flowmatch_rl.models import DeterministicDynamics, Dynamics, DynamicsSettings
 from flowmatch_rl.modules.loading import build_module
 from flowmatch_rl.modules.occupancy_checks import check_policy
@@ -178,7 +178,8 @@ class DynamicsModule(SingleOptimizer):
         return loss + dynamics_lines(metrics)
 
     def _evaluate(self, stage: str, rollouts: Rollouts, seed: int) -> None:
-        metrics = rollout_errors(self.dynamics, self.policy, rollouts, seed=seed).metrics()
+        errors = rollout_errors(self.dynamics, self.policy, rollouts, seed=seed)
+        metrics = self.known_to_all(errors.metrics(), RolloutErrors.NAMES)
         if rollouts.states is not None and rollouts.ended is not None:
             copies = rollouts.states.shape[1]
             state, action = (part.repeat_interleave(copies, 0) for part in (rollouts.observation, rollouts.action))

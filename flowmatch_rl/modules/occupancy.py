@@ -21,7 +21,7 @@ from flowmatch_rl.batches import (
     read_segment,
 )
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.evaluation import ExpansionSample, FutureTests, dynamics_lines, rollout_errors
+from flowmatch_rl.evaluation import ExpansionSample, FutureTests, RolloutErrors, dynamics_lines, rollout_errors
 from flowmatch_rl.models import Flow, Horizon, Likelihood, Occupancy, OccupancyInputs
 from flowmatch_rl.modules.flow_training import FlowTraining
 from flowmatch_rl.modules.occupancy_backups import BackupMaker
@@ -348,7 +348,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
     def _dynamics_errors(self, rollouts: Rollouts) -> dict[str, Tensor]:
         if self.dynamics is None or self.policy is None:
             return {}
-        return rollout_errors(self.dynamics, self.policy, rollouts).metrics()
+        return self.known_to_all(rollout_errors(self.dynamics, self.policy, rollouts).metrics(), RolloutErrors.NAMES)
 
     def check_rewards(self, needed: bool = True) -> None:
         """Raise unless the rewards are defined for the modelled entries of the state.

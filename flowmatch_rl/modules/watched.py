@@ -1,7 +1,7 @@
 """What all modules that train have in common: running means of their metrics, and an end where they diverge."""
 
 import abc
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -74,6 +74,17 @@ class WatchedModule(LightningModule, abc.ABC):
         """Whether to log after a number of updates: at the logging interval only, since each costs half a ms."""
         interval: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         return interval > 0 and updates % interval == 0  # 0 stands for no logging
+
+    def known_to_all(self, metrics: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+        """The metrics that every process has, whose mean may be logged: to wait for one that some lack is for ever.
+
+        Args:
+            metrics: Metrics of this process.
+            names: Those that a process may have.
+        """
+        held = torch.tensor([name in metrics for name in names], device=self.device)
+        everywhere = torch.as_tensor(self.all_gather(held)).reshape(-1, len(names)).all(0)
+        return {name: metrics[name] for name, is_known in zip(names, everywhere.tolist(), strict=True) if is_known}
 
     def take_means(self, updates: int) -> dict[str, Tensor]:
         """Means of the metrics since the last logging, by name.

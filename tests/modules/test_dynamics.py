@@ -61,6 +61,7 @@ def test_a_run_is_evaluated_along_trajectories_left_out_and_its_checkpoint_repea
 
 def test_errors_of_a_random_process_fall_in_training(tmp_path: Path) -> None:
     """However random a process is, the error of the mean and the distance of distributions tend to zero."""
+    torch.manual_seed(0)
     environment = ProcessEnvironment(LinearGaussianProcess(start_scale=1.0), max_steps=20)
     collect_transitions(environment, str(tmp_path / "set"), 8_000, num_envs=400, block_steps=20, progress=False)
     sizes: dict[str, Any] = {"batch_size": 128, "num_updates": 300, "epoch_updates": 300, "eval_steps": 4}

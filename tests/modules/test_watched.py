@@ -166,3 +166,13 @@ def test_a_critic_is_not_called_constant_where_its_inputs_are(kind) -> None:
     assert module.critics.constant_members() == []
     module.training_step(transitions()[:1], 0)
     assert module.critics.constant_members() == []
+
+
+def test_metrics_that_some_process_lacks_are_not_waited_for(monkeypatch) -> None:
+    module = occupancy()
+    own, names = {"a": torch.tensor(1.0), "c": torch.tensor(2.0)}, ("a", "b", "c")
+    monkeypatch.setattr(module, "all_gather", lambda held: held)
+    assert module.known_to_all(own, names) == own
+    # The other process has no "c".
+    monkeypatch.setattr(module, "all_gather", lambda held: torch.stack([held, torch.tensor([True, True, False])]))
+    assert module.known_to_all(own, names) == {"a": own["a"]}
