@@ -65,7 +65,7 @@ SAC = ("-c", "conf/actor_critic/methods/sac.yaml")
 
 FREQUENCIES = DeterministicDynamics(DynamicsArchitecture(num_frequencies=4))
 EXPANDED = Expansion(length=128, dynamics=FREQUENCIES, pool_batches=32, reuse=32)
-"""That of ``conf/occupancy/presets/expansion.yaml``."""
+"""As of ``conf/occupancy/maze_loop.yaml``, sines and cosines included."""
 
 BODIES = {
     "pendulum": Body(

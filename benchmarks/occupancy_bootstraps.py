@@ -114,7 +114,7 @@ VARIANTS: dict[str, tuple[TD2CFM, type[OccupancyModule]]] = {
 
 def run(
     variants: tuple[str, ...] = tuple(VARIANTS),
-    segments: tuple[str, ...] = ("transitions", "n = 64"),
+    segments: tuple[str, ...] = ("transitions", "n = 128"),
     updates: int = 1_000,
     seeds: tuple[int, ...] = (0, 1, 2),
 ) -> dict[str, Any]:
