@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks import bias_chain
+from benchmarks.occupancy_horizon import SEGMENTS
 from benchmarks.occupancy_maze import LINEAR, NETWORK, SOLVER
 from benchmarks.occupancy_runs import OPTIMIZER, collected, trained
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.evaluation import FutureTests
 from flowmatch_rl.figures.style import BLUE, GREEN, GREY, RED, new_figure, save_figure, tidy
-from flowmatch_rl.models import DeterministicDynamics, Horizon
-from flowmatch_rl.modules import Expansion, ObservedSteps
-from flowmatch_rl.nets import DynamicsArchitecture, EmaSettings
+from flowmatch_rl.models import Horizon
+from flowmatch_rl.modules import ObservedSteps
+from flowmatch_rl.nets import EmaSettings
 from flowmatch_rl.objectives import TD2CFM, MonteCarloCFM, time_constants
 from flowmatch_rl.testbeds import CirculationReward, MazeLoopPolicy, PointMassMaze, accumulated_bias
 
@@ -30,22 +31,19 @@ UPDATES, EMA_DECAY = 1_000, 0.9
 EVALUATED_STEPS = 2_000
 """Steps of the trajectories that futures are compared with, ten of the longest horizons."""
 
-EXPANSION = Expansion(length=64, gate=0.5, dynamics=DeterministicDynamics(DynamicsArchitecture(num_frequencies=4)))
-"""As in ``conf/occupancy/presets/expansion.yaml``, with half of its steps."""
-
 VARIANTS: dict[str, dict[str, Any]] = {
     "transitions": {"objective": TD2CFM(solver=SOLVER)},
-    "n = 64": {"objective": TD2CFM(solver=SOLVER), "segments": EXPANSION},
+    "n = 128": {"objective": TD2CFM(solver=SOLVER), "segments": SEGMENTS["n = 128"]},
     "Monte Carlo": {"objective": MonteCarloCFM()},
     "many horizons": {"objective": TD2CFM(solver=SOLVER), "min_discount": 0.8, "consistency": 0.25},
 }
 RUNS_OF = [
     (name, discount, seed)
     for seed, names in (
-        (0, ("transitions", "n = 64", "Monte Carlo")),
-        (1, ("transitions", "n = 64")),
+        (0, ("transitions", "n = 128", "Monte Carlo")),
+        (1, ("transitions", "n = 128")),
         (0, ("many horizons",)),
-        (2, ("transitions", "n = 64")),
+        (2, ("transitions", "n = 128")),
     )
     for name in names
     for discount in DISCOUNTS
@@ -86,7 +84,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
     styles = {
         "transitions": (BLUE, "n = 1"),
         "many horizons": (GREEN, "n = 1, many horizons"),
-        "n = 64": (RED, "n = 64, in a learned model"),
+        "n = 128": (RED, "n = 128, in a learned model"),
         "Monte Carlo": (GREY, "Monte Carlo, on policy"),
     }
     for name in dict.fromkeys(row["variant"] for row in rows):
