@@ -82,7 +82,7 @@ def _row(folder: Path, task: str, name: str, updates: int, seed: int) -> dict[st
     steps = round(8.0 / (1.0 - discount))
     rest = ProcessEnvironment(PointMassMaze(action_repeat=4), max_steps=max(1000, steps))
     if name == "Monte Carlo":
-        path = collected(folder / f"own_{steps}", rest, 1_000_000, policy, num_envs=100)
+        path = collected(folder / f"own_{steps}", rest, 1_000_000, policy, num_envs=100, block_steps=10_000)
     else:
         starts = ProcessEnvironment(PointMassMaze(start_speed=0.4, action_repeat=4), max_steps=5)
         path = collected(folder / "random", starts, 1_000_000, None, num_envs=10_000, block_steps=5)
