@@ -67,7 +67,7 @@ def _(data: SampleRequests) -> Wiring:
 
 @wiring.register
 def _(data: OfflineData) -> Wiring:
-    return Wiring((LossCurve(), ExpansionCurve()), (Video, FlowFigures))
+    return Wiring((LossCurve(),), (Video, FlowFigures))
 
 
 @wiring.register
@@ -83,7 +83,7 @@ def model_wiring(model: object) -> Wiring:
 
 @model_wiring.register
 def _(model: OccupancyModule) -> Wiring:
-    return Wiring((DynamicsFigures(),), ())
+    return Wiring((DynamicsFigures(), ExpansionCurve()), ())
 
 
 @model_wiring.register
