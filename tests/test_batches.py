@@ -84,6 +84,7 @@ def test_a_batch_without_arrival_entries_is_refused_by_name() -> None:
 
 SEGMENT = ("observation", "action", "arrivals", "terminated", "length", "embedding")
 ROLLOUTS = ("observation", "action", "embedding")
+TRIED = ("tried_actions", "tried_states", "tried_ended")
 
 
 def named(*names: str) -> dict[str, Tensor]:
@@ -94,7 +95,7 @@ def named(*names: str) -> dict[str, Tensor]:
     ("read", "needed", "optional"),
     [
         (read_segment, SEGMENT, ("next_action", "future")),
-        (read_rollouts, ROLLOUTS, ("states", "length", "ended")),
+        (read_rollouts, ROLLOUTS, ("states", "length", "ended", "actions", *TRIED)),
     ],
 )
 def test_segments_and_rollouts_are_read_by_the_names_of_their_attributes(read, needed, optional) -> None:
