@@ -143,9 +143,6 @@ class OccupancyModule(FlowTraining[Occupancy]):
         self.load_dynamics()
         seed = process_seed(torch.initial_seed(), self.global_rank, self.global_step)
         self._maker = self.segments.start(self.dynamics, self.policy, self._transitions, seed)
-        if self.dynamics is not None and self.trainer.world_size > 1:
-            # Every process has trained a model of its own, from other rows.
-            self.dynamics.load_state_dict(self.trainer.strategy.broadcast(self.dynamics.state_dict()))
 
     def load_dynamics(self) -> None:
         """Take the one-step model of the checkpoint that the segments name, if they do and none is trained yet.
