@@ -11,6 +11,11 @@ from torch import Tensor
 from flowmatch_rl.checks import UserError
 
 
+def with_unit(name: str, unit: str) -> str:
+    """The label of a column, such as ``speed [m/s]``; its name alone if the unit is empty."""
+    return f"{name} [{unit}]" if unit else name
+
+
 @dataclass(frozen=True)
 class ActionBounds:
     """Bounds of an action in the environment's unit, which models see as [-1, 1].
@@ -82,6 +87,7 @@ class TableSchema:
         integers: Names of the columns whose values are rounded to integers when they are brought back to their units.
         low: Smallest value of each sample column in the data, in its own unit; empty if it is not known.
         high: Largest value of each; empty if it is not known.
+        units: Name of the unit of each sample column, such as ``rad``, empty where it is not known; empty if none is.
     """
 
     columns: tuple[str, ...]
@@ -95,6 +101,12 @@ class TableSchema:
     integers: tuple[str, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    units: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the sample columns with their units, such as ``speed [m/s]``."""
+        return tuple(map(with_unit, self.columns, self.units or [""] * self.sample_dim))
 
     @property
     def sample_dim(self) -> int:

@@ -37,6 +37,5 @@ class ExpansionCurve(Curve[ExpansionPoint]):
         sample, label = module.expansions, data_label(trainer)
         plane = None
         if sample is not None:
-            columns = sample.schema.columns
-            plane = plane_among(columns, range(len(columns)), walls_of(trainer))
+            plane = plane_among(sample.schema, range(sample.schema.sample_dim), walls_of(trainer))
         return draw_expansion(points, sample, plane, f"{label}: expansions" if label else "expansions")

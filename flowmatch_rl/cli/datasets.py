@@ -61,10 +61,12 @@ def _summary(store: TransitionStore) -> str:
     """Where the data set is, what it holds, and the command that trains on it."""
     info = store.info
     trajectories = "" if info.num_trajectories is None else f" in {info.num_trajectories:,} trajectories"
-    names = ", ".join(info.columns[:6]) + (", ..." if len(info.columns) > 6 else "")
+    names = ", ".join(info.labels[:6]) + (", ..." if len(info.columns) > 6 else "")
+    entries = f" ({', '.join(info.action_labels[:6])}{', ...' * (info.action_dim > 6)})" if info.action_labels else ""
     lines = [
         f"{store.path}: {info.num_transitions:,} transitions{trajectories}; "
-        f"{info.observation_dim} columns ({names}), actions of dimension {info.action_dim}",
+        f"{info.observation_dim} columns ({names}), actions of dimension {info.action_dim}{entries}"
+        f"{'' if info.has_rewards else '; no rewards'}",
         *info.provenance.get("remarks", ()),
         f"train with: flowmatch-rl fit --model OccupancyModule --data OfflineData --data.path {store.path}",
     ]

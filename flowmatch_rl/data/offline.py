@@ -122,8 +122,11 @@ class OfflineData(DataModule):
         """Arguments of a model that this data determines."""
         info = self.store.info
         low, high = self._range
+        units = info.column_units if any(info.column_units) else ()
         return {
-            "schema": TableSchema(info.columns, info.observation_mean, info.observation_std, low=low, high=high),
+            "schema": TableSchema(
+                info.columns, info.observation_mean, info.observation_std, low=low, high=high, units=units
+            ),
             "action_dim": info.action_dim,
             "embedding_dim": info.embedding_dim,
             "action_bounds": info.action_bounds,

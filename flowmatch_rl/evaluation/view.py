@@ -38,7 +38,7 @@ def view_of(schema: TableSchema, data: Tensor) -> View:
         data: Standardised data, shape (M, D).
     """
     if schema.sample_dim <= 2:
-        return View(np.diag(schema.scale), np.array(schema.shift), schema.columns)
+        return View(np.diag(schema.scale), np.array(schema.shift), schema.labels)
     centre = data.double().mean(0)
     _, spread, directions = torch.linalg.svd(data.double() - centre, full_matrices=False)
     share = spread.square() / spread.square().sum().clamp(min=1e-12)

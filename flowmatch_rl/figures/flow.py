@@ -170,15 +170,15 @@ def _draw_planes(panels: list[Axes], planes: _Planes) -> None:
 def _marginals(sample: FlowSample) -> list[_Marginal]:
     """Columns in their own units; a single column also by class."""
     data, generated = (sample.schema.restore(x).numpy().T for x in (sample.data, sample.generated))
-    columns = zip(sample.schema.columns, data, generated, strict=True)
+    columns = zip(sample.schema.labels, data, generated, strict=True)
     marginals = [_Marginal(name, x, y) for name, x, y in columns][:_MAX_MARGINALS]
     if len(data) > 1 or sample.groups is None or not sample.groups.levels:
         return marginals
     kinds, name = sample.groups.values, sample.groups.name
-    all_of_them = [_Marginal(sample.schema.columns[0], data[0], generated[0], "all")]
+    all_of_them = [_Marginal(sample.schema.labels[0], data[0], generated[0], "all")]
     by_class = [
         _Marginal(
-            sample.schema.columns[0],
+            sample.schema.labels[0],
             data[0][kinds == i],
             generated[0][kinds[: len(generated[0])] == i],
             f"{name} = {level}",

@@ -92,7 +92,7 @@ def _draw_entry(axes: Axes, state: _State, entry: int) -> None:
     outside = count_outside(modelled[:, None], frame)
     axes.set_title(f"modelled{outside}" if outside else "", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    tidy(axes, state.schema.columns[entry])
+    tidy(axes, state.schema.labels[entry])
 
 
 def _draw_projections(panels: list[Axes], state: _State) -> None:

@@ -17,6 +17,7 @@ from flowmatch_rl.evaluation import FutureSample
 from flowmatch_rl.figures.clouds import count_outside, edges_of, fit, height_for, hide_repeats
 from flowmatch_rl.figures.occupancy_parts import frame_around, horizon, mark_source, remark_on_cut
 from flowmatch_rl.figures.style import new_figure, tidy
+from flowmatch_rl.schema import TableSchema
 
 _CELLS = 40
 """Cells of the densities along each axis."""
@@ -41,21 +42,21 @@ class Plane:
 
 def plane_of(sample: FutureSample, walls: Tensor | None) -> Plane | None:
     """The position among the modelled entries of a state, if there is one; see ``plane_among``."""
-    return plane_among(sample.schema.columns, sample.modelled_entries, walls)
+    return plane_among(sample.schema, sample.modelled_entries, walls)
 
 
-def plane_among(columns: Sequence[str], entries_of_state: Sequence[int], walls: Tensor | None) -> Plane | None:
+def plane_among(schema: TableSchema, entries_of_state: Sequence[int], walls: Tensor | None) -> Plane | None:
     """The position among some entries of a state, if there is one.
 
     Walls stand in the plane of the first two entries of the state. Without them the entries x and y are a position, and
     so are the two of a model of two.
 
     Args:
-        columns: Names of the entries.
+        schema: The entries and their units.
         entries_of_state: Which entries of the state they are.
         walls: Walls in the plane of the first two entries of the state, shape (W, 4); None if there are none.
     """
-    modelled = list(entries_of_state)
+    modelled, columns = list(entries_of_state), schema.columns
     boxes = np.empty((0, 4))
     if walls is not None and {0, 1} <= set(modelled):
         entries, boxes = (modelled.index(0), modelled.index(1)), walls.double().cpu().numpy()
@@ -65,7 +66,7 @@ def plane_among(columns: Sequence[str], entries_of_state: Sequence[int], walls: 
         entries = (0, 1)
     else:
         return None
-    return Plane(entries, (columns[entries[0]], columns[entries[1]]), boxes)
+    return Plane(entries, (schema.labels[entries[0]], schema.labels[entries[1]]), boxes)
 
 
 def draw_future_states(sample: FutureSample, plane: Plane, title: str) -> Figure:

@@ -56,7 +56,8 @@ class Dynamics(nn.Module, abc.ABC):
 
     def __init__(self, schema: TableSchema, action_dim: int, settings: DynamicsSettings) -> None:
         super().__init__()
-        self.columns, self.action_dim, self.settings = schema.columns, action_dim, settings
+        self.columns, self.units = schema.columns, schema.units
+        self.action_dim, self.settings = action_dim, settings
         self.register_buffer("state_shift", torch.tensor(schema.shift))
         self.register_buffer("state_scale", torch.tensor(schema.scale))
         self.register_buffer("change_scale", torch.ones(schema.sample_dim))

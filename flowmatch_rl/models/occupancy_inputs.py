@@ -148,6 +148,7 @@ class OccupancyInputs(nn.Module):
             scale=tuple(state.scale[i] for i in self.modelled),
             low=tuple(state.low[i] for i in self.modelled if state.low),
             high=tuple(state.high[i] for i in self.modelled if state.high),
+            units=tuple(state.units[i] for i in self.modelled if state.units),
             condition_columns=(
                 *(f"source_{name}" for name in state.columns),
                 *(f"action_{i}" for i in range(self.action_dim)),

@@ -88,6 +88,7 @@ class DynamicsModule(SingleOptimizer):
             columns=state.columns,
             shift=state.shift,
             scale=state.scale,
+            units=state.units,
             condition_columns=(
                 *(f"source_{name}" for name in state.columns),
                 *(f"action_{i}" for i in range(action_dim)),

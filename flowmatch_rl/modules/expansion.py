@@ -209,7 +209,8 @@ class SegmentPool(SegmentMaker):
             return None
         start, length, ended = self._pool.arrivals[:, 0], self._pool.length, self._pool.terminated.any(1)
         model = self._dynamics
-        schema = TableSchema(model.columns, tuple(model.state_shift.tolist()), tuple(model.state_scale.tolist()))
+        shift, scale = (tuple(numbers.tolist()) for numbers in (model.state_shift, model.state_scale))
+        schema = TableSchema(model.columns, shift, scale, units=model.units)
         return ExpansionSample(schema, *(part.cpu() for part in (start, length, self._lengths, ended)))
 
     def _act(self, state: Tensor, embedding: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def test_lengths_are_drawn_beside_those_wanted() -> None:
 
 def test_the_map_shows_from_where_expansions_end_early() -> None:
     sample = expansions("x", "y", number=20_000)
-    panel = draw_expansion(POINTS, sample, plane_among(("x", "y"), (0, 1), WALLS), "t").axes[3]
+    panel = draw_expansion(POINTS, sample, plane_among(sample.schema, (0, 1), WALLS), "t").axes[3]
     (mesh,) = panel.collections
     cells: Any = mesh.get_array()
     fractions = cells.reshape(25, 25)

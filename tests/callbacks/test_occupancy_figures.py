@@ -16,6 +16,7 @@ from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.evaluation import FutureSample, sample_futures, sample_values
 from flowmatch_rl.evaluation.futures import observed_fraction
+from flowmatch_rl.evaluation.view import view_of
 from flowmatch_rl.figures import draw_future_marginals, draw_future_states, draw_values, plane_of
 from flowmatch_rl.figures.occupancy_parts import frame_around
 from flowmatch_rl.figures.occupancy_plane import Plane, fractions
@@ -81,6 +82,18 @@ def ending_rollouts() -> Rollouts:
     ended[2, :, 1:] = True
     source = torch.zeros(3, 1, dtype=F64)
     return Rollouts(source, source, torch.empty(3, 0), states, torch.tensor([[4], [3], [4]]), ended)
+
+
+def test_axes_show_the_units_of_their_columns() -> None:
+    sample = future_sample(("x", "y"))
+    sample = dataclasses.replace(sample, schema=dataclasses.replace(sample.schema, units=("m", "")))
+    figure = draw_future_marginals(sample, "t")
+    labels = [axes.get_xlabel() for part in figure.subfigs for axes in part.axes]
+    assert labels[:2] == ["x [m]", "y"]
+    plane = plane_of(sample, None)
+    assert plane is not None
+    assert plane.labels == ("x [m]", "y")
+    assert view_of(sample.schema, sample.source).labels == ("x [m]", "y")
 
 
 @pytest.mark.parametrize("discount", [0.0, 0.4, 0.95])

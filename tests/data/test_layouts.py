@@ -91,6 +91,14 @@ def test_ogbench_rewards_and_masks_are_those_of_the_row(tmp_path: Path) -> None:
     ]
 
 
+def test_ogbench_file_without_rewards_makes_a_data_set_that_says_so(tmp_path: Path) -> None:
+    for name, more in (("a", {}), ("b", {"rewards": np.zeros(3)})):
+        write_ogbench(tmp_path / f"{name}.npz", [0, 0, 1], **more)
+    found = {name: OgbenchFile(str(tmp_path / f"{name}.npz")).describe().has_rewards for name in "ab"}
+    assert found == {"a": False, "b": True}
+    assert not OgbenchFile(str(tmp_path)).describe().has_rewards
+
+
 def test_ogbench_file_with_valid_rows_flags_the_row_before_the_last_as_well(tmp_path: Path) -> None:
     held = write_ogbench(tmp_path / "maze.npz", [0, 1, 1, 1, 1], valids=np.array([1.0, 1.0, 0.0, 1.0, 0.0]))
     x, u = held["observations"], held["actions"]

@@ -71,8 +71,9 @@ def test_dimensions_and_units_come_from_the_data_set(tmp_path: Path) -> None:
         "action_bounds": ActionBounds((-2.0,), (3.0,)),
     }
     assert made.label == "set"
-    other = data(tmp_path / "other", store={})
+    other = data(tmp_path / "other", store={"units": {"time": "s"}})
     assert other.dimensions["action_bounds"] is None
+    assert other.dimensions["schema"].labels == ("trajectory", "time [s]")
     assert other.dimensions["embedding_dim"] == 0
 
 

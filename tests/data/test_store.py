@@ -150,6 +150,47 @@ def test_a_data_set_without_the_description_of_its_tensors_is_refused(tmp_path) 
         TransitionStore.open(tmp_path / "set")
 
 
+def test_units_and_names_of_actions_are_kept(tmp_path) -> None:
+    changes = {"action_columns": ("left", "right", "lift"), "units": {"speed": "m/s", "lift": "N m"}}
+    toy_store(tmp_path / "set", **changes)
+    info = TransitionStore.open(tmp_path / "set").info
+    assert info.column_units == ("", "m/s")
+    assert info.labels == ("position", "speed [m/s]")
+    assert info.action_labels == ("left", "right", "lift [N m]")
+
+
+def test_a_data_set_of_before_units_opens(tmp_path) -> None:
+    info = toy_store(tmp_path / "set").info
+    fields = dataclasses.asdict(info)
+    for name in ("action_columns", "units", "has_rewards"):
+        del fields[name]
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps(fields))
+    opened = TransitionStore.open(tmp_path / "set")
+    assert opened.info == info
+    assert (opened.info.labels, opened.info.action_labels, opened.info.has_rewards) == (COLUMNS, (), True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"units": {"sped": "m/s"}}, "units has 'sped', which is no column; wanted some of position, speed"),
+        ({"action_columns": ("left",)}, "action_columns must be 3 names or none, got ['left']"),
+        ({"action_columns": ("left", "up", "left")}, "two columns are named 'left'"),
+    ],
+)
+def test_units_and_names_that_do_not_fit_are_refused(tmp_path, changes, message) -> None:
+    with pytest.raises(ValueError) as caught:
+        toy_writer(tmp_path / "set", **changes)
+    assert str(caught.value) == message
+
+
+def test_a_data_set_without_rewards_says_so_where_they_are_required(tmp_path) -> None:
+    toy_store(tmp_path / "a").require_rewards()
+    toy_store(tmp_path / "b", has_rewards=False)
+    with pytest.raises(ValueError, match=r"b' has no rewards to learn values from; name their column"):
+        TransitionStore.open(tmp_path / "b").require_rewards()
+
+
 def test_fields_of_the_description_survive_the_file(tmp_path) -> None:
     info = toy_store(tmp_path / "set", action_low=[-1.0] * 3, action_high=[1.0] * 3, ordered=True).info
     assert all(not isinstance(getattr(info, field.name), list) for field in dataclasses.fields(StoreInfo))

@@ -1,5 +1,6 @@
 """Writing data sets: statistics, refusals, and interruptions at any moment."""
 
+import json
 import os
 import re
 import shutil
@@ -209,6 +210,19 @@ def test_a_writer_resumes_after_the_rows_that_were_written(tmp_path) -> None:
         assert_rows_equal(last.finish().transitions, rows)
 
 
+def test_a_data_set_that_was_begun_before_units_is_resumed(tmp_path) -> None:
+    rows = toy_rows(10)
+    append_to(tmp_path / "set", rows[:4])
+    file = tmp_path / "set.partial" / "progress.json"
+    progress = json.loads(file.read_text())
+    for name in ("action_columns", "units", "has_rewards"):
+        del progress["description"][name]
+    file.write_text(json.dumps(progress))
+    with toy_writer(tmp_path / "set") as writer:
+        writer.append(rows[4:])
+        assert_rows_equal(writer.finish().transitions, rows)
+
+
 def test_a_writer_that_is_refused_does_not_keep_the_folder(tmp_path) -> None:
     append_to(tmp_path / "set", toy_rows(4))
     with pytest.raises(UserError) as caught:
@@ -225,6 +239,8 @@ def test_a_writer_that_is_refused_does_not_keep_the_folder(tmp_path) -> None:
         ({"columns": ("position", "velocity")}, "its columns is ['position', 'speed'], here it is"),
         ({"ordered": True}, "its ordered is False, here it is True"),
         ({"embedding_dim": 1}, "its embedding_dim is 0, here it is 1"),
+        ({"units": {"speed": "m/s"}}, "its units.speed is None, here it is 'm/s'"),
+        ({"has_rewards": False}, "its has_rewards is True, here it is False"),
         ({"has_next_action": True}, "its has_next_action is False, here it is True"),
         ({"action_low": [0.0] * 3, "action_high": [1.0] * 3}, "its action_low is None, here it is [0.0, 0.0, 0.0]"),
         ({"provenance": {"made_by": "a test", "seed": 1}}, "its provenance.seed is 0, here it is 1"),

@@ -1,5 +1,6 @@
 """Units, conditions, samples and densities of an occupancy, and the dimensions it refuses."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -40,10 +41,16 @@ def test_states_are_standardised_by_the_units_of_the_data() -> None:
     torch.testing.assert_close(inputs.restore(torch.tensor([[2.0, 1.0]])), torch.tensor([[76.0, 5.0]]))
     assert (inputs.sample_dim, inputs.condition_dim) == (2, 5)
     schema = inputs.sample_schema
+    assert schema.labels == ("speed", "x")
     assert (schema.columns, schema.shift, schema.scale) == (("speed", "x"), (50.0, 3.0), (13.0, 2.0))
     assert schema.condition_columns == ("source_x", "source_y", "source_speed", "action_0", "action_1")
     assert schema.condition_dim == 5
     assert schema.condition_scale == (2.0, 0.2, 13.0, 1.0, 1.0)
+
+
+def test_modelled_entries_keep_their_units() -> None:
+    plane = dataclasses.replace(PLANE, units=("m", "m", "m/s"))
+    assert OccupancyInputs(plane, 2, 0, Horizon(0.9), ["speed", "x"]).sample_schema.labels == ("speed [m/s]", "x [m]")
 
 
 def test_a_condition_is_state_action_member_and_horizon_side_by_side() -> None:

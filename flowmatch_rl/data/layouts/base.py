@@ -140,6 +140,7 @@ class Layout(abc.ABC):
         num_transitions: int,
         ordered: bool = True,
         has_next_action: bool = False,
+        has_rewards: bool = True,
         remarks: Sequence[str] = (),
     ) -> StoreInfo:
         """Description of the data set that the files make.
@@ -150,6 +151,7 @@ class Layout(abc.ABC):
             num_transitions: Transitions in all blocks.
             ordered: Whether the rows of a trajectory follow each other, each starting where the one before arrived.
             has_next_action: Whether blocks hold the actions taken in the arrival states.
+            has_rewards: Whether the files hold rewards.
             remarks: What a reader of the files should know, a line each.
 
         Raises:
@@ -164,6 +166,7 @@ class Layout(abc.ABC):
             num_transitions=num_transitions,
             ordered=ordered,
             has_next_action=has_next_action,
+            has_rewards=has_rewards,
             action_low=None if bounds is None else bounds.low,
             action_high=None if bounds is None else bounds.high,
             provenance={"made_by": "convert_layout", "layout": repr(self), "remarks": list(remarks)},

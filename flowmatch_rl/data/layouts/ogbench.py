@@ -30,7 +30,7 @@ class OgbenchFile(ArrayLayout):
     one starts, and the last row of a trajectory is an observation without a transition; with ``next_observations``
     every row is a transition. Files written from what OGBench loads as compact also flag the row before; they have
     ``valids`` (N,), which is 0 in the last row of each trajectory. Where the file holds ``rewards`` (N,) they are
-    taken, otherwise they are 0; ``masks`` (N,) are 0 where the arrival is terminal.
+    taken, otherwise the data set has none; ``masks`` (N,) are 0 where the arrival is terminal.
 
     Args:
         path: The file; of a folder all ``.npz`` files in the order of their numbers, but for ``*-val.npz``.
@@ -46,7 +46,9 @@ class OgbenchFile(ArrayLayout):
         sizes = [_size(file) for file in files]
         observation_dim, action_dim = same_dimensions(files, [dims for _, dims in sizes])
         columns = self.column_names(vector_names("observation", observation_dim))
-        return self.description(columns, action_dim, sum(number for number, _ in sizes))
+        has_rewards = all("rewards" in npz_shapes(file) for file in files)
+        steps = sum(number for number, _ in sizes)
+        return self.description(columns, action_dim, steps, has_rewards=has_rewards)
 
     def rows(self) -> Iterator[Rows]:
         """Read the transitions, file by file; one file is in memory at a time."""

@@ -7,6 +7,7 @@ place, and moves there when it is complete.
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,18 @@ from flowmatch_rl.batches import (
     TERMINATED,
     TRUNCATED,
 )
-from flowmatch_rl.checks import MissingFileError, UserError, check_range
+from flowmatch_rl.checks import MissingFileError, UserError, check_range, first_names
 from flowmatch_rl.data.transitions.checksums import check_checksums
-from flowmatch_rl.schema import ActionBounds
+from flowmatch_rl.schema import ActionBounds, with_unit
 
 FORMAT_VERSION = 1
 INFO_FILE = "dataset.json"
 TRANSITIONS_FOLDER = "transitions"
 PROGRESS_FILE = "progress.json"
 """Marks a folder in which a data set is being written."""
+
+ADDED_ENTRIES: Mapping[str, Any] = {"action_columns": [], "units": {}, "has_rewards": True}
+"""Entries that descriptions have been given since the format was fixed, and what they are where they are missing."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,10 @@ class StoreInfo:
         action_high: Upper bounds, or None.
         embedding_dim: Dimension Z of the embedding of the policy that acted; 0 if there is none.
         has_next_action: Whether the rows hold the action taken in the next observation.
+        action_columns: Names of the A entries of an action; empty if they have none.
+        units: Units of columns and of entries of the action by their names, as text such as ``rad``; those that are not
+            known are left out.
+        has_rewards: Whether the source held rewards; otherwise those of the rows are 0 and mean nothing.
         provenance: How the data were made; JSON.
         observation_mean: Mean of each column over all observations, in its own unit.
         observation_std: Standard deviation of each (divisor N); 1 for a constant column.
@@ -109,7 +117,8 @@ class StoreInfo:
         format_version: Version of the format on disk.
 
     Raises:
-        UserError: If a number is out of its range, two columns have one name, or the bounds do not fit.
+        UserError: If a number is out of its range, two columns have one name, the bounds do not fit, or a unit is of no
+            column.
     """
 
     num_transitions: int
@@ -120,6 +129,9 @@ class StoreInfo:
     action_high: tuple[float, ...] | None = None
     embedding_dim: int = 0
     has_next_action: bool = False
+    action_columns: tuple[str, ...] = ()
+    units: dict[str, str] = field(default_factory=dict)
+    has_rewards: bool = True
     provenance: dict[str, Any] = field(default_factory=dict)
     observation_mean: tuple[float, ...] = ()
     observation_std: tuple[float, ...] = ()
@@ -136,8 +148,14 @@ class StoreInfo:
             **{"the number of columns": self.observation_dim},
         )
         check_range("[0, inf)", embedding_dim=self.embedding_dim)
-        if doubled := [name for place, name in enumerate(self.columns) if name in self.columns[:place]]:
-            raise UserError(f"two columns are named {doubled[0]!r}")
+        for names in (self.columns, self.action_columns):
+            if doubled := [name for place, name in enumerate(names) if name in names[:place]]:
+                raise UserError(f"two columns are named {doubled[0]!r}")
+        if len(self.action_columns) not in (0, self.action_dim):
+            raise UserError(f"action_columns must be {self.action_dim} names or none, got {list(self.action_columns)}")
+        named = (*self.columns, *self.action_columns)
+        if unknown := [name for name in self.units if name not in named]:
+            raise UserError(f"units has {unknown[0]!r}, which is no column; wanted some of {first_names(named)}")
         bounds = self.action_low, self.action_high
         if bounds != (None, None) and {None if bound is None else len(bound) for bound in bounds} != {self.action_dim}:
             raise UserError(
@@ -155,6 +173,21 @@ class StoreInfo:
     def observation_dim(self) -> int:
         """Dimension S of an observation."""
         return len(self.columns)
+
+    @property
+    def column_units(self) -> tuple[str, ...]:
+        """Unit of each column; empty where it is not known."""
+        return tuple(self.units.get(name, "") for name in self.columns)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Columns with their units, such as ``speed [m/s]``."""
+        return tuple(map(with_unit, self.columns, self.column_units))
+
+    @property
+    def action_labels(self) -> tuple[str, ...]:
+        """Names of the entries of the action with their units; empty if they have none."""
+        return tuple(with_unit(name, self.units.get(name, "")) for name in self.action_columns)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -223,6 +256,18 @@ class TransitionStore:
             )
         return cls(path, info, transitions)
 
+    def require_rewards(self) -> None:
+        """Refuse a data set whose rewards mean nothing.
+
+        Raises:
+            UserError: If its source held no rewards.
+        """
+        if not self.info.has_rewards:
+            raise UserError(
+                f"the data set {str(self.path)!r} has no rewards to learn values from; name their column when it is "
+                "converted, or imitate its actions instead"
+            )
+
     def verify(self) -> None:
         """Compare the files with their checksums, which reads them all; a data set without checksums passes.
 
@@ -259,6 +304,7 @@ def _read_info(path: Path) -> StoreInfo:
         raise UserError(
             f"the data set {str(path)!r} has format version {version}, wanted {FORMAT_VERSION}; make it again"
         )
+    fields = {**ADDED_ENTRIES, **fields}
     known = {item.name for item in dataclasses.fields(StoreInfo)}
     if fields.keys() != known:
         wrong = sorted(fields.keys() ^ known)[0]

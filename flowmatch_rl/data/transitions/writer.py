@@ -21,6 +21,7 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.data.transitions.checksums import write_checksums
 from flowmatch_rl.data.transitions.moments import column_moments, read_chunks
 from flowmatch_rl.data.transitions.store import (
+    ADDED_ENTRIES,
     INFO_FILE,
     PROGRESS_FILE,
     TRANSITIONS_FOLDER,
@@ -147,7 +148,7 @@ class TransitionWriter:
         # Without the folder nothing was written yet, or the data set has been moved to its place.
         if (self._partial / PROGRESS_FILE).is_file() and self._transitions.is_dir():
             progress = json.loads((self._partial / PROGRESS_FILE).read_text(encoding="utf-8"))
-            if difference := _first_difference(progress["description"], self._description):
+            if difference := _first_difference({**ADDED_ENTRIES, **progress["description"]}, self._description):
                 name, begun, given = difference
                 raise UserError(
                     f"{str(self._partial)!r} holds the beginning of another data set: its {name} is {begun!r}, here it "
