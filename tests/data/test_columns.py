@@ -227,7 +227,7 @@ def test_description_repeats_the_remarks_of_the_file(tmp_path: Path) -> None:
     assert data.schema.columns == ("x", "y")
     assert data.description == (
         "learns x, y of the table 't' (24 train, 3 val, 3 test rows); leaves out k (text such as 'NA'); "
-        "line 2 (m, kg, ) is taken for units and left out; thousands separators in x"
+        "line 2 (m, kg, ) is taken for units; thousands separators in x"
     )
 
 

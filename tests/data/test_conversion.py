@@ -46,7 +46,9 @@ def test_remarks_stay_with_the_data_set(tmp_path: Path) -> None:
 def test_table_keeps_its_next_actions_and_lack_of_order(tmp_path: Path) -> None:
     np.savez(tmp_path / "t.npz", x=np.arange(3.0), u=np.zeros(3), y=np.ones(3), w=np.full(3, 0.5))
     names = {"observations": ["x"], "actions": ["u"], "next_observations": ["y"], "next_actions": ["w"]}
-    store = convert_layout(TransitionTable(str(tmp_path / "t.npz"), **names), str(tmp_path / "out"), progress=False)
+    table = TransitionTable(str(tmp_path / "t.npz"), units={"u": "N"}, **names)
+    store = convert_layout(table, str(tmp_path / "out"), progress=False)
+    assert (store.info.labels, store.info.action_labels, store.info.has_rewards) == (("x",), ("u [N]",), False)
     assert store.transitions["next", "action"].flatten().tolist() == [0.5, 0.5, 0.5]
     assert (store.info.ordered, store.info.num_trajectories, store.info.has_next_action) == (False, None, True)
 

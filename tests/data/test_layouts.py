@@ -282,7 +282,7 @@ def test_table_of_text_may_name_its_signs(tmp_path: Path) -> None:
     names = {"observations": ["x"], "actions": ["u"], "next_observations": ["y"]}
     plain = TransitionTable(str(tmp_path / "t.csv"), **names)
     assert read(plain) == [row([0.125], [0.5], 0.0, [0.25]), row([0.25], [0.75], 0.0, [0.375])]
-    assert "line 2 (m, N, m) is taken for units and left out" in plain.describe().provenance["remarks"]
+    assert "line 2 (m, N, m) is taken for units" in plain.describe().provenance["remarks"]
     (tmp_path / "t.csv").write_text("x;u;y\n1,125;0.5;1,250\n1,250;0.75;1,375\n")
     named = TransitionTable(str(tmp_path / "t.csv"), **names, separator=";", decimal=".")
     assert [r["observation"] for r in read(named)] == [[1125.0], [1250.0]]

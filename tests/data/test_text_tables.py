@@ -56,7 +56,7 @@ def test_numbers_are_read_as_they_are_meant(text, lines, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "remark"),
     [
-        ("x,y\nm/s,counts\n1.5,7\n2,8\n", "line 2 (m/s, counts) is taken for units and left out"),
+        ("x,y\nm/s,counts\n1.5,7\n2,8\n", "line 2 (m/s, counts) is taken for units"),
         ("x,y\n1.5,7\n# a break\n2,8\n", "1 comment line is left out"),
         ('x,y\n"1,000",7.5\n"2,000",8\n', "thousands separators in x"),
         ("x;y\n0,5;7\n1,5;8\n", "decimal commas in x"),

@@ -1,6 +1,6 @@
 """Tables with one transition per row."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,17 +8,16 @@ import pandas as pd
 
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.data.layouts.arrays import BLOCK_ROWS
-from flowmatch_rl.data.layouts.base import Layout, Rows
+from flowmatch_rl.data.layouts.base import Rows
+from flowmatch_rl.data.layouts.columns import ColumnLayout
 from flowmatch_rl.data.layouts.steps import ends
-from flowmatch_rl.data.tables.columns import read_numbers, require_columns, row_name
-from flowmatch_rl.data.tables.numbers import Decimal
-from flowmatch_rl.data.tables.reading import TableFile
+from flowmatch_rl.data.tables.columns import require_columns
 from flowmatch_rl.data.tables.text import REMARKS
 from flowmatch_rl.data.transitions.store import StoreInfo
 
 
 @dataclass(frozen=True)
-class TransitionTable(Layout):
+class TransitionTable(ColumnLayout):
     """A table with one transition per row, in any file that ``TableFile`` reads.
 
     In an ordered table a trajectory ends where the next row does not start at the state arrived at.
@@ -28,10 +27,11 @@ class TransitionTable(Layout):
         observations: Columns of the observation, which give its entries their names.
         actions: Columns of the action.
         next_observations: Columns of the arrival state, in the order of ``observations``.
-        reward: Column of the reward; without one rewards are 0.
+        reward: Column of the reward; without one the data set has no rewards.
         terminated: Column that is 1 where the arrival state is terminal; without one none is.
         next_actions: Columns of the action taken in the arrival state, in the order of ``actions``.
         ordered: Whether the rows of a trajectory follow each other.
+        units: Units of columns by their names, as text such as ``rad``; by default those of a line below the names.
         separator: Character between the values of a text file; found from its first lines if None.
         decimal: Decimal sign of a text file, ``.`` or ``,``; found from its numbers if None.
         action_low: Value in the file that becomes the action -1, one for all dimensions or one for each; needed
@@ -42,46 +42,42 @@ class TransitionTable(Layout):
         UserError: If there are not as many arrival columns as columns.
     """
 
-    observations: list[str] = field(kw_only=True)
-    actions: list[str] = field(kw_only=True)
     next_observations: list[str] = field(kw_only=True)
-    reward: str | None = field(default=None, kw_only=True)
-    terminated: str | None = field(default=None, kw_only=True)
     next_actions: list[str] | None = field(default=None, kw_only=True)
     ordered: bool = field(default=False, kw_only=True)
-    separator: str | None = field(default=None, kw_only=True)
-    decimal: Decimal | None = field(default=None, kw_only=True)
 
     def describe(self) -> StoreInfo:
         """Read the table, which is small, and look at its columns."""
         frame = self._frame()
         has_next_action = self.next_actions is not None
-        return self.description(
+        info = self.description(
             self.observations,
             len(self.actions),
             len(frame),
             self.ordered,
             has_next_action,
+            has_rewards=self.reward is not None,
             remarks=frame.attrs.get(REMARKS, ()),
         )
+        return self.named(info, frame, self.observations, self.actions)
 
     def rows(self) -> Iterator[Rows]:
         """Read the transitions in the order of the table."""
-        frame = self._frame()
+        frame, table = self._frame(), f"the table {self.path!r}"
         last = self._last(frame)
         for start in range(0, len(frame), BLOCK_ROWS):
             part = frame.iloc[start : start + BLOCK_ROWS]
             zeros = np.zeros(len(part))
-            terminated = self._flags(part, self.terminated) if self.terminated is not None else zeros.astype(bool)
+            terminated = self.flags(part, self.terminated, table)
             yield Rows(
-                place=f"the table {self.path!r}",
-                observation=self._numbers(part, self.observations).astype(np.float32),
-                action=self._numbers(part, self.actions),
-                reward=(self._numbers(part, [self.reward])[:, 0] if self.reward else zeros).astype(np.float32),
-                next_observation=self._numbers(part, self.next_observations).astype(np.float32),
+                place=table,
+                observation=self.numbers(part, self.observations, table).astype(np.float32),
+                action=self.numbers(part, self.actions, table),
+                reward=(self.numbers(part, [self.reward], table)[:, 0] if self.reward else zeros).astype(np.float32),
+                next_observation=self.numbers(part, self.next_observations, table).astype(np.float32),
                 terminated=terminated,
                 truncated=last[start : start + len(part)] & ~terminated,
-                next_action=self._numbers(part, self.next_actions) if self.next_actions is not None else None,
+                next_action=self.numbers(part, self.next_actions, table) if self.next_actions is not None else None,
             )
 
     def _last(self, frame: pd.DataFrame) -> np.ndarray:
@@ -99,25 +95,8 @@ class TransitionTable(Layout):
                 raise UserError(f"{starts} must name at least one column")
             if got is not None and len(got) != len(wanted):
                 raise UserError(f"{arrivals} has {len(got)} columns, wanted {len(wanted)} as {starts}")
-        frame = TableFile(self.path, self.separator, self.decimal).load()
+        frame = self.load(self.path)
         optional = [name for name in (self.reward, self.terminated) if name is not None]
         names = [*self.observations, *self.actions, *self.next_observations, *(self.next_actions or []), *optional]
         require_columns(frame, names, f"the table {self.path!r}")
         return frame
-
-    def _flags(self, part: pd.DataFrame, name: str) -> np.ndarray:
-        values = self._numbers(part, [name])[:, 0]
-        wrong = np.flatnonzero((values != 0.0) & (values != 1.0))
-        if len(wrong):
-            held = f"{values[wrong[0]]:g} in {row_name(part, int(wrong[0]))}"
-            raise UserError(f"column {name!r} of the table {self.path!r} holds {held}, wanted 0 or 1")
-        return values == 1.0
-
-    def _numbers(self, part: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
-        values = read_numbers(part, names, f"the table {self.path!r}")
-        large = np.argwhere(np.abs(values) > np.finfo(np.float32).max)
-        if len(large):
-            row, place = map(int, large[0])
-            held = f"{values[row, place]:g} in {row_name(part, row)}"
-            raise UserError(f"column {names[place]!r} of the table {self.path!r} holds {held}, too large a number")
-        return values

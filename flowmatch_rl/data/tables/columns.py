@@ -75,8 +75,17 @@ def numeric_columns(frame: pd.DataFrame, table: str) -> tuple[list[str], dict[st
     return names, others
 
 
-def read_numbers(frame: pd.DataFrame, names: Sequence[str], table: str) -> np.ndarray:
+_TEXT_HINT = "; it may be named in `classes`, or left out of `columns`"
+
+
+def read_numbers(frame: pd.DataFrame, names: Sequence[str], table: str, text_hint: str = _TEXT_HINT) -> np.ndarray:
     """Columns of numbers, float64, shape (B, len(names)).
+
+    Args:
+        frame: The table.
+        names: The columns.
+        table: Phrase that names the table.
+        text_hint: What to do about a column of text, for the end of the message.
 
     Raises:
         UserError: If one of them holds text, or a value that is missing or not finite; the message names it and the
@@ -85,7 +94,7 @@ def read_numbers(frame: pd.DataFrame, names: Sequence[str], table: str) -> np.nd
     values = np.empty((len(frame), len(names)))
     for place, name in enumerate(names):
         column = pd.Series(frame[name])
-        _refuse_text(column, table)
+        _refuse_text(column, table, text_hint)
         values[:, place] = _parse(column)
         for what, bad in (("missing", np.isnan(values[:, place])), ("not finite", np.isinf(values[:, place]))):
             if bad.any():
@@ -104,14 +113,14 @@ def _parse(column: pd.Series) -> np.ndarray:
     return np.asarray(pd.to_numeric(column.astype(object), errors="coerce"), np.float64)
 
 
-def _refuse_text(column: pd.Series, table: str) -> None:
+def _refuse_text(column: pd.Series, table: str, hint: str = _TEXT_HINT) -> None:
     """Refuse a column with a value that is not a number; missing values pass."""
     bad = np.flatnonzero(np.isnan(_parse(column)) & column.notna().to_numpy())
     if len(bad):
         value = column.iloc[bad[0]]
         raise UserError(
-            f"column {column.name!r} of {table} holds {value!r} in {row_name(column, bad[0])}, which is not a number; "
-            "it may be named in `classes`, or left out of `columns`"
+            f"column {column.name!r} of {table} holds {value!r} in {row_name(column, bad[0])}, which is not a number"
+            f"{hint}"
         )
 
 

@@ -18,6 +18,14 @@ _TEXT = (".csv", ".tsv", ".txt")
 _WANTED = ".npy, .npz, .csv, .tsv, .txt, .parquet, or a folder that holds a memory-mapped TensorDict"
 
 
+def is_table(file: Path) -> bool:
+    """Whether a file, by the end of its name, or a folder, by what it holds, is one that ``TableFile`` reads."""
+    if file.is_dir():
+        return (file / "meta.json").exists()
+    name = file.name.lower()
+    return name.removesuffix(".gz").endswith(_TEXT) or name.endswith(tuple(_READERS))
+
+
 @dataclass(frozen=True)
 class TableFile(Dataset):
     """A table of your own.
@@ -64,7 +72,8 @@ def read_table(path: str, separator: str | None = None, decimal: Decimal | None 
 
     Returns:
         The table. Its rows are labelled as the lines of a text file are, from 1, with an index called "line"; others
-        are counted from 0. ``attrs["remarks"]`` of a text file holds what was left out or is in doubt, a phrase each.
+        are counted from 0. ``attrs["remarks"]`` of a text file holds what was left out or is in doubt, a phrase each,
+        ``attrs["units"]`` the units of its columns by name, if it has a line of them.
 
     Raises:
         MissingFileError: If there is no such file.

@@ -22,6 +22,9 @@ LINE = "line"
 REMARKS = "remarks"
 """Attribute of a table, in ``attrs``: what its reader should know, a phrase each."""
 
+UNITS = "units"
+"""Attribute of a table, in ``attrs``: units of its columns by their names, from a line below the names."""
+
 _SAMPLE_LINES = 200
 _SEPARATORS = (",", ";", "\t", "|")
 _SPACES = r"\s+"
@@ -37,6 +40,7 @@ class _Head:
         names: Names of the columns.
         lines: Lines before the first row.
         records: Records before it, one for each line but for quoted names that span lines.
+        units: Units of the columns; empty without a line of them.
         remarks: What of them is left out, a phrase each.
     """
 
@@ -44,6 +48,7 @@ class _Head:
     names: tuple[str, ...]
     lines: int
     records: int
+    units: tuple[str, ...]
     remarks: tuple[str, ...]
 
 
@@ -58,7 +63,8 @@ def read_text(file: Path, separator: str | None, decimal: Decimal | None) -> pd.
         decimal: Decimal sign; found from the numbers if None.
 
     Returns:
-        The table. Its index is called ``LINE``, its attribute ``REMARKS`` holds what was left out or is in doubt.
+        The table. Its index is called ``LINE``, its attribute ``REMARKS`` holds what was left out or is in doubt, its
+        attribute ``UNITS`` the units of columns.
 
     Raises:
         UserError: If it has no names of columns, two of one name, or numbers that can be read in two ways.
@@ -105,6 +111,7 @@ def _read_rows(file: Path, head: _Head, comments: Sequence[int], decimal: Decima
             raise UserError(f"its first line has no name for column {place}; name it, or save without row numbers")
     number = len(comments)
     below = (f"{number} comment line{' is' if number == 1 else 's are'} left out",) if comments else ()
+    frame.attrs[UNITS] = {name: unit for name, unit in zip(head.names, head.units, strict=False) if unit}
     frame.attrs[REMARKS] = (*head.remarks, *below, *remarks)
     return frame
 
@@ -124,13 +131,13 @@ def _read_head(lines: list[str], separator: str | None) -> _Head:
     if any(map(is_number, names)) and len(above) == len(names) and not any(map(is_number, above)):
         names, used = above, 0  # names behind a #, as NumPy writes them
     _check_names(names)
-    before, remarks = first + used, []
+    before, units, remarks = first + used, [], []
     rows = [(first + used + end, row) for end, row in _split(lines[before:], separator) if row and row[0][:1] != "#"]
     for _ in range(_count_units([row for _, row in rows])):
         before, units = rows.pop(0)
-        remarks.append(f"line {before} ({', '.join(units)}) is taken for units and left out")
+        remarks.append(f"line {before} ({', '.join(units)}) is taken for units")
     records = sum(1 for _ in _split(lines[:before], separator))
-    return _Head(separator, tuple(names), before, records, tuple(remarks))
+    return _Head(separator, tuple(names), before, records, tuple(units), tuple(remarks))
 
 
 def _check_names(names: Sequence[str]) -> None:
