@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.data.layouts.conversion import convert_layout
     from flowmatch_rl.data.layouts.d4rl import D4rlFile
     from flowmatch_rl.data.layouts.exorl import ExorlEpisodes
+    from flowmatch_rl.data.layouts.log import EpisodeLog
     from flowmatch_rl.data.layouts.minari import MinariFolder
     from flowmatch_rl.data.layouts.ogbench import OgbenchFile
     from flowmatch_rl.data.layouts.replay import CheckpointReplay
@@ -32,6 +33,7 @@ __all__ = [
     "DataModule",
     "Dataset",
     "DensityTable",
+    "EpisodeLog",
     "ExorlEpisodes",
     "Layout",
     "MinariFolder",

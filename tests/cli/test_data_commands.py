@@ -1,5 +1,6 @@
 """The commands that make data sets: ``convert`` and ``collect``."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.cli import datasets
 from flowmatch_rl.data import TransitionStore
-from tests.cli.support import call
+from tests.cli.support import CONF, ROOT, call
 from tests.combinations import one_test
+from tests.data.arm_log import arm_log, write_log
 from tests.data.layout_files import write_d4rl, write_exorl, write_ogbench
 
 COLLECT = """
@@ -62,6 +64,30 @@ def test_convert_prints_what_a_reader_should_know(tmp_path: Path) -> None:
     assert outcome.code == 0
     assert "1 termination" in outcome.out
     assert "D4rlFile" in outcome.err  # the bar
+
+
+def test_the_log_of_a_robot_arm_makes_a_data_set_that_shows_its_units(tmp_path: Path) -> None:
+    write_log(arm_log(), tmp_path / "logs" / "robot_arm.csv")
+    configuration = CONF / "convert" / "robot_arm.yaml"
+    with contextlib.chdir(tmp_path):
+        outcome = call(["convert", f"-c={configuration}", "--output=data/robot_arm", "--progress=false"])
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.splitlines()[0] == (
+        "data/robot_arm: 12 transitions in 3 trajectories; 4 columns (q1 [rad], q2 [rad], dq1 [rad/s], dq2 [rad/s]), "
+        "actions of dimension 2 (tau1 [N m], tau2 [N m])"
+    )
+    store = TransitionStore.open(tmp_path / "data" / "robot_arm")
+    assert (store.info.action_high, int(store.transitions["next", "terminated"].sum())) == ((20.0, 10.0), 1)
+    bad = ["convert", f"-c={configuration}", f"--output={tmp_path / 'out'}", f"--layout.init_args.path={tmp_path}/logs"]
+    outcome = call([*bad, "--layout.init_args.units={q9: rad}", "--layout.init_args.reward=null"])
+    assert (outcome.code, len(outcome.error_lines)) == (2, 1)
+    outcome = call([*bad, "--layout.init_args.reward=null", "--progress=false"])
+    assert outcome.out.splitlines()[0].endswith("(tau1 [N m], tau2 [N m]); no rewards")
+
+
+def test_the_page_of_data_sets_shows_the_configuration_of_the_robot_arm() -> None:
+    _, _, configuration = (CONF / "convert" / "robot_arm.yaml").read_text().split("\n", 2)
+    assert f"```yaml\n{configuration}```" in (ROOT / "docs" / "datasets.md").read_text()
 
 
 def test_collect_makes_a_data_set(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class Rows:
         terminated: Whether arrival states are terminal, boolean, shape (B,).
         truncated: Whether the trajectory ends here for another reason, boolean, shape (B,).
         next_action: Actions taken in the arrival states, float64, shape (B, A), or None.
+        bounds: Values that the actions -1 and 1 stand for, if the layout found them itself.
     """
 
     place: str
@@ -41,6 +42,7 @@ class Rows:
     terminated: np.ndarray
     truncated: np.ndarray
     next_action: np.ndarray | None = None
+    bounds: ActionBounds | None = None
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,12 @@ class Layout(abc.ABC):
         """
         for rows in self.rows():
             block = TensorDict(
-                {OBSERVATION: torch.from_numpy(rows.observation), ACTION: self._unit_actions(rows.action, rows.place)},
+                {OBSERVATION: torch.from_numpy(rows.observation), ACTION: self._unit_actions(rows.action, rows)},
                 batch_size=[len(rows.observation)],
             )
             block[NEXT_OBSERVATION] = torch.from_numpy(rows.next_observation)
             if rows.next_action is not None:
-                block[NEXT_ACTION] = self._unit_actions(rows.next_action, rows.place)
+                block[NEXT_ACTION] = self._unit_actions(rows.next_action, rows)
             columns = {
                 REWARD: rows.reward,
                 TERMINATED: rows.terminated,
@@ -172,9 +174,9 @@ class Layout(abc.ABC):
             provenance={"made_by": "convert_layout", "layout": repr(self), "remarks": list(remarks)},
         )
 
-    def _unit_actions(self, action: np.ndarray, place: str) -> Tensor:
-        """Actions scaled into [-1, 1], float32, shape (B, A)."""
-        bounds, unit = self.bounds(action.shape[1]), torch.from_numpy(action)
+    def _unit_actions(self, action: np.ndarray, rows: Rows) -> Tensor:
+        """Actions of some rows scaled into [-1, 1], float32, shape (B, A)."""
+        bounds, unit = rows.bounds or self.bounds(action.shape[1]), torch.from_numpy(action)
         if bounds is not None:
             unit = bounds.standardise(unit)
         if unit.numel() and float(unit.abs().max()) > 1.0 + ROUND_OFF:
@@ -182,7 +184,7 @@ class Layout(abc.ABC):
             wanted = (
                 f"[{self.action_low}, {self.action_high}]" if bounds else "[-1, 1]; give action_low and action_high"
             )
-            raise UserError(f"the actions of {place} lie in {found}, wanted {wanted}")
+            raise UserError(f"the actions of {rows.place} lie in {found}, wanted {wanted}")
         return unit.clamp(-1.0, 1.0).float()
 
 
