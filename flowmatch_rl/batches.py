@@ -16,6 +16,8 @@ NEXT_OBSERVATION = ("next", "observation")
 TERMINATED = ("next", "terminated")
 TRUNCATED = ("next", "truncated")
 DONE = ("next", "done")
+SUCCESS = ("next", "success")
+"""Whether the task is solved, as the environment reports it, shape (B, 1); only where it does."""
 NEXT_ACTION = ("next", "action")
 """The action taken in the next observation, shape (B, A)."""
 EMBEDDING = "embedding"

@@ -21,6 +21,7 @@ class Counting(gymnasium.Env):
         bad_reward_at: Step over the whole life from which rewards are not finite.
         bad_observation_at: The same for observations.
         bad_value: The value that is not finite.
+        solved_from: Step of an episode from which ``is_success`` of the ``info`` is true; without one it is not there.
     """
 
     action_space = spaces.Box(ACTION_LOW, ACTION_HIGH)
@@ -32,11 +33,13 @@ class Counting(gymnasium.Env):
         bad_reward_at: int | None = None,
         bad_observation_at: int | None = None,
         bad_value: float = float("nan"),
+        solved_from: int | None = None,
         render_mode: str | None = None,
     ) -> None:
         self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
         self.fixed_length, self.truncate = length, truncate
         self.bad_reward_at, self.bad_observation_at, self.bad_value = bad_reward_at, bad_observation_at, bad_value
+        self.solved_from = solved_from
         self.life = 0
         self.actions: list[np.ndarray] = []
 
@@ -57,7 +60,8 @@ class Counting(gymnasium.Env):
         bad = self.bad_reward_at is not None and self.life >= self.bad_reward_at
         ended = self.steps >= self.length
         reward = self.bad_value if bad else float(self.steps)
-        return self._observe(), reward, ended and not self.truncate, ended and self.truncate, {}
+        info = {} if self.solved_from is None else {"is_success": self.steps >= self.solved_from}
+        return self._observe(), reward, ended and not self.truncate, ended and self.truncate, info
 
 
 class Named(Counting):

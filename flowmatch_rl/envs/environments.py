@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
+import torch
+from torchrl.data import Binary
 from torchrl.envs import (
     DMControlEnv,
     DoubleToFloat,
@@ -17,8 +19,10 @@ from torchrl.envs import (
     GymWrapper,
     SerialEnv,
     TransformedEnv,
+    default_info_dict_reader,
 )
 
+from flowmatch_rl.batches import SUCCESS
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.envs.copies import ParallelCopies
 from flowmatch_rl.envs.guard import Guard, Guarded, in_one_line
@@ -109,6 +113,8 @@ class GymnasiumEnvironment(SimulatedEnvironment):
         name: Identifier such as ``HalfCheetah-v5``; ``package:Name-v0`` imports a package first.
         options: Keyword arguments of the environment.
         timeout_s: Seconds after which a reset or step that does not return ends the run; None for no end.
+        success: Entry of the ``info`` of a step that says whether the task is solved, such as ``is_success``, for the
+            success rate of evaluations; None for none.
 
     Raises:
         UserError: If ``timeout_s`` is not positive.
@@ -117,6 +123,7 @@ class GymnasiumEnvironment(SimulatedEnvironment):
     name: str = "Pendulum-v1"
     options: dict[str, Any] = field(default_factory=dict)
     timeout_s: float | None = field(default=300.0, repr=False)  # which changes no data, whose provenance is the repr
+    success: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_range("(0, inf)", timeout_s=self.timeout_s)
@@ -140,7 +147,7 @@ class GymnasiumEnvironment(SimulatedEnvironment):
         try:
             options: dict[str, Any] = {"disable_env_checker": True} | view | self.options
             env = gymnasium.make(self.name, **options)
-            return VectorObservations(env, self.label)
+            return VectorObservations(env, self.label, self.success)
         except UserError:
             raise
         except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
@@ -243,6 +250,8 @@ class GymnasiumEnv(Guarded, GymWrapper):
     def __init__(self, env: VectorObservations, guard: Guard, **options: Any) -> None:
         super().__init__(env, **options)
         self.guard = guard
+        if env.reports_success:
+            self.set_info_dict_reader(default_info_dict_reader([SUCCESS[-1]], [Binary(n=1, dtype=torch.bool)]))
 
 
 class ControlSuiteEnv(Guarded, DMControlEnv):
@@ -270,4 +279,6 @@ def _raw(env: EnvBase) -> Any:
 
 def observations_of(env: EnvBase) -> dict[Any, Any]:
     """Specifications of the entries of an observation of a bare environment, by name."""
-    return dict(env.observation_spec.items(include_nested=True, leaves_only=True))
+    entries = env.observation_spec.items(include_nested=True, leaves_only=True)
+    # TorchRL counts whatever a step reports beside its reward among them.
+    return {key: spec for key, spec in entries if key != SUCCESS[-1]}

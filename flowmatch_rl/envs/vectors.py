@@ -76,16 +76,21 @@ class VectorObservations(gymnasium.Wrapper):
 
     What is not as Gymnasium wants it but can be used is left to Gymnasium to warn about, at the first reset and step.
 
+    Of the ``info`` of a step no more is passed on than the entry that says whether the task is solved, under the name
+    ``success``.
+
     Args:
         env: The environment.
         label: Its name, for errors.
+        success: Name of that entry, or None.
 
     Raises:
         UserError: If its observations can't be turned into vectors.
     """
 
-    def __init__(self, env: gymnasium.Env, label: str) -> None:
+    def __init__(self, env: gymnasium.Env, label: str, success: str | None = None) -> None:
         super().__init__(env)
+        self._success = success
         check_observation_space(env.observation_space)
         check_action_space(env.action_space)
         self._unchecked = {"reset", "step"}
@@ -96,6 +101,11 @@ class VectorObservations(gymnasium.Wrapper):
             raise UserError(f"{label} observes nothing; a vector of at least one number is wanted")
         self.observation_space = spaces.Box(-np.inf, np.inf, (width,), np.float32)
         self.reward_space = None  # of an environment of several objectives, whose rewards are refused
+
+    @property
+    def reports_success(self) -> bool:
+        """Whether steps say if the task is solved."""
+        return self._success is not None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -122,9 +132,17 @@ class VectorObservations(gymnasium.Wrapper):
         result: Any = self.env.step(action)
         if not isinstance(result, tuple) or len(result) != 5:
             raise MisfitError(f"returned {_described(result)} from step; {_STEP} are wanted")
-        observation, reward, terminated, truncated, _ = result
+        observation, reward, terminated, truncated, info = result
         ends = _flag(terminated, "terminated"), _flag(truncated, "truncated")
-        return self._vector(observation, "step"), _number(reward), *ends, {}
+        return self._vector(observation, "step"), _number(reward), *ends, self._report(info)
+
+    def _report(self, info: Any) -> dict[str, Any]:
+        if self._success is None:
+            return {}
+        if not isinstance(info, Mapping) or self._success not in info:
+            held = ", ".join(map(str, info)) if isinstance(info, Mapping) else ""
+            raise MisfitError(f"returned an info from step that lacks {self._success!r}; it holds {held or 'nothing'}")
+        return {"success": np.array([_flag(info[self._success], self._success)])}
 
     def _vector(self, observation: Any, method: str) -> np.ndarray:
         for path, keys in self._trees:

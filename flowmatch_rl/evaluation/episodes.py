@@ -1,4 +1,4 @@
-"""Returns and lengths of episodes."""
+"""Returns, lengths and successes of episodes."""
 
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ class Episodes:
         reward: Rewards, shape (N, T).
         action: Actions, shape (N, T, A).
         mask: Whether a step belongs to the episode, boolean, shape (N, T).
+        success: Whether the environment says that the task is solved, boolean, shape (N, T); None where it does not.
 
     Raises:
         ValueError: If the shapes differ.
@@ -24,9 +25,12 @@ class Episodes:
     reward: Tensor
     action: Tensor
     mask: Tensor
+    success: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_same_shape(reward=self.reward, mask=self.mask)
+        if self.success is not None:
+            check_same_shape(success=self.success, mask=self.mask)
 
     @property
     def returns(self) -> Tensor:
@@ -37,3 +41,8 @@ class Episodes:
     def lengths(self) -> Tensor:
         """Steps, shape (N,)."""
         return self.mask.sum(1)
+
+    @property
+    def solved(self) -> Tensor | None:
+        """Whether the task was solved at any step, boolean, shape (N,); None where it is not known."""
+        return None if self.success is None else (self.success & self.mask).any(1)

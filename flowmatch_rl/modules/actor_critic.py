@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from flowmatch_rl.batches import ACTION, REWARD, Transition, read_transition
+from flowmatch_rl.batches import ACTION, REWARD, SUCCESS, Transition, read_transition
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.evaluation import Episodes
 from flowmatch_rl.models import ActorModule, LatentPolicy, ParticleActor
@@ -225,9 +225,13 @@ class ActorCritic(WatchedModule, abc.ABC):
         """
         if "test/return_mean" not in metrics:
             return []
+        solved = [
+            f"success      {metrics[name]:.0%} of the episodes" for name in metrics if name == "test/success_rate"
+        ]
         return [
             f"return       {metrics['test/return_mean']:.1f} +- {metrics['test/return_std']:.1f} (mean and standard "
             f"deviation of {metrics['test/episodes']:.0f} episodes, mean length {metrics['test/episode_length']:.0f})",
+            *solved,
             f"acting       {self.actor('eval').description}; while training {self.actor('collect').description}",
         ]
 
@@ -276,10 +280,14 @@ class ActorCritic(WatchedModule, abc.ABC):
             )
 
     def _log_episodes(self, batch: TensorDictBase, stage: str) -> None:
-        episodes = Episodes(batch[REWARD].squeeze(-1), batch[ACTION], batch["mask"])
-        returns, lengths = episodes.returns, episodes.lengths.float()
+        success = batch.get(SUCCESS, None)
+        success = None if success is None else success.squeeze(-1)
+        episodes = Episodes(batch[REWARD].squeeze(-1), batch[ACTION], batch["mask"], success)
+        own = [episodes.returns, episodes.lengths.float()]
+        if episodes.solved is not None:
+            own.append(episodes.solved.float())
         # Each process ran its part of the episodes.
-        returns, lengths = torch.as_tensor(self.all_gather(torch.stack([returns, lengths]))).movedim(-2, 0).flatten(1)
+        returns, lengths, *solved = torch.as_tensor(self.all_gather(torch.stack(own))).movedim(-2, 0).flatten(1)
         metrics = {
             f"{stage}/return_mean": returns.mean(),
             f"{stage}/return_std": returns.std(correction=0),
@@ -287,6 +295,7 @@ class ActorCritic(WatchedModule, abc.ABC):
             f"{stage}/episodes": float(len(returns)),
             "step": self._env_steps(),
         }
+        metrics |= {f"{stage}/success_rate": each.mean() for each in solved}
         self.log_dict(metrics, batch_size=1, sync_dist=True)
 
     def _env_steps(self) -> float:

@@ -1,6 +1,7 @@
 """The commands that make data sets: ``convert`` and ``collect``."""
 
 import contextlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.cli import datasets
 from flowmatch_rl.data import TransitionStore
-from tests.cli.support import CONF, ROOT, call
+from tests.cli.support import CONF, PENDULUM, ROOT, arguments, call
 from tests.combinations import one_test
 from tests.data.arm_log import arm_log, write_log
 from tests.data.layout_files import write_d4rl, write_exorl, write_ogbench
@@ -204,3 +205,17 @@ def test_help_names_both_commands() -> None:
         assert outcome.code == 0
         assert f"flowmatch-rl {command}" in outcome.out
         assert option in outcome.out
+
+
+def test_a_test_states_the_success_rate_that_the_environment_reports(tmp_path: Path) -> None:
+    environment = {
+        "": "GymnasiumEnvironment",
+        ".name": "tests.toys:ToyCounting-v0",
+        ".options": "{length: 5, solved_from: 4}",
+        ".success": "is_success",
+    }
+    run = arguments("fit", PENDULUM, trainer__logger="false", trainer__default_root_dir=tmp_path)
+    outcome = call([*run, *(f"--data.environment{name}={value}" for name, value in environment.items())])
+    assert outcome.code == 0, outcome.err
+    assert "success      100% of the episodes" in outcome.out
+    assert json.loads((tmp_path / "result.json").read_text())["metrics"]["test/success_rate"] == 1.0

@@ -62,3 +62,32 @@ def test_reward_that_is_not_finite_raises_within_an_episode_only() -> None:
     with pytest.raises(RunError, match="reward"):
         episodes(2, 0, length=5, bad_reward_at=5)
     assert episodes(2, 0, length=5, bad_reward_at=6)["mask"].all()
+
+
+@pytest.mark.parametrize("solved_from", [2, 9, None])
+def test_an_episode_is_solved_if_one_of_its_own_steps_reports_success(solved_from) -> None:
+    environment = GymnasiumEnvironment(
+        "ToyCounting-v0",
+        {"length": None, "solved_from": solved_from},
+        success=None if solved_from is None else "is_success",
+    )
+    steps = roll_out_episodes(build_environment(environment, 3), ConstantPolicy(), 0, 100)
+    success = steps.get(("next", "success"), None)
+    episodes = Episodes(
+        steps["next", "reward"].squeeze(-1),
+        steps["action"],
+        steps["mask"],
+        None if success is None else success.squeeze(-1),
+    )
+    if solved_from is None:
+        assert episodes.solved is None
+    else:
+        assert episodes.solved.tolist() == [solved_from == 2] * 3  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_padding_of_an_episode_does_not_solve_it() -> None:
+    success = torch.tensor([[False, True], [False, True]])
+    mask = torch.tensor([[True, False], [True, True]])
+    solved = Episodes(torch.zeros(2, 2), torch.zeros(2, 2, 1), mask, success).solved
+    assert solved is not None
+    assert solved.tolist() == [False, True]
