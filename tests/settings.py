@@ -1,6 +1,16 @@
 """Lists of environments and datasets, and tiny sizes that tests of the upper floors share."""
 
-from flowmatch_rl.envs import DMControlEnvironment, Environment, GymnasiumEnvironment, ProcessEnvironment
+import importlib.util
+from typing import Any
+
+import pytest
+
+from flowmatch_rl.envs import (
+    DMControlEnvironment,
+    GymnasiumEnvironment,
+    OgbenchEnvironment,
+    ProcessEnvironment,
+)
 from flowmatch_rl.testbeds import (
     Checkerboard,
     EightGaussians,
@@ -12,7 +22,11 @@ from flowmatch_rl.testbeds import (
     TwoMoons,
 )
 
-ENVIRONMENTS: list[tuple[Environment, int, int]] = [
+NEEDS_OGBENCH = pytest.mark.skipif(
+    importlib.util.find_spec("ogbench") is None, reason="the extra ogbench is not installed"
+)
+
+ENVIRONMENTS: list[Any] = [
     (GymnasiumEnvironment("Pendulum-v1"), 3, 1),
     (GymnasiumEnvironment("HalfCheetah-v5"), 17, 6),
     (GymnasiumEnvironment("Hopper-v5"), 11, 3),
@@ -21,6 +35,7 @@ ENVIRONMENTS: list[tuple[Environment, int, int]] = [
     (DMControlEnvironment("finger", "turn_hard"), 12, 2),
     (ProcessEnvironment(RingProcess()), 2, 1),
     (ProcessEnvironment(PointMassMaze()), 4, 2),
+    pytest.param(OgbenchEnvironment("pointmaze-medium-v0", 3), 2, 2, marks=NEEDS_OGBENCH),
 ]
 """Environments with the dimensions of their observation and action."""
 

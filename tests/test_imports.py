@@ -69,7 +69,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "figures": (GROUND | {"evaluation"}, {"torch", "numpy", "matplotlib", "pandas"}),
     "envs": (
         GROUND | {"testbeds"},
-        {"torch", "tensordict", "torchrl", "gymnasium", "numpy", "dm_control", "mujoco"},
+        {"torch", "tensordict", "torchrl", "gymnasium", "numpy", "dm_control", "mujoco", "ogbench"},
     ),
     "data": (
         GROUND | {"testbeds", "envs"},

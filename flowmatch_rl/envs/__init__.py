@@ -6,6 +6,8 @@ if TYPE_CHECKING:
     from flowmatch_rl.envs.building import Spaces, build_environment, examine, spaces_of
     from flowmatch_rl.envs.environments import DMControlEnvironment, Environment, GymnasiumEnvironment
     from flowmatch_rl.envs.multi_step import MultiStep
+    from flowmatch_rl.envs.ogbench import OgbenchEnvironment
+    from flowmatch_rl.envs.oracles import NavigateOracle, NoisyOracle, Oracle, PlayOracle
     from flowmatch_rl.envs.process import ProcessEnv, ProcessEnvironment
     from flowmatch_rl.envs.rendered import RenderedEnvironment
     from flowmatch_rl.envs.rollouts import roll_out_episodes
@@ -18,6 +20,11 @@ __all__ = [
     "Environment",
     "GymnasiumEnvironment",
     "MultiStep",
+    "NavigateOracle",
+    "NoisyOracle",
+    "OgbenchEnvironment",
+    "Oracle",
+    "PlayOracle",
     "ProcessEnv",
     "ProcessEnvironment",
     "RenderedEnvironment",

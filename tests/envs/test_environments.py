@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 
 import gymnasium
 import numpy as np
@@ -9,8 +10,16 @@ import pytest
 import torch
 
 import tests.toys as toys
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.data import OnlineData
-from flowmatch_rl.envs import DMControlEnvironment, Environment, GymnasiumEnvironment, build_environment
+from flowmatch_rl.envs import (
+    DMControlEnvironment,
+    Environment,
+    GymnasiumEnvironment,
+    OgbenchEnvironment,
+    build_environment,
+    examine,
+)
 from flowmatch_rl.schema import ActionBounds
 from tests.combinations import each_value, one_test
 from tests.settings import ENVIRONMENTS
@@ -192,3 +201,24 @@ def test_control_suite_keeps_what_its_own_models_are_told_to_itself(caplog) -> N
         env.reset()
         logging.getLogger("absl").warning("something else")
     assert [record.getMessage() for record in caplog.records] == ["something else"]
+
+
+def test_an_environment_whose_package_is_absent_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ogbench", None)
+    with pytest.raises(UserError, match=r"cube-single-v0 needs OGBench.* pip install flowmatch_rl\[ogbench\]"):
+        OgbenchEnvironment("cube-single-v0").make(render=False)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_success_of_an_environment_is_reported_beside_the_reward(num_envs) -> None:
+    environment = GymnasiumEnvironment("ToyCounting-v0", {"length": 5, "solved_from": 4}, success="is_success")
+    env = build_environment(environment, num_envs)
+    steps = env.rollout(5).reshape(-1, 5)
+    assert steps["next", "success"].squeeze(-1).tolist() == [[False] * 3 + [True] * 2] * num_envs
+    assert steps["observation"].shape[-1] == 2
+    assert not env.reset()["success"].any()
+
+
+def test_success_that_is_not_reported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="info from step that lacks 'is_success'; it holds nothing"):
+        examine(GymnasiumEnvironment("ToyCounting-v0", success="is_success"))
