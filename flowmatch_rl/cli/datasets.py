@@ -1,12 +1,20 @@
 """The commands that make data sets: ``convert`` and ``collect``."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from flowmatch_rl.cli.arguments import compose
 from flowmatch_rl.cli.fitting import check_acts
 from flowmatch_rl.cli.names import known_names
 from flowmatch_rl.cli.parser import ALLOW_IMPORTS, CommandParser, make_parser, read_options, user_errors
-from flowmatch_rl.data import Layout, TransitionStore, collect_transitions, convert_layout
+from flowmatch_rl.data import (
+    Layout,
+    TransitionStore,
+    collect_demonstrations,
+    collect_transitions,
+    convert_layout,
+)
+from flowmatch_rl.envs import Oracle
 from flowmatch_rl.trust import allow_imports
 
 
@@ -29,7 +37,7 @@ def convert(args: Sequence[str]) -> int:
 
 
 def collect(args: Sequence[str]) -> int:
-    """Let a policy act in an environment and write what happens as a data set to train on.
+    """Let a policy, or a script of the environment, act and write what happens as a data set to train on.
 
     Args:
         args: Arguments after the command.
@@ -37,15 +45,35 @@ def collect(args: Sequence[str]) -> int:
     Returns:
         Exit status.
     """
+    words, overlays = compose(args)
+    oracles = [overlay["oracle"] for overlay in overlays if isinstance(overlay, dict) and "oracle" in overlay]
+    if oracles and oracles[-1] is not None:
+        return _collect_demonstrations(words, overlays)
     parser = _parser("collect", "Let a policy act in an environment and write what happens as a data set to train on.")
     parser.add_function_arguments(collect_transitions, skip={"path", "progress"})
+    parser.add_argument(
+        "--oracle",
+        type=Oracle | None,
+        default=None,
+        help="Script that acts in place of a policy, in an OgbenchEnvironment; for the options that go with it: "
+        "flowmatch-rl collect --oracle NavigateOracle --help.",
+    )
     parser.add_argument("--allow_imports", type=list[str], default=[], help=ALLOW_IMPORTS)
-    options = read_options(parser, *compose(args))
+    options = read_options(parser, words, overlays)
     allow_imports(options.pop("allow_imports"))
+    del options["oracle"]  # None
     with user_errors():
         if options["policy"] is not None:
             check_acts(options["policy"], options["environment"])
     print(_summary(collect_transitions(path=options.pop("output"), **options)))
+    return 0
+
+
+def _collect_demonstrations(words: Sequence[str], overlays: Sequence[Any]) -> int:
+    parser = _parser("collect", "Let a script of OGBench act and write what happens as a data set to train on.")
+    parser.add_function_arguments(collect_demonstrations, skip={"path", "progress"})
+    options = read_options(parser, words, overlays)
+    print(_summary(collect_demonstrations(path=options.pop("output"), **options)))
     return 0
 
 

@@ -5,6 +5,7 @@ from flowmatch_rl.doors import lazy_exports
 if TYPE_CHECKING:
     from flowmatch_rl.data.bandit import BanditData
     from flowmatch_rl.data.base import DataModule
+    from flowmatch_rl.data.demonstrations import collect_demonstrations
     from flowmatch_rl.data.layouts.base import Layout
     from flowmatch_rl.data.layouts.conversion import convert_layout
     from flowmatch_rl.data.layouts.d4rl import D4rlFile
@@ -47,6 +48,7 @@ __all__ = [
     "TransitionStore",
     "TransitionTable",
     "TransitionWriter",
+    "collect_demonstrations",
     "collect_transitions",
     "convert_layout",
     "read_table",

@@ -61,7 +61,7 @@ class OgbenchFile(ArrayLayout):
             for file in files:
                 _check_states(npz_shapes(file), reward, file)
         columns = self.column_names(vector_names("observation", observation_dim))
-        has_rewards = all("rewards" in npz_shapes(file) for file in files)
+        has_rewards = self.task is not None or all("rewards" in npz_shapes(file) for file in files)
         steps = sum(number for number, _ in sizes)
         return self.description(columns, action_dim, steps, has_rewards=has_rewards)
 
