@@ -221,7 +221,7 @@ def load_dynamics(path: str, schema: TableSchema, action_dim: int, bounds: Actio
         UserError: If it is another checkpoint, or of other states or actions.
     """
     content = read_checkpoint(path)
-    if "dynamics" not in content:
+    if "dynamics" not in content or "occupancy" in content:  # an occupancy keeps its own under the same name
         raise UserError(f"{path} is not a checkpoint of a one-step model, as DynamicsModule writes it")
     module = build_module(DynamicsModule, content, path)
     check_spaces(f"the one-step model in {path}", content["hyper_parameters"], schema, action_dim, bounds)

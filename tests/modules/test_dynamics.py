@@ -11,7 +11,7 @@ from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.data import OfflineData, collect_transitions
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.models import DeterministicDynamics, DynamicsSettings, StochasticDynamics
-from flowmatch_rl.modules import DynamicsModule, Expansion, FlowOptimizer, OccupancyModule
+from flowmatch_rl.modules import DynamicsModule, Expansion, FlowOptimizer, ObservedSteps, OccupancyModule
 from flowmatch_rl.modules.dynamics import load_dynamics
 from flowmatch_rl.nets import DynamicsArchitecture, VelocityArchitecture
 from flowmatch_rl.schema import ActionBounds, TableSchema
@@ -143,12 +143,13 @@ def test_data_of_other_spaces_are_refused(changes: dict[str, Any], wanted: str, 
 
 def test_checkpoints_of_other_models_are_refused(tmp_path: Path) -> None:
     data = tiny_data(tmp_path)
-    run = trainer(tmp_path)
-    run.fit(model_of(data, policy=POLICY), datamodule=data)
-    run.save_checkpoint(tmp_path / "occupancy.ckpt")
     schema = data.dimensions["schema"]
-    with pytest.raises(UserError, match="not a checkpoint of a one-step model"):
-        load_dynamics(str(tmp_path / "occupancy.ckpt"), schema, 1, None)
+    for segments in (ObservedSteps(), OPEN):
+        run = trainer(tmp_path)
+        run.fit(model_of(data, policy=POLICY, segments=segments), datamodule=data)
+        run.save_checkpoint(tmp_path / "occupancy.ckpt")
+        with pytest.raises(UserError, match="not a checkpoint of a one-step model, as DynamicsModule writes it"):
+            load_dynamics(str(tmp_path / "occupancy.ckpt"), schema, 1, None)
     with pytest.raises(UserError, match=r"there is no checkpoint .*nowhere\.ckpt"):
         model_of(data, policy=POLICY, segments=Expansion(checkpoint="nowhere.ckpt")).load_dynamics()
 
