@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -35,7 +35,13 @@ class Policy(abc.ABC):
     """A policy, or a family of policies indexed by embedding vectors.
 
     Policies are frozen dataclasses, so that configurations and checkpoints can hold them.
+
+    Attributes:
+        is_random: Whether actions in equal states may differ. Where it is False, evaluations may follow one trajectory
+            in place of several.
     """
+
+    is_random: ClassVar[bool] = True
 
     @property
     @abc.abstractmethod

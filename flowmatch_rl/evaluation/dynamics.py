@@ -111,20 +111,23 @@ def _follow(
     """Modelled states (N, K, S) after numbers of steps, and which had not terminated before, boolean, (N, K)."""
     generator = torch.Generator(rollouts.observation.device).manual_seed(seed)
     number = len(rollouts.observation)
+    # Where nothing is drawn but terminations, one trajectory stands for all.
+    different = _DRAWS if dynamics.is_random or (policy is not None and policy.is_random) else 1
     state, action, embedding = (
-        part.repeat_interleave(_DRAWS, 0) for part in (rollouts.observation, rollouts.action, rollouts.embedding)
+        part.repeat_interleave(different, 0) for part in (rollouts.observation, rollouts.action, rollouts.embedding)
     )
-    alive, made = torch.ones(len(state), dtype=torch.bool, device=state.device), {}
+    alive, made = torch.ones(number, _DRAWS, dtype=torch.bool, device=state.device), {}
     for time in range(1, max(steps, default=0) + 1):
         step = dynamics.step(state, action, generator)
         state = step.arrival
         if time in steps:
-            made[time] = state.unflatten(0, (number, _DRAWS)), alive.unflatten(0, (number, _DRAWS))
-        alive = alive & (torch.rand(len(alive), generator=generator, device=alive.device) >= step.terminal)
+            made[time] = state.unflatten(0, (number, different)).expand(-1, _DRAWS, -1), alive
+        goes_on = torch.rand(number, _DRAWS, generator=generator, device=alive.device)
+        alive = alive & (goes_on >= step.terminal.unflatten(0, (number, different)))
         if policy is not None:
             action = policy.act(state, embedding, generator)
         elif rollouts.actions is not None:
-            action = rollouts.actions[:, 0, time - 1].repeat_interleave(_DRAWS, 0)
+            action = rollouts.actions[:, 0, time - 1].repeat_interleave(different, 0)
     return made
 
 

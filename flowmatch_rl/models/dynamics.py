@@ -2,7 +2,7 @@
 
 import abc
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,12 @@ class Dynamics(nn.Module, abc.ABC):
         schema: Names and units of the S entries of the state.
         action_dim: Dimension A of the action.
         settings: What it was built by.
+
+    Attributes:
+        is_random: Whether steps from equal states under equal actions may differ.
     """
 
+    is_random: ClassVar[bool]
     state_shift: Tensor
     state_scale: Tensor
     change_scale: Tensor

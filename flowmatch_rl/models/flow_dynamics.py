@@ -1,6 +1,7 @@
 """A one-step model of random environments: flows from noise to the change of the state."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,8 @@ class FlowDynamics(Dynamics):
         action_dim: Dimension A of the action.
         settings: Members, and how they learn and draw.
     """
+
+    is_random: ClassVar = True
 
     def __init__(self, schema: TableSchema, action_dim: int, settings: StochasticDynamics) -> None:
         super().__init__(schema, action_dim, settings)

@@ -1,6 +1,7 @@
 """A one-step model of deterministic environments: networks that regress on the change of the state."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class ResidualDynamics(Dynamics):
         settings: Shape of the ensemble.
     """
 
+    is_random: ClassVar = False
     seen_terminal: Tensor
 
     def __init__(self, schema: TableSchema, action_dim: int, settings: DeterministicDynamics) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from flowmatch_rl.models import DeterministicDynamics, ResidualDynamics
 from flowmatch_rl.models.dynamics import Step
 from flowmatch_rl.nets import DynamicsArchitecture
 from flowmatch_rl.schema import TableSchema
-from flowmatch_rl.testbeds import ConstantPolicy
+from flowmatch_rl.testbeds import ConstantPolicy, RandomPolicy
 
 HALF = ConstantPolicy([0.5])
 
@@ -25,12 +25,16 @@ class Drifting(ResidualDynamics):
     A draw that meets large noise ends, far away.
     """
 
+    is_random: ClassVar = True
+
     def __init__(self, noise: float = 0.0, growth: float = 1.1, ends: bool = False) -> None:
         settings = DeterministicDynamics(DynamicsArchitecture(hidden_dim=4))
         super().__init__(TableSchema(("x",), (1.0,), (4.0,)), 1, settings)
         self.noise, self.growth, self.ends = noise, growth, ends
+        self.rows: list[int] = []
 
     def step(self, observation: Tensor, action: Tensor, generator: Any = None) -> Step:
+        self.rows.append(len(observation))
         noise = torch.randn(observation.shape, generator=generator)
         ended = (noise[:, 0] > 0.5) & self.ends
         arrival = observation + self.growth * action + self.noise * noise
@@ -113,6 +117,42 @@ def test_a_few_trajectories_of_many_states_show_no_error_of_a_model_that_is_righ
     parts["states"] = parts["states"] + torch.randn(parts["states"].shape, generator=torch.Generator().manual_seed(1))
     # The mean of two states of standard deviation 1 / 4 is off by .18.
     assert measured(Drifting(noise=1.0, growth=1.0), Rollouts(**parts))["dynamics_error/1"] < 0.08
+
+
+class Certain(Drifting):
+    """The same without noise; in each step a third ends."""
+
+    is_random: ClassVar = False
+
+    def step(self, observation: Tensor, action: Tensor, generator: Any = None) -> Step:
+        self.rows.append(len(observation))
+        arrival = observation + self.growth * action
+        return Step(arrival, torch.zeros(len(observation)), torch.full((len(observation),), 1 / 3))
+
+
+class Uncertain(Certain):
+    """A model of the same steps of which that is not known."""
+
+    is_random: ClassVar = True
+
+
+@pytest.mark.parametrize("policy", [HALF, None], ids=["policy", "recorded actions"])
+def test_one_trajectory_stands_for_all_where_only_terminations_are_drawn(policy: Any) -> None:
+    actions = torch.arange(4.0)[:, None].expand(2, 3, 4, 1)
+    real = dataclasses.replace(rollouts(4, copies=3, noise=1.0), actions=actions)
+    fast, slow = Certain(), Uncertain()
+    assert measured(fast, real, policy) == measured(slow, real, policy)
+    assert measured(fast, real, policy).keys() == {
+        f"dynamics_{name}/{k}" for name in ("error", "distance") for k in (1, 4)
+    }
+    assert set(fast.rows) == {2}
+    assert set(slow.rows) == {2 * 32}
+
+
+def test_a_random_policy_is_followed_several_times() -> None:
+    model = Certain()
+    measured(model, rollouts(4), RandomPolicy(1))
+    assert set(model.rows) == {2 * 32}
 
 
 def test_the_summary_names_errors_by_their_steps() -> None:

@@ -4,7 +4,7 @@ Rooms are numbered clockwise from the top left; gap i lies between room i and ro
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ _CORNERS = ((-1.0, 1.0), (1.0, 1.0), (1.0, -1.0), (-1.0, -1.0))
 class MazeLoopPolicy(SinglePolicy):
     """Runs around the maze clockwise without end; a lap takes about 160 steps."""
 
+    is_random: ClassVar = False
+
     def act(
         self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -60,6 +62,7 @@ class MazeReachPolicy(SinglePolicy):
         UserError: If there is no such room.
     """
 
+    is_random: ClassVar = False
     room: Room = "top_left"
 
     def __post_init__(self) -> None:
@@ -86,6 +89,8 @@ class MazeGoalPolicy(Policy):
     The embedding of a member is its goal (x, y) divided by 0.3, so that the arena is [-1, 1]^2. Goals are free
     positions; towards one inside a wall the policy leans against the wall.
     """
+
+    is_random: ClassVar = False
 
     @property
     def embedding_dim(self) -> int:

@@ -1,6 +1,7 @@
 """Policies that are formulas of the observation."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class LinearPolicy(SinglePolicy):
         UserError: If the rows are empty or differ in length, or the bias does not fit.
     """
 
+    is_random: ClassVar = False
     gain: list[list[float]]
     bias: list[float] | None = None
 
@@ -61,6 +63,7 @@ class ConstantPolicy(SinglePolicy):
         UserError: If there are none, or one is out of its range.
     """
 
+    is_random: ClassVar = False
     action: list[float]
 
     def __post_init__(self) -> None:
