@@ -1,12 +1,14 @@
 """A one-step model of an environment: where a step leads, how sure that is, and whether it ends there."""
 
 import abc
+import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.schema import TableSchema
 
 _SMALLEST_CHANGE = 1e-6
@@ -26,7 +28,13 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class DynamicsSettings(abc.ABC):
-    """Configuration of a one-step model."""
+    """Configuration of a one-step model.
+
+    Attributes:
+        free: Names of the settings that a trained model may be used with other values of.
+    """
+
+    free: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def build(self, schema: TableSchema, action_dim: int) -> "Dynamics":
@@ -36,6 +44,35 @@ class DynamicsSettings(abc.ABC):
             schema: Names and units of the S entries of the state.
             action_dim: Dimension A of the action.
         """
+
+    def check_trained(self, trained: "DynamicsSettings", place: str) -> None:
+        """Raise if the weights of a trained model do not serve one of these settings.
+
+        Args:
+            trained: Settings of the trained model.
+            place: Name of these settings, for the error.
+
+        Raises:
+            UserError: If they do not; names the first setting that differs.
+        """
+        used = {name: getattr(self, name) for name in self.free}
+        same_kind = type(trained) is type(self)
+        if found := _difference(dataclasses.replace(trained, **used) if same_kind else trained, self, place):
+            where, before, now = found
+            raise UserError(f"the one-step model of the checkpoint was trained with {where} {before}, got {now}")
+
+
+def _difference(first: Any, second: Any, place: str) -> tuple[str, Any, Any] | None:
+    """Place of the first setting by which two objects differ, and its values or their classes; None if none does."""
+    if first == second:
+        return None
+    if not (dataclasses.is_dataclass(first) and dataclasses.is_dataclass(second)):
+        return place, first, second
+    if type(first) is not type(second):
+        return place, type(first).__name__, type(second).__name__
+    parts = (field.name for field in dataclasses.fields(first))
+    found = (_difference(getattr(first, name), getattr(second, name), f"{place}.{name}") for name in parts)
+    return next(difference for difference in found if difference)
 
 
 class Dynamics(nn.Module, abc.ABC):

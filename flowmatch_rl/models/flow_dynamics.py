@@ -38,6 +38,7 @@ class StochasticDynamics(DynamicsSettings):
         UserError: If there are less than two members, or the sampler adds noise.
     """
 
+    free: ClassVar = ("sampler",)
     num_members: int = 2
     network: VelocityArchitecture = VelocityArchitecture(
         hidden_dim=128, activation="silu", time_features=64, max_frequency=10.0, balanced_inputs=True

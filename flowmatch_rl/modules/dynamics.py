@@ -154,9 +154,10 @@ class DynamicsModule(SingleOptimizer):
         return {SAMPLE: arrival, CONDITION: torch.cat([self.dynamics.standardise(state), action], dim=1)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the units of the checkpoint; refuse one of other states or actions, in one line."""
+        """Take the units of the checkpoint; refuse one of other states, actions or another model, in one line."""
         saved = checkpoint["hyper_parameters"]
         check_spaces("the checkpoint", saved, self.state_schema, self.dynamics.action_dim, self._action_bounds)
+        self.dynamics.settings.check_trained(checkpoint["dynamics"], "dynamics")
         self.state_schema = saved["schema"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -303,7 +303,10 @@ class OccupancyModule(FlowTraining[Occupancy]):
             weights = {f"model.termination.{name}": value for name, value in termination.state_dict().items()}
             checkpoint["state_dict"].update(weights)
         if "dynamics" in checkpoint:
-            self.dynamics = self.segments.build_dynamics(here, self.model.inputs.action_dim, checkpoint["dynamics"])
+            trained = checkpoint["dynamics"]
+            self.dynamics = self.segments.build_dynamics(here, self.model.inputs.action_dim, trained)
+            if self.dynamics is not None:
+                self.dynamics.settings.check_trained(trained, "segments.dynamics")
         self._fit_dynamics(checkpoint["state_dict"])
 
     def _fit_dynamics(self, weights: dict[str, Tensor]) -> None:

@@ -14,7 +14,9 @@ from flowmatch_rl.models import DeterministicDynamics, DynamicsSettings, Stochas
 from flowmatch_rl.modules import DynamicsModule, Expansion, FlowOptimizer, ObservedSteps, OccupancyModule
 from flowmatch_rl.modules.dynamics import load_dynamics
 from flowmatch_rl.nets import DynamicsArchitecture, VelocityArchitecture
+from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.schema import ActionBounds, TableSchema
+from flowmatch_rl.solvers import Midpoint
 from flowmatch_rl.testbeds import LinearGaussianProcess, LinearPolicy
 from tests.families import DYNAMICS
 from tests.modules.occupancy_toys import PLANE, PLANE_POLICY
@@ -113,6 +115,41 @@ def test_an_occupancy_expands_in_the_model_of_a_checkpoint_and_keeps_it(
     resumed.fit(again, datamodule=data, ckpt_path=tmp_path / "occupancy.ckpt", weights_only=True)
     assert resumed.callback_metrics["train/expansion_length"] > 1.0
     assert torch.equal(weights(again.dynamics), weights(module.dynamics))
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        (StochasticDynamics(), "dynamics DeterministicDynamics, got StochasticDynamics"),
+        (FEW_WEIGHTS, r"dynamics\.architecture\.num_members 3, got 2"),
+        (
+            DeterministicDynamics(DynamicsArchitecture(activation="silu")),
+            r"dynamics\.architecture\.activation relu, got silu",
+        ),
+    ],
+    ids=["class", "members", "same shapes"],
+)
+def test_a_run_with_another_model_than_its_checkpoint_is_refused_by_the_setting(
+    settings: DynamicsSettings, wanted: str, tmp_path: Path
+) -> None:
+    _, path = checkpoint(tmp_path)
+    data = tiny_data(tmp_path)
+    with pytest.raises(UserError, match=f"^the one-step model of the checkpoint was trained with {wanted}$"):
+        trainer(tmp_path).test(module_of(data, dynamics=settings), datamodule=data, ckpt_path=path, weights_only=True)
+    # The same for the model that an occupancy trains by itself.
+    first = model_of(data, policy=POLICY, segments=dataclasses.replace(OPEN, dynamics=DeterministicDynamics()))
+    saved: dict[str, Any] = {"hyper_parameters": dict(first.hparams), "state_dict": first.state_dict()}
+    first.on_save_checkpoint(saved)
+    second = model_of(data, policy=POLICY, segments=dataclasses.replace(OPEN, dynamics=settings))
+    with pytest.raises(UserError, match=f"trained with segments\\.{wanted}$"):
+        second.on_load_checkpoint(saved)
+
+
+def test_a_trained_model_may_draw_by_another_sampler(tmp_path: Path) -> None:
+    _, path = checkpoint(tmp_path, dynamics=StochasticDynamics())
+    data = tiny_data(tmp_path)
+    module = module_of(data, dynamics=StochasticDynamics(sampler=OdeSampler(Midpoint(num_steps=1))))
+    trainer(tmp_path).test(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
 
 
 def test_a_model_keeps_its_units_with_data_of_other_ones(tmp_path: Path) -> None:
