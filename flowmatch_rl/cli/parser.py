@@ -20,9 +20,10 @@ ALLOW_IMPORTS = (
 class CommandParser(ArgumentParser):
     """The parser of the commands.
 
-    It differs from its base in two things. Errors take one line, with a hint where a name is nearly right. And an
+    It differs from its base in three things. Errors take one line, with a hint where a name is nearly right. And an
     object whose class is changed starts from the defaults of its new class: the base would keep the arguments that
-    both classes know, so that another schedule would silently get the ``sigma_min`` of the default one.
+    both classes know, so that another schedule would silently get the ``sigma_min`` of the default one. A null may be
+    given to an argument of an object inside an object.
 
     Attributes:
         known_names: Names beside those of its own options that hints are made from.
@@ -35,6 +36,12 @@ class CommandParser(ArgumentParser):
     def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:
         """Defaults, without the arguments of classes that are replaced."""
         return _forget_replaced(super().get_defaults(*args, **kwargs), self.overlays)
+
+    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Namespace:
+        """Parse arguments; the parsers inside this one get a null as the word that Python writes for it."""
+        if args is not None and not self.exit_on_error:
+            args = [re.sub(r"^(--[\w.]+=)None$", r"\1null", word) for word in args]
+        return super().parse_args(args, *others, **kwargs)
 
     def parse_object(self, obj: Any, namespace: Namespace | None = None, *args: Any, **kwargs: Any) -> Namespace:
         """Parse on top of a configuration, without the arguments of classes that are replaced."""

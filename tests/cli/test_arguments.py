@@ -11,6 +11,7 @@ import flowmatch_rl.cli.training
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.cli.arguments import compose, shared_arguments
 from flowmatch_rl.cli.parser import make_parser, read_options
+from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.modules import FlowMatchingModel, ReverseFlowActorCritic, SoftActorCritic
 from flowmatch_rl.paths import AffinePath, LinearSchedule, Source, VarianceExplodingSchedule
 from flowmatch_rl.paths.sources import GaussianSource, UniformSource
@@ -23,6 +24,7 @@ def made(*args: str) -> Any:
     parser.add_argument("--solver", type=Solver, default=Euler(7))
     parser.add_argument("--path", type=AffinePath, default=AffinePath(LinearSchedule(0.25)))
     parser.add_argument("--names", type=dict[str, Solver], default={})
+    parser.add_argument("--environment", type=ProcessEnvironment, default=None)
     parser.add_argument("--divided", type=Solver | bool | int | None, default=None)
     return read_options(parser, *compose(args))
 
@@ -56,6 +58,14 @@ def test_a_value_replaces_an_object_as_a_class_does(word: str, value: Any, tmp_p
     assert made(file)["divided"] == Heun(3)
     assert made(file, f"--divided={word}")["divided"] == value
     assert made(file, write(tmp_path / "b.yaml", f"divided: {word}\n"))["divided"] == value
+
+
+def test_null_may_be_given_to_an_argument_of_an_object_inside_another() -> None:
+    given = ["--environment=ProcessEnvironment", "--environment.process=LinearGaussianProcess"]
+    given.append("--environment.process.drift=[0.5, 1.0]")
+    assert made(*given)["environment"].process.drift == [0.5, 1.0]
+    for option in ("process.drift", "init_args.process.init_args.drift"):
+        assert made(*given, f"--environment.{option}=null")["environment"].process.drift is None
 
 
 def test_a_file_that_loses_arguments_keeps_the_others(tmp_path: Path) -> None:
