@@ -221,6 +221,12 @@ def shorten(message: str) -> str:
         text,
         flags=re.DOTALL | re.MULTILINE,
     )
+    text = re.sub(
+        r"Expected a <class '(bool|float|int|str)'>$(.*?)^\s*Given value: ([^\n]+)",
+        r"expected \1, got '\3'\2",
+        text,
+        flags=re.DOTALL | re.MULTILINE,
+    )
     text = re.sub(r"Expected a typing\.Literal\[(.+?)\]\. Got value: (.+)", r"got '\2', expected one of \1", text)
     text = re.sub(r"Option '([^']+)' is not accepted", r"unknown key '\1'", text)
     text = re.sub(

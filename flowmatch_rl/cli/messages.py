@@ -75,9 +75,13 @@ def what_is_missing(message: str, program: str) -> str | None:
         message: What the parser says.
         program: Name of the parser.
     """
-    _, about, names = message.partition("the following arguments are required: ")
-    if not about:
+    found = re.search("the following arguments are required: (.+)", message)
+    if found is None:
         return None
+    names = found[1]
+    if keys := re.findall(r'Parser key "([^"]+)"', message):  # an object in a configuration
+        (*_, kind) = re.findall(r"given class_path '([^']+)'", message[: found.start()]) or ["it"]
+        return f"{'.'.join(keys)}: {kind.rpartition('.')[2]} needs {names}"
     needed = [name.strip().rpartition(".")[2] for name in names.split(",")]
     command = names.partition(".")[0] if "." in names else program.split()[-1]
     begin = f"; begin with: flowmatch-rl {command} {EXAMPLES[command]}" if command in EXAMPLES else ""

@@ -25,6 +25,12 @@ STEPS = ["policy__sampler__init_args__solver__init_args__num_steps"]
         (["--trainer.max_epocs=1"], ["max_epocs"], "max_epochs"),
         (["--model.temperature=warm"], ["temperature", "warm"], None),
         (["--data.batch_size=many"], ["batch_size", "many"], None),
+        (["--model.optimizer.reset_interval=often"], ["optimizer.reset_interval: expected int, got 'often'"], None),
+        (
+            ["--data.environment=DMControlEnvironment"],
+            ["data.environment: DMControlEnvironment needs domain, task\n"],
+            None,
+        ),
         (["--data.batch_size=64"], ["batch_size", "64", "32"], None),
         (["--model.discount=1.5"], ["discount", "1.5"], None),
         (["--model.policy.sampler.solver=Eular"], ["Eular"], "Euler"),
