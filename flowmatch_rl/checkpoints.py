@@ -32,6 +32,8 @@ def read_checkpoint(
     """
     if "://" in str(path):
         raise UserError(f"{path} is an address; download the checkpoint and give the path of the file")
+    if Path(path).is_dir():
+        raise MissingFileError(f"{str(path)!r} is a folder, expected the path of a checkpoint, such as last.ckpt")
     if not Path(path).is_file():
         raise MissingFileError(f"there is no checkpoint {path}")
     try:

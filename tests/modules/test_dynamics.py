@@ -187,6 +187,8 @@ def test_checkpoints_of_other_models_are_refused(tmp_path: Path) -> None:
         run.save_checkpoint(tmp_path / "occupancy.ckpt")
         with pytest.raises(UserError, match="not a checkpoint of a one-step model, as DynamicsModule writes it"):
             load_dynamics(str(tmp_path / "occupancy.ckpt"), schema, 1, None)
+    with pytest.raises(UserError, match="is a folder, expected the path of a checkpoint"):
+        load_dynamics(str(tmp_path), schema, 1, None)
     with pytest.raises(UserError, match=r"there is no checkpoint .*nowhere\.ckpt"):
         model_of(data, policy=POLICY, segments=Expansion(checkpoint="nowhere.ckpt")).load_dynamics()
 
