@@ -33,7 +33,8 @@ def check_range(interval: str, /, **values: float | None) -> None:
         above = value > low if interval[0] == "(" else value >= low
         below = value < high if interval[-1] == ")" else value <= high
         if not (above and below):
-            raise UserError(f"{name} must {_words(interval, low, high)}, got {value}")
+            wanted = "be finite" if value == high == math.inf else _words(interval, low, high)
+            raise UserError(f"{name} must {wanted}, got {value}")
 
 
 def check_word(words: Collection[str], /, **values: str) -> None:

@@ -17,7 +17,7 @@ from tests.combinations import one_test
         ("(0, 0.5)", 0.0, r"rate must lie in \(0, 0.5\), got 0.0"),
         ("(0, 1]", 1.5, r"rate must lie in \(0, 1\], got 1.5"),
         ("(0, inf)", 0, "rate must be positive, got 0"),
-        ("(0, inf)", math.inf, "rate must be positive, got inf"),
+        ("(0, inf)", math.inf, "rate must be finite, got inf"),
         ("[1, inf)", 0, "rate must be at least 1, got 0"),
         ("(-1, inf)", -1, "rate must be above -1, got -1"),
         ("[0, 1]", math.nan, "got nan"),
