@@ -79,6 +79,18 @@ OCCUPANCY_SIZES = {
     "trainer.accelerator": "cpu",
 }
 
+DYNAMICS_SIZES = {
+    "data.num_updates": 6,
+    "data.epoch_updates": 3,
+    "data.batch_size": 16,
+    "data.eval_states": 2,
+    "data.test_states": 3,
+    "data.eval_steps": 6,
+    "trainer.logger": "false",
+    "trainer.enable_progress_bar": "false",
+    "trainer.accelerator": "cpu",
+}
+
 
 @dataclass
 class Outcome:
@@ -115,6 +127,11 @@ def occupancy_arguments(command: str, *configs: Path, **changes: object) -> list
     expands = bool(stated) and "class_path: Expansion" in stated[-1]
     short = {"model.segments.init_args.num_updates": 20} if expands else {}
     return _arguments(command, configs, OCCUPANCY_SIZES | short, changes)
+
+
+def dynamics_arguments(command: str, *configs: Path, **changes: object) -> list[str]:
+    """As ``arguments``, for the one-step model."""
+    return _arguments(command, configs, DYNAMICS_SIZES, changes)
 
 
 def collect(output: Path, name: str, **changes: object) -> Path:

@@ -16,6 +16,7 @@ from tests.cli.support import (
     TWO_MOONS,
     arguments,
     collect,
+    dynamics_arguments,
     environment,
     flow_arguments,
     occupancy_arguments,
@@ -141,3 +142,23 @@ def test_processes_of_an_occupancy_end_with_equal_weights_from_different_rows_an
     assert not set(first["draw"]) & set(second["draw"])
     assert first["place"] == first["checkpoint"]["OfflineData"] == {"drawn": 6}
     assert first["out"].count("distance  ") == 1
+
+
+def test_processes_of_a_one_step_model_end_with_equal_weights_from_different_rows_and_noise(tmp_path) -> None:
+    args = dynamics_arguments(
+        "fit",
+        CONF / "dynamics" / "linear_gaussian.yaml",
+        CONF / "trainer" / "ddp.yaml",
+        trainer__default_root_dir=tmp_path,
+        data__path=collect(tmp_path / "data", "linear_gaussian"),
+    )
+    first, second = train(args, "FlowRankReport", tmp_path)
+    assert first["world_size"] == second["world_size"] == 2
+    for key in ("start", "weights", "gradient_steps", "place"):
+        assert first[key] == second[key], key
+    assert first["weights"] != first["start"]
+    assert len(first["batches"]) == len(second["batches"]) == first["gradient_steps"] == 6
+    assert not set(first["batches"]) & set(second["batches"])
+    assert not set(first["draw"]) & set(second["draw"])
+    assert first["place"] == first["checkpoint"]["OfflineData"] == {"drawn": 6}
+    assert first["out"].count("loss  ") == 1

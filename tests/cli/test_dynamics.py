@@ -12,30 +12,17 @@ import yaml
 
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.inference import load_dynamics, load_occupancy
-from tests.cli.support import CONF, MAZE_LOOP, Outcome, call, occupancy_arguments
+from tests.cli.support import CONF, MAZE_LOOP, Outcome, call, dynamics_arguments, occupancy_arguments
 from tests.cli.test_occupancies import data, last_of  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
 TASKS = sorted((CONF / "dynamics").glob("*.yaml"))
-SIZES: dict[str, object] = {
-    "data__num_updates": 6,
-    "data__epoch_updates": 3,
-    "data__batch_size": 16,
-    "data__eval_states": 2,
-    "data__test_states": 3,
-    "data__eval_steps": 6,
-    "trainer__logger": "false",
-    "trainer__enable_progress_bar": "false",
-    "trainer__accelerator": "cpu",
-}
 EXPANSION = CONF / "occupancy" / "presets" / "expansion.yaml"
 
 
 def command(name: str, folder: Path, config: Path, **changes: object) -> Outcome:
-    options = SIZES | {"trainer__default_root_dir": folder} | changes
-    words = [f"--{key.replace('__', '.')}={value}" for key, value in options.items() if value is not None]
-    outcome = call([name, f"-c={config}", *words])
+    outcome = call(dynamics_arguments(name, config, trainer__default_root_dir=folder, **changes))
     assert (outcome.code, outcome.err) == (0, "")
     return outcome
 
