@@ -104,8 +104,8 @@ def test_validation_counts_states_outside_the_range_of_the_data(late: float, str
     """Futures of 0 are at 1 to 5, at 5 in .8^4 of all; outside is beyond 12, a tenth of the width past 10."""
     model = ExactCycle(discount=0.8, ends_after=5, late=late)
     model.inputs.use(dataclasses.replace(model.inputs.schema, low=(-10.0, -10.0), high=(10.0, 10.0)))
-    found = FutureTests(val_samples=4_000).validate(model, cycle_rollouts([0], 60), generator())["strays"]
-    assert found.item() == pytest.approx(strays, abs=0.03)
+    found = FutureTests(val_samples=500).validate(model, cycle_rollouts([0], 60), generator())["strays"]
+    assert found.item() == pytest.approx(strays, abs=0.05)
 
 
 def measured(model: ExactCycle, rollouts: Rollouts, rewards: tuple[str, ...] = (), **options: Any) -> dict[str, float]:
