@@ -111,6 +111,8 @@ def _nearest(message: str, names: Iterable[str]) -> str | None:
     received = re.search(r"'([^']+)'|unknown option -*(\S+)", message)
     if received is None or re.search(r"expected \w+, got ", message):  # a value that is no name
         return None
+    if "unknown class" in message:
+        known = [name for name in known if name[:1].isupper()]
     words = (received[1] or received[2]).partition("=")[0].split(".")
     for word in words:
         # The first of several words is a section of the configuration.
