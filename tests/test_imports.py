@@ -59,7 +59,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "solvers": (GROUND, {"torch", "torchdiffeq"}),
     "samplers": (GROUND | {"paths", "solvers"}, {"torch"}),
     "metrics": (GROUND, {"torch", "scipy", "numpy", "ot"}),
-    "estimators": (GROUND | {"paths"}, {"torch"}),
+    "estimators": (GROUND | {"paths", "solvers", "samplers"}, {"torch"}),
     "objectives": (GROUND | {"paths", "solvers", "samplers"}, {"torch"}),
     "planning": (GROUND, {"torch"}),
     "testbeds": (GROUND | {"paths"}, {"torch", "numpy"}),

@@ -1,4 +1,4 @@
-from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator
+from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator, Prior
 from flowmatch_rl.estimators.control_variates import (
     ControlVariate,
     FisherControlVariate,
@@ -10,6 +10,7 @@ from flowmatch_rl.estimators.control_variates import (
 from flowmatch_rl.estimators.density import boltzmann_density
 from flowmatch_rl.estimators.point_score import PointScoreEstimator
 from flowmatch_rl.estimators.posterior_mean import PosteriorMeanEstimator
+from flowmatch_rl.estimators.prior import MarginalProposal, PosteriorProposal, PriorMeanEstimator, PriorProposal
 from flowmatch_rl.estimators.proposals import (
     LikelihoodProposal,
     MixtureProposal,
@@ -28,10 +29,15 @@ __all__ = [
     "FixedControlVariate",
     "GradientControlVariate",
     "LikelihoodProposal",
+    "MarginalProposal",
     "MixtureProposal",
     "NoControlVariate",
     "PointScoreEstimator",
     "PosteriorMeanEstimator",
+    "PosteriorProposal",
+    "Prior",
+    "PriorMeanEstimator",
+    "PriorProposal",
     "ProductProposal",
     "Proposal",
     "RegressControlVariate",

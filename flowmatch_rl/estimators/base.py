@@ -6,8 +6,21 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flowmatch_rl.paths import AffinePath, PathPoints, Source
+from flowmatch_rl.paths import AffinePath, Field, PathPoints, Source
 from flowmatch_rl.types import LogDensityAndScore
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """A flow at the states of a batch, which a density of actions is given relative to.
+
+    Attributes:
+        field: Its prediction, bound to conditions of shape (B, 1, C), for points of shape (B, K, D).
+        interval: Its first and last flow time.
+    """
+
+    field: Field
+    interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,16 @@ class EndpointEstimator(abc.ABC):
 
     needs_jacobian: ClassVar[bool]
     """Whether p_1 is a density per volume of the path's space, with the Jacobian of a squash; otherwise it is relative
-    to the distribution of the endpoints ``points.x_1`` and has no Jacobian, see ``boltzmann_density``."""
+    to the distribution of the endpoints ``points.x_1``, or to a prior, and has no Jacobian, see
+    ``boltzmann_density``."""
+
+    needs_prior: ClassVar[bool] = False
+    """Whether p_1 is relative to a prior that must be given."""
+
+    @property
+    @abc.abstractmethod
+    def num_draws(self) -> int:
+        """Standard normal vectors that each sample takes."""
 
     @property
     @abc.abstractmethod
@@ -78,7 +100,13 @@ class EndpointEstimator(abc.ABC):
 
     @abc.abstractmethod
     def estimate(
-        self, path: AffinePath, source: Source, log_density_and_score: LogDensityAndScore, points: PathPoints, z: Tensor
+        self,
+        path: AffinePath,
+        source: Source,
+        log_density_and_score: LogDensityAndScore,
+        points: PathPoints,
+        z: Tensor,
+        prior: Prior | None = None,
     ) -> EndpointEstimate:
         """Estimate the pair of endpoints at points of a path.
 
@@ -88,7 +116,8 @@ class EndpointEstimator(abc.ABC):
             log_density_and_score: Maps x_1 of shape (B, K, D) to log p_1 up to a constant per state, (B, K), and its
                 gradient, (B, K, D), for any number K.
             points: Points on the path.
-            z: Standard normal noise, shape (B, num_samples, source.noise_dim(D)).
+            z: Standard normal noise, shape (B, num_samples, num_draws * source.noise_dim(D)).
+            prior: What p_1 is relative to, where ``needs_prior``.
 
         Returns:
             Endpoints, weights and diagnostics.

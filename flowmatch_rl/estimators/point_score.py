@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator
+from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator, Prior
 from flowmatch_rl.paths import AffinePath, PathPoints, Source
 from flowmatch_rl.shapes import append_dims, check_shape
 from flowmatch_rl.types import LogDensityAndScore
@@ -28,6 +28,11 @@ class PointScoreEstimator(EndpointEstimator):
     num_samples: int = field(default=0, init=False, repr=False)
 
     @property
+    def num_draws(self) -> int:
+        """1."""
+        return 1
+
+    @property
     def needs_score(self) -> bool:
         """It is all that is used."""
         return True
@@ -38,7 +43,13 @@ class PointScoreEstimator(EndpointEstimator):
             raise UserError(f"PointScoreEstimator needs a standard normal source, got {source}")
 
     def estimate(
-        self, path: AffinePath, source: Source, log_density_and_score: LogDensityAndScore, points: PathPoints, z: Tensor
+        self,
+        path: AffinePath,
+        source: Source,
+        log_density_and_score: LogDensityAndScore,
+        points: PathPoints,
+        z: Tensor,
+        prior: Prior | None = None,
     ) -> EndpointEstimate:
         """Pair (x_0, x_1), ``-sigma grad log p_1(x_t)`` for x_0 and what follows for x_1."""
         x_t = points.x_t

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import UserError, check_range
-from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator
+from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator, Prior
 from flowmatch_rl.estimators.control_variates import ControlVariate, FisherControlVariate
 from flowmatch_rl.estimators.proposals import ProductProposal, Proposal
 from flowmatch_rl.paths import AffinePath, PathPoints, Source
@@ -42,6 +42,11 @@ class PosteriorMeanEstimator(EndpointEstimator):
         check_range("[1, inf)", num_samples=self.num_samples)
 
     @property
+    def num_draws(self) -> int:
+        """1."""
+        return 1
+
+    @property
     def needs_score(self) -> bool:
         """Whether the control variate uses it."""
         return self.control_variate.needs_score
@@ -61,7 +66,13 @@ class PosteriorMeanEstimator(EndpointEstimator):
             )
 
     def estimate(
-        self, path: AffinePath, source: Source, log_density_and_score: LogDensityAndScore, points: PathPoints, z: Tensor
+        self,
+        path: AffinePath,
+        source: Source,
+        log_density_and_score: LogDensityAndScore,
+        points: PathPoints,
+        z: Tensor,
+        prior: Prior | None = None,
     ) -> EndpointEstimate:
         """Weighted means of the samples of the endpoints, minus the weighted mean score."""
         x_t = points.x_t

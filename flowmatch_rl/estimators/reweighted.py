@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import check_range
-from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator
+from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator, Prior
 from flowmatch_rl.paths import AffinePath, PathPoints, Source
 from flowmatch_rl.shapes import check_shape
 from flowmatch_rl.types import LogDensityAndScore
@@ -39,6 +39,11 @@ class ReweightedEndpoints(EndpointEstimator):
         check_range("(0, inf)", limit=self.limit)
 
     @property
+    def num_draws(self) -> int:
+        """1."""
+        return 1
+
+    @property
     def needs_score(self) -> bool:
         """Only values are used."""
         return False
@@ -47,7 +52,13 @@ class ReweightedEndpoints(EndpointEstimator):
         """Any path and any source will do."""
 
     def estimate(
-        self, path: AffinePath, source: Source, log_density_and_score: LogDensityAndScore, points: PathPoints, z: Tensor
+        self,
+        path: AffinePath,
+        source: Source,
+        log_density_and_score: LogDensityAndScore,
+        points: PathPoints,
+        z: Tensor,
+        prior: Prior | None = None,
     ) -> EndpointEstimate:
         """The pair of the points and its weights."""
         x_1 = points.x_1
