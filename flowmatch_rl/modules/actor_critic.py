@@ -1,6 +1,7 @@
 """What online actor-critics share: critics, temperature, one optimizer, evaluation, and logging."""
 
 import abc
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -10,22 +11,20 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from flowmatch_rl.batches import ACTION, REWARD, SUCCESS, Transition, read_transition
+from flowmatch_rl.batches import Transition, read_transition
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.evaluation import Episodes
-from flowmatch_rl.models import ActorModule, LatentPolicy, ParticleActor
-from flowmatch_rl.models.actor import Role
+from flowmatch_rl.models import LatentPolicy
 from flowmatch_rl.modules.critic_learner import CriticLearner
 from flowmatch_rl.modules.gradients import check_gradient_options, fuses_adam
 from flowmatch_rl.modules.learning_rate import use_stated_options
+from flowmatch_rl.modules.policy_module import PolicyModule
 from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics
-from flowmatch_rl.modules.watched import WatchedModule
 from flowmatch_rl.nets import update_ema
 from flowmatch_rl.objectives import ConstantTemperature, PolicyState, Temperature, temperature_loss
 from flowmatch_rl.seeds import process_seed
 
 
-class ActorCritic(WatchedModule, abc.ABC):
+class ActorCritic(PolicyModule, abc.ABC):
     """Critics trained by temporal differences, and a policy that a subclass trains.
 
     One loss per step, the sum of named terms, each of which reaches its own network only; one Adam with a group per
@@ -39,12 +38,12 @@ class ActorCritic(WatchedModule, abc.ABC):
         temperature: Rule for the temperature, or a constant one.
         discount: Discount per environment step, in [0, 1).
         optimizer: Learning rates, clipping and resets.
+        build_others: Makes more networks, by name, that have the policy's learning rate and losses of their names.
 
     Raises:
         UserError: If a number is out of its range.
     """
 
-    monitor: ClassVar = ("val/return_mean", "max")
     progress_metrics: ClassVar = (
         ("return", "val/return_mean"),
         ("critic", "train/loss/critic"),
@@ -52,9 +51,6 @@ class ActorCritic(WatchedModule, abc.ABC):
     )
 
     loss_names: ClassVar = {"critics": "train/loss/critic", "policy": "train/loss/policy"}
-
-    NAME_KEY: ClassVar = "actor_critic"
-    """Entry of a checkpoint that names the class of the module."""
 
     temperature: Tensor
 
@@ -67,6 +63,7 @@ class ActorCritic(WatchedModule, abc.ABC):
         temperature: Temperature | float,
         discount: float,
         optimizer: ActorCriticOptimizer,
+        build_others: Mapping[str, Callable[[], nn.Module]] | None = None,
     ) -> None:
         super().__init__()
         self.observation_dim, self.action_dim = observation_dim, action_dim
@@ -75,9 +72,11 @@ class ActorCritic(WatchedModule, abc.ABC):
         )
         self.optimizer = optimizer
         self._build_policy = build_policy
+        self._build_others = dict(build_others or {})
         self._build_critics = lambda: CriticLearner(critics, observation_dim, action_dim, discount)
         self.policy = build_policy()
         self.critics = self._build_critics()
+        self.others = nn.ModuleDict({name: build() for name, build in self._build_others.items()})
         initial = float(self.temperature_rule.initial)
         self.register_buffer("temperature", torch.tensor(initial))
         self.log_temperature = None
@@ -85,14 +84,6 @@ class ActorCritic(WatchedModule, abc.ABC):
             self.log_temperature = nn.Parameter(torch.tensor(math.log(initial)))
         self._common_seed = 0
         self._constant: set[int] = set()  # critics that were warned about
-
-    @abc.abstractmethod
-    def actor(self, role: Role) -> ParticleActor:
-        """The policy as it acts in a role.
-
-        Args:
-            role: ``train``, ``collect`` or ``eval``.
-        """
 
     @abc.abstractmethod
     def losses(self, transition: Transition) -> tuple[dict[str, Tensor], PolicyState]:
@@ -107,23 +98,16 @@ class ActorCritic(WatchedModule, abc.ABC):
 
     @property
     def networks(self) -> Mapping[str, Iterable[Tensor]]:
-        """The online critics, the policy, and a temperature that is tuned."""
+        """The online critics, the policy, what else is trained, and a temperature that is tuned."""
         tuned = {} if self.log_temperature is None else {"temperature": [self.log_temperature]}
-        return {"critics": self.critics.online.parameters(), "policy": self.policy.parameters()} | tuned
+        others = {name: network.parameters() for name, network in self.others.items()}
+        return {"critics": self.critics.online.parameters(), "policy": self.policy.parameters()} | others | tuned
 
     def advice(self, network: str) -> str:
         """What to do about a network that diverges."""
         if network != "critics":
-            return f"lower optimizer.{'actor' if network == 'policy' else network}_learning_rate"
+            return f"lower optimizer.{'temperature' if network == 'temperature' else 'actor'}_learning_rate"
         return f"lower optimizer.critic_learning_rate, or scale observations and rewards{self.critics.largest_inputs()}"
-
-    def collection_policy(self) -> ActorModule:
-        """Policy that collects data; it shares the weights in training."""
-        return ActorModule(self.actor("collect"))
-
-    def evaluation_policy(self) -> ActorModule:
-        """Policy that is evaluated, with seeded noise of its own, so that evaluations leave the training's noise."""
-        return ActorModule(self.actor("eval"), torch.Generator().manual_seed(0))
 
     def on_fit_start(self) -> None:
         """Refuse trainer options that would have no effect, and give each process its own noise."""
@@ -171,24 +155,16 @@ class ActorCritic(WatchedModule, abc.ABC):
         if interval and self.global_step and self.global_step % interval == 0:
             self.reset_networks()
 
-    def validation_step(self, batch: TensorDictBase, batch_idx: int) -> None:
-        """Log return and length of evaluation episodes."""
-        self._log_episodes(batch, "val")
-
-    def test_step(self, batch: TensorDictBase, batch_idx: int) -> None:
-        """Log return and length of evaluation episodes."""
-        self._log_episodes(batch, "test")
-
-    def predict_step(self, batch: TensorDictBase, batch_idx: int) -> TensorDictBase:
-        """Episodes of the policy, as the loader made them."""
-        return batch
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam with a group per network."""
         rates = self.optimizer
         groups = [
             {"name": "actor", "params": list(self.policy.parameters()), "lr": rates.actor_learning_rate},
             {"name": "critic", "params": list(self.critics.online.parameters()), "lr": rates.critic_learning_rate},
+        ]
+        groups += [
+            {"name": name, "params": list(network.parameters()), "lr": rates.actor_learning_rate}
+            for name, network in self.others.items()
         ]
         if self.log_temperature is not None:
             rate = rates.temperature_learning_rate
@@ -200,40 +176,6 @@ class ActorCritic(WatchedModule, abc.ABC):
         for group in optimizer.param_groups:
             norm = torch.nn.utils.clip_grad_norm_(group["params"], self.optimizer.max_gradient_norm)
             self.means.add({f"train/gradient_norm/{group['name']}": norm})
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the class, for those who load the policy without a configuration.
-
-        Raises:
-            RunError: If a network has diverged.
-        """
-        self.check_finite()
-        checkpoint[self.NAME_KEY] = type(self).__name__
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other dimensions, in one line."""
-        saved = checkpoint["hyper_parameters"]
-        for name in ("observation_dim", "action_dim"):
-            if saved[name] != getattr(self, name):
-                raise UserError(f"the checkpoint has {name} {saved[name]}, this environment {getattr(self, name)}")
-
-    def result_lines(self, metrics: Mapping[str, float]) -> list[str]:
-        """What a test measured, one line each.
-
-        Args:
-            metrics: Metrics by name.
-        """
-        if "test/return_mean" not in metrics:
-            return []
-        solved = [
-            f"success      {metrics[name]:.0%} of the episodes" for name in metrics if name == "test/success_rate"
-        ]
-        return [
-            f"return       {metrics['test/return_mean']:.1f} +- {metrics['test/return_std']:.1f} (mean and standard "
-            f"deviation of {metrics['test/episodes']:.0f} episodes, mean length {metrics['test/episode_length']:.0f})",
-            *solved,
-            f"acting       {self.actor('eval').description}; while training {self.actor('collect').description}",
-        ]
 
     def critic_loss(self, transition: Transition, next_action: Tensor, bonus: Tensor | None = None) -> Tensor:
         """Mean Bellman loss of the critics; draws the members that the target is made of.
@@ -258,12 +200,14 @@ class ActorCritic(WatchedModule, abc.ABC):
         # generator alone is seeded: `torch.manual_seed` would seed those of the GPUs too.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed((self._common_seed + self.global_step) % 2**63)
-            policy, critics = self._build_policy(), self._build_critics()
-        self.policy.load_state_dict(policy.state_dict())
-        self.critics.load_state_dict(critics.state_dict())
+            fresh = {self.policy: self._build_policy(), self.critics: self._build_critics()}
+            fresh |= {network: self._build_others[name]() for name, network in self.others.items()}
+        for network, new in fresh.items():
+            network.load_state_dict(new.state_dict())
         optimizer = self.optimizers(use_pl_optimizer=False)
         state = optimizer.state  # pyright: ignore[reportAttributeAccessIssue]
-        for parameter in (*self.policy.parameters(), *self.critics.online.parameters()):
+        trained = (self.policy, self.critics.online, self.others)
+        for parameter in itertools.chain.from_iterable(network.parameters() for network in trained):
             state.pop(parameter, None)
 
     def _warn_of_constant_critics(self) -> None:
@@ -278,27 +222,3 @@ class ActorCritic(WatchedModule, abc.ABC):
                 "lower optimizer.critic_learning_rate, or set optimizer.reset_interval",
                 stacklevel=2,
             )
-
-    def _log_episodes(self, batch: TensorDictBase, stage: str) -> None:
-        success = batch.get(SUCCESS, None)
-        success = None if success is None else success.squeeze(-1)
-        episodes = Episodes(batch[REWARD].squeeze(-1), batch[ACTION], batch["mask"], success)
-        own = [episodes.returns, episodes.lengths.float()]
-        if episodes.solved is not None:
-            own.append(episodes.solved.float())
-        # Each process ran its part of the episodes.
-        returns, lengths, *solved = torch.as_tensor(self.all_gather(torch.stack(own))).movedim(-2, 0).flatten(1)
-        metrics = {
-            f"{stage}/return_mean": returns.mean(),
-            f"{stage}/return_std": returns.std(correction=0),
-            f"{stage}/episode_length": lengths.mean(),
-            f"{stage}/episodes": float(len(returns)),
-            "step": self._env_steps(),
-        }
-        metrics |= {f"{stage}/success_rate": each.mean() for each in solved}
-        self.log_dict(metrics, batch_size=1, sync_dist=True)
-
-    def _env_steps(self) -> float:
-        """Environment steps where the data counts them, gradient steps elsewhere: the x-axis of every metric."""
-        data = getattr(self._trainer, "datamodule", None)
-        return float(getattr(data, "env_steps", self.global_step))

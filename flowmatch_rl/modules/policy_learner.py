@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowmatch_rl.estimators import EndpointEstimate, EndpointEstimator
+from flowmatch_rl.estimators import EndpointEstimate, EndpointEstimator, Prior
 from flowmatch_rl.models import FlowPolicy
 from flowmatch_rl.objectives import FlowObjective
 from flowmatch_rl.paths import PathPoints
@@ -37,13 +37,16 @@ class PolicyLearner:
     def __post_init__(self) -> None:
         self.estimator.check(self.policy.flow.path, self.policy.flow.source)
 
-    def loss(self, observation: Tensor, x_1: Tensor, density: LogDensityAndScore) -> tuple[Tensor, "Learned"]:
+    def loss(
+        self, observation: Tensor, x_1: Tensor, density: LogDensityAndScore, prior: Prior | None = None
+    ) -> tuple[Tensor, "Learned"]:
         """Loss at points of the paths to given endpoints; draws flow times and noise.
 
         Args:
             observation: States, shape (B, S).
             x_1: Latent points where the paths end, shape (B, A).
             density: Maps latent points (B, K, A) to their unnormalised log-density (B, K) and its gradient.
+            prior: What the density is relative to, where the estimator needs it.
 
         Returns:
             Loss per state, shape (B,), and what it was made of.
@@ -52,9 +55,9 @@ class PolicyLearner:
         uniform = torch.rand(self.objective.num_uniforms, size, device=x_1.device)
         x_0 = flow.source.transform(torch.randn(size, noise_dim, device=x_1.device))
         points = self.objective.points(flow.path, x_0, x_1, uniform, flow.t_min)
-        z = torch.randn(size, self.estimator.num_samples, noise_dim, device=x_1.device)
+        z = torch.randn(size, self.estimator.num_samples, self.estimator.num_draws * noise_dim, device=x_1.device)
         with torch.no_grad():
-            estimate = self.estimator.estimate(flow.path, flow.source, density, points, z)
+            estimate = self.estimator.estimate(flow.path, flow.source, density, points, z, prior)
         loss = flow.loss(self.objective, points.with_pair(estimate.x_0, estimate.x_1), observation)
         return estimate.weight * loss, Learned(points, estimate)
 

@@ -37,8 +37,8 @@ BEHAVIOR = GaussianMixture(
     torch.tensor([0.15, 0.25], dtype=F64),
 )
 SLOPE, CURVATURE, D = torch.tensor([2.0, -1.0], dtype=F64), 3.0, 2
-FINE = PosteriorProposal(SdeSampler(num_steps=100))
-SAMPLED = MarginalProposal(OdeSampler(Midpoint(num_steps=20)))
+FINE = PosteriorProposal(SdeSampler(num_steps=40))
+SAMPLED = MarginalProposal(OdeSampler(Midpoint(num_steps=10)))
 
 
 def tilt(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ def estimated(estimator: PriorMeanEstimator, path: AffinePath, given: PathPoints
 
 @pytest.mark.parametrize("path", [AffinePath(), AffinePath(CosineSchedule())], ids=["linear", "cosine"])
 @pytest.mark.parametrize("control_variate", [NoControlVariate(), FisherControlVariate()], ids=repr)
-@pytest.mark.parametrize(("proposal", "allowed"), [(FINE, 0.04), (SAMPLED, 0.03)], ids=["posterior", "marginal"])
+@pytest.mark.parametrize(("proposal", "allowed"), [(FINE, 0.05), (SAMPLED, 0.04)], ids=["posterior", "marginal"])
 @pytest.mark.parametrize("t", [0.1, 0.4, 0.7])
 def test_the_mean_is_that_of_the_tilted_mixture(
     proposal: PriorProposal, allowed: float, control_variate: ControlVariate, path: AffinePath, t: float
@@ -81,7 +81,7 @@ def test_the_mean_is_that_of_the_tilted_mixture(
     given = points(path, t, 6)
     exact = tilted().posterior_means(path, given.x_t, given.t)[1]
     plain = BEHAVIOR.posterior_means(path, given.x_t, given.t)[1]
-    estimator = PriorMeanEstimator(3_000, proposal, control_variate, score_time=0.995, keeps_endpoint=False)
+    estimator = PriorMeanEstimator(1_500, proposal, control_variate, score_time=0.995, keeps_endpoint=False)
     found = estimated(estimator, path, given)
     assert (found - exact).square().mean().sqrt() < allowed
     assert (plain - exact).square().mean().sqrt() > 3.0 * allowed  # what ignoring the values would give
@@ -128,5 +128,5 @@ def test_what_cannot_be_used_is_refused() -> None:
     PriorMeanEstimator(2, MarginalProposal(), NoControlVariate()).check(path, UniformSource())
     with pytest.raises(UserError, match="need a sampler that adds noise, got DdimSampler"):
         PosteriorProposal(DdimSampler(8))
-    with pytest.raises(UserError, match=r"num_samples must lie in \[1, inf\), got 0"):
+    with pytest.raises(UserError, match=r"num_samples .*got 0"):
         PriorMeanEstimator(0)

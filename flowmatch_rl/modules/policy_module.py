@@ -1,0 +1,122 @@
+"""What modules that train a policy share: acting, evaluation by episodes, and what their checkpoints say."""
+
+import abc
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from tensordict import TensorDictBase
+
+from flowmatch_rl.batches import ACTION, REWARD, SUCCESS
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.evaluation import Episodes
+from flowmatch_rl.models import ActorModule, LatentPolicy, ParticleActor
+from flowmatch_rl.models.actor import Role
+from flowmatch_rl.modules.watched import WatchedModule
+
+
+class PolicyModule(WatchedModule, abc.ABC):
+    """Trains a policy, which is evaluated by the episodes that the data runs with it.
+
+    Children set the attributes.
+
+    Attributes:
+        observation_dim: Dimension S of the observation.
+        action_dim: Dimension A of the action.
+        policy: The policy.
+    """
+
+    monitor: ClassVar = ("val/return_mean", "max")
+
+    NAME_KEY: ClassVar = "actor_critic"
+    """Entry of a checkpoint that names the class of the module; the word is that of the first versions."""
+
+    observation_dim: int
+    action_dim: int
+    policy: LatentPolicy
+
+    @abc.abstractmethod
+    def actor(self, role: Role) -> ParticleActor:
+        """The policy as it acts in a role.
+
+        Args:
+            role: ``train``, ``collect`` or ``eval``.
+        """
+
+    def collection_policy(self) -> ActorModule:
+        """Policy that collects data; it shares the weights in training."""
+        return ActorModule(self.actor("collect"))
+
+    def evaluation_policy(self) -> ActorModule:
+        """Policy that is evaluated, with seeded noise of its own, so that evaluations leave the training's noise."""
+        return ActorModule(self.actor("eval"), torch.Generator().manual_seed(0))
+
+    def validation_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+        """Log return and length of evaluation episodes."""
+        self._log_episodes(batch, "val")
+
+    def test_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+        """Log return and length of evaluation episodes."""
+        self._log_episodes(batch, "test")
+
+    def predict_step(self, batch: TensorDictBase, batch_idx: int) -> TensorDictBase:
+        """Episodes of the policy, as the loader made them."""
+        return batch
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the class, for those who load the policy without a configuration.
+
+        Raises:
+            RunError: If a network has diverged.
+        """
+        self.check_finite()
+        checkpoint[self.NAME_KEY] = type(self).__name__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other dimensions, in one line."""
+        saved = checkpoint["hyper_parameters"]
+        for name in ("observation_dim", "action_dim"):
+            if saved[name] != getattr(self, name):
+                raise UserError(f"the checkpoint has {name} {saved[name]}, this environment {getattr(self, name)}")
+
+    def result_lines(self, metrics: Mapping[str, float]) -> list[str]:
+        """What a test measured, one line each.
+
+        Args:
+            metrics: Metrics by name.
+        """
+        if "test/return_mean" not in metrics:
+            return []
+        solved = [
+            f"success      {metrics[name]:.0%} of the episodes" for name in metrics if name == "test/success_rate"
+        ]
+        return [
+            f"return       {metrics['test/return_mean']:.1f} +- {metrics['test/return_std']:.1f} (mean and standard "
+            f"deviation of {metrics['test/episodes']:.0f} episodes, mean length {metrics['test/episode_length']:.0f})",
+            *solved,
+            f"acting       {self.actor('eval').description}; while training {self.actor('collect').description}",
+        ]
+
+    def _log_episodes(self, batch: TensorDictBase, stage: str) -> None:
+        success = batch.get(SUCCESS, None)
+        success = None if success is None else success.squeeze(-1)
+        episodes = Episodes(batch[REWARD].squeeze(-1), batch[ACTION], batch["mask"], success)
+        own = [episodes.returns, episodes.lengths.float()]
+        if episodes.solved is not None:
+            own.append(episodes.solved.float())
+        # Each process ran its part of the episodes.
+        returns, lengths, *solved = torch.as_tensor(self.all_gather(torch.stack(own))).movedim(-2, 0).flatten(1)
+        metrics = {
+            f"{stage}/return_mean": returns.mean(),
+            f"{stage}/return_std": returns.std(correction=0),
+            f"{stage}/episode_length": lengths.mean(),
+            f"{stage}/episodes": float(len(returns)),
+            "step": self._env_steps(),
+        }
+        metrics |= {f"{stage}/success_rate": each.mean() for each in solved}
+        self.log_dict(metrics, batch_size=1, sync_dist=True)
+
+    def _env_steps(self) -> float:
+        """Environment steps where the data counts them, gradient steps elsewhere: the x-axis of every metric."""
+        data = getattr(self._trainer, "datamodule", None)
+        return float(getattr(data, "env_steps", self.global_step))
