@@ -14,8 +14,8 @@ TEST = """
 import json, sys, torch
 from flowmatch_rl.data import GymnasiumEnvironment, build_environment, roll_out_episodes
 from flowmatch_rl.evaluation import Episodes
-from flowmatch_rl.inference.policy import load_actor_critic
-module = load_actor_critic(sys.argv[1]).eval()
+from flowmatch_rl.inference.policy import load_policy_module
+module = load_policy_module(sys.argv[1]).eval()
 result = {}
 for number, seed in ((20, 1_000_000), (500, 1)):
     env = build_environment(GymnasiumEnvironment("Pendulum-v1"), number)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.callbacks.dynamics_figures import DynamicsFigures
     from flowmatch_rl.callbacks.episodes import EpisodeWriter
     from flowmatch_rl.callbacks.expansion_curve import ExpansionCurve
-    from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
+    from flowmatch_rl.callbacks.figures import EpisodeFigure, LearningCurve, PolicyCurve, PolicyFigures
     from flowmatch_rl.callbacks.first_lines import header
     from flowmatch_rl.callbacks.flow_figures import FlowFigures
     from flowmatch_rl.callbacks.last_lines import summary
@@ -28,12 +28,14 @@ __all__ = [
     "AtomicCheckpointIO",
     "Checkpoints",
     "DynamicsFigures",
+    "EpisodeFigure",
     "EpisodeWriter",
     "ExpansionCurve",
     "FlowFigures",
     "LearningCurve",
     "LossCurve",
     "OccupancyFigures",
+    "PolicyCurve",
     "PolicyFigures",
     "PosteriorFigures",
     "Progress",

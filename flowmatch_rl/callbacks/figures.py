@@ -9,8 +9,9 @@ from tensordict import TensorDictBase
 from flowmatch_rl.batches import ACTION, OBSERVATION, REWARD
 from flowmatch_rl.callbacks.artifacts import write_figure, writes_files
 from flowmatch_rl.callbacks.curves import Curve, data_label, metric
+from flowmatch_rl.callbacks.progress import env_step_counter
 from flowmatch_rl.checks import check_range
-from flowmatch_rl.evaluation import Episodes, ReturnPoint, differing_states, sample_policy
+from flowmatch_rl.evaluation import Episodes, PolicyPoint, ReturnPoint, differing_states, sample_policy
 from flowmatch_rl.figures import Figure, draw_episodes, draw_learning_curve, draw_policy
 from flowmatch_rl.schema import ActionBounds
 
@@ -45,12 +46,61 @@ class LearningCurve(Curve[ReturnPoint]):
         return draw_learning_curve(points, data_label(trainer))
 
 
-class PolicyFigures(Callback):
-    """Draws ``figures/policy.png`` and ``figures/episode.png`` from the episodes of the final evaluation.
+class PolicyCurve(Curve[PolicyPoint]):
+    """The learning curve of a policy that learns from a data set: as ``LearningCurve``, by gradient step."""
 
-    The first shows the flow at states of an episode that differ most from one another, and the actions it ends at
-    beside the critic's values; the second the rewards and actions of the best and of the worst episode. Actions are in
-    the environment's unit.
+    def __init__(self) -> None:
+        super().__init__(PolicyPoint)
+
+    def measure(self, trainer: Trainer, seconds: float | None) -> PolicyPoint:
+        """Returns and losses at the present gradient step."""
+        metrics = trainer.callback_metrics
+        return PolicyPoint(
+            gradient_steps=trainer.global_step,
+            return_mean=metric(metrics, "val/return_mean"),
+            return_std=metric(metrics, "val/return_std"),
+            critic_loss=metric(metrics, "train/loss/critic"),
+            policy_loss=metric(metrics, "train/loss/policy"),
+            held_out_loss=metric(metrics, "val/loss"),
+            seconds=seconds,
+        )
+
+    def draw(self, points: Sequence[PolicyPoint], trainer: Trainer) -> Figure:
+        """Returns and losses by gradient step."""
+        return draw_learning_curve(points, data_label(trainer))
+
+
+class EpisodeFigure(Callback):
+    """Draws ``figures/episode.png``: rewards and actions of the best and of the worst episode of the final evaluation.
+
+    Actions are in the environment's unit.
+    """
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: TensorDictBase,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the figure from a batch of whole episodes, batch size (N, T)."""
+        if not writes_files(trainer) or not _holds_episodes(batch, batch_idx, dataloader_idx):
+            return
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        bounds: ActionBounds = data.spaces.action_bounds
+        held = batch.select(ACTION, REWARD, "mask").cpu()
+        action = bounds.restore(held[ACTION]).float()
+        episodes = Episodes(held[REWARD].squeeze(-1), action, held["mask"])
+        write_figure(trainer, draw_episodes(episodes, bounds, _title(trainer)), "episode.png")
+
+
+class PolicyFigures(Callback):
+    """Draws ``figures/policy.png`` from the episodes of the final evaluation.
+
+    It shows the flow at states of an episode that differ most from one another, and the actions it ends at beside the
+    critic's values. Actions are in the environment's unit.
 
     Args:
         num_states: States drawn, at least 1.
@@ -74,17 +124,12 @@ class PolicyFigures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw both figures from a batch of whole episodes, batch size (N, T)."""
-        if not writes_files(trainer) or batch_idx or dataloader_idx:
+        """Draw the figure from a batch of whole episodes, batch size (N, T)."""
+        if not writes_files(trainer) or not _holds_episodes(batch, batch_idx, dataloader_idx):
             return
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        title = f"{data_label(trainer)} after {data.env_steps:,} environment steps"
         bounds: ActionBounds = data.spaces.action_bounds
-        write_figure(trainer, self._policy(pl_module, batch, bounds, title), "policy.png")
-        held = batch.select(ACTION, REWARD, "mask").cpu()
-        action = bounds.restore(held[ACTION]).float()
-        episodes = Episodes(held[REWARD].squeeze(-1), action, held["mask"])
-        write_figure(trainer, draw_episodes(episodes, bounds, title), "episode.png")
+        write_figure(trainer, self._policy(pl_module, batch, bounds, _title(trainer)), "policy.png")
 
     def _policy(self, module: Any, batch: TensorDictBase, bounds: ActionBounds, title: str) -> Figure:
         length = int(batch["mask"][0].sum())
@@ -100,3 +145,14 @@ class PolicyFigures(Callback):
             self.num_particles,
         )
         return draw_policy(sample, steps, title)
+
+
+def _holds_episodes(batch: TensorDictBase, batch_idx: int, dataloader_idx: int) -> bool:
+    """Whether a batch is the first of whole episodes."""
+    return batch.get("mask", None) is not None and batch_idx == dataloader_idx == 0
+
+
+def _title(trainer: Trainer) -> str:
+    counter = env_step_counter(trainer)
+    number = trainer.global_step if counter is None else counter.env_steps
+    return f"{data_label(trainer)} after {number:,} {'gradient' if counter is None else 'environment'} steps"

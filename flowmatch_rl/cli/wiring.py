@@ -12,20 +12,22 @@ from lightning.pytorch import Callback
 from flowmatch_rl.callbacks import (
     ActionWriter,
     DynamicsFigures,
+    EpisodeFigure,
     EpisodeWriter,
     ExpansionCurve,
     FlowFigures,
     LearningCurve,
     LossCurve,
     OccupancyFigures,
+    PolicyCurve,
     PolicyFigures,
     PosteriorFigures,
     SampleWriter,
     Video,
 )
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.data import BanditData, OfflineData, OnlineData, SampleData, SampleRequests
-from flowmatch_rl.modules import DynamicsModule, OccupancyModule
+from flowmatch_rl.data import BanditData, OfflineData, OnlineData, PolicyData, SampleData, SampleRequests
+from flowmatch_rl.modules import BehaviorCloning, DynamicsModule, OccupancyModule
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,16 @@ def wiring(data: object) -> Wiring:
 
 @wiring.register
 def _(data: OnlineData) -> Wiring:
-    added = (LearningCurve(), PolicyFigures(), PosteriorFigures(), EpisodeWriter())
+    added = (LearningCurve(), PolicyFigures(), EpisodeFigure(), PosteriorFigures(), EpisodeWriter())
     return Wiring(added, (SampleWriter, FlowFigures, OccupancyFigures))
+
+
+@wiring.register
+def _(data: PolicyData) -> Wiring:
+    curve, needs_episodes = PolicyCurve(), (PolicyFigures(), EpisodeFigure(), PosteriorFigures(), EpisodeWriter())
+    if data.environment is None:
+        return Wiring((curve,), (Video, SampleWriter, FlowFigures, OccupancyFigures))
+    return Wiring((curve, *needs_episodes), (SampleWriter, FlowFigures, OccupancyFigures))
 
 
 @wiring.register
@@ -84,6 +94,11 @@ def model_wiring(model: object) -> Wiring:
 @model_wiring.register
 def _(model: OccupancyModule) -> Wiring:
     return Wiring((DynamicsFigures(), ExpansionCurve()), ())
+
+
+@model_wiring.register
+def _(model: BehaviorCloning) -> Wiring:
+    return Wiring((), (PolicyFigures,))
 
 
 @model_wiring.register

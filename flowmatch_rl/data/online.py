@@ -2,49 +2,24 @@
 
 import math
 from collections import deque
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
 from torch.utils.data import DataLoader
 from torchrl.collectors import Collector
-from torchrl.envs import EnvBase
 
 from flowmatch_rl.batches import DONE, REWARD
 from flowmatch_rl.checks import RunError, UserError, check_range
-from flowmatch_rl.data.base import TEST_SEEDS, DataModule, batch_loader
+from flowmatch_rl.data.episodes import EpisodeData
 from flowmatch_rl.data.replay import Replay
 from flowmatch_rl.envs.building import Spaces, build_environment, examine
 from flowmatch_rl.envs.environments import Environment, GymnasiumEnvironment
-from flowmatch_rl.envs.rendered import RenderedEnvironment
-from flowmatch_rl.envs.rollouts import roll_out_episodes
 from flowmatch_rl.seeds import process_seed
 
 
-class ActingModule(Protocol):
-    """A module that is trained on collected data."""
-
-    @property
-    def device(self) -> torch.device:
-        """Device of its weights."""
-        ...
-
-    def collection_policy(self) -> TensorDictModuleBase:
-        """Policy that collects."""
-        ...
-
-    def evaluation_policy(self) -> TensorDictModuleBase:
-        """Policy that is evaluated, with noise of a fixed seed."""
-        ...
-
-    def check_finite(self) -> None:
-        """Raise ``RunError`` if weights or losses are not finite."""
-        ...
-
-
-class OnlineData(DataModule):
+class OnlineData(EpisodeData):
     """Collects transitions with TorchRL, and yields batches from a replay buffer.
 
     Everything is counted in environment steps. Training begins after a warm-up of random actions. A virtual epoch ends
@@ -106,9 +81,6 @@ class OnlineData(DataModule):
             num_envs=num_envs,
             env_steps_per_collection=env_steps_per_collection,
             n_steps=n_steps,
-            eval_episodes=eval_episodes,
-            test_episodes=test_episodes,
-            max_episode_steps=max_episode_steps,
         )
         check_range("(0, inf)", updates_per_env_step=updates_per_env_step)
         if batch_size > warmup_env_steps:
@@ -124,8 +96,10 @@ class OnlineData(DataModule):
             raise UserError(
                 f"env_steps_per_collection {env_steps_per_collection} must be a multiple of num_envs {num_envs}"
             )
-        super().__init__(math.ceil((total_env_steps - warmup_env_steps) / epoch_env_steps))
-        self.environment = environment
+        num_epochs = math.ceil((total_env_steps - warmup_env_steps) / epoch_env_steps)
+        super().__init__(num_epochs, environment, eval_episodes, test_episodes, eval_seed, max_episode_steps)
+        self._collects_in = environment
+        self.spaces: Spaces = examine(environment)[0]
         self.total_env_steps = total_env_steps
         self.warmup_env_steps = warmup_env_steps
         self.updates_per_env_step = updates_per_env_step
@@ -135,12 +109,7 @@ class OnlineData(DataModule):
         self.parallel = parallel
         self.env_steps_per_collection = env_steps_per_collection
         self.n_steps = n_steps
-        self.eval_episodes = eval_episodes
-        self.test_episodes = test_episodes
-        self.eval_seed = eval_seed
-        self.max_episode_steps = max_episode_steps
         self.checkpoint_replay = checkpoint_replay
-        self.spaces: Spaces = examine(environment)[0]
         self.recent_returns: deque[float] = deque(maxlen=20)
         self._local_env_steps = 0
         self._pending_updates = 0.0
@@ -148,12 +117,11 @@ class OnlineData(DataModule):
         self._restored: TensorDictBase | None = None  # transitions of a checkpoint, until the buffer is made
         self._collector: Collector | None = None
         self._blocks: Iterator[TensorDictBase] | None = None
-        self._evaluation_envs: dict[int, EnvBase] = {}
 
     @property
     def label(self) -> str:
         """Short name, for run folders."""
-        return self.environment.label
+        return self._collects_in.label
 
     @property
     def dimensions(self) -> dict[str, Any]:
@@ -180,26 +148,14 @@ class OnlineData(DataModule):
         """Transitions that this process holds, oldest first and on the CPU, batch size (N,); None before the first."""
         return self._restored if self._replay is None or len(self._replay) == 0 else self._replay.transitions
 
-    @property
-    def _module(self) -> ActingModule:
-        if self.trainer is None:
-            raise RuntimeError("a Trainer must make the loaders")
-        return self.trainer.lightning_module  # pyright: ignore[reportReturnType]
-
     def train_dataloader(self) -> DataLoader:
         """Batches of transitions; collects as it goes."""
         local_steps = (self.total_env_steps - self.warmup_env_steps) / self.world_size
         return self.training_loader(local_steps * self.updates_per_env_step, lambda _: self.next_batch())
 
-    def val_dataloader(self) -> DataLoader:
-        """One TensorDict of complete episodes, see ``roll_out_episodes``."""
-        return batch_loader(1, lambda _: self.episodes(self.eval_episodes, self.eval_seed))
-
-    def test_dataloader(self) -> DataLoader:
-        """One TensorDict of complete episodes, see ``roll_out_episodes``."""
-        return batch_loader(1, lambda _: self.episodes(self.test_episodes, self.eval_seed + TEST_SEEDS))
-
-    predict_dataloader = test_dataloader
+    def evaluation_batches(self, number: int, seed: int) -> list[Callable[[], TensorDictBase]]:
+        """Episodes alone."""
+        return [lambda: self.episodes(number, seed)]
 
     def next_batch(self) -> TensorDictBase:
         """A batch from the replay buffer, after collecting at the set ratio."""
@@ -209,27 +165,12 @@ class OnlineData(DataModule):
         self._pending_updates -= 1.0
         return replay.sample()
 
-    def episodes(self, number: int, seed: int) -> TensorDictBase:
-        """Run this process's part of ``number`` evaluation episodes (rounded up), and return their transitions."""
-        part = math.ceil(number / self.world_size)
-        if part not in self._evaluation_envs:
-            self._evaluation_envs[part] = build_environment(self.environment, part)
-        env, seed = self._evaluation_envs[part], seed + self.rank * number
-        return roll_out_episodes(env, self._module.evaluation_policy(), seed, self.max_episode_steps)
-
-    def rendering_environment(self) -> RenderedEnvironment:
-        """An environment to film, which starts where the first evaluation episode does. The caller closes it."""
-        env = build_environment(self.environment, render=True)
-        env.set_seed(self.eval_seed)
-        return RenderedEnvironment(self.environment, env)
-
     def teardown(self, stage: str) -> None:
         """Close environments and the collector."""
         if self._collector is not None:
             self._collector.shutdown()
-        for env in self._evaluation_envs.values():
-            env.close(raise_if_closed=False)
-        self._collector, self._blocks, self._evaluation_envs = None, None, {}
+        self._collector, self._blocks = None, None
+        super().teardown(stage)
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and, if so configured, the replay buffer of the first process."""
@@ -258,7 +199,7 @@ class OnlineData(DataModule):
     def _ready_replay(self) -> Replay:
         """The replay buffer, filled by warm-up (or from a checkpoint) before its first use."""
         if self._replay is None:
-            device = self._module.device
+            device = self.module.device
             self._replay = Replay(self.buffer_capacity, self.batch_size, self.n_steps, device, self._restored)
             self._restored = None
         warmup = math.ceil(self.warmup_env_steps / self.world_size)
@@ -274,7 +215,7 @@ class OnlineData(DataModule):
         try:
             block = next(self._blocks).reshape(-1)
         except RunError:
-            self._module.check_finite()  # a network that has diverged is the cause, not what it made of a state
+            self.module.check_finite()  # a network that has diverged is the cause, not what it made of a state
             raise
         ended = block[DONE].squeeze(-1)
         self.recent_returns.extend(block["next", "episode_reward"].squeeze(-1)[ended].tolist())
@@ -283,11 +224,11 @@ class OnlineData(DataModule):
         return len(block)
 
     def _start_collector(self) -> Collector:
-        module = self._module
+        module = self.module
         random_steps = math.ceil(self.warmup_env_steps / self.world_size) - self._local_env_steps
         before, processes = self._local_env_steps, self.world_size
         env = build_environment(
-            self.environment, self.num_envs, self.parallel, env_step=lambda taken: (before + taken) * processes
+            self._collects_in, self.num_envs, self.parallel, env_step=lambda taken: (before + taken) * processes
         )
         # Seeded before the collector resets it: seeding starts new episodes, of which a collector would not learn. The
         # seed depends on the step as well, so that a resumed run does not see its first episodes again.

@@ -3,7 +3,15 @@ from typing import TYPE_CHECKING
 from flowmatch_rl.doors import lazy_exports
 
 if TYPE_CHECKING:
-    from flowmatch_rl.evaluation.curves import CurvePoint, LossPoint, MeanCurve, ReturnPoint, columns_of, names_of
+    from flowmatch_rl.evaluation.curves import (
+        CurvePoint,
+        LossPoint,
+        MeanCurve,
+        PolicyPoint,
+        ReturnPoint,
+        columns_of,
+        names_of,
+    )
     from flowmatch_rl.evaluation.dynamics import RolloutErrors, dynamics_lines, rollout_errors
     from flowmatch_rl.evaluation.episodes import Episodes
     from flowmatch_rl.evaluation.estimators import (
@@ -44,6 +52,7 @@ __all__ = [
     "FutureTests",
     "LossPoint",
     "MeanCurve",
+    "PolicyPoint",
     "PolicySample",
     "PosteriorProfile",
     "ReturnPoint",

@@ -8,7 +8,7 @@ import numpy as np
 
 from flowmatch_rl.metrics import MeanCurve
 
-__all__ = ["CurvePoint", "LossPoint", "MeanCurve", "ReturnPoint", "columns_of", "names_of"]
+__all__ = ["CurvePoint", "LossPoint", "MeanCurve", "PolicyPoint", "ReturnPoint", "columns_of", "names_of"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,29 @@ class ReturnPoint(CurvePoint):
     training_return: float | None = None
     critic_loss: float | None = None
     policy_loss: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class PolicyPoint(CurvePoint):
+    """What is known at the end of an evaluation of a policy that learns from a data set; None where it is not.
+
+    Attributes:
+        gradient_steps: Gradient steps so far.
+        return_mean: Mean return of the evaluation episodes.
+        return_std: Standard deviation of their returns.
+        critic_loss: Critic loss, in squared units of the return.
+        policy_loss: Policy loss.
+        held_out_loss: Loss on the transitions that training leaves out.
+        seconds: Wall time of the training so far, evaluations excluded.
+    """
+
+    gradient_steps: int
+    return_mean: float | None = None
+    return_std: float | None = None
+    critic_loss: float | None = None
+    policy_loss: float | None = None
+    held_out_loss: float | None = None
     seconds: float | None = None
 
 

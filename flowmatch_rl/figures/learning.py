@@ -6,50 +6,52 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flowmatch_rl.evaluation import LossPoint, ReturnPoint, columns_of
+from flowmatch_rl.evaluation import LossPoint, PolicyPoint, ReturnPoint, columns_of
 from flowmatch_rl.figures.style import BLUE, GREEN, ORANGE, RED, count_steps, new_figure, scale_around_zero, tidy
 
+_LOSSES = {"critic_loss": RED, "policy_loss": GREEN, "held_out_loss": ORANGE}
 
-def draw_learning_curve(points: Sequence[ReturnPoint], title: str) -> Figure:
-    """Draw returns by environment step and, below them, the losses on a log axis.
+
+def draw_learning_curve(points: Sequence[ReturnPoint] | Sequence[PolicyPoint], title: str) -> Figure:
+    """Draw returns by step and, below them, the losses on a log axis.
 
     Args:
-        points: In the order of their environment steps, at least one.
+        points: In the order of their steps, at least one.
         title: Title.
     """
     columns = columns_of(points)
-    losses = {name: columns[name] for name in ("critic_loss", "policy_loss") if np.nanmax(columns[name], initial=0) > 0}
+    step_name, *others = columns
+    losses = {name: columns[name] for name in others if name in _LOSSES and np.nanmax(columns[name], initial=0) > 0}
     figure = new_figure(8.0, 6.0 if losses else 4.0, title)
     rows = 2 if losses else 1
     panels = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=(2, 1)[:rows])[:, 0]
-    _draw_returns(panels[0], columns)
+    _draw_returns(panels[0], columns[step_name], columns)
     if losses:
-        _draw_losses(panels[1], columns["env_steps"], losses)
-    tidy(panels[-1], "environment steps", panels[-1].get_ylabel())
+        _draw_losses(panels[1], columns[step_name], losses)
+    tidy(panels[-1], {"env_steps": "environment steps"}.get(step_name, "gradient steps"), panels[-1].get_ylabel())
     count_steps(panels[-1])
     return figure
 
 
-def _draw_returns(axes: Axes, columns: dict[str, np.ndarray]) -> None:
-    steps, mean = columns["env_steps"], columns["return_mean"]
+def _draw_returns(axes: Axes, steps: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+    mean = columns["return_mean"]
     std = np.nan_to_num(columns["return_std"])
     if len(steps) > 1:
         axes.fill_between(steps, mean - std, mean + std, color=BLUE, alpha=0.18, linewidth=0, label="± 1 std")
     else:
         axes.errorbar(steps, mean, std, color=BLUE, alpha=0.4, linewidth=6, label="± 1 std")
     axes.plot(steps, mean, color=BLUE, marker="o", markersize=3, linewidth=1.6, label="evaluation, mean")
-    training = columns["training_return"]
-    if not np.isnan(training).all():
+    training = columns.get("training_return")
+    if training is not None and not np.isnan(training).all():
         axes.plot(steps, training, ".--", color=ORANGE, linewidth=1.4, label="training, mean of last episodes")
     tidy(axes, y_label="return")
     axes.legend(fontsize=8, frameon=False, loc="best")
 
 
 def _draw_losses(axes: Axes, steps: np.ndarray, losses: dict[str, np.ndarray]) -> None:
-    for name, color in (("critic_loss", RED), ("policy_loss", GREEN)):
-        if name in losses:
-            positive = np.where(losses[name] > 0, losses[name], np.nan)
-            axes.plot(steps, positive, color=color, marker="o", markersize=2.5, linewidth=1.2, label=name.split("_")[0])
+    for name, loss in losses.items():
+        positive, label = np.where(loss > 0, loss, np.nan), name.removesuffix("_loss").replace("_", "-")
+        axes.plot(steps, positive, color=_LOSSES[name], marker="o", markersize=2.5, linewidth=1.2, label=label)
     axes.set_yscale("log")
     tidy(axes, y_label="loss")
     axes.legend(fontsize=8, frameon=False, loc="best")

@@ -1,4 +1,4 @@
-"""The policy of an actor-critic's checkpoint, for an occupancy to model or a collection to follow."""
+"""The policy of a checkpoint, for an occupancy to model or a collection to follow."""
 
 import dataclasses
 import functools
@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import MissingFileError, check_range
-from flowmatch_rl.inference.policy import load_actor_critic
+from flowmatch_rl.inference.policy import load_policy_module
 from flowmatch_rl.models import ParticleActor
 from flowmatch_rl.types import SinglePolicy
 
 
 @dataclass(frozen=True)
 class CheckpointPolicy(SinglePolicy):
-    """The policy that an actor-critic was evaluated with.
+    """The policy that a run was evaluated with.
 
     Args:
         path: Its checkpoint, a ``.ckpt`` file.
-        num_particles: Particles that each action is chosen from; None for as many as in the actor-critic's own
+        num_particles: Particles that each action is chosen from; None for as many as in the run's own
             evaluations. The time of an action is proportional to it.
 
     Raises:
         MissingFileError: If there is no such file.
-        UserError: If ``num_particles`` is below 1, or, once it acts, the file is not of an actor-critic.
+        UserError: If ``num_particles`` is below 1, or, once it acts, the file is not of a policy.
     """
 
     path: str
@@ -52,5 +52,5 @@ def _actor(path: str, modified_ns: int, device: str) -> ParticleActor:
     """The actor of a file, loaded again where the file has changed."""
     # Building a network draws numbers that must not disturb those of a run.
     with torch.random.fork_rng(devices=[]):
-        module = load_actor_critic(path, device)
+        module = load_policy_module(path, device)
     return module.eval().actor("eval")

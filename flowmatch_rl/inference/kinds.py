@@ -6,11 +6,11 @@ from typing import Any
 
 from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.modules.actor_critic import ActorCritic
+from flowmatch_rl.modules.policy_module import PolicyModule
 from flowmatch_rl.trust import allow_imports
 
 _LOADERS = {
-    "an actor-critic": "load_policy",
+    "a policy": "load_policy",
     "an occupancy": "load_occupancy",
     "a one-step model": "load_dynamics",
     "a flow": "load_flow",
@@ -43,8 +43,8 @@ def read_kind(kind: str, path: str | Path, allow: Collection[str]) -> dict[str, 
 
 def _kind(content: dict[str, Any]) -> str | None:
     """Kind of a checkpoint, by what its module writes into it; None for another module's."""
-    if ActorCritic.NAME_KEY in content:
-        return "an actor-critic"
+    if PolicyModule.NAME_KEY in content:
+        return "a policy"
     if "occupancy" in content:
         return "an occupancy"
     if "dynamics" in content:

@@ -8,10 +8,14 @@ import torch
 
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.inference.kinds import read_kind
-from flowmatch_rl.modules.actor_critic import ActorCritic
+from flowmatch_rl.modules.behavior_cloning import BehaviorCloning
+from flowmatch_rl.modules.flow_q_learning import FlowQLearning
+from flowmatch_rl.modules.implicit_flow_q_learning import ImplicitFlowQLearning
 from flowmatch_rl.modules.loading import build_module
+from flowmatch_rl.modules.policy_module import PolicyModule
 from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
 from flowmatch_rl.modules.soft_actor_critic import SoftActorCritic
+from flowmatch_rl.modules.tilted_flow_actor_critic import TiltedFlowActorCritic
 from flowmatch_rl.schema import ActionBounds
 
 
@@ -25,7 +29,7 @@ class TrainedPolicy:
             evaluations choose.
     """
 
-    def __init__(self, module: ActorCritic, seed: int = 0, samples: bool = False) -> None:
+    def __init__(self, module: PolicyModule, seed: int = 0, samples: bool = False) -> None:
         self.module = module.eval()
         self._actor = module.actor("eval")
         if samples:
@@ -79,13 +83,13 @@ def load_policy(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        UserError: If it is not a checkpoint of an actor-critic, or names a class of another package.
+        UserError: If it is not a checkpoint of a policy, or names a class of another package.
     """
-    return TrainedPolicy(load_actor_critic(checkpoint, device, allow), samples=samples)
+    return TrainedPolicy(load_policy_module(checkpoint, device, allow), samples=samples)
 
 
-def load_actor_critic(checkpoint: str | Path, device: str = "cpu", allow: Collection[str] = ()) -> ActorCritic:
-    """Load the actor-critic of a checkpoint, whichever it is.
+def load_policy_module(checkpoint: str | Path, device: str = "cpu", allow: Collection[str] = ()) -> PolicyModule:
+    """Load the module of a policy's checkpoint, whichever it is.
 
     Args:
         checkpoint: Path of a ``.ckpt`` file.
@@ -97,13 +101,23 @@ def load_actor_critic(checkpoint: str | Path, device: str = "cpu", allow: Collec
 
     Raises:
         FileNotFoundError: If there is no such file.
-        UserError: If it is not a checkpoint of an actor-critic, or names a class of another package.
+        UserError: If it is not a checkpoint of a policy, or names a class of another package.
     """
-    content = read_kind("an actor-critic", checkpoint, allow)
-    name = content[ActorCritic.NAME_KEY]
-    if name not in _ACTOR_CRITICS:
-        raise UserError(f"{checkpoint} is a checkpoint of {name!r}, expected one of {', '.join(_ACTOR_CRITICS)}")
-    return build_module(_ACTOR_CRITICS[name], content, checkpoint).to(device)
+    content = read_kind("a policy", checkpoint, allow)
+    name = content[PolicyModule.NAME_KEY]
+    if name not in _POLICIES:
+        raise UserError(f"{checkpoint} is a checkpoint of {name!r}, expected one of {', '.join(_POLICIES)}")
+    return build_module(_POLICIES[name], content, checkpoint).to(device)
 
 
-_ACTOR_CRITICS = {kind.__name__: kind for kind in (ReverseFlowActorCritic, SoftActorCritic)}
+_POLICIES = {
+    kind.__name__: kind
+    for kind in (
+        BehaviorCloning,
+        FlowQLearning,
+        ImplicitFlowQLearning,
+        ReverseFlowActorCritic,
+        SoftActorCritic,
+        TiltedFlowActorCritic,
+    )
+}

@@ -1,4 +1,4 @@
-from flowmatch_rl.models.actor import Acting, ActorModule, ParticleActor
+from flowmatch_rl.models.actor import Acting, ActorModule, ParticleActor, no_values
 from flowmatch_rl.models.dynamics import Dynamics, DynamicsSettings, Step
 from flowmatch_rl.models.flow import Flow, Likelihood
 from flowmatch_rl.models.flow_dynamics import FlowDynamics, StochasticDynamics
@@ -6,6 +6,7 @@ from flowmatch_rl.models.gaussian_policy import GaussianPolicy, GaussianPolicyAr
 from flowmatch_rl.models.generative import GenerativeModel
 from flowmatch_rl.models.occupancy import Occupancy
 from flowmatch_rl.models.occupancy_inputs import Horizon, OccupancyInputs
+from flowmatch_rl.models.one_step_policy import OneStepPolicy, OneStepPolicyArchitecture
 from flowmatch_rl.models.policy import FlowPolicy, FlowPolicyArchitecture, LatentPolicy
 from flowmatch_rl.models.residual_dynamics import DeterministicDynamics, ResidualDynamics
 from flowmatch_rl.models.selection import FirstSelection, GreedySelection, Selection, SoftmaxSelection
@@ -30,10 +31,13 @@ __all__ = [
     "Likelihood",
     "Occupancy",
     "OccupancyInputs",
+    "OneStepPolicy",
+    "OneStepPolicyArchitecture",
     "ParticleActor",
     "ResidualDynamics",
     "Selection",
     "SoftmaxSelection",
     "Step",
     "StochasticDynamics",
+    "no_values",
 ]

@@ -16,6 +16,16 @@ from flowmatch_rl.models.selection import FirstSelection, GreedySelection, Selec
 ActionValues: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Values (B, N), units of the return, called as ``values(observation, actions)`` for actions (B, N, A)."""
 
+
+def no_values(observation: Tensor, actions: Tensor) -> Tensor:
+    """The values of a policy without critics, for an actor that does not choose by them.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError("a policy without critics has no values to choose by")
+
+
 Role: TypeAlias = Literal["train", "collect", "eval"]
 """What an actor acts for."""
 

@@ -118,6 +118,23 @@ class FlowPolicy(LatentPolicy):
         """
         return self.flow.log_prob(latent, likelihood, observation, noise) - self.squash.log_jacobian(latent)
 
+    def cloning_loss(self, objective: FlowObjective, observation: Tensor, action: Tensor) -> Tensor:
+        """Loss of flow matching on given actions; draws flow times and noise.
+
+        Args:
+            objective: The objective, of this policy's prediction.
+            observation: Shape (B, S).
+            action: Actions in [-1, 1], shape (B, A).
+
+        Returns:
+            Loss per action, shape (B,).
+        """
+        x_1, size, device = self.squash.latent(action), len(action), action.device
+        uniform = torch.rand(objective.num_uniforms, size, device=device)
+        x_0 = self.flow.source.transform(torch.randn(size, self.noise_dim, device=device))
+        points = objective.points(self.flow.path, x_0, x_1, uniform, self.flow.t_min)
+        return self.flow.loss(objective, points, observation)
+
     def compile_sampling(self) -> None:
         """Compile the sampling of latent points."""
         self.flow.compile_sampling()

@@ -155,6 +155,12 @@ class ActorCritic(PolicyModule, abc.ABC):
         if interval and self.global_step and self.global_step % interval == 0:
             self.reset_networks()
 
+    def held_out_losses(self, transition: Transition) -> dict[str, Tensor]:
+        """The Bellman loss of the critics, for an action of the policy in the arrival state."""
+        next_action = self.policy.squash.action(self.actor("train").latent(transition.next_observation))
+        uniform = torch.rand(self.critics.online.num_members, device=next_action.device)
+        return {"loss": self.critics.loss(transition, next_action, None, self.critics.choose_members(uniform)).mean()}
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam with a group per network."""
         rates = self.optimizer

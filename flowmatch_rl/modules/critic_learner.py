@@ -101,10 +101,31 @@ class CriticLearner(nn.Module):
             )
         outputs = self.online.outputs(transition.observation, transition.action)
         with torch.no_grad():
-            values = self.online.head.values(outputs)
-            self._last = transition, values.detach()
-            self.metrics = {"train/value": values.mean(), "train/reward": transition.reward.mean()}
+            self._note(transition, self.online.head.values(outputs))
         return self.online.head.loss(outputs, next_return, shift, scale)
+
+    def loss_of_value(self, transition: Transition, next_value: Tensor) -> Tensor:
+        """Distance of each critic's distribution of the return from a target without spread.
+
+        Args:
+            transition: Transitions of one or several steps.
+            next_value: Value of the arrival state, detached, units of the return, shape (B,).
+
+        Returns:
+            Loss per sample, mean over the critics, shape (B,). Gradient reaches the online critics alone.
+
+        Raises:
+            ValueError: If the shapes do not fit.
+        """
+        outputs = self.online.outputs(transition.observation, transition.action)
+        with torch.no_grad():
+            shift, _ = bellman_map(
+                transition.rewards, transition.length, transition.terminated, self.discount, next_value
+            )
+            # With scale 0 the distribution of the next return does not matter: all of its mass is moved to the shift.
+            any_return = self.online.head.distribution(outputs)[0]
+            self._note(transition, self.online.head.values(outputs))
+        return self.online.head.loss(outputs, any_return, shift, torch.zeros_like(shift))
 
     def constant_members(self) -> list[tuple[int, float]]:
         """Critics that gave all transitions of the last loss the same value. Waits for the device.
@@ -133,3 +154,8 @@ class CriticLearner(nn.Module):
         """Compile the evaluation of both networks."""
         self.online.compile_evaluation()
         self.target.compile_evaluation()
+
+    def _note(self, transition: Transition, values: Tensor) -> None:
+        """Keep what diagnostics need of a loss."""
+        self._last = transition, values.detach()
+        self.metrics = {"train/value": values.mean(), "train/reward": transition.reward.mean()}

@@ -6,13 +6,15 @@ from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 
-from flowmatch_rl.batches import ACTION, REWARD, SUCCESS
+from flowmatch_rl.batches import ACTION, REWARD, SUCCESS, Transition, read_transition
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.evaluation import Episodes
 from flowmatch_rl.models import ActorModule, LatentPolicy, ParticleActor
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.watched import WatchedModule
+from flowmatch_rl.seeds import process_seed
 
 
 class PolicyModule(WatchedModule, abc.ABC):
@@ -25,8 +27,6 @@ class PolicyModule(WatchedModule, abc.ABC):
         action_dim: Dimension A of the action.
         policy: The policy.
     """
-
-    monitor: ClassVar = ("val/return_mean", "max")
 
     NAME_KEY: ClassVar = "actor_critic"
     """Entry of a checkpoint that names the class of the module; the word is that of the first versions."""
@@ -51,13 +51,28 @@ class PolicyModule(WatchedModule, abc.ABC):
         """Policy that is evaluated, with seeded noise of its own, so that evaluations leave the training's noise."""
         return ActorModule(self.actor("eval"), torch.Generator().manual_seed(0))
 
+    @abc.abstractmethod
+    def held_out_losses(self, transition: Transition) -> dict[str, Tensor]:
+        """Losses on transitions that training leaves out, by name, each of shape (); ``loss`` is the one that counts.
+
+        Args:
+            transition: The batch.
+        """
+
+    @property
+    def monitor(self) -> tuple[str, str] | None:
+        """Metric that picks the best checkpoint: the return of evaluations, or the loss where there are no episodes."""
+        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        has_episodes = getattr(data, "environment", self) is not None
+        return ("val/return_mean", "max") if has_episodes else ("val/loss", "min")
+
     def validation_step(self, batch: TensorDictBase, batch_idx: int) -> None:
-        """Log return and length of evaluation episodes."""
-        self._log_episodes(batch, "val")
+        """Log return and length of evaluation episodes, or losses on held-out transitions."""
+        self._log_evaluation(batch, "val")
 
     def test_step(self, batch: TensorDictBase, batch_idx: int) -> None:
-        """Log return and length of evaluation episodes."""
-        self._log_episodes(batch, "test")
+        """Log return and length of evaluation episodes, or losses on held-out transitions."""
+        self._log_evaluation(batch, "test")
 
     def predict_step(self, batch: TensorDictBase, batch_idx: int) -> TensorDictBase:
         """Episodes of the policy, as the loader made them."""
@@ -85,8 +100,9 @@ class PolicyModule(WatchedModule, abc.ABC):
         Args:
             metrics: Metrics by name.
         """
+        held_out = [f"held out     loss {metrics['test/loss']:.4g}"] if "test/loss" in metrics else []
         if "test/return_mean" not in metrics:
-            return []
+            return held_out
         solved = [
             f"success      {metrics[name]:.0%} of the episodes" for name in metrics if name == "test/success_rate"
         ]
@@ -95,7 +111,19 @@ class PolicyModule(WatchedModule, abc.ABC):
             f"deviation of {metrics['test/episodes']:.0f} episodes, mean length {metrics['test/episode_length']:.0f})",
             *solved,
             f"acting       {self.actor('eval').description}; while training {self.actor('collect').description}",
+            *held_out,
         ]
+
+    def _log_evaluation(self, batch: TensorDictBase, stage: str) -> None:
+        """Log what a batch of an evaluation is made for: whole episodes have a mask."""
+        if batch.get("mask", None) is not None:
+            self._log_episodes(batch, stage)
+            return
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(process_seed(0, self.global_rank))
+            losses = self.held_out_losses(read_transition(batch))
+        metrics = {f"{stage}/{name}": value for name, value in losses.items()} | {"step": self._env_steps()}
+        self.log_dict(metrics, batch_size=1, sync_dist=True)
 
     def _log_episodes(self, batch: TensorDictBase, stage: str) -> None:
         success = batch.get(SUCCESS, None)

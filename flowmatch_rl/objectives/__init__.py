@@ -36,10 +36,12 @@ from flowmatch_rl.objectives.occupancy import (
     MonteCarloCFM,
     OccupancyObjective,
 )
+from flowmatch_rl.objectives.offline import distilled_policy_loss, expectile_loss, tilt_divergence
 from flowmatch_rl.objectives.soft_policy import soft_policy_loss
 from flowmatch_rl.objectives.temperature import (
     AnnealedTemperature,
     ConstantTemperature,
+    DivergenceTemperature,
     EntropyTemperature,
     PolicyState,
     SampleSizeTemperature,
@@ -60,6 +62,7 @@ __all__ = [
     "ConditionalFlowMatching",
     "ConstantTemperature",
     "CoupledTDCFM",
+    "DivergenceTemperature",
     "EntropyTemperature",
     "ErrorOf",
     "FirstState",
@@ -81,7 +84,9 @@ __all__ = [
     "choose_state",
     "critic_loss",
     "discounts_between",
+    "distilled_policy_loss",
     "expand",
+    "expectile_loss",
     "flow_matching_loss",
     "geometric_lengths",
     "horizon_weights",
@@ -93,5 +98,6 @@ __all__ = [
     "resumes_far",
     "soft_policy_loss",
     "temperature_loss",
+    "tilt_divergence",
     "time_constants",
 ]

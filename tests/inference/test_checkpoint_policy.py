@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flowmatch_rl.inference import CheckpointPolicy, TrainedPolicy, load_policy
-from flowmatch_rl.inference.policy import load_actor_critic
+from flowmatch_rl.inference.policy import load_policy_module
 from tests.inference.test_occupancy import checkpoint as occupancy_checkpoint
 from tests.inference.test_policy import checkpoint, module
 from tests.modules.occupancy_toys import occupancy
@@ -54,7 +54,7 @@ def test_its_noise_comes_from_the_generator_alone(path) -> None:
 
 
 def test_number_of_particles_is_its_own_or_that_of_the_checkpoint(path) -> None:
-    trained = load_actor_critic(path).actor("eval").num_particles
+    trained = load_policy_module(path).actor("eval").num_particles
     own = CheckpointPolicy(path).act(states(6), generator=seeded())
     same, single = (CheckpointPolicy(path, count).act(states(6), generator=seeded()) for count in (trained, 1))
     assert trained > 1

@@ -116,7 +116,7 @@ def test_samples_need_no_reward_of_a_module_that_is_not_there(marker: Path, tmp_
 
 
 def test_a_checkpoint_of_another_kind_is_named_with_what_loads_it(tmp_path: Path) -> None:
-    wanted = {"flow": "a flow", "occupancy": "an occupancy", "policy": "an actor-critic"}
+    wanted = {"flow": "a flow", "occupancy": "an occupancy", "policy": "a policy"}
     for kind, (_, content) in LOADERS.items():
         path = save(content(), tmp_path)
         for other, (load, _) in LOADERS.items():

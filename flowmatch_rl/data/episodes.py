@@ -1,0 +1,135 @@
+"""What data modules for policies share: an environment, in which evaluations run whole episodes."""
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch.utils.data import DataLoader
+from torchrl.envs import EnvBase
+
+from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.data.base import TEST_SEEDS, DataModule, batch_loader
+from flowmatch_rl.envs.building import build_environment
+from flowmatch_rl.envs.environments import Environment
+from flowmatch_rl.envs.rendered import RenderedEnvironment
+from flowmatch_rl.envs.rollouts import roll_out_episodes
+
+
+class ActingModule(Protocol):
+    """A module that trains a policy."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of its weights."""
+        ...
+
+    def collection_policy(self) -> TensorDictModuleBase:
+        """Policy that collects."""
+        ...
+
+    def evaluation_policy(self) -> TensorDictModuleBase:
+        """Policy that is evaluated, with noise of a fixed seed."""
+        ...
+
+    def check_finite(self) -> None:
+        """Raise ``RunError`` if weights or losses are not finite."""
+        ...
+
+
+class EpisodeData(DataModule, abc.ABC):
+    """Data for a policy, whose whole episodes the validation and test loaders run in an environment.
+
+    Initial states are the same in every evaluation of one kind.
+
+    Args:
+        num_epochs: Virtual epochs of the whole run.
+        environment: Environment to act in; None for no episodes.
+        eval_episodes: Episodes of each evaluation during training, divided among the processes.
+        test_episodes: Episodes of the ``test`` and ``predict`` commands.
+        eval_seed: Seed of the initial states during training; tests have others.
+        max_episode_steps: Steps after which an evaluation episode is cut off.
+
+    Raises:
+        UserError: If the environment or a number does not fit.
+    """
+
+    def __init__(
+        self,
+        num_epochs: int,
+        environment: Environment | None,
+        eval_episodes: int,
+        test_episodes: int,
+        eval_seed: int,
+        max_episode_steps: int,
+    ) -> None:
+        check_range(
+            "[1, inf)",
+            eval_episodes=eval_episodes,
+            test_episodes=test_episodes,
+            max_episode_steps=max_episode_steps,
+        )
+        super().__init__(num_epochs)
+        self.environment = environment
+        self.eval_episodes, self.test_episodes, self.eval_seed = eval_episodes, test_episodes, eval_seed
+        self.max_episode_steps = max_episode_steps
+        self._evaluation_envs: dict[int, EnvBase] = {}
+
+    @property
+    def module(self) -> ActingModule:
+        """The module that is trained."""
+        if self.trainer is None:
+            raise RuntimeError("a Trainer must make the loaders")
+        return self.trainer.lightning_module  # pyright: ignore[reportReturnType]
+
+    def val_dataloader(self) -> DataLoader:
+        """What an evaluation during training measures, see ``evaluation_batches``."""
+        return self._loader(self.eval_episodes, self.eval_seed)
+
+    def test_dataloader(self) -> DataLoader:
+        """What a test measures, see ``evaluation_batches``."""
+        return self._loader(self.test_episodes, self.eval_seed + TEST_SEEDS)
+
+    def predict_dataloader(self) -> DataLoader:
+        """One TensorDict of complete episodes, those of a test; see ``roll_out_episodes``."""
+        return batch_loader(1, lambda _: self.episodes(self.test_episodes, self.eval_seed + TEST_SEEDS))
+
+    @abc.abstractmethod
+    def evaluation_batches(self, number: int, seed: int) -> list[Callable[[], TensorDictBase]]:
+        """Makers of the batches of an evaluation: whole episodes, and transitions that training leaves out.
+
+        Args:
+            number: Episodes.
+            seed: Seed of their initial states.
+        """
+
+    def episodes(self, number: int, seed: int) -> TensorDictBase:
+        """Run this process's part of ``number`` evaluation episodes (rounded up), and return their transitions."""
+        part = math.ceil(number / self.world_size)
+        if self.environment is None:
+            raise UserError("episodes need an environment; set data.environment")
+        if part not in self._evaluation_envs:
+            self._evaluation_envs[part] = build_environment(self.environment, part)
+        env, seed = self._evaluation_envs[part], seed + self.rank * number
+        return roll_out_episodes(env, self.module.evaluation_policy(), seed, self.max_episode_steps)
+
+    def rendering_environment(self) -> RenderedEnvironment:
+        """An environment to film, which starts where the first evaluation episode does. The caller closes it."""
+        if self.environment is None:
+            raise UserError("a video needs an environment; set data.environment")
+        env = build_environment(self.environment, render=True)
+        env.set_seed(self.eval_seed)
+        return RenderedEnvironment(self.environment, env)
+
+    def teardown(self, stage: str) -> None:
+        """Close the environments of evaluations."""
+        for env in self._evaluation_envs.values():
+            env.close(raise_if_closed=False)
+        self._evaluation_envs = {}
+
+    def _loader(self, number: int, seed: int) -> DataLoader:
+        makers = self.evaluation_batches(number, seed)
+        return batch_loader(len(makers), lambda place: makers[place]())

@@ -1,0 +1,100 @@
+"""Flow behaviour cloning: a flow or diffusion policy that acts as a data set does."""
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from flowmatch_rl.batches import Transition, read_transition
+from flowmatch_rl.models import FirstSelection, FlowPolicy, FlowPolicyArchitecture, ParticleActor, no_values
+from flowmatch_rl.models.actor import Role
+from flowmatch_rl.modules.policy_module import PolicyModule
+from flowmatch_rl.modules.settings import FlowOptimizer
+from flowmatch_rl.modules.single_optimizer import SingleOptimizer
+from flowmatch_rl.nets import EmaSettings, ema_copy
+from flowmatch_rl.objectives import ConditionalFlowMatching, FlowObjective
+from flowmatch_rl.paths import ClipSquash
+from flowmatch_rl.schema import ActionBounds
+
+
+class BehaviorCloning(SingleOptimizer, PolicyModule):
+    """Conditional flow matching on the actions of a data set, given the observation.
+
+    It acts by plain samples of the EMA policy. No rewards are needed.
+
+    Args:
+        observation_dim: Dimension S of the observation; taken from the data.
+        action_dim: Dimension A of the action; taken from the data.
+        action_bounds: Bounds of the action in the environment's unit, kept for ``load_policy``; taken from the data.
+        policy: Path, network, sampler and squash of the policy.
+        objective: What the network predicts, with distribution and weight of the flow times; ``MeanFlow`` for a policy
+            that acts in one step, by ``AverageVelocitySampler``.
+        optimizer: Optimizer of the policy.
+        ema: How the policy that acts follows the one that is trained.
+
+    Raises:
+        UserError: If a number is out of its range, or parts do not fit each other.
+
+    Reference:
+        Chi et al., arXiv:2303.04137 (diffusion policy); Lipman et al., arXiv:2210.02747.
+    """
+
+    progress_metrics: ClassVar = (("return", "val/return_mean"), ("loss", "train/loss"), ("held out", "val/loss"))
+
+    loss_names: ClassVar = {"policy": "train/loss/policy"}
+
+    policy: FlowPolicy  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        action_bounds: ActionBounds | None = None,
+        policy: FlowPolicyArchitecture = FlowPolicyArchitecture(squash=ClipSquash()),
+        objective: FlowObjective = ConditionalFlowMatching(),
+        optimizer: FlowOptimizer = FlowOptimizer(3e-4),
+        ema: EmaSettings = EmaSettings(0.995, warm_up=True),
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.objective, self.optimizer, self.ema = objective, optimizer, ema
+        self.trained_policy: FlowPolicy = policy.build(observation_dim, action_dim, objective)
+        self.policy = ema_copy(self.trained_policy)
+
+    @property
+    def networks(self) -> Mapping[str, Iterable[Tensor]]:
+        """The policy that is trained, and the EMA policy."""
+        return {"policy": self.trained_policy.parameters(), "EMA policy": self.policy.parameters()}
+
+    def actor(self, role: Role) -> ParticleActor:
+        """A plain sample of the EMA policy, whatever the role."""
+        return ParticleActor(self.policy, no_values, 1, FirstSelection(), 1.0)
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
+        """Mean loss of a batch."""
+        loss = self.loss(read_transition(batch)).mean()
+        self.means.add({"train/loss/policy": loss})
+        return loss
+
+    def loss(self, transition: Transition) -> Tensor:
+        """Loss of the trained policy per transition, shape (B,); draws flow times and noise.
+
+        Args:
+            transition: The batch, of which observations and actions are used.
+        """
+        return self.trained_policy.cloning_loss(self.objective, transition.observation, transition.action)
+
+    def held_out_losses(self, transition: Transition) -> dict[str, Tensor]:
+        """The loss of the EMA policy."""
+        return {"loss": self.policy.cloning_loss(self.objective, transition.observation, transition.action).mean()}
+
+    def after_update(self) -> None:
+        """Move the EMA policy."""
+        self.ema.update(self.policy, self.trained_policy, self.global_step, 1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW on the policy."""
+        return self.optimizer.build(self.trained_policy.parameters())

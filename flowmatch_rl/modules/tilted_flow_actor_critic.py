@@ -1,0 +1,168 @@
+"""Actor-critic for data sets: reverse flow matching with the behaviour of the data as prior."""
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.batches import Transition
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.estimators import EndpointEstimator, Prior, PriorMeanEstimator, boltzmann_density
+from flowmatch_rl.models import Acting, FlowPolicy, FlowPolicyArchitecture, ParticleActor
+from flowmatch_rl.models.actor import Role
+from flowmatch_rl.modules.actor_critic import ActorCritic
+from flowmatch_rl.modules.policy_learner import PolicyLearner
+from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, TrainingPoints, WeightCritics
+from flowmatch_rl.nets import CriticEnsemble
+from flowmatch_rl.objectives import (
+    ConditionalFlowMatching,
+    DivergenceTemperature,
+    FlowObjective,
+    PolicyState,
+    Temperature,
+    tilt_divergence,
+)
+from flowmatch_rl.paths import ClipSquash
+from flowmatch_rl.schema import ActionBounds
+
+_MEASURED_STATES, _MEASURED_ACTIONS = 16, 16
+
+
+class TiltedFlowActorCritic(ActorCritic):
+    """Actor-critic whose policy is a flow trained toward ``behaviour exp(Q / temperature)``.
+
+    The policy learns, at points of the path to actions of the data or of its own, from endpoints that an estimator
+    gives relative to the behaviour. ``PriorMeanEstimator`` is reverse flow matching with a behaviour flow as prior,
+    which is trained beside; ``ReweightedEndpoints`` weights the actions of the data: energy-weighted flow matching.
+
+    Args:
+        observation_dim: Dimension S of the observation; taken from the data.
+        action_dim: Dimension A of the action; taken from the data.
+        action_bounds: Bounds of the action in the environment's unit, kept for ``load_policy``; taken from the data.
+        discount: Discount per environment step, in [0, 1).
+        temperature: Temperature of the policy in units of the return, positive, or a rule for it.
+        policy: Path, network, sampler and squash of the policy.
+        behavior: Those of the behaviour flow, whose path must be the policy's.
+        objective: What the networks of both predict.
+        estimator: Estimator of the endpoints that the policy learns from, relative to the behaviour.
+        points: Where along which paths the policy is trained.
+        acting: How many particles an action is chosen from, and how.
+        critics: The critics and how their targets are made.
+        weights: Critics in the importance weights.
+        optimizer: Learning rates, clipping and resets.
+
+    Raises:
+        UserError: If a number is out of its range, or parts do not fit each other.
+
+    Reference:
+        Li et al., arXiv:2601.08136 (reverse flow matching, with a uniform prior); Zhang et al., arXiv:2503.04975
+        (energy-weighted flow matching).
+    """
+
+    policy: FlowPolicy
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        action_bounds: ActionBounds | None = None,
+        discount: float = 0.99,
+        temperature: Temperature | float = DivergenceTemperature(),
+        policy: FlowPolicyArchitecture = FlowPolicyArchitecture(squash=ClipSquash()),
+        behavior: FlowPolicyArchitecture = FlowPolicyArchitecture(squash=ClipSquash()),
+        objective: FlowObjective = ConditionalFlowMatching(),
+        estimator: EndpointEstimator = PriorMeanEstimator(num_samples=8),
+        points: TrainingPoints = TrainingPoints(x_1_source="replay", batch_size=64),
+        acting: Acting = Acting(train_particles=1),
+        critics: Critics = Critics(reduction="mean"),
+        weights: WeightCritics = WeightCritics(reduction="mean"),
+        optimizer: ActorCriticOptimizer = ActorCriticOptimizer(critic_learning_rate=3e-4),
+    ) -> None:
+        super().__init__(
+            observation_dim,
+            action_dim,
+            lambda: policy.build(observation_dim, action_dim, objective),
+            critics,
+            temperature,
+            discount,
+            optimizer,
+            {"behavior": lambda: behavior.build(observation_dim, action_dim, objective)},
+        )
+        if estimator.needs_jacobian:
+            raise UserError(f"expected an estimator relative to the behaviour, got {estimator}")
+        if points.x_1_source != "replay" and not estimator.needs_prior:
+            raise UserError(f"{estimator} needs points.x_1_source replay, got {points.x_1_source}")
+        if behavior.path != policy.path or behavior.squash != policy.squash:
+            raise UserError("behavior needs the path and the squash of policy, got others")
+        rule = self.temperature_rule
+        if rule.needs_entropy or (rule.needs_samples and estimator.num_samples < 2):
+            raise UserError(f"{rule} cannot be measured with {estimator}; use DivergenceTemperature")
+        self.save_hyperparameters()
+        self.objective, self.points, self.acting, self.weights = objective, points, acting, weights
+        self.learner = PolicyLearner(self.policy, objective, estimator)
+
+    @property
+    def behavior(self) -> FlowPolicy:
+        """The behaviour flow."""
+        flow: FlowPolicy = self.others["behavior"]  # pyright: ignore[reportAssignmentType]
+        return flow
+
+    def actor(self, role: Role) -> ParticleActor:
+        """The policy with the number of particles and the choice of a role."""
+        return self.acting.actor(role, self.policy, self.critics.values, self.temperature)
+
+    def losses(self, transition: Transition) -> tuple[dict[str, Tensor], PolicyState]:
+        """Losses of critics, behaviour flow and policy."""
+        next_action = self.policy.squash.action(self.actor("train").latent(transition.next_observation))
+        critic_loss = self.critic_loss(transition, next_action)
+        cloning_loss = self.behavior.cloning_loss(self.objective, transition.observation, transition.action).mean()
+        size = self.points.batch_size
+        policy_loss, effective_samples = self.policy_loss(transition.observation[:size], transition.action[:size])
+        divergence = self.divergence(transition.observation[:_MEASURED_STATES])
+        self.means.add({"train/divergence": divergence})
+        state = PolicyState(None, effective_samples, self.action_dim, divergence)
+        return {"critic": critic_loss, "behavior": cloning_loss, "policy": policy_loss}, state
+
+    def policy_loss(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Loss, and mean fraction of the samples that carry weight, None where there are none; both of shape ().
+
+        Args:
+            observation: States, shape (B, S).
+            action: Actions of the data, shape (B, A).
+        """
+        estimator, squash = self.learner.estimator, self.policy.squash
+        x_1 = self.actor("train").latent(observation) if self.points.x_1_source == "policy" else squash.latent(action)
+
+        def value_and_gradient(actions: Tensor) -> tuple[Tensor, Tensor]:
+            if estimator.needs_score:
+                return self._critic.action_values_and_gradients(observation, actions, self.weights.reduction)
+            return self._critic.action_values(observation, actions, self.weights.reduction), torch.zeros_like(actions)
+
+        density = boltzmann_density(value_and_gradient, self.temperature, squash, jacobian=False)
+        loss, learned = self.learner.loss(observation, x_1, density, self.prior(observation))
+        self.means.add(learned.estimate.diagnostics("train/"))
+        count = estimator.num_samples
+        return loss.mean(), learned.estimate.effective_sample_size.mean() / count if count else None
+
+    def prior(self, observation: Tensor) -> Prior:
+        """The behaviour flow at given states.
+
+        Args:
+            observation: Shape (B, S).
+        """
+        flow = self.behavior.flow
+        return Prior(flow.field().at(observation[:, None]), flow.interval)
+
+    @torch.no_grad()
+    def divergence(self, observation: Tensor) -> Tensor:
+        """Divergence of the policy's target from the behaviour, nats, shape (); draws actions of the behaviour.
+
+        Args:
+            observation: Shape (B, S).
+        """
+        noise = torch.randn(len(observation), _MEASURED_ACTIONS, self.behavior.noise_dim, device=observation.device)
+        actions = self.behavior.squash.action(self.behavior.sample_latents(observation, noise))
+        values = self._critic.action_values(observation, actions, self.weights.reduction)
+        return tilt_divergence(values / self.temperature).mean()
+
+    @property
+    def _critic(self) -> CriticEnsemble:
+        return self.critics.target if self.weights.network == "target" else self.critics.online

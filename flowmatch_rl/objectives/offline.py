@@ -1,0 +1,80 @@
+"""Losses of policies and values that learn from a data set."""
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.checks import check_range
+from flowmatch_rl.shapes import check_same_shape
+
+
+def expectile_loss(values: Tensor, target: Tensor, expectile: float) -> Tensor:
+    """Asymmetric squared error, whose minimiser is an expectile of the target.
+
+    Args:
+        values: Values, with gradient, shape (*batch).
+        target: Samples of what they estimate, detached, same shape.
+        expectile: Weight of errors from below, in (0, 1): 0.5 gives the mean, 1 would give the maximum.
+
+    Returns:
+        Loss, same shape.
+
+    Raises:
+        ValueError: If the shapes differ, or ``expectile`` is out of its range.
+
+    Reference:
+        Kostrikov et al., arXiv:2110.06169 (implicit Q-learning).
+    """
+    check_range("(0, 1)", expectile=expectile)
+    check_same_shape(values=values, target=target)
+    error = target - values
+    return torch.where(error > 0.0, expectile, 1.0 - expectile) * error.square()
+
+
+def distilled_policy_loss(
+    latent: Tensor,
+    action: Tensor,
+    action_gradient: Tensor,
+    behavior_action: Tensor,
+    alpha: float,
+    scale: Tensor | float = 1.0,
+) -> Tensor:
+    """Loss of a one-step policy: its gradient is that of ``alpha |latent - behavior_action|^2 - Q(action) / scale``.
+
+    The distance is a mean over the entries of the action. The gradient of Q is given, so that no pass through the
+    critics is kept for it.
+
+    Args:
+        latent: Actions before they are clipped, with gradient, shape (B, A).
+        action: Actions, with gradient, shape (B, A).
+        action_gradient: Gradient of the action value at the actions, detached, shape (B, A).
+        behavior_action: Actions of the behaviour flow from the same noise, detached, shape (B, A).
+        alpha: Weight of the distance, in units of the return over ``scale``, at least 0.
+        scale: What values are divided by, shape (), or 1.
+
+    Returns:
+        Loss per sample, shape (B,); its gradient means something, its value does not.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Reference:
+        Park et al., arXiv:2502.02538 (flow Q-learning).
+    """
+    check_same_shape(latent=latent, action=action, action_gradient=action_gradient, behavior_action=behavior_action)
+    return alpha * (latent - behavior_action).square().mean(-1) - (action_gradient * action).sum(-1) / scale
+
+
+def tilt_divergence(log_weights: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of a tilted distribution from the one that K samples were drawn of.
+
+    For samples of b and ``log_weights`` f the estimate of ``KL(b exp(f) / Z, b)``; at most log K.
+
+    Args:
+        log_weights: Logarithm of the tilt at the samples, up to a constant, shape (*batch, K).
+
+    Returns:
+        Divergence in nats, shape (*batch).
+    """
+    log_normalised = log_weights.log_softmax(-1)
+    number = torch.tensor(float(log_weights.shape[-1]), device=log_weights.device).log()
+    return (log_normalised.exp() * (log_normalised + number)).sum(-1)
