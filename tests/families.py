@@ -8,10 +8,14 @@ from flowmatch_rl.estimators import (
     FixedControlVariate,
     GradientControlVariate,
     LikelihoodProposal,
+    MarginalProposal,
     MixtureProposal,
     NoControlVariate,
     PointScoreEstimator,
     PosteriorMeanEstimator,
+    PosteriorProposal,
+    PriorMeanEstimator,
+    PriorProposal,
     ProductProposal,
     Proposal,
     RegressControlVariate,
@@ -47,6 +51,7 @@ from flowmatch_rl.objectives import (
     ConditionalFlowMatching,
     ConstantTemperature,
     CoupledTDCFM,
+    DivergenceTemperature,
     EntropyTemperature,
     ErrorOf,
     FlowObjective,
@@ -188,6 +193,14 @@ ESTIMATORS: list[EndpointEstimator] = [
     PointScoreEstimator(),
     ReweightedEndpoints(),
     ReweightedEndpoints(limit=2.0),
+    PriorMeanEstimator(num_samples=6),
+    PriorMeanEstimator(num_samples=4, proposal=MarginalProposal(), control_variate=NoControlVariate()),
+]
+
+PRIOR_PROPOSALS: list[PriorProposal] = [
+    PosteriorProposal(),
+    PosteriorProposal(DdimSampler(num_steps=4, eta=1.0)),
+    MarginalProposal(),
 ]
 
 SELECTIONS: list[Selection] = [
@@ -241,6 +254,7 @@ TEMPERATURES: list[Temperature] = [
     AnnealedTemperature(start=1.0, end=0.01, env_steps=1000),
     EntropyTemperature(),
     SampleSizeTemperature(),
+    DivergenceTemperature(),
 ]
 
 OCCUPANCY_OBJECTIVES: list[OccupancyObjective] = [

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from flowmatch_rl.couplings import Coupling
-from flowmatch_rl.estimators import ControlVariate, EndpointEstimator, Proposal
+from flowmatch_rl.estimators import ControlVariate, EndpointEstimator, PriorProposal, Proposal
 from flowmatch_rl.inference import CheckpointPolicy
 from flowmatch_rl.models import DynamicsSettings, Selection
 from flowmatch_rl.nets import Architecture, DynamicsArchitecture, ValueHead
@@ -25,6 +25,7 @@ FAMILIES = [
     (Proposal, families.PROPOSALS),
     (ControlVariate, families.CONTROL_VARIATES),
     (EndpointEstimator, families.ESTIMATORS),
+    (PriorProposal, families.PRIOR_PROPOSALS),
     (Selection, families.SELECTIONS),
     (Architecture, families.ARCHITECTURES),
     (DynamicsSettings, families.DYNAMICS),

@@ -77,6 +77,8 @@ class BanditFlow(QuickHooks, WatchedModule):
         check_range("[1, inf)", replay_capacity=replay_capacity, replay_actions=replay_actions)
         for steps in eval_steps:
             check_range("[1, inf)", eval_steps=steps)
+        if estimator.needs_prior:
+            raise UserError(f"{estimator} needs a behaviour that the data are of, which a bandit has not")
         self.save_hyperparameters()
         self.bandit, self.temperature = bandit, temperature
         self.policy = policy.build(1, bandit.action_dim, objective)

@@ -91,6 +91,9 @@ class ReverseFlowActorCritic(ActorCritic):
         rule = self.temperature_rule
         if rule.needs_samples and estimator.num_samples < 2:
             raise UserError(f"{rule} needs an estimator with two samples or more, got {estimator}")
+        if estimator.needs_prior or rule.needs_divergence:
+            part = estimator if estimator.needs_prior else rule
+            raise UserError(f"{part} needs a behaviour that the data are of; use TiltedFlowActorCritic")
         self._estimates_entropy = entropy_backup or rule.needs_entropy
         if self._estimates_entropy and not policy.source.is_smooth:
             raise UserError(f"an entropy needs a source with a smooth density everywhere, got {policy.source}")

@@ -62,7 +62,7 @@ class SoftActorCritic(ActorCritic):
             discount,
             optimizer,
         )
-        if self.temperature_rule.needs_samples:
+        if self.temperature_rule.needs_samples or self.temperature_rule.needs_divergence:
             raise UserError(f"{self.temperature_rule} needs a policy that learns from importance samples, got {policy}")
         self.save_hyperparameters()
         self.entropy_backup = entropy_backup

@@ -1,6 +1,7 @@
 import csv
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from lightning.pytorch import Callback
 from tensordict import TensorDict
 from torch import Tensor
 
-from flowmatch_rl.callbacks.figures import LearningCurve, PolicyFigures
+from flowmatch_rl.callbacks.figures import EpisodeFigure, LearningCurve, PolicyCurve, PolicyFigures
 from flowmatch_rl.evaluation import Episodes, PolicySample, ReturnPoint, differing_states, sample_policy
 from flowmatch_rl.figures import draw_episodes, draw_learning_curve, draw_policy, save_figure
 from flowmatch_rl.schema import ActionBounds
@@ -70,7 +71,7 @@ class Breaks(Callback):
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     module, data = tiny_module(), tiny_data()
-    trainer = tiny_trainer(folder, [LearningCurve(), PolicyFigures(num_particles=50)], max_epochs=2)
+    trainer = tiny_trainer(folder, [LearningCurve(), PolicyFigures(num_particles=50), EpisodeFigure()], max_epochs=2)
     trainer.fit(module, datamodule=data)
     trainer.test(module, datamodule=data, verbose=False)
     return folder
@@ -141,8 +142,9 @@ def test_policies_of_every_action_dimension_are_drawn(tmp_path: Path, observatio
     bounds = ActionBounds((-2.0,) * action_dim, (3.0,) * action_dim)
     trainer = stand_in_trainer(tmp_path, datamodule=stand_in_data(bounds))
     batch = episodes(2, 300, observation_dim, action_dim)
-    figures = PolicyFigures(num_states=2, num_particles=20)
-    figures.on_test_batch_end(trainer, tiny_module(observation_dim, action_dim), None, batch, 0)
+    module = tiny_module(observation_dim, action_dim)
+    for figures in (PolicyFigures(num_states=2, num_particles=20), EpisodeFigure()):
+        figures.on_test_batch_end(trainer, module, None, batch, 0)
     assert is_drawn(tmp_path / "figures" / "policy.png")
     assert is_drawn(tmp_path / "figures" / "episode.png")
 
@@ -150,7 +152,9 @@ def test_policies_of_every_action_dimension_are_drawn(tmp_path: Path, observatio
 def test_an_evaluation_of_one_episode_of_one_step_is_drawn(tmp_path: Path) -> None:
     trainer = stand_in_trainer(tmp_path, datamodule=stand_in_data())
     batch = episodes(2, 1, 3, 1)[1:]
-    PolicyFigures(num_particles=20).on_test_batch_end(trainer, tiny_module(), None, batch, 0)
+    for figures in (PolicyFigures(num_particles=20), EpisodeFigure()):
+        figures.on_test_batch_end(trainer, tiny_module(), None, batch, 0)
+        figures.on_test_batch_end(trainer, tiny_module(), None, batch.exclude("mask"), 0)  # transitions, no episodes
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"policy.png", "episode.png"}
 
 
@@ -166,8 +170,19 @@ def test_processes_other_than_the_first_draw_nothing(tmp_path: Path) -> None:
     curve = LearningCurve()
     curve.on_validation_end(trainer, tiny_module())
     curve.on_fit_end(trainer, tiny_module())
-    PolicyFigures().on_test_batch_end(trainer, tiny_module(), None, episodes(2, 9, 3, 1), 0)
+    for figures in (PolicyFigures(), EpisodeFigure()):
+        figures.on_test_batch_end(trainer, tiny_module(), None, episodes(2, 9, 3, 1), 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_curve_of_a_policy_from_data_counts_gradient_steps(tmp_path: Path) -> None:
+    metrics = {"val/return_mean": torch.tensor(2.0), "val/loss": torch.tensor(0.3), "train/loss/policy": 0.5}
+    trainer = stand_in_trainer(tmp_path, datamodule=stand_in_data(), callback_metrics=metrics, global_step=7)
+    point = PolicyCurve().measure(trainer, 1.5)
+    assert (point.gradient_steps, point.return_mean, point.policy_loss, point.critic_loss) == (7, 2.0, 0.5, None)
+    assert point.held_out_loss == pytest.approx(0.3)
+    save_figure(draw_learning_curve([point, replace(point, gradient_steps=9)], "title"), tmp_path / "curve.png")
+    assert is_drawn(tmp_path / "curve.png")
 
 
 def test_the_density_is_that_of_a_boltzmann_policy() -> None:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.estimators import EndpointEstimator, PointScoreEstimator, ReweightedEndpoints
+from flowmatch_rl.estimators import EndpointEstimator, PointScoreEstimator, Prior, ReweightedEndpoints
 from flowmatch_rl.paths import (
     AffinePath,
+    Field,
+    GaussianMixture,
     GaussianSource,
     LinearSchedule,
     MixtureSource,
@@ -31,6 +33,17 @@ def path_points(path: AffinePath, batch: int = B, dtype: torch.dtype = F64) -> P
     return PathPoints.between(path, x_0, x_1, T[:batch].to(dtype))
 
 
+def standard_prior(path: AffinePath, dtype: torch.dtype = F64) -> Prior:
+    """The flow to a standard normal, for estimators that need a prior; others ignore it."""
+    one = torch.ones(1, dtype=dtype)
+    mixture = GaussianMixture(one, torch.zeros(1, D, dtype=dtype), one)
+    return Prior(Field(path, mixture.field(path)), (0.02, 0.98))
+
+
+def noise(estimator: EndpointEstimator, batch: int = B, dtype: torch.dtype = F64) -> Tensor:
+    return normal(batch, estimator.num_samples, estimator.num_draws * NORMAL.noise_dim(D), seed=3, dtype=dtype)
+
+
 @each_value
 @pytest.mark.parametrize("batch", [1, D, B])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -41,9 +54,7 @@ def test_the_means_lie_on_a_path_through_the_point_and_the_weights_have_mean_one
     path = AffinePath(schedule)
     estimator.check(path, NORMAL)
     points = path_points(path, batch)
-    found = estimator.estimate(
-        path, NORMAL, TWO_D.density, points, normal(batch, estimator.num_samples, NORMAL.noise_dim(D), seed=3)
-    )
+    found = estimator.estimate(path, NORMAL, TWO_D.density, points, noise(estimator, batch), standard_prior(path))
     for values in (found.x_0, found.x_1, found.eta):
         assert values.shape == (batch, D)
         assert values.isfinite().all()
@@ -59,8 +70,8 @@ def test_an_estimator_that_needs_no_score_gives_the_same_without_it(estimator: E
     def without_score(x: Tensor) -> tuple[Tensor, Tensor]:
         return TWO_D.density(x)[0], torch.zeros_like(x)
 
-    points, z = path_points(PATH), normal(B, estimator.num_samples, D, seed=3)
-    one, other = (estimator.estimate(PATH, NORMAL, d, points, z) for d in (TWO_D.density, without_score))
+    points, z, prior = path_points(PATH), noise(estimator), standard_prior(PATH)
+    one, other = (estimator.estimate(PATH, NORMAL, d, points, z, prior) for d in (TWO_D.density, without_score))
     same = all(torch.equal(getattr(one, n), getattr(other, n)) for n in ("x_0", "x_1", "weight"))
     assert same != estimator.needs_score
 
@@ -72,8 +83,8 @@ def test_values_in_half_precision_are_weighed_in_the_precision_of_the_points(est
         return log_density.to(torch.bfloat16), score.to(torch.bfloat16)
 
     points = path_points(PATH, dtype=torch.float32)
-    z = normal(B, estimator.num_samples, D, seed=3, dtype=torch.float32)
-    found = estimator.estimate(PATH, NORMAL, half, points, z)
+    z = noise(estimator, dtype=torch.float32)
+    found = estimator.estimate(PATH, NORMAL, half, points, z, standard_prior(PATH, torch.float32))
     for name in ("x_0", "x_1", "weight", "eta", "effective_sample_size", "log_density_spread"):
         assert getattr(found, name).dtype == torch.float32
 
@@ -81,10 +92,10 @@ def test_values_in_half_precision_are_weighed_in_the_precision_of_the_points(est
 @one_test
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 def test_noise_of_a_wrong_shape_is_refused(estimator: EndpointEstimator) -> None:
-    points = path_points(PATH)
-    for wrong in ((B, estimator.num_samples + 1, D), (B, estimator.num_samples, D + 1), (B + 1, 0, D)):
+    points, width = path_points(PATH), estimator.num_draws * D
+    for wrong in ((B, estimator.num_samples + 1, width), (B, estimator.num_samples, width + 1), (B + 1, 0, width)):
         with pytest.raises(ValueError, match="expected z of shape"):
-            estimator.estimate(PATH, NORMAL, TWO_D.density, points, torch.zeros(wrong, dtype=F64))
+            estimator.estimate(PATH, NORMAL, TWO_D.density, points, torch.zeros(wrong, dtype=F64), standard_prior(PATH))
 
 
 def test_the_point_score_is_exact_at_the_end_of_the_path_and_wrong_before() -> None:

@@ -87,7 +87,7 @@ def test_file_that_does_not_serve_is_refused_by_name(path, tmp_path) -> None:
         (tmp_path / "text.ckpt", "text.ckpt is not a checkpoint"),
         (
             occupancy_checkpoint(occupancy(), tmp_path),
-            "occupancy.ckpt is a checkpoint of an occupancy, not of an actor",
+            "occupancy.ckpt is a checkpoint of an occupancy, not of a policy",
         ),
     ):
         with pytest.raises(ValueError, match=words):

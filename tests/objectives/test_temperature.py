@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.objectives import (
     AnnealedTemperature,
     ConstantTemperature,
+    DivergenceTemperature,
     EntropyTemperature,
     PolicyState,
     SampleSizeTemperature,
@@ -18,7 +20,7 @@ from flowmatch_rl.objectives import (
 from tests.combinations import one_test
 from tests.families import TEMPERATURES
 
-STATE = PolicyState(torch.tensor(-0.5), torch.tensor(0.4), 3)
+STATE = PolicyState(torch.tensor(-0.5), torch.tensor(0.4), 3, torch.tensor(0.7))
 UNKNOWN = PolicyState(None, None, 3)
 
 
@@ -29,16 +31,19 @@ def test_rule_either_schedules_its_temperature_or_learns_it(rule: Temperature) -
     assert learned == (rule.surplus(STATE) is not None)
     assert learned or rule.scheduled(0) == pytest.approx(rule.initial)
     assert rule.scheduled(10**9) is None or rule.scheduled(10**9) > 0.0
-    assert learned or not (rule.needs_entropy or rule.needs_samples)
+    assert learned or not (rule.needs_entropy or rule.needs_samples or rule.needs_divergence)
 
 
 @pytest.mark.parametrize("rule", TEMPERATURES, ids=repr)
 def test_rule_needs_what_it_says_and_nothing_else(rule: Temperature) -> None:
     told = PolicyState(
-        STATE.entropy if rule.needs_entropy else None, STATE.effective_samples if rule.needs_samples else None, 3
+        STATE.entropy if rule.needs_entropy else None,
+        STATE.effective_samples if rule.needs_samples else None,
+        3,
+        STATE.divergence if rule.needs_divergence else None,
     )
     rule.surplus(told)
-    if rule.needs_entropy or rule.needs_samples:
+    if rule.needs_entropy or rule.needs_samples or rule.needs_divergence:
         with pytest.raises(ValueError, match="needs a policy"):
             rule.surplus(UNKNOWN)
 
@@ -133,3 +138,12 @@ def test_numbers_out_of_range_are_refused_by_name_and_value(make, words) -> None
     with pytest.raises(ValueError) as caught:
         make()
     assert all(word in str(caught.value) for word in words)
+
+
+def test_a_divergence_below_its_target_is_a_surplus() -> None:
+    rule = DivergenceTemperature(nats=0.5)
+    assert float(rule.surplus(PolicyState(None, None, 3, torch.tensor(0.2)))) == pytest.approx(0.3)
+    assert float(rule.surplus(PolicyState(None, None, 3, torch.tensor(0.9)))) == pytest.approx(-0.4)
+    for wrong in (0.0, 2.6):
+        with pytest.raises(UserError, match="nats must"):
+            DivergenceTemperature(nats=wrong)

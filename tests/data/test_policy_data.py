@@ -1,0 +1,128 @@
+"""Transitions of a data set for policies: what is drawn, held out, evaluated and refused."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from flowmatch_rl.batches import LENGTH, read_transition
+from flowmatch_rl.checks import MissingFileError, UserError
+from flowmatch_rl.data import PolicyData, collect_transitions
+from flowmatch_rl.data.transitions.reader import TransitionReader
+from flowmatch_rl.envs import GymnasiumEnvironment
+from flowmatch_rl.models import FlowPolicyArchitecture
+from flowmatch_rl.modules import BehaviorCloning
+from flowmatch_rl.nets import VelocityArchitecture
+from flowmatch_rl.paths import ClipSquash
+from tests.combinations import each_value
+from tests.data.toy_trajectories import TRAJECTORIES, action_at, trajectory_store
+
+NETWORK = VelocityArchitecture(hidden_dim=16, time_features=8)
+
+
+def tiny_module(data: PolicyData) -> BehaviorCloning:
+    torch.manual_seed(0)
+    return BehaviorCloning(**data.dimensions, policy=FlowPolicyArchitecture(squash=ClipSquash(), network=NETWORK))
+
+
+def quiet(**options) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+@each_value
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 7])
+def test_every_transition_is_the_one_written_down(tmp_path: Path, n_steps: int) -> None:
+    store = trajectory_store(tmp_path / "set")
+    reader = TransitionReader(store, n_steps, 64, seed=0)
+    seen = set()
+    for _ in range(8):
+        batch = read_transition(reader.take())
+        for row in range(64):
+            i, k = (int(value) for value in batch.observation[row])
+            seen.add((i, k))
+            number, end = TRAJECTORIES[i]
+            length = min(n_steps, number - k)
+            assert int(batch.length[row]) == length
+            assert batch.next_observation[row].tolist() == [i, k + length]
+            assert bool(batch.terminated[row]) == (end == "terminated" and k + length == number)
+            assert batch.rewards[row].tolist() == [k + j if j < length else 0.0 for j in range(n_steps)]
+            torch.testing.assert_close(batch.action[row], action_at(torch.tensor(float(i)), torch.tensor(float(k))))
+    assert len(seen) == sum(length for length, _ in TRAJECTORIES)
+
+
+def test_the_last_rows_are_held_out(tmp_path: Path) -> None:
+    store = trajectory_store(tmp_path / "set")
+    reader = TransitionReader(store, 2, 256, seed=0, held_out=4)
+    kept, drawn = reader.held_out(100), reader.take()
+    assert [tuple(row) for row in kept["observation"].tolist()] == [(4.0, 3.0), (4.0, 4.0), (5.0, 0.0), (5.0, 1.0)]
+    assert kept[LENGTH].flatten().tolist() == [2, 1, 2, 1]
+    held = {tuple(row) for row in kept["observation"].tolist()}
+    assert not held & {tuple(row) for row in drawn["observation"].tolist()}
+    assert len(reader.held_out(2)) == 2
+
+
+def test_a_resumed_run_draws_what_it_would_have_drawn(tmp_path: Path) -> None:
+    store = trajectory_store(tmp_path / "set")
+    whole = TransitionReader(store, 1, 8, seed=3)
+    batches = [whole.take()["observation"] for _ in range(5)]
+    resumed = TransitionReader(store, 1, 8, seed=3, drawn=3)
+    assert torch.equal(resumed.take()["observation"], batches[3])
+    assert not torch.equal(TransitionReader(store, 1, 8, seed=4).take()["observation"], batches[0])
+
+
+def test_without_an_environment_the_held_out_loss_is_measured(tmp_path: Path) -> None:
+    trajectory_store(tmp_path / "set", TRAJECTORIES * 5)
+    data = PolicyData(str(tmp_path / "set"), batch_size=16, num_updates=4, epoch_updates=2, held_out=0.2)
+    module, trainer = tiny_module(data), quiet(max_epochs=data.num_epochs)
+    trainer.fit(module, datamodule=data)
+    assert module.monitor == ("val/loss", "min")
+    first = float(trainer.callback_metrics["val/loss"])
+    trainer.validate(module, datamodule=data, verbose=False)
+    assert float(trainer.callback_metrics["val/loss"]) == first  # with noise of its own
+    trainer.test(module, datamodule=data, verbose=False)
+    assert set(trainer.callback_metrics) == {"test/loss", "step"}
+    assert data.state_dict() == {"drawn": 4}
+    assert data.dimensions["action_bounds"].low == (-1.0,)
+
+
+def test_episodes_and_held_out_losses_are_measured_in_an_environment(tmp_path: Path) -> None:
+    path, environment = tmp_path / "set", GymnasiumEnvironment("Pendulum-v1")
+    collect_transitions(environment, str(path), 20, progress=False)
+    data = PolicyData(
+        str(path), environment, 4, num_updates=2, held_out=0.5, eval_episodes=2, test_episodes=3, max_episode_steps=5
+    )
+    module, trainer = tiny_module(data), quiet(max_epochs=1)
+    trainer.fit(module, datamodule=data)
+    assert module.monitor == ("val/return_mean", "max")
+    assert {"val/loss", "val/return_mean"} <= set(trainer.callback_metrics)
+    trainer.test(module, datamodule=data, verbose=False)
+    assert float(trainer.callback_metrics["test/episodes"]) == 3.0
+    assert data.dimensions["action_bounds"].high == (2.0,)
+    assert any("held out" in line for line in module.result_lines({"test/loss": 1.0}))
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    store = trajectory_store(tmp_path / "set")
+    shuffled = trajectory_store(tmp_path / "shuffled", ordered=False)
+    with pytest.raises(MissingFileError, match="there is no data set"):
+        PolicyData(str(tmp_path / "none"))
+    with pytest.raises(UserError, match=re.escape("n_steps 3 needs trajectories; ")):
+        TransitionReader(shuffled, 3, 4, seed=0)
+    assert len(TransitionReader(shuffled, 1, 4, seed=0).take()) == 4
+    with pytest.raises(UserError, match="16 of the 16 rows of .* are held out; none are left"):
+        TransitionReader(store, 1, 4, seed=0, held_out=16)
+    with pytest.raises(UserError, match=r"held_out must .*got 0\.6"):
+        PolicyData(str(tmp_path / "set"), held_out=0.6)
+    with pytest.raises(UserError, match="Pendulum-v1 has observations of dimension 3 .* the data set 2 "):
+        PolicyData(str(tmp_path / "set"), GymnasiumEnvironment("Pendulum-v1"))
+    with pytest.raises(UserError, match="episodes need an environment"):
+        PolicyData(str(tmp_path / "set")).episodes(2, 0)

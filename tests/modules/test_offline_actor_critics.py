@@ -1,0 +1,305 @@
+"""Policies from data: what each module learns, where gradients go, checkpoints and refusals."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+
+from flowmatch_rl.batches import Transition, read_transition
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.estimators import PosteriorMeanEstimator, PriorMeanEstimator, ReweightedEndpoints
+from flowmatch_rl.inference import load_policy
+from flowmatch_rl.models import FlowPolicyArchitecture, OneStepPolicyArchitecture
+from flowmatch_rl.modules import (
+    BanditFlow,
+    BehaviorCloning,
+    Critics,
+    FlowQLearning,
+    ImplicitFlowQLearning,
+    PolicyModule,
+    ReverseFlowActorCritic,
+    SoftActorCritic,
+    TiltedFlowActorCritic,
+    TrainingPoints,
+)
+from flowmatch_rl.nets import CategoricalHead, CriticArchitecture, QuantileHead, ScalarHead, ValueHead, VelocityArchitecture
+from flowmatch_rl.objectives import (
+    ConstantTemperature,
+    DivergenceTemperature,
+    EntropyTemperature,
+    MeanFlow,
+    SampleSizeTemperature,
+    expectile_loss,
+)
+from flowmatch_rl.paths import AffinePath, ClipSquash, CosineSchedule, TanhSquash
+from flowmatch_rl.samplers import AverageVelocitySampler, OdeSampler
+from flowmatch_rl.schema import ActionBounds
+from flowmatch_rl.solvers import Euler
+from flowmatch_rl.testbeds import FourModes
+from tests.modules.options import quiet_trainer
+from tests.modules.test_reverse_flow_actor_critic import A, B, S, transitions
+
+NETWORK = VelocityArchitecture(hidden_dim=16, time_features=8)
+FLOW = FlowPolicyArchitecture(squash=ClipSquash(), network=NETWORK, sampler=OdeSampler(Euler(3)))
+ONE_STEP = OneStepPolicyArchitecture(NETWORK)
+CRITICS = Critics(CriticArchitecture(hidden_dim=16), reduction="mean")
+TILTED = {"policy": FLOW, "behavior": FLOW, "critics": CRITICS, "estimator": PriorMeanEstimator(3)}
+MODULES: dict[str, tuple[type[PolicyModule], dict[str, Any]]] = {
+    "cloning": (BehaviorCloning, {"policy": FLOW}),
+    "flow Q-learning": (FlowQLearning, {"policy": ONE_STEP, "behavior": FLOW, "critics": CRITICS}),
+    "implicit": (ImplicitFlowQLearning, {"policy": FLOW, "critics": CRITICS}),
+    "prior": (TiltedFlowActorCritic, TILTED),
+    "energy-weighted": (TiltedFlowActorCritic, TILTED | {"estimator": ReweightedEndpoints()}),
+}
+ACTOR_CRITICS = [name for name in MODULES if name != "cloning"]
+every_module = pytest.mark.parametrize("name", MODULES)
+
+
+def build(name: str, **options: Any) -> Any:
+    torch.manual_seed(0)
+    kind, arguments = MODULES[name]
+    module = kind(S, A, **arguments | options)
+    module.trainer = quiet_trainer()
+    return module
+
+
+@every_module
+def test_loss_reaches_each_trained_parameter_and_no_other(name: str) -> None:
+    module = build(name)
+    module.training_step(transitions(), 0).backward()
+    trained = {id(p): p for group in module.configure_optimizers().param_groups for p in group["params"]}
+    for key, parameter in module.named_parameters():
+        has_gradient = parameter.grad is not None
+        assert has_gradient == (id(parameter) in trained), key
+        assert not has_gradient or bool(parameter.grad.isfinite().all()), key
+    assert {id(p) for p in module.parameters() if p.requires_grad} == set(trained)
+
+
+@every_module
+def test_all_losses_fall_on_a_fixed_batch(name: str) -> None:
+    module = build(name)
+    if name != "cloning":
+        module.critics.discount = 0.0
+    batch, optimizer = transitions(), module.configure_optimizers()
+    losses: list[float] = []
+    for step in range(200):
+        torch.manual_seed(step % 10)
+        loss = module.training_step(batch, step)
+        parts = module.held_out_losses(read_transition(batch))
+        losses.append(float(parts["loss"]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if name == "cloning":
+            module.after_update()
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+@every_module
+def test_a_checkpoint_keeps_the_policy(name: str, tmp_path: Path) -> None:
+    module = build(name, action_bounds=ActionBounds((-2.0, 0.0), (2.0, 1.0)))
+    trainer = Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader([transitions(seed=seed) for seed in range(2)], batch_size=None, collate_fn=lambda batch: batch)
+    trainer.fit(module, loader)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    policy = load_policy(tmp_path / "last.ckpt")
+    observation = torch.randn(5, S)
+    wanted = module.eval().actor("eval")(observation, torch.Generator().manual_seed(0)).clamp(-1.0, 1.0)
+    found = torch.from_numpy(policy(observation.numpy()))
+    torch.testing.assert_close(found, wanted * torch.tensor([2.0, 0.5]) + torch.tensor([0.0, 0.5]))
+
+
+def test_cloning_acts_as_the_data_do() -> None:
+    """Actions that are 0.5 or -0.5 by the sign of the observation."""
+    module, optimizer = build("cloning"), None
+    optimizer = torch.optim.Adam(module.trained_policy.parameters(), 5e-3)
+    for seed in range(300):
+        observation = torch.randn(64, S, generator=torch.Generator().manual_seed(seed))
+        action = 0.5 * observation[:, :1].sign().expand(-1, A) + 0.02 * torch.randn(64, A)
+        loss = module.trained_policy.cloning_loss(module.objective, observation, action).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    module.policy.load_state_dict(module.trained_policy.state_dict())
+    observation = torch.randn(200, S)
+    acted = module.actor("eval")(observation)
+    assert ((acted * observation[:, :1]).mean(1) > 0.0).float().mean() > 0.9
+    assert abs(float(acted.abs().mean()) - 0.5) < 0.12
+
+
+def test_cloning_in_one_step_by_mean_flow() -> None:
+    policy = FlowPolicyArchitecture(squash=ClipSquash(), network=NETWORK, sampler=AverageVelocitySampler(1))
+    module = build("cloning", policy=policy, objective=MeanFlow())
+    module.training_step(transitions(), 0).backward()
+    assert module.actor("eval")(torch.randn(4, S)).shape == (4, A)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_flow_q_learning_has_the_gradient_of_its_published_loss(normalise: bool) -> None:
+    module = build("flow Q-learning", alpha=3.0, normalise_values=normalise)
+    observation = torch.randn(B, S)
+    torch.manual_seed(5)
+    module.policy_loss(observation).mean().backward()
+    found = [parameter.grad for parameter in module.policy.parameters()]
+    torch.manual_seed(5)
+    noise = torch.randn(B, A)
+    latent = module.policy(observation, noise)
+    cloned = module.behavior.sample_latents(observation, noise[:, None])[:, 0].clamp(-1.0, 1.0)
+    values = module.critics.online(observation, latent.clamp(-1.0, 1.0)).mean(0)
+    scale = values.detach().abs().mean() if normalise else 1.0
+    loss = 3.0 * (latent - cloned).square().mean() - values.mean() / scale
+    wanted = torch.autograd.grad(loss, list(module.policy.parameters()), allow_unused=True)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_flow_q_learning_bootstraps_from_its_policy() -> None:
+    module = build("flow Q-learning", discount=0.9)
+    transition = read_transition(transitions())
+    torch.manual_seed(5)
+    found = module.losses(transition)[0]["critic"]
+    torch.manual_seed(5)
+    noise = torch.randn(B, 1, A)
+    action = module.policy(transition.next_observation[:, None], noise)[:, 0].clamp(-1.0, 1.0)
+    target = transition.reward + 0.9 * module.critics.target(transition.next_observation, action).mean(0)
+    values = module.critics.online(transition.observation, transition.action)
+    torch.testing.assert_close(found, (values - target).square().mean())
+
+
+@pytest.mark.parametrize("head", [ScalarHead(), CategoricalHead(-5.0, 5.0, 21), QuantileHead(5)], ids=repr)
+def test_implicit_critics_learn_from_the_value_of_the_state(head: ValueHead) -> None:
+    critics = Critics(CriticArchitecture(hidden_dim=16, head=head), reduction="mean")
+    module = build("implicit", critics=critics, discount=0.9, expectile=0.7)
+    batch = transitions()
+    batch["next", "terminated"][:3] = True
+    transition = read_transition(batch)
+    losses = module.losses(transition)[0]
+    next_value = module.state_values(transition.next_observation).detach()
+    target = transition.reward + 0.9 * next_value * ~transition.terminated
+    outputs = module.critics.online.outputs(transition.observation, transition.action)
+    certain = torch.zeros_like(outputs[0]).softmax(-1) if isinstance(head, CategoricalHead) else outputs[0].detach()
+    wanted = module.critics.online.head.loss(outputs, certain, target, torch.zeros_like(target)).mean()
+    torch.testing.assert_close(losses["critic"], wanted)
+    action_values = module.critics.target(transition.observation, transition.action).mean(0).detach()
+    value = module.state_values(transition.observation)
+    torch.testing.assert_close(losses["value"], expectile_loss(value, action_values, 0.7).mean())
+
+
+def test_implicit_critics_with_one_number_have_the_squared_error() -> None:
+    module = build("implicit", discount=0.9)
+    transition = read_transition(transitions())
+    target = transition.reward + 0.9 * module.state_values(transition.next_observation).detach()
+    values = module.critics.online(transition.observation, transition.action)
+    torch.testing.assert_close(module.losses(transition)[0]["critic"], (values - target).square().mean())
+
+
+@pytest.mark.parametrize("name", ["prior", "energy-weighted"])
+def test_at_a_high_temperature_a_tilted_flow_learns_the_behavior(name: str) -> None:
+    """Equal weights: the policy's targets are the pairs of the data."""
+    module = build(name, temperature=1e9, points=TrainingPoints("replay"))
+    transition = read_transition(transitions())
+    estimates: list[Any] = []
+    estimate = type(module.learner.estimator).estimate
+    learner = module.learner
+
+    class Watched(type(learner.estimator)):
+        def estimate(self, *arguments: Any) -> Any:
+            estimates.append(estimate(self, *arguments))
+            return estimates[-1]
+
+    object.__setattr__(learner, "estimator", Watched(**{k: getattr(learner.estimator, k) for k in ("num_samples",)} if name == "prior" else {}))
+    module.policy_loss(transition.observation, transition.action)
+    (found,) = estimates
+    assert torch.allclose(found.weight, torch.ones(B), atol=1e-4)
+    if name == "prior":
+        assert torch.allclose(found.effective_sample_size, torch.full((B,), float(learner.estimator.num_samples)), atol=1e-3)
+    else:
+        torch.testing.assert_close(found.x_1, transition.action.clamp(-1.0, 1.0))
+
+
+def test_the_temperature_falls_until_the_divergence_is_met() -> None:
+    module = build("prior", temperature=DivergenceTemperature(start=100.0, nats=0.3))
+    observation = torch.randn(16, S)
+    assert module.divergence(observation) < 0.01
+    module.temperature.fill_(1e-4)
+    assert module.divergence(observation) > 1.0
+    module.temperature.fill_(100.0)
+    module.log_temperature.data.fill_(torch.tensor(100.0).log())
+    optimizer = torch.optim.Adam([module.log_temperature], 0.1)
+    for _ in range(150):
+        surplus = module.temperature_rule.surplus(module.losses(read_transition(transitions()))[1])
+        optimizer.zero_grad()
+        (module.log_temperature * surplus).backward()
+        optimizer.step()
+        module.temperature.copy_(module.log_temperature.detach().exp())
+    found = torch.stack([module.divergence(torch.randn(16, S)) for _ in range(20)]).mean()
+    assert 0.15 < float(found) < 0.45
+
+
+def refusals() -> dict[str, tuple[Any, str]]:
+    other = FlowPolicyArchitecture(path=AffinePath(CosineSchedule()), squash=ClipSquash())
+    tanh = FlowPolicyArchitecture(squash=TanhSquash())
+
+    def tilted(**options: Any) -> Any:
+        return lambda: TiltedFlowActorCritic(S, A, **options)
+
+    return {
+        "jacobian": (tilted(estimator=PosteriorMeanEstimator()), "expected an estimator relative to the behaviour"),
+        "points": (
+            tilted(estimator=ReweightedEndpoints(), points=TrainingPoints("policy")),
+            "needs points.x_1_source replay, got policy",
+        ),
+        "path": (tilted(behavior=other), "needs the path and the squash of policy"),
+        "squash": (tilted(behavior=tanh), "needs the path and the squash of policy"),
+        "entropy": (tilted(temperature=EntropyTemperature()), "cannot be measured"),
+        "samples": (
+            tilted(temperature=SampleSizeTemperature(), estimator=ReweightedEndpoints()),
+            "cannot be measured",
+        ),
+        "alpha": (lambda: FlowQLearning(S, A, alpha=-1.0), "alpha must"),
+        "expectile": (lambda: ImplicitFlowQLearning(S, A, expectile=1.0), "expectile must"),
+        "online prior": (lambda: ReverseFlowActorCritic(S, A, estimator=PriorMeanEstimator()), "needs a behaviour"),
+        "online divergence": (
+            lambda: ReverseFlowActorCritic(S, A, temperature=DivergenceTemperature()),
+            "needs a behaviour",
+        ),
+        "Gaussian": (lambda: SoftActorCritic(S, A, temperature=DivergenceTemperature()), "DivergenceTemperature"),
+        "bandit": (lambda: BanditFlow(FourModes(), estimator=PriorMeanEstimator()), "needs a behaviour"),
+        "temperature": (lambda: ConstantTemperature(0.0), "temperature must"),
+    }
+
+
+@pytest.mark.parametrize("case", refusals())
+def test_what_does_not_fit_is_refused_in_one_line(case: str) -> None:
+    make, message = refusals()[case]
+    with pytest.raises(UserError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_n_steps_are_discounted_step_by_step() -> None:
+    module = build("flow Q-learning", discount=0.5)
+    base = read_transition(transitions())
+    rewards = torch.randn(B, 3)
+    length = torch.tensor([3, 3, 2, 1, 3, 2, 3, 1])
+    several = Transition(base.observation, base.action, rewards, base.next_observation, base.terminated, length)
+    torch.manual_seed(5)
+    found = module.losses(several)[0]["critic"]
+    torch.manual_seed(5)
+    noise = torch.randn(B, 1, A)
+    action = module.policy(base.next_observation[:, None], noise)[:, 0].clamp(-1.0, 1.0)
+    steps = torch.arange(3)
+    kept = rewards * (steps < length[:, None])
+    target = (kept * 0.5**steps).sum(1) + 0.5**length * module.critics.target(base.next_observation, action).mean(0)
+    values = module.critics.online(base.observation, base.action)
+    torch.testing.assert_close(found, (values - target).square().mean())
