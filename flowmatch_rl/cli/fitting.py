@@ -6,12 +6,12 @@ import math
 import torch
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.data import OfflineData
+from flowmatch_rl.data import OfflineData, OnlineData, PolicyData
 from flowmatch_rl.data.transitions.segments import MOST_UNOBSERVED
 from flowmatch_rl.data.transitions.store import StoreInfo
 from flowmatch_rl.envs.building import examine
 from flowmatch_rl.envs.environments import Environment
-from flowmatch_rl.modules import DynamicsModule, OccupancyModule
+from flowmatch_rl.modules import ActorCritic, BehaviorCloning, DynamicsModule, OccupancyModule
 from flowmatch_rl.modules.occupancy_checks import check_policy
 from flowmatch_rl.types import Policy
 
@@ -42,6 +42,18 @@ def _(model: OccupancyModule, data: object) -> None:
             f"eval_steps {data.eval_steps} leaves {unseen:.0%} of an occupancy at discount {discount} unseen; "
             f"it must be at least {wanted}"
         )
+
+
+@check_fit.register
+def _(model: ActorCritic, data: object) -> None:
+    if isinstance(data, PolicyData):
+        data.store.require_rewards()
+
+
+@check_fit.register
+def _(model: BehaviorCloning, data: object) -> None:
+    if isinstance(data, OnlineData):
+        raise UserError("BehaviorCloning imitates a data set; use PolicyData, got OnlineData")
 
 
 @check_fit.register

@@ -118,11 +118,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape("n_steps 3 needs trajectories; ")):
         TransitionReader(shuffled, 3, 4, seed=0)
     assert len(TransitionReader(shuffled, 1, 4, seed=0).take()) == 4
-    with pytest.raises(UserError, match="16 of the 16 rows of .* are held out; none are left"):
+    with pytest.raises(UserError, match=r"16 of the 16 rows of .* are held out; none are left"):
         TransitionReader(store, 1, 4, seed=0, held_out=16)
     with pytest.raises(UserError, match=r"held_out must .*got 0\.6"):
         PolicyData(str(tmp_path / "set"), held_out=0.6)
-    with pytest.raises(UserError, match="Pendulum-v1 has observations of dimension 3 .* the data set 2 "):
+    with pytest.raises(UserError, match=r"Pendulum-v1 has observations of dimension 3 .* the data set 2 "):
         PolicyData(str(tmp_path / "set"), GymnasiumEnvironment("Pendulum-v1"))
     with pytest.raises(UserError, match="episodes need an environment"):
         PolicyData(str(tmp_path / "set")).episodes(2, 0)

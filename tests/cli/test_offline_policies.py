@@ -1,0 +1,108 @@
+"""Policies from data by the command line: every method trains, tests, resumes, and refuses what does not fit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowmatch_rl.checkpoints import read_checkpoint
+from flowmatch_rl.cli import run
+from flowmatch_rl.data import collect_transitions
+from flowmatch_rl.envs import GymnasiumEnvironment
+from flowmatch_rl.inference import load_policy
+from tests.cli.support import CONF, call
+from tests.data.toy_trajectories import TRAJECTORIES, trajectory_store
+
+TASK = CONF / "offline" / "pendulum.yaml"
+METHODS = sorted((CONF / "offline" / "methods").glob("*.yaml"))
+SIZES = {
+    "data.num_updates": 4,
+    "data.epoch_updates": 2,
+    "data.batch_size": 8,
+    "data.eval_episodes": 1,
+    "data.test_episodes": 2,
+    "data.max_episode_steps": 4,
+    "model.policy.network.hidden_dim": 16,
+    "video.enabled": "false",
+    "trainer.logger": "false",
+    "trainer.enable_progress_bar": "false",
+    "trainer.accelerator": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "pendulum"
+    collect_transitions(GymnasiumEnvironment("Pendulum-v1"), str(path), 80, progress=False)
+    return path
+
+
+def words(command: str, *files: Path, **options: object) -> list[str]:
+    given = SIZES | {name.replace("__", "."): value for name, value in options.items()}
+    return [command, *(f"-c={file}" for file in files), *(f"--{name}={value}" for name, value in given.items())]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
+def test_every_method_trains_and_its_policy_acts(method: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run(words("fit", TASK, method, data__path=data, trainer__default_root_dir=folder)) == 0
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    kind = read_checkpoint(checkpoint)["actor_critic"]
+    assert f"class_path: {kind}" in method.read_text()
+    action = load_policy(checkpoint)(np.zeros((3, 3), np.float32))
+    assert action.shape == (3, 1)
+    assert (np.abs(action) <= 2.0).all()
+    drawn = {path.name for path in (folder / "figures").glob("*")}
+    assert {"learning_curve.png", "learning_curve.csv", "episode.png"} <= drawn
+    assert ("policy.png" in drawn) == (kind != "BehaviorCloning")
+    header, *rows = (folder / "figures" / "learning_curve.csv").read_text().splitlines()
+    assert header.startswith("gradient_steps,return_mean")
+    assert [row.partition(",")[0] for row in rows] == ["2", "4"]
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data: Path, tmp_path: Path) -> None:
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    options = {"data__path": data, "seed_everything": 3}
+    assert run(words("fit", TASK, trainer__default_root_dir=whole, **options)) == 0
+    stopped = options | {"trainer__max_epochs": 1}
+    assert run(words("fit", TASK, trainer__default_root_dir=half, **stopped)) == 0
+    last = half / "checkpoints" / "last.ckpt"
+    assert run(words("fit", TASK, trainer__default_root_dir=half, ckpt_path=last, **options)) == 0
+    one, other = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (whole, half))
+    assert one["global_step"] == other["global_step"] == 4
+    drawn = [content["PolicyData"]["drawn"] for content in (one, other)]
+    assert drawn == [4, 4]
+
+
+def test_a_log_without_rewards_and_environment_is_imitated(tmp_path: Path) -> None:
+    trajectory_store(tmp_path / "log", TRAJECTORIES * 4, has_rewards=False)
+    method = CONF / "offline" / "methods" / "behavior_cloning.yaml"
+    options = {"data__path": tmp_path / "log", "data__environment": "null", "data__held_out": 0.2}
+    folder = tmp_path / "run"
+    assert run(words("fit", TASK, method, trainer__default_root_dir=folder, **options)) == 0
+    assert (folder / "checkpoints" / "best.ckpt").is_file()
+    assert load_policy(folder / "checkpoints" / "best.ckpt")(np.zeros(2, np.float32)).shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data__path": "log", "data__environment": "null"}, "has no rewards"),
+        ({"data__path": "log"}, "Pendulum-v1 has observations of dimension 3"),
+        ({"data__path": "none"}, "there is no data set"),
+        ({"data__n_steps": 0}, "n_steps must"),
+        ({"model__temperature": -1.0}, "temperature must"),
+        ({"model__estimator": "PosteriorMeanEstimator"}, "expected an estimator relative to the behaviour"),
+    ],
+    ids=["rewards", "environment", "path", "steps", "temperature", "estimator"],
+)
+def test_what_does_not_fit_is_refused_in_one_line(
+    options: dict, message: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trajectory_store(tmp_path / "log", TRAJECTORIES * 4, has_rewards=False)
+    outcome = call(words("fit", TASK, trainer__default_root_dir="run", **{"data__path": data} | options))
+    assert outcome.code != 0
+    assert message in outcome.err
+    assert len(outcome.err.strip().splitlines()) <= 3
+    assert not (tmp_path / "run").exists()
