@@ -54,7 +54,7 @@ def test_every_transition_is_the_one_written_down(tmp_path: Path, n_steps: int) 
             assert int(batch.length[row]) == length
             assert batch.next_observation[row].tolist() == [i, k + length]
             assert bool(batch.terminated[row]) == (end == "terminated" and k + length == number)
-            assert batch.rewards[row].tolist() == [k + j if j < length else 0.0 for j in range(n_steps)]
+            assert list(batch.rewards[row]) == [k + j if j < length else 0.0 for j in range(n_steps)]
             torch.testing.assert_close(batch.action[row], action_at(torch.tensor(float(i)), torch.tensor(float(k))))
     assert len(seen) == sum(length for length, _ in TRAJECTORIES)
 
@@ -64,7 +64,7 @@ def test_the_last_rows_are_held_out(tmp_path: Path) -> None:
     reader = TransitionReader(store, 2, 256, seed=0, held_out=4)
     kept, drawn = reader.held_out(100), reader.take()
     assert [tuple(row) for row in kept["observation"].tolist()] == [(4.0, 3.0), (4.0, 4.0), (5.0, 0.0), (5.0, 1.0)]
-    assert kept[LENGTH].flatten().tolist() == [2, 1, 2, 1]
+    assert list(kept[LENGTH].squeeze(-1)) == [2, 1, 2, 1]
     held = {tuple(row) for row in kept["observation"].tolist()}
     assert not held & {tuple(row) for row in drawn["observation"].tolist()}
     assert len(reader.held_out(2)) == 2

@@ -72,6 +72,7 @@ every_module = pytest.mark.parametrize("name", MODULES)
 
 def build(name: str, **options: Any) -> Any:
     torch.manual_seed(0)
+    kind: Any
     kind, arguments = MODULES[name]
     module = kind(S, A, **arguments | options)
     module.trainer = quiet_trainer()
@@ -121,7 +122,8 @@ def test_a_checkpoint_keeps_the_policy(name: str, tmp_path: Path) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    loader = DataLoader([transitions(seed=seed) for seed in range(2)], batch_size=None, collate_fn=lambda batch: batch)
+    batches: Any = [transitions(seed=seed) for seed in range(2)]
+    loader = DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
     trainer.fit(module, loader)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     policy = load_policy(tmp_path / "last.ckpt")
