@@ -9,7 +9,13 @@ if TYPE_CHECKING:
     from flowmatch_rl.callbacks.dynamics_figures import DynamicsFigures
     from flowmatch_rl.callbacks.episodes import EpisodeWriter
     from flowmatch_rl.callbacks.expansion_curve import ExpansionCurve
-    from flowmatch_rl.callbacks.figures import EpisodeFigure, LearningCurve, PolicyCurve, PolicyFigures
+    from flowmatch_rl.callbacks.figures import (
+        CalibrationFigure,
+        EpisodeFigure,
+        LearningCurve,
+        PolicyCurve,
+        PolicyFigures,
+    )
     from flowmatch_rl.callbacks.first_lines import header
     from flowmatch_rl.callbacks.flow_figures import FlowFigures
     from flowmatch_rl.callbacks.last_lines import summary
@@ -26,6 +32,7 @@ else:
 __all__ = [
     "ActionWriter",
     "AtomicCheckpointIO",
+    "CalibrationFigure",
     "Checkpoints",
     "DynamicsFigures",
     "EpisodeFigure",

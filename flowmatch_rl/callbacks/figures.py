@@ -11,8 +11,8 @@ from flowmatch_rl.callbacks.artifacts import write_figure, writes_files
 from flowmatch_rl.callbacks.curves import Curve, data_label, metric
 from flowmatch_rl.callbacks.progress import env_step_counter
 from flowmatch_rl.checks import check_range
-from flowmatch_rl.evaluation import Episodes, PolicyPoint, ReturnPoint, differing_states, sample_policy
-from flowmatch_rl.figures import Figure, draw_episodes, draw_learning_curve, draw_policy
+from flowmatch_rl.evaluation import Calibration, Episodes, PolicyPoint, ReturnPoint, differing_states, sample_policy
+from flowmatch_rl.figures import Figure, draw_calibration, draw_episodes, draw_learning_curve, draw_policy
 from flowmatch_rl.schema import ActionBounds
 
 
@@ -94,6 +94,30 @@ class EpisodeFigure(Callback):
         action = bounds.restore(held[ACTION]).float()
         episodes = Episodes(held[REWARD].squeeze(-1), action, held["mask"])
         write_figure(trainer, draw_episodes(episodes, bounds, _title(trainer)), "episode.png")
+
+
+class CalibrationFigure(Callback):
+    """Draws ``figures/calibration.png``: values of the critic at the starts of episodes over the returns that followed.
+
+    Episodes that were cut off long before their return was known are left out.
+    """
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: TensorDictBase,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the figure from a batch of whole episodes, batch size (N, T)."""
+        if not writes_files(trainer) or not _holds_episodes(batch, batch_idx, dataloader_idx):
+            return
+        module: Any = pl_module
+        calibration: Calibration = module.calibration(batch)
+        if bool(calibration.known.any()):
+            write_figure(trainer, draw_calibration(calibration, _title(trainer)), "calibration.png")
 
 
 class PolicyFigures(Callback):

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 
 from flowmatch_rl.callbacks import (
     ActionWriter,
+    CalibrationFigure,
     DynamicsFigures,
     EpisodeFigure,
     EpisodeWriter,
@@ -27,7 +28,7 @@ from flowmatch_rl.callbacks import (
 )
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.data import BanditData, OfflineData, OnlineData, PolicyData, SampleData, SampleRequests
-from flowmatch_rl.modules import BehaviorCloning, DynamicsModule, OccupancyModule
+from flowmatch_rl.modules import ActorCritic, BehaviorCloning, DynamicsModule, OccupancyModule
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,11 @@ def _(model: OccupancyModule) -> Wiring:
 @model_wiring.register
 def _(model: BehaviorCloning) -> Wiring:
     return Wiring((), (PolicyFigures,))
+
+
+@model_wiring.register
+def _(model: ActorCritic) -> Wiring:
+    return Wiring((CalibrationFigure(),), ())
 
 
 @model_wiring.register

@@ -3,6 +3,7 @@ from typing import TYPE_CHECKING
 from flowmatch_rl.doors import lazy_exports
 
 if TYPE_CHECKING:
+    from flowmatch_rl.evaluation.calibration import Calibration, calibrate
     from flowmatch_rl.evaluation.curves import (
         CurvePoint,
         LossPoint,
@@ -38,6 +39,7 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
+    "Calibration",
     "CurvePoint",
     "DensityGrid",
     "Episodes",
@@ -59,6 +61,7 @@ __all__ = [
     "RolloutErrors",
     "StepErrors",
     "ValueComparison",
+    "calibrate",
     "check_estimator",
     "columns_of",
     "density_on_grid",

@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from flowmatch_rl.figures.bandits import BanditPanels, draw_bandit_samples, draw_estimator_errors
+    from flowmatch_rl.figures.calibration import draw_calibration
     from flowmatch_rl.figures.dynamics import draw_rollout_errors
     from flowmatch_rl.figures.episodes import draw_episodes
     from flowmatch_rl.figures.flow import draw_path, draw_samples, draw_trajectories
@@ -27,6 +28,7 @@ __all__ = [
     "BanditPanels",
     "Figure",
     "draw_bandit_samples",
+    "draw_calibration",
     "draw_density",
     "draw_episodes",
     "draw_estimator_errors",

@@ -11,8 +11,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from flowmatch_rl.batches import Transition, read_transition
+from flowmatch_rl.batches import ACTION, OBSERVATION, REWARD, TERMINATED, Transition, read_transition
 from flowmatch_rl.checks import UserError
+from flowmatch_rl.evaluation import Calibration, calibrate
 from flowmatch_rl.models import LatentPolicy
 from flowmatch_rl.modules.critic_learner import CriticLearner
 from flowmatch_rl.modules.gradients import check_gradient_options, fuses_adam
@@ -160,6 +161,18 @@ class ActorCritic(PolicyModule, abc.ABC):
         next_action = self.policy.squash.action(self.actor("train").latent(transition.next_observation))
         uniform = torch.rand(self.critics.online.num_members, device=next_action.device)
         return {"loss": self.critics.loss(transition, next_action, None, self.critics.choose_members(uniform)).mean()}
+
+    def calibration(self, episodes: TensorDictBase) -> Calibration:
+        """Values of the critics at the beginnings of episodes against the returns that followed."""
+        return calibrate(
+            self.critics.values,
+            episodes[OBSERVATION][:, 0].to(self.device),
+            episodes[ACTION][:, 0].to(self.device),
+            episodes[REWARD].squeeze(-1).to(self.device),
+            episodes[TERMINATED].squeeze(-1).to(self.device),
+            episodes["mask"].to(self.device),
+            self.critics.discount,
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam with a group per network."""

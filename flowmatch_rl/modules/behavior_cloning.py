@@ -1,7 +1,7 @@
 """Flow behaviour cloning: a flow or diffusion policy that acts as a data set does."""
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -45,8 +45,6 @@ class BehaviorCloning(SingleOptimizer, PolicyModule):
 
     loss_names: ClassVar = {"policy": "train/loss/policy"}
 
-    policy: FlowPolicy  # pyright: ignore[reportIncompatibleVariableOverride]
-
     def __init__(
         self,
         observation_dim: int,
@@ -89,7 +87,11 @@ class BehaviorCloning(SingleOptimizer, PolicyModule):
 
     def held_out_losses(self, transition: Transition) -> dict[str, Tensor]:
         """The loss of the EMA policy."""
-        return {"loss": self.policy.cloning_loss(self.objective, transition.observation, transition.action).mean()}
+        policy = cast(FlowPolicy, self.policy)
+        return {"loss": policy.cloning_loss(self.objective, transition.observation, transition.action).mean()}
+
+    def calibration(self, episodes: TensorDictBase) -> None:
+        """None: there are no values."""
 
     def after_update(self) -> None:
         """Move the EMA policy."""

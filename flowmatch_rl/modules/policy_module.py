@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import ACTION, REWARD, SUCCESS, Transition, read_transition
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.evaluation import Episodes
+from flowmatch_rl.evaluation import Calibration, Episodes
 from flowmatch_rl.models import ActorModule, LatentPolicy, ParticleActor
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.watched import WatchedModule
@@ -57,6 +57,14 @@ class PolicyModule(WatchedModule, abc.ABC):
 
         Args:
             transition: The batch.
+        """
+
+    @abc.abstractmethod
+    def calibration(self, episodes: TensorDictBase) -> Calibration | None:
+        """Values at the beginnings of episodes against the returns that followed; None for a policy without values.
+
+        Args:
+            episodes: Whole episodes, batch size (N, T), see ``roll_out_episodes``.
         """
 
     @property
@@ -110,8 +118,19 @@ class PolicyModule(WatchedModule, abc.ABC):
             f"return       {metrics['test/return_mean']:.1f} +- {metrics['test/return_std']:.1f} (mean and standard "
             f"deviation of {metrics['test/episodes']:.0f} episodes, mean length {metrics['test/episode_length']:.0f})",
             *solved,
+            *self._calibration_lines(metrics),
             f"acting       {self.actor('eval').description}; while training {self.actor('collect').description}",
             *held_out,
+        ]
+
+    @staticmethod
+    def _calibration_lines(metrics: Mapping[str, float]) -> list[str]:
+        if "test/predicted_return" not in metrics:
+            return []
+        return [
+            f"critic       predicts a discounted return of {metrics['test/predicted_return']:.4g} at the start; "
+            f"{metrics['test/discounted_return']:.4g} followed (root mean square error "
+            f"{metrics['test/value_error']:.3g})"
         ]
 
     def _log_evaluation(self, batch: TensorDictBase, stage: str) -> None:
@@ -142,6 +161,10 @@ class PolicyModule(WatchedModule, abc.ABC):
             "step": self._env_steps(),
         }
         metrics |= {f"{stage}/success_rate": each.mean() for each in solved}
+        if (calibration := self.calibration(batch)) is not None:
+            parts = [calibration.predicted, calibration.observed, calibration.known.float()]
+            predicted, observed, known = torch.as_tensor(self.all_gather(torch.stack(parts))).movedim(-2, 0).flatten(1)
+            metrics |= Calibration(predicted, observed, known > 0.5).metrics(stage)
         self.log_dict(metrics, batch_size=1, sync_dist=True)
 
     def _env_steps(self) -> float:
