@@ -113,8 +113,8 @@ VARIANTS: dict[str, tuple[TD2CFM, type[OccupancyModule]]] = {
 
 
 def run(
-    variants: tuple[str, ...] = tuple(VARIANTS),
-    segments: tuple[str, ...] = ("transitions", "n = 128"),
+    variants: tuple[str, ...] = ("midpoint 3", "midpoint 1", "Euler 1", "average-velocity copy"),
+    segments: tuple[str, ...] = ("n = 128",),
     updates: int = 1_000,
     seeds: tuple[int, ...] = (0, 1, 2),
 ) -> dict[str, Any]:
