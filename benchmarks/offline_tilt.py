@@ -32,11 +32,9 @@ from flowmatch_rl.objectives import ConditionalFlowMatching, distilled_policy_lo
 from flowmatch_rl.paths import ClipSquash, GaussianMixture
 from flowmatch_rl.samplers import OdeSampler, SdeSampler
 from flowmatch_rl.solvers import Midpoint
+from flowmatch_rl.testbeds import TiltedMixture
 
-SLOPE, CURVATURE, TEMPERATURE = torch.tensor([1.2, 0.4]), 2.0, 1.0
-BEHAVIOR = GaussianMixture(
-    torch.tensor([0.5, 0.5]), torch.tensor([[-0.45, 0.2], [0.4, -0.25]]), torch.tensor([0.12, 0.16])
-)
+PROBLEM, TEMPERATURE = TiltedMixture(), 1.0
 NETWORK = VelocityArchitecture(hidden_dim=128, max_frequency=10.0, balanced_inputs=True)
 FLOW = FlowPolicyArchitecture(squash=ClipSquash(2.0), network=NETWORK, sampler=OdeSampler(Midpoint(num_steps=25)))
 OBJECTIVE = ConditionalFlowMatching()
@@ -63,30 +61,16 @@ def run(updates: int = 3_000, seeds: tuple[int, ...] = (0, 1, 2)) -> dict[str, A
     return {"title": "Tilted distributions of a known behaviour in the plane", "updates": updates, "rows": rows}
 
 
-def tilted() -> GaussianMixture:
-    """The mixture ``BEHAVIOR exp(Q / TEMPERATURE)``."""
-    before = BEHAVIOR.scales**-2
-    after = before + CURVATURE / TEMPERATURE
-    means = (before[:, None] * BEHAVIOR.means + SLOPE / TEMPERATURE) / after[:, None]
-    exponent = 0.5 * after * means.square().sum(1) - 0.5 * before * BEHAVIOR.means.square().sum(1)
-    weights = (BEHAVIOR.weights.log() + (before / after).log() + exponent).softmax(0)
-    return GaussianMixture(weights, means, after**-0.5)
-
-
-def value_and_gradient(action: Tensor) -> tuple[Tensor, Tensor]:
-    """The value, and its gradient."""
-    return action @ SLOPE - 0.5 * CURVATURE * action.square().sum(-1), SLOPE - CURVATURE * action
-
-
 def draw(mixture: GaussianMixture, number: int, generator: torch.Generator) -> Tensor:
     """Samples of a mixture."""
-    return mixture.draw(torch.rand(number, generator=generator), torch.randn(number, 2, generator=generator))
+    uniform, z = torch.rand(number, generator=generator), torch.randn(number, 2, generator=generator)
+    return mixture.draw(uniform, z).float()
 
 
 def _batches(seed: int, size: int = 256) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    return draw(BEHAVIOR, 100_000, generator)
+    return draw(PROBLEM.behavior, 100_000, generator)
 
 
 def _cloned(data: Tensor, updates: int) -> FlowPolicy:
@@ -104,7 +88,7 @@ def _tilted(estimator: EndpointEstimator, updates: int, seed: int) -> tuple[Flow
     policy = FLOW.build(1, 2, OBJECTIVE)
     behavior = _cloned(data, updates) if estimator.needs_prior else policy
     learner, (optimizer, schedule) = PolicyLearner(policy, OBJECTIVE, estimator), _optimizer(policy, updates)
-    density = boltzmann_density(value_and_gradient, TEMPERATURE, policy.squash, jacobian=False)
+    density = boltzmann_density(PROBLEM.value_and_gradient, TEMPERATURE, policy.squash, jacobian=False)
     for _ in range(updates):
         x_1, observation = data[torch.randint(len(data), (256,))], torch.zeros(256, 1)
         prior = Prior(behavior.flow.field().at(observation[:, None]), behavior.flow.interval)
@@ -122,7 +106,7 @@ def _distilled(alpha: float, updates: int, seed: int) -> tuple[Any, float]:
         latent = policy(observation, noise)
         action = policy.squash.action(latent)
         cloned = behavior.sample_latents(observation, noise[:, None])[:, 0]
-        gradient = value_and_gradient(action.detach())[1]
+        gradient = PROBLEM.value_and_gradient(action.detach())[1]
         _step(distilled_policy_loss(latent, action, gradient, cloned, alpha).mean(), optimizer, schedule)
     return policy, time.thread_time() - began
 
@@ -140,21 +124,21 @@ def _step(loss: Tensor, optimizer: torch.optim.Optimizer, schedule: Any) -> None
 
 
 def _row(name: str, policy: Any, seconds: float, seed: int) -> dict[str, Any]:
-    generator, exact = torch.Generator().manual_seed(100 + seed), tilted()
+    generator, exact = torch.Generator().manual_seed(100 + seed), PROBLEM.tilted(TEMPERATURE)
     noise = torch.randn(NUMBER, 1, 2, generator=generator)
     found = policy.squash.action(policy.sample_latents(torch.zeros(NUMBER, 1), noise)[:, 0])
     one, other = (draw(exact, NUMBER, generator) for _ in range(2))
-    nearest = torch.cdist(found, exact.means).argmin(1)
+    nearest = torch.cdist(found, exact.means.float()).argmin(1)
     best = int(exact.weights.argmax())
     return {
         "method": name,
         "seed": seed,
         "energy_distance": float(energy_distance(found, one)),
         "floor": float(energy_distance(other, one)),
-        "to_behavior": float(energy_distance(draw(BEHAVIOR, NUMBER, generator), one)),
+        "to_behavior": float(energy_distance(draw(PROBLEM.behavior, NUMBER, generator), one)),
         "mode": float((nearest == best).float().mean()),
         "exact_mode": float(exact.weights[best]),
-        "value": float(value_and_gradient(found)[0].mean()),
-        "exact_value": float(value_and_gradient(one)[0].mean()),
+        "value": float(PROBLEM.value_and_gradient(found)[0].mean()),
+        "exact_value": float(PROBLEM.value_and_gradient(one)[0].mean()),
         "seconds": seconds,
     }

@@ -30,6 +30,7 @@ from flowmatch_rl.testbeds.tabular import (
     accumulated_strays,
     counted_kernel,
 )
+from flowmatch_rl.testbeds.tilted import TiltedMixture
 
 __all__ = [
     "Bandit",
@@ -69,6 +70,7 @@ __all__ = [
     "Spirals",
     "SumReward",
     "TabularBackup",
+    "TiltedMixture",
     "TwoMoons",
     "TwoMoonsEnergy",
     "accumulated_bias",
