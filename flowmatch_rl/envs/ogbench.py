@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 from torchrl.envs import EnvBase
 
 from flowmatch_rl.checks import UserError
@@ -21,6 +22,8 @@ from flowmatch_rl.envs.rendering import reason_without_backend
 from flowmatch_rl.envs.vectors import VectorObservations
 
 _TASK = re.compile(r"(?!visual-)(.+)-singletask-task(\d+)-(v\d+)")
+_WIDTH, _HEIGHT = 320, 240
+"""Pixels of a picture."""
 _UNSTATED_RATE = 20.0
 """Steps per second of the manipulation tasks, which do not state it."""
 
@@ -57,7 +60,8 @@ class OgbenchEnvironment(SimulatedEnvironment):
             raise UserError(f"{self.name} has no task {self.task_id}; task_id must be {_choice(known)}")
         stem, _, version = self.name.rpartition("-")
         which = "" if self.task_id is None else f"-task{self.task_id}"
-        return Seeded(gymnasium.make(f"{stem}-singletask{which}-{version}", disable_env_checker=True))
+        options: dict[str, Any] = {"disable_env_checker": True, "width": _WIDTH, "height": _HEIGHT}
+        return Pictured(Seeded(gymnasium.make(f"{stem}-singletask{which}-{version}", **options)))
 
     def make_without_task(self, **options: Any) -> Any:
         """Make the environment of OGBench without wrappers, a time limit and a task, to collect data in.
@@ -200,6 +204,43 @@ class Seeded(gymnasium.Wrapper):
         """Take a step."""
         with self._noise():
             return self.env.step(action)
+
+
+class Pictured(gymnasium.Wrapper):
+    """An environment of OGBench that Gymnasium draws: the arm from its front, a maze from above.
+
+    OGBench draws with the OpenGL library that was chosen when MuJoCo was imported, which TorchRL does before we choose.
+
+    Args:
+        env: The environment, which must have been reset once when it is drawn.
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self._renderer: MujocoRenderer | None = None
+
+    def render(self) -> Any:
+        """Picture of the current state, RGB, shape (height, width, 3), bytes."""
+        if self._renderer is None:
+            bare: Any = self.env.unwrapped
+            from_front = "front" in {bare.model.camera(index).name for index in range(bare.model.ncam)}
+            above = {"lookat": bare.model.stat.center, "distance": 1.2 * bare.model.stat.extent, "elevation": -90.0}
+            self._renderer = MujocoRenderer(
+                bare.model,
+                bare.data,
+                default_cam_config=None if from_front else above,
+                width=_WIDTH,
+                height=_HEIGHT,
+                camera_name="front" if from_front else None,
+                camera_id=None if from_front else -1,
+            )
+        return self._renderer.render("rgb_array")
+
+    def close(self) -> None:
+        """Close the environment and free what it was drawn with."""
+        if self._renderer is not None:
+            self._renderer.close()
+        self.env.close()
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.envs import NavigateOracle, NoisyOracle, OgbenchEnvironment, Oracle, PlayOracle, build_environment
 from flowmatch_rl.envs.ogbench import TaskReward
 from flowmatch_rl.envs.oracles import take_trajectory
+from flowmatch_rl.envs.rendering import reason_without_backend
 from tests.combinations import one_test
 
 MAZE = OgbenchEnvironment("pointmaze-medium-v0", 3)
@@ -106,6 +107,24 @@ def test_episodes_are_given_by_the_seed_and_leave_the_noise_of_others_alone() ->
     assert torch.equal(first, episode(0))
     assert not torch.equal(first, episode(1))
     assert len(first.unique(dim=0)) == 3
+
+
+@pytest.mark.skipif(reason_without_backend() is not None, reason="no OpenGL library for headless rendering")
+def test_a_picture_of_a_maze_shows_the_point_where_it_is() -> None:
+    env = MAZE.make(render=True)
+    env.reset()
+    maze: Any = env._env.unwrapped  # pyright: ignore[reportAttributeAccessIssue]
+    maze.set_xy(np.array([0.0, 0.0]))
+    pictures = [MAZE.frame(env)]
+    maze.set_xy(np.array([20.0, 20.0]))
+    pictures.append(MAZE.frame(env))
+    env.close()
+    assert [(picture.shape, picture.dtype) for picture in pictures] == [((240, 320, 3), np.uint8)] * 2
+    rows, columns = (np.abs(pictures[0].astype(int) - pictures[1]).sum(2) > 100).nonzero()
+    # It went from the lower left to the upper right.
+    assert rows.min() < 80 < 160 < rows.max()
+    assert columns.min() < 120 < 200 < columns.max()
+    assert MAZE.frames_per_second(MAZE.make(render=False)) == 10.0
 
 
 def test_a_task_is_that_of_its_number_and_by_default_that_of_the_benchmark() -> None:
