@@ -14,7 +14,7 @@ import torch
 from benchmarks.occupancy_horizon import SEGMENTS
 from benchmarks.occupancy_maze import LINEAR, NETWORK, SOLVER
 from flowmatch_rl.batches import Segment
-from flowmatch_rl.models import Horizon
+from flowmatch_rl.models import Horizon, StochasticDynamics
 from flowmatch_rl.modules import Expansion, OccupancyModule, Segments
 from flowmatch_rl.nets import EmaSettings, update_ema
 from flowmatch_rl.objectives import TD2CFM
@@ -22,7 +22,9 @@ from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.testbeds import MazeLoopPolicy, PointMassMaze
 
 BATCH = 256
-NAMES = ("transitions", "n = 32", "n = 64", "n = 128")
+VARIANTS: dict[str, Segments] = {name: SEGMENTS[name] for name in ("transitions", "n = 32", "n = 64", "n = 128")} | {
+    "n = 16, two flows": Expansion(length=16, dynamics=StochasticDynamics(num_members=2), pool_batches=16)
+}
 
 
 class _Run:
@@ -84,14 +86,14 @@ def _seconds(run: _Run, settings: Segments, updates: int = 20) -> float:
 
 def run(rounds: int = 3) -> dict[str, Any]:
     """Measure; one row per variant."""
-    runs = {name: _Run(SEGMENTS[name]) for name in NAMES}
-    seconds: dict[str, list[float]] = {name: [] for name in NAMES}
+    runs = {name: _Run(segments) for name, segments in VARIANTS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for _ in range(rounds):
-        for name in NAMES:
-            seconds[name].append(_seconds(runs[name], SEGMENTS[name]))
+        for name, segments in VARIANTS.items():
+            seconds[name].append(_seconds(runs[name], segments))
     median = {name: statistics.median(values) for name, values in seconds.items()}
     rows = [
         {"segments": name, "ms_per_update": 1e3 * median[name], "ratio": median[name] / median["transitions"]}
-        for name in NAMES
+        for name in VARIANTS
     ]
     return {"title": "Cost of an update on expanded transitions", "threads": torch.get_num_threads(), "rows": rows}

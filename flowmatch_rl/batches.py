@@ -23,6 +23,9 @@ NEXT_ACTION = ("next", "action")
 EMBEDDING = "embedding"
 """Embedding of the policy that acted, if it is one of a family, shape (B, Z)."""
 
+ACTION_CHUNK = "action_chunk"
+"""The h actions, side by side, that an action taken by ``OpenLoop`` is one of, shape (B, h A)."""
+
 LENGTH = "length"
 """Number of steps of a multi-step transition, shape (B, 1); its reward has shape (B, n)."""
 

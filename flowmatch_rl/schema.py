@@ -46,6 +46,14 @@ class ActionBounds:
         """Bounds of actions that the environment takes in [-1, 1] itself."""
         return cls((-1.0,) * action_dim, (1.0,) * action_dim)
 
+    def repeated(self, number: int) -> "ActionBounds":
+        """Bounds of several actions side by side.
+
+        Args:
+            number: How many, at least 1.
+        """
+        return ActionBounds(self.low * number, self.high * number)
+
     def standardise(self, action: Tensor) -> Tensor:
         """Actions in [-1, 1], float64, shape (*batch, A), of actions in the environment's unit.
 

@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tensordict import TensorDictBase
 
-from flowmatch_rl.batches import ACTION, OBSERVATION, REWARD
+from flowmatch_rl.batches import ACTION, ACTION_CHUNK, OBSERVATION, REWARD
 from flowmatch_rl.callbacks.artifacts import write_figure, writes_files
 from flowmatch_rl.callbacks.curves import Curve, data_label, metric
 from flowmatch_rl.callbacks.progress import env_step_counter
@@ -157,7 +157,7 @@ class PolicyFigures(Callback):
 
     def _policy(self, module: Any, batch: TensorDictBase, bounds: ActionBounds, title: str) -> Figure:
         length = int(batch["mask"][0].sum())
-        observation, action = batch[OBSERVATION][0, :length], batch[ACTION][0, :length]
+        observation, action = batch[OBSERVATION][0, :length], batch.get(ACTION_CHUNK, batch[ACTION])[0, :length]
         steps = differing_states(observation, self.num_states)
         sample = sample_policy(
             module.policy,
@@ -165,7 +165,7 @@ class PolicyFigures(Callback):
             float(module.temperature),
             observation[steps],
             action[steps],
-            bounds,
+            bounds.repeated(action.shape[-1] // len(bounds.low)),
             self.num_particles,
         )
         return draw_policy(sample, steps, title)

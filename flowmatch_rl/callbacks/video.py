@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from flowmatch_rl.batches import ACTION
@@ -100,7 +101,9 @@ class Video(Callback):
             with _rendering():
                 rate = rendered.frames_per_second
             stride = max(1, round(rate / _FRAMES_PER_SECOND))
-            frames = self._frames(rendered, module, stride)
+            data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+            policy = data.acting_policy(module.evaluation_policy())
+            frames = self._frames(rendered, policy, module.device, stride)
         finally:
             with _rendering():
                 rendered.env.close()
@@ -111,15 +114,21 @@ class Video(Callback):
         return path
 
     @torch.no_grad()
-    def _frames(self, rendered: RenderedEnvironment, module: Any, stride: int) -> np.ndarray:
+    def _frames(
+        self,
+        rendered: RenderedEnvironment,
+        policy: Callable[[TensorDictBase], TensorDictBase],
+        device: torch.device,
+        stride: int,
+    ) -> np.ndarray:
         """Every ``stride``-th frame of an episode, shape (T, H, W, 3)."""
-        env, policy = rendered.env, module.evaluation_policy()
+        env = rendered.env
         frames: list[np.ndarray] = []
         state = env.reset()
         for step in range(self.max_steps):
             if step % stride == 0:
                 frames.append(_frame(rendered))
-            state.set(ACTION, policy(state.to(module.device))[ACTION].cpu())
+            state.set(ACTION, policy(state.to(device))[ACTION].cpu())
             arrived = env.step(state)
             if bool(arrived["next", "done"].any()):
                 break

@@ -15,6 +15,7 @@ from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.data.base import TEST_SEEDS, DataModule, batch_loader
 from flowmatch_rl.envs.building import build_environment
 from flowmatch_rl.envs.environments import Environment
+from flowmatch_rl.envs.open_loop import OpenLoop
 from flowmatch_rl.envs.rendered import RenderedEnvironment
 from flowmatch_rl.envs.rollouts import roll_out_episodes
 
@@ -52,6 +53,7 @@ class EpisodeData(DataModule, abc.ABC):
         test_episodes: Episodes of the ``test`` and ``predict`` commands.
         eval_seed: Seed of the initial states during training; tests have others.
         max_episode_steps: Steps after which an evaluation episode is cut off.
+        action_chunk: Actions that the policy chooses at once, at least 1.
 
     Raises:
         UserError: If the environment or a number does not fit.
@@ -65,9 +67,11 @@ class EpisodeData(DataModule, abc.ABC):
         test_episodes: int,
         eval_seed: int,
         max_episode_steps: int,
+        action_chunk: int = 1,
     ) -> None:
         check_range(
             "[1, inf)",
+            action_chunk=action_chunk,
             eval_episodes=eval_episodes,
             test_episodes=test_episodes,
             max_episode_steps=max_episode_steps,
@@ -75,7 +79,7 @@ class EpisodeData(DataModule, abc.ABC):
         super().__init__(num_epochs)
         self.environment = environment
         self.eval_episodes, self.test_episodes, self.eval_seed = eval_episodes, test_episodes, eval_seed
-        self.max_episode_steps = max_episode_steps
+        self.max_episode_steps, self.action_chunk = max_episode_steps, action_chunk
         self._evaluation_envs: dict[int, EnvBase] = {}
 
     @property
@@ -114,7 +118,16 @@ class EpisodeData(DataModule, abc.ABC):
         if part not in self._evaluation_envs:
             self._evaluation_envs[part] = build_environment(self.environment, part)
         env, seed = self._evaluation_envs[part], seed + self.rank * number
-        return roll_out_episodes(env, self.module.evaluation_policy(), seed, self.max_episode_steps)
+        policy = self.acting_policy(self.module.evaluation_policy())
+        return roll_out_episodes(env, policy, seed, self.max_episode_steps)
+
+    def acting_policy(self, policy: TensorDictModuleBase) -> TensorDictModuleBase:
+        """A policy of the module as it acts in the environment, one action at a time.
+
+        Args:
+            policy: Reads ``observation``, writes ``action``, or the actions of a chunk side by side.
+        """
+        return policy if self.action_chunk == 1 else OpenLoop(policy, self.action_chunk)
 
     def rendering_environment(self) -> RenderedEnvironment:
         """An environment to film, which starts where the first evaluation episode does. The caller closes it."""

@@ -35,6 +35,8 @@ class PolicyData(EpisodeData):
         epoch_updates: Gradient steps between two evaluations; the updates are divided evenly into epochs of at most
             about this length.
         n_steps: Steps of a transition, at least 1.
+        action_chunk: Actions h that the policy chooses at once and takes one after the other; above 1 transitions have
+            h steps, whatever ``n_steps``.
         held_out: Fraction of the rows that training leaves out, the last ones, in [0, 0.5].
         eval_episodes: Episodes of each evaluation during training, divided among the processes.
         test_episodes: Episodes of the ``test`` and ``predict`` commands.
@@ -55,6 +57,7 @@ class PolicyData(EpisodeData):
         num_updates: int = 100_000,
         epoch_updates: int = 10_000,
         n_steps: int = 1,
+        action_chunk: int = 1,
         held_out: float = 0.05,
         eval_episodes: int = 10,
         test_episodes: int = 50,
@@ -67,12 +70,15 @@ class PolicyData(EpisodeData):
         )
         check_range("[0, 0.5]", held_out=held_out)
         num_epochs = math.ceil(num_updates / epoch_updates)
-        super().__init__(num_epochs, environment, eval_episodes, test_episodes, eval_seed, max_episode_steps)
+        evaluations = eval_episodes, test_episodes, eval_seed, max_episode_steps
+        super().__init__(num_epochs, environment, *evaluations, action_chunk)
         self.store = TransitionStore.open(path)
         if verify:
             self.store.verify()
         self.spaces = self._spaces()
-        self.batch_size, self.num_updates, self.n_steps = batch_size, num_updates, n_steps
+        if action_chunk > 1 and n_steps not in (1, action_chunk):
+            raise UserError(f"n_steps must be 1 or action_chunk {action_chunk}, got {n_steps}")
+        self.batch_size, self.num_updates, self.n_steps = batch_size, num_updates, max(n_steps, action_chunk)
         self._held_out = int(held_out * len(self.store))
         self._reader: TransitionReader | None = None
         self._drawn = 0  # batches, by the run that is resumed
@@ -84,8 +90,12 @@ class PolicyData(EpisodeData):
 
     @property
     def dimensions(self) -> dict[str, Any]:
-        """Arguments of a model that this data determines."""
-        return dict(vars(self.spaces))
+        """Arguments of a model that this data determines; the actions of a chunk lie side by side."""
+        return {
+            "observation_dim": self.spaces.observation_dim,
+            "action_dim": self.action_chunk * self.spaces.action_dim,
+            "action_bounds": self.spaces.action_bounds.repeated(self.action_chunk),
+        }
 
     @property
     def outline(self) -> dict[str, str]:
@@ -130,7 +140,7 @@ class PolicyData(EpisodeData):
         if self._reader is None:
             seed = process_seed(self.common_seed, self.rank)
             self._reader = TransitionReader(
-                self.store, self.n_steps, self.batch_size, seed, self._drawn, self._held_out
+                self.store, self.n_steps, self.batch_size, seed, self._drawn, self._held_out, self.action_chunk
             )
         return self._reader
 

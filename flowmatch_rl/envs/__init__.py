@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.envs.environments import DMControlEnvironment, Environment, GymnasiumEnvironment
     from flowmatch_rl.envs.multi_step import MultiStep
     from flowmatch_rl.envs.ogbench import OgbenchEnvironment
+    from flowmatch_rl.envs.open_loop import OpenLoop
     from flowmatch_rl.envs.oracles import NavigateOracle, NoisyOracle, Oracle, PlayOracle
     from flowmatch_rl.envs.process import ProcessEnv, ProcessEnvironment
     from flowmatch_rl.envs.rendered import RenderedEnvironment
@@ -23,6 +24,7 @@ __all__ = [
     "NavigateOracle",
     "NoisyOracle",
     "OgbenchEnvironment",
+    "OpenLoop",
     "Oracle",
     "PlayOracle",
     "ProcessEnv",

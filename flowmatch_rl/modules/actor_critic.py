@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from flowmatch_rl.batches import ACTION, OBSERVATION, REWARD, TERMINATED, Transition, read_transition
+from flowmatch_rl.batches import ACTION, ACTION_CHUNK, OBSERVATION, REWARD, TERMINATED, Transition, read_transition
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.evaluation import Calibration, calibrate
 from flowmatch_rl.models import LatentPolicy
@@ -167,7 +167,7 @@ class ActorCritic(PolicyModule, abc.ABC):
         return calibrate(
             self.critics.values,
             episodes[OBSERVATION][:, 0].to(self.device),
-            episodes[ACTION][:, 0].to(self.device),
+            episodes.get(ACTION_CHUNK, episodes[ACTION])[:, 0].to(self.device),
             episodes[REWARD].squeeze(-1).to(self.device),
             episodes[TERMINATED].squeeze(-1).to(self.device),
             episodes["mask"].to(self.device),

@@ -47,7 +47,7 @@ class StandInRenderer:
 
 
 def film(folder: Path, video: Video, renderer: Any, policy: Any = full_torque) -> Path:
-    data = SimpleNamespace(rendering_environment=lambda: renderer)
+    data = SimpleNamespace(rendering_environment=lambda: renderer, acting_policy=lambda acts: acts)
     video.on_test_end(stand_in_trainer(folder, datamodule=data), module(policy))
     return folder / "videos" / f"episode.{video.format}"
 

@@ -74,6 +74,14 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data: Path, tmp_path
     assert drawn == [4, 4]
 
 
+def test_chunks_of_actions_train_and_act(data: Path, tmp_path: Path) -> None:
+    folder, options = tmp_path / "run", {"data__action_chunk": 3, "data__max_episode_steps": 7}
+    assert run(words("fit", TASK, data__path=data, trainer__default_root_dir=folder, **options)) == 0
+    action = load_policy(folder / "checkpoints" / "last.ckpt")(np.zeros((4, 3), np.float32))
+    assert action.shape == (4, 3)
+    assert {"episode.png", "policy.png"} <= {path.name for path in (folder / "figures").glob("*")}
+
+
 def test_a_log_without_rewards_and_environment_is_imitated(tmp_path: Path) -> None:
     trajectory_store(tmp_path / "log", TRAJECTORIES * 4, has_rewards=False)
     method = CONF / "offline" / "methods" / "behavior_cloning.yaml"

@@ -70,6 +70,42 @@ def test_the_last_rows_are_held_out(tmp_path: Path) -> None:
     assert len(reader.held_out(2)) == 2
 
 
+def test_a_chunk_holds_the_actions_of_its_steps(tmp_path: Path) -> None:
+    store = trajectory_store(tmp_path / "set", [(4, "truncated"), (3, "terminated"), (5, "truncated")])
+    reader = TransitionReader(store, 3, 64, seed=0, chunk=3)
+    batch = read_transition(reader.take())
+    assert batch.action.shape == (64, 3)
+    seen = {(int(i), int(k)) for i, k in batch.observation}
+    assert seen == {(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (2, 2)}
+    for row in range(64):
+        i, k = (int(value) for value in batch.observation[row])
+        wanted = [float(action_at(torch.tensor(float(i)), torch.tensor(float(k + j)))) for j in range(3)]
+        assert batch.action[row].tolist() == pytest.approx(wanted)
+        assert list(batch.rewards[row]) == [k, k + 1, k + 2]
+        assert list(batch.next_observation[row]) == [i, k + 3]
+        assert bool(batch.terminated[row]) == (i == 1)
+        assert int(batch.length[row]) == 3
+    held = TransitionReader(store, 3, 64, seed=0, held_out=5, chunk=3).held_out(100)
+    assert [tuple(row) for row in held["observation"].tolist()] == [(2.0, 0.0), (2.0, 1.0), (2.0, 2.0)]
+
+
+def test_chunks_are_acted_out_in_the_environment(tmp_path: Path) -> None:
+    path, environment = tmp_path / "set", GymnasiumEnvironment("Pendulum-v1")
+    collect_transitions(environment, str(path), 40, num_envs=1, progress=False)
+    data = PolicyData(str(path), environment, 4, num_updates=2, action_chunk=3, test_episodes=2, max_episode_steps=7)
+    assert data.dimensions["action_dim"] == 3
+    assert data.dimensions["action_bounds"].low == (-2.0, -2.0, -2.0)
+    module = tiny_module(data)
+    quiet(max_epochs=1).fit(module, datamodule=data)
+    steps = data.episodes(2, 5)
+    assert steps["action"].shape == (2, 7, 1)
+    assert steps["action_chunk"].shape == (2, 7, 3)
+    for step in range(7):
+        torch.testing.assert_close(steps["action"][:, step, 0], steps["action_chunk"][:, step, step % 3])
+        if step % 3:
+            assert torch.equal(steps["action_chunk"][:, step], steps["action_chunk"][:, step - 1])
+
+
 def test_a_resumed_run_draws_what_it_would_have_drawn(tmp_path: Path) -> None:
     store = trajectory_store(tmp_path / "set")
     whole = TransitionReader(store, 1, 8, seed=3)
@@ -124,5 +160,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         PolicyData(str(tmp_path / "set"), held_out=0.6)
     with pytest.raises(UserError, match=r"Pendulum-v1 has observations of dimension 3 .* the data set 2 "):
         PolicyData(str(tmp_path / "set"), GymnasiumEnvironment("Pendulum-v1"))
+    with pytest.warns(UserWarning, match=r"2 of 6 trajectories of .* shorter than action_chunk 2: .* has 1 steps"):
+        TransitionReader(store, 2, 4, seed=0, chunk=2)
+    with pytest.raises(UserError, match=r"action_chunk 6 is longer than every trajectory of .*; the longest has 5"):
+        TransitionReader(store, 6, 4, seed=0, chunk=6)
+    with pytest.raises(UserError, match="n_steps must be 1 or action_chunk 3, got 2"):
+        PolicyData(str(tmp_path / "set"), n_steps=2, action_chunk=3)
     with pytest.raises(UserError, match="episodes need an environment"):
         PolicyData(str(tmp_path / "set")).episodes(2, 0)

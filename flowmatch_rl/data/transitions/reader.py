@@ -1,5 +1,7 @@
 """Batches of stored transitions with their rewards, drawn through TorchRL's replay buffer."""
 
+import warnings
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -23,7 +25,8 @@ from flowmatch_rl.data.transitions.store import TransitionStore
 class TransitionReader:
     """Transitions of up to n steps each, as a replay buffer of ``OnlineData`` holds them.
 
-    A transition is shorter where its trajectory ends, by termination or for another reason.
+    A transition is shorter where its trajectory ends, by termination or for another reason; one of a chunk of actions
+    has all of them, so that those that a trajectory ends within are not drawn.
 
     Args:
         store: The data set.
@@ -32,15 +35,26 @@ class TransitionReader:
         seed: Seed, of this process.
         drawn: Batches drawn by the run that is resumed.
         held_out: Trailing rows that are never drawn.
+        chunk: Actions h of a transition, 1 or n; with more than 1 they lie side by side, shape (B, h A).
 
     Raises:
-        UserError: If the data set is a shuffled table and n is not 1, or nothing is left to draw.
+        UserError: If the data set is a shuffled table and n is not 1, nothing is left to draw, or every
+            trajectory is shorter than a chunk.
     """
 
     def __init__(
-        self, store: TransitionStore, n_steps: int, batch_size: int, seed: int, drawn: int = 0, held_out: int = 0
+        self,
+        store: TransitionStore,
+        n_steps: int,
+        batch_size: int,
+        seed: int,
+        drawn: int = 0,
+        held_out: int = 0,
+        chunk: int = 1,
     ) -> None:
-        check_range("[1, inf)", n_steps=n_steps, batch_size=batch_size)
+        check_range("[1, inf)", n_steps=n_steps, batch_size=batch_size, action_chunk=chunk)
+        if chunk not in (1, n_steps):
+            raise UserError(f"action_chunk must be 1 or n_steps {n_steps}, got {chunk}")
         if n_steps > 1 and not store.info.ordered:
             raise UserError(f"n_steps {n_steps} needs trajectories; {store.path} is a shuffled table")
         if held_out >= len(store):
@@ -48,7 +62,24 @@ class TransitionReader:
         self._n_steps, self._held_out = n_steps, held_out
         self._transitions = store.transitions.select(*TRANSITION)
         self._remaining = _remaining_steps(store) if n_steps > 1 else torch.empty(0)
+        self._chunk = chunk
         rows = torch.arange(len(store) - held_out) if held_out else None
+        if chunk > 1:
+            lengths = _lengths(self._remaining)
+            short = int((lengths < chunk).sum())
+            if short == len(lengths):
+                raise UserError(
+                    f"action_chunk {chunk} is longer than every trajectory of {store.path}; the longest has "
+                    f"{int(lengths.max())} steps"
+                )
+            if short:
+                warnings.warn(
+                    f"{short} of {len(lengths)} trajectories of {store.path} are shorter than action_chunk {chunk}: "
+                    f"the shortest has {int(lengths.min())} steps; they are left out",
+                    stacklevel=2,
+                )
+            rows = torch.arange(len(store) - held_out)
+            rows = rows[self._remaining[rows] >= chunk]
         self.sampler = RowSampler(rows, seed, drawn)
         self._buffer = TensorDictReplayBuffer(
             storage=TensorStorage(self._transitions), sampler=self.sampler, batch_size=batch_size
@@ -74,7 +105,7 @@ class TransitionReader:
         return TensorDict(
             {
                 OBSERVATION: self._transitions.get(OBSERVATION)[rows],
-                ACTION: self._transitions.get(ACTION)[rows],
+                ACTION: self._transitions.get(ACTION)[window if self._chunk > 1 else rows].flatten(1),
                 REWARD: rewards.masked_fill(offsets >= length[:, None], 0.0),
                 NEXT_OBSERVATION: self._transitions.get(NEXT_OBSERVATION)[last],
                 TERMINATED: self._transitions.get(TERMINATED)[last],
@@ -91,7 +122,7 @@ class TransitionReader:
         """
         count = len(self._transitions)
         rows = torch.linspace(count - self._held_out, count - 1, min(number, self._held_out)).long()
-        return self.read(rows)
+        return self.read(rows if self._chunk == 1 else rows[self._remaining[rows] >= self._chunk])
 
 
 def _remaining_steps(store: TransitionStore) -> Tensor:
@@ -100,3 +131,10 @@ def _remaining_steps(store: TransitionStore) -> Tensor:
     end[-1] = True
     ends, rows = end.nonzero().reshape(-1), torch.arange(len(end))
     return ends[torch.searchsorted(ends, rows)] - rows + 1
+
+
+def _lengths(remaining: Tensor) -> Tensor:
+    """Steps of each trajectory, given those that remain at each row."""
+    ends = remaining == 1
+    begins = torch.cat([torch.ones_like(ends[:1]), ends[:-1]])
+    return remaining[begins]
