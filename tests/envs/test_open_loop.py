@@ -14,10 +14,9 @@ CHUNK, ACTION_DIM = 3, 2
 class Counting(TensorDictModuleBase):
     """The k-th chunk that it is asked for is 6 k, 6 k + 1, ..., plus 1000 times the observation."""
 
-    in_keys, out_keys = ["observation"], ["action"]
-
     def __init__(self) -> None:
         super().__init__()
+        self.in_keys, self.out_keys = ["observation"], ["action"]
         self.asked = 0
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
