@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator, Prior
 from flowmatch_rl.estimators.control_variates import ControlVariate, FisherControlVariate
 from flowmatch_rl.estimators.proposals import ProductProposal, Proposal
+from flowmatch_rl.estimators.weighted import weighted_estimate
 from flowmatch_rl.paths import AffinePath, PathPoints, Source
 from flowmatch_rl.shapes import append_dims, check_shape
 from flowmatch_rl.types import LogDensityAndScore
@@ -87,15 +87,5 @@ class PosteriorMeanEstimator(EndpointEstimator):
         # Log-weights span thousands of nats: never in half precision.
         log_density, score = log_density.to(x_t.dtype), score.to(x_t.dtype)
         correction = self.proposal.correction(x_0, x_1, source, x_t[:, None], alpha, sigma)
-        weights = torch.softmax(log_density + correction, dim=1)[..., None]  # (B, K, 1)
         r = rho * score - source.score(x_0)
-        eta = self.control_variate.coefficient(weights, x_0, r, rho[:, 0], t)
-        shift = eta * (weights * r).sum(1)
-        return EndpointEstimate(
-            x_0=(weights * x_0).sum(1) - shift,
-            x_1=(weights * x_1).sum(1) + rho[:, 0] * shift,
-            weight=torch.ones_like(t),
-            eta=eta,
-            effective_sample_size=1.0 / weights.square().sum((1, 2)),
-            log_density_spread=log_density.std(dim=1, correction=0),
-        )
+        return weighted_estimate(x_0, x_1, log_density, correction, r, rho[:, 0], t, self.control_variate)

@@ -9,6 +9,7 @@ from torch import Tensor
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator, Prior
 from flowmatch_rl.estimators.control_variates import ControlVariate, FisherControlVariate
+from flowmatch_rl.estimators.weighted import weighted_estimate
 from flowmatch_rl.paths import AffinePath, PathPoints, Source
 from flowmatch_rl.samplers import OdeSampler, Sampler, SdeSampler, SteppingSampler
 from flowmatch_rl.shapes import append_dims, check_shape
@@ -214,15 +215,5 @@ class PriorMeanEstimator(EndpointEstimator):
         if self.needs_score:
             late = torch.full_like(points.t, self.score_time)
             score = score + prior.field.read_as("score", path.schedule.alpha(late)[:1] * x_1, late)
-        weights = torch.softmax(tilt + self.proposal.correction(x_0, source), dim=1)[..., None]  # (B, K, 1)
-        r = rho * score - source.score(x_0)
-        eta = self.control_variate.coefficient(weights, x_0, r, rho[:, 0], t)
-        shift = eta * (weights * r).sum(1)
-        return EndpointEstimate(
-            x_0=(weights * x_0).sum(1) - shift,
-            x_1=(weights * x_1).sum(1) + rho[:, 0] * shift,
-            weight=torch.ones_like(t),
-            eta=eta,
-            effective_sample_size=1.0 / weights.square().sum((1, 2)),
-            log_density_spread=tilt.std(dim=1, correction=0),
-        )
+        r, correction = rho * score - source.score(x_0), self.proposal.correction(x_0, source)
+        return weighted_estimate(x_0, x_1, tilt, correction, r, rho[:, 0], t, self.control_variate)
