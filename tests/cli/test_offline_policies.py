@@ -60,6 +60,24 @@ def test_every_method_trains_and_its_policy_acts(method: Path, data: Path, tmp_p
     assert [row.partition(",")[0] for row in rows] == ["2", "4"]
 
 
+@pytest.mark.parametrize("name", ["pointmaze_medium", pytest.param("cube_single", marks=pytest.mark.slow)])
+def test_tasks_of_ogbench_train_on_data_of_their_oracles(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("ogbench", reason="the extra ogbench is not installed")
+    data, source = tmp_path / "data", CONF / "collect" / f"{name}.yaml"
+    made = call(["collect", f"-c={source}", f"--output={data}", "--num_transitions=120", "--progress=false"])
+    assert made.code == 0, made.err
+    folder, options = tmp_path / "run", {"model__critics__architecture__hidden_dim": 16}
+    task = CONF / "offline" / f"{name}.yaml"
+    outcome = call(words("fit", task, data__path=data, trainer__default_root_dir=folder, **options))
+    assert outcome.code == 0, outcome.err
+    assert "success      " in outcome.out
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_every_task_is_tested() -> None:
+    assert {path.stem for path in (CONF / "offline").glob("*.yaml")} == {"pendulum", "pointmaze_medium", "cube_single"}
+
+
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data: Path, tmp_path: Path) -> None:
     whole, half = tmp_path / "whole", tmp_path / "half"
     options = {"data__path": data, "seed_everything": 3}
