@@ -1,0 +1,190 @@
+"""Collection of transitions: a policy acts in an environment while it trains, and its steps fill a replay buffer."""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.collectors import Collector
+
+from flowmatch_rl.batches import DONE, REWARD
+from flowmatch_rl.checks import RunError, UserError, check_range
+from flowmatch_rl.data.episodes import EpisodeData
+from flowmatch_rl.data.replay import Replay
+from flowmatch_rl.envs.building import build_environment
+from flowmatch_rl.envs.environments import Environment
+from flowmatch_rl.seeds import process_seed
+
+
+class Collection:
+    """Steps of the policy of one process, collected with TorchRL at a fixed ratio to the batches that it is asked for.
+
+    A resumed run begins new episodes, and drops the steps that were waiting for those that follow, see ``Replay``.
+
+    Args:
+        data: The data module that owns this, which knows the trained module and the processes.
+        environment: Environment to act in.
+        warmup_env_steps: Steps before the first batch, over all processes; more where they make fewer transitions than
+            a batch takes.
+        updates_per_env_step: Batches per environment step of a process, positive.
+        batch_size: Transitions per batch.
+        buffer_capacity: Transitions kept; the oldest are dropped.
+        num_envs: Environments stepped together.
+        parallel: Whether each environment runs in a process of its own.
+        env_steps_per_collection: Steps collected at a time, a multiple of ``num_envs``.
+        n_steps: Steps of a transition, at least 1.
+        checkpoint_replay: Whether ``state_dict`` holds the replay buffer.
+        random_warmup: Whether the actions of the warm-up are random, not the policy's.
+
+    Raises:
+        UserError: If a number does not fit.
+    """
+
+    def __init__(
+        self,
+        data: EpisodeData,
+        environment: Environment,
+        warmup_env_steps: int,
+        updates_per_env_step: float,
+        batch_size: int,
+        buffer_capacity: int,
+        num_envs: int,
+        parallel: bool,
+        env_steps_per_collection: int,
+        n_steps: int,
+        checkpoint_replay: bool,
+        random_warmup: bool,
+    ) -> None:
+        check_range(
+            "[1, inf)",
+            batch_size=batch_size,
+            buffer_capacity=buffer_capacity,
+            num_envs=num_envs,
+            env_steps_per_collection=env_steps_per_collection,
+            n_steps=n_steps,
+        )
+        check_range("(0, inf)", updates_per_env_step=updates_per_env_step)
+        if batch_size > buffer_capacity:
+            raise UserError(f"buffer_capacity {buffer_capacity} is less than the {batch_size} transitions of a batch")
+        if env_steps_per_collection % num_envs:
+            raise UserError(
+                f"env_steps_per_collection {env_steps_per_collection} must be a multiple of num_envs {num_envs}"
+            )
+        self._data, self._environment = data, environment
+        self._warmup_env_steps, self._random_warmup = warmup_env_steps, random_warmup
+        self._updates_per_env_step = updates_per_env_step
+        self._batch_size, self._capacity, self._n_steps = batch_size, buffer_capacity, n_steps
+        self._num_envs, self._parallel, self._block_steps = num_envs, parallel, env_steps_per_collection
+        self._checkpoint_replay = checkpoint_replay
+        self.recent_returns: deque[float] = deque(maxlen=20)
+        self._local_env_steps = 0
+        self._pending_updates = 0.0
+        self._replay: Replay | None = None
+        self._restored: TensorDictBase | None = None  # transitions of a checkpoint, until the buffer is made
+        self._collector: Collector | None = None
+        self._blocks: Iterator[TensorDictBase] | None = None
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps taken so far, over all processes."""
+        return self._local_env_steps * self._data.world_size
+
+    @property
+    def replay(self) -> TensorDictBase | None:
+        """Transitions that this process holds, oldest first and on the CPU, batch size (N,); None before the first."""
+        return self._restored if self._replay is None or len(self._replay) == 0 else self._replay.transitions
+
+    def next_batch(self) -> TensorDictBase:
+        """A batch from the replay buffer, after collecting at the set ratio."""
+        replay = self._ready_replay()
+        while self._pending_updates < 1.0:
+            self._pending_updates += self._collect(replay) * self._updates_per_env_step
+        self._pending_updates -= 1.0
+        return replay.sample()
+
+    def close(self) -> None:
+        """Close the environments; the next batch begins new episodes."""
+        if self._collector is not None:
+            self._collector.shutdown()
+        self._collector, self._blocks = None, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and, if so configured, the replay buffer of the first process."""
+        state: dict[str, Any] = {"local_env_steps": self._local_env_steps, "pending_updates": self._pending_updates}
+        held = self.replay if self._checkpoint_replay else None
+        if held is not None:  # oldest first, so that a resumed run overwrites in the same order
+            state["replay"] = dict(held.flatten_keys("/").items())
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore counters and replay buffer. The environment itself starts a fresh episode.
+
+        Raises:
+            UserError: If the transitions of the replay buffer have another number of steps.
+        """
+        replay = state_dict.get("replay")
+        self._restored = None
+        if replay is not None:
+            number, steps = replay["/".join(REWARD)].shape
+            if steps != self._n_steps:
+                raise UserError(f"the checkpoint's replay buffer has n_steps {steps}, this run {self._n_steps}")
+            self._restored = TensorDict({tuple(key.split("/")): rows for key, rows in replay.items()}, [number])
+        self._local_env_steps = state_dict["local_env_steps"]
+        self._pending_updates = state_dict["pending_updates"]
+
+    def _ready_replay(self) -> Replay:
+        """The replay buffer, filled by warm-up (or from a checkpoint) before its first use."""
+        if self._replay is None:
+            device = self._data.module.device
+            self._replay = Replay(self._capacity, self._batch_size, self._n_steps, device, self._restored)
+            self._restored = None
+        while self._local_env_steps < self._local_warmup() or len(self._replay) < self._batch_size:
+            self._collect(self._replay)
+        return self._replay
+
+    def _local_warmup(self) -> int:
+        """Warm-up steps of this process."""
+        return math.ceil(self._warmup_env_steps / self._data.world_size)
+
+    def _collect(self, replay: Replay) -> int:
+        """Collect one block into the replay buffer and return its number of steps."""
+        if self._blocks is None:
+            replay.begin_episodes()
+            self._blocks = iter(self._start_collector())
+        try:
+            block = next(self._blocks).reshape(-1)
+        except RunError:
+            self._data.module.check_finite()  # a network that has diverged is the cause, not what it made of a state
+            raise
+        ended = block[DONE].squeeze(-1)
+        self.recent_returns.extend(block["next", "episode_reward"].squeeze(-1)[ended].tolist())
+        self._local_env_steps += len(block)
+        replay.add(block.reshape(self._num_envs, -1))
+        return len(block)
+
+    def _start_collector(self) -> Collector:
+        module = self._data.module
+        random_steps = self._local_warmup() - self._local_env_steps if self._random_warmup else 0
+        before, processes = self._local_env_steps, self._data.world_size
+        env = build_environment(
+            self._environment, self._num_envs, self._parallel, env_step=lambda taken: (before + taken) * processes
+        )
+        # Seeded before the collector resets it: seeding starts new episodes, of which a collector would not learn. The
+        # seed depends on the step as well, so that a resumed run does not see its first episodes again.
+        env.set_seed(process_seed(torch.initial_seed(), self._data.rank, self._local_env_steps) % 2**31)
+        self._collector = Collector(
+            env,
+            module.collection_policy(),
+            frames_per_batch=self._block_steps,
+            total_frames=-1,
+            init_random_frames=max(0, random_steps),
+            policy_device=module.device,
+            env_device="cpu",
+            storing_device=module.device,
+            trust_policy=True,
+            track_traj_ids=False,
+            auto_register_policy_transforms=False,
+        )
+        return self._collector
