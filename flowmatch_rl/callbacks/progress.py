@@ -56,7 +56,7 @@ class Progress(ProgressBar):
         """Open the bar."""
         if self._enabled and trainer.is_global_zero:
             data = env_step_counter(trainer)
-            total = trainer.estimated_stepping_batches if data is None else data.total_env_steps
+            total = _total_updates(trainer) if data is None else data.total_env_steps
             name = "updates" if data is None else "env steps"
             # Without smoothing the rate is the mean over the run: the remaining time counts evaluations in.
             self._bar = tqdm(total=total, unit="step", desc=name, mininterval=0.0, smoothing=0.0)
@@ -165,10 +165,16 @@ class Throughput(Callback):
             rates = {"train/gradient_steps_per_s": (now[2] - self._last[2]) / seconds}
             if data is not None:
                 rates |= {"train/env_steps_per_s": (now[1] - self._last[1]) / seconds, "step": float(now[1])}
-                if data.recent_returns:
-                    rates["train/episode_return"] = sum(data.recent_returns) / len(data.recent_returns)
+            if returns := getattr(trainer.datamodule, "recent_returns", ()):  # pyright: ignore[reportAttributeAccessIssue]
+                rates["train/episode_return"] = sum(returns) / len(returns)
             pl_module.log_dict(rates)
         self._last = now
+
+
+def _total_updates(trainer: Trainer) -> float:
+    """Gradient steps of the run, as the data counts them where its epochs differ in length."""
+    own = getattr(trainer.datamodule, "total_updates", None)  # pyright: ignore[reportAttributeAccessIssue]
+    return trainer.estimated_stepping_batches if own is None else own
 
 
 def _done(trainer: Trainer) -> int:

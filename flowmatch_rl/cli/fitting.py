@@ -54,6 +54,10 @@ def _(model: ActorCritic, data: object) -> None:
 def _(model: BehaviorCloning, data: object) -> None:
     if isinstance(data, OnlineData):
         raise UserError("BehaviorCloning imitates a data set; use PolicyData, got OnlineData")
+    if isinstance(data, PolicyData) and data.online is not None:
+        raise UserError(
+            f"BehaviorCloning would imitate itself in an online phase; data.online must be null, got {data.online}"
+        )
 
 
 @check_fit.register

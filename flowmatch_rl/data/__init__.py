@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.data.layouts.table import TransitionTable
     from flowmatch_rl.data.offline import OfflineData
     from flowmatch_rl.data.online import OnlineData
+    from flowmatch_rl.data.online_phase import OnlinePhase
     from flowmatch_rl.data.policy import PolicyData
     from flowmatch_rl.data.requests import SampleRequests
     from flowmatch_rl.data.samples import SampleData
@@ -42,6 +43,7 @@ __all__ = [
     "OfflineData",
     "OgbenchFile",
     "OnlineData",
+    "OnlinePhase",
     "PolicyData",
     "SampleData",
     "SampleRequests",

@@ -120,7 +120,17 @@ class DataModule(LightningDataModule, abc.ABC):
             num_updates: Gradient steps of the whole run.
             make: Returns a batch, given its number in the epoch.
         """
-        return batch_loader(max(1, round(num_updates / self.num_epochs)), make)
+        return batch_loader(epoch_batches(num_updates, self.num_epochs), make)
+
+
+def epoch_batches(num_updates: float, num_epochs: int) -> int:
+    """Batches of one virtual epoch, at least 1.
+
+    Args:
+        num_updates: Gradient steps of all of them.
+        num_epochs: Number of epochs.
+    """
+    return max(1, round(num_updates / num_epochs))
 
 
 def _identity(batch: Any) -> Any:

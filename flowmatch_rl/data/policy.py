@@ -1,6 +1,7 @@
 """Transitions of a data set for a policy, which is evaluated by episodes and on transitions that are held out."""
 
 import math
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from tensordict import TensorDictBase
 from torch.utils.data import DataLoader
 
 from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.data.base import batch_loader, epoch_batches
+from flowmatch_rl.data.collecting import Collection
 from flowmatch_rl.data.episodes import EpisodeData
+from flowmatch_rl.data.online_phase import OnlinePhase, mix
 from flowmatch_rl.data.transitions.reader import TransitionReader
 from flowmatch_rl.data.transitions.store import TransitionStore
 from flowmatch_rl.envs.building import Spaces, examine
@@ -27,11 +31,16 @@ class PolicyData(EpisodeData):
     Training draws rows with replacement. Evaluations run episodes of the policy, where there is an environment, and
     measure losses on the last rows, which training leaves out.
 
+    With an online phase the run goes on after its updates: the policy collects transitions in the environment, and
+    trains on batches of these and of the data. The checkpoint of a run without one continues with one. Steps are
+    gradient steps throughout; the epochs of the two phases differ in length, so that the trainer is told to make the
+    loaders anew for every epoch.
+
     Args:
         path: Folder of the data set.
-        environment: Environment that the policy is evaluated in; None for losses alone.
+        environment: Environment that the policy is evaluated in, and acts in online; None for losses alone.
         batch_size: Transitions per batch and process.
-        num_updates: Gradient steps of the whole run.
+        num_updates: Gradient steps on the data set alone.
         epoch_updates: Gradient steps between two evaluations; the updates are divided evenly into epochs of at most
             about this length.
         n_steps: Steps of a transition, at least 1.
@@ -43,10 +52,12 @@ class PolicyData(EpisodeData):
         eval_seed: Seed of the initial states during training; tests have others.
         max_episode_steps: Steps after which an evaluation episode is cut off.
         verify: Whether to compare the data set with its checksums first, which reads it once, about 1 GB per second.
+        online: What follows those updates in the environment; None for nothing.
 
     Raises:
         MissingFileError: If there is no such folder.
-        UserError: If it is no data set or a damaged one, of another environment, or a number is out of its range.
+        UserError: If it is no data set or a damaged one, of another environment, a number is out of its range, or there
+            is no environment for an online phase.
     """
 
     def __init__(
@@ -64,12 +75,15 @@ class PolicyData(EpisodeData):
         eval_seed: int = 0,
         max_episode_steps: int = 10_000,
         verify: bool = True,
+        online: OnlinePhase | None = None,
     ) -> None:
         check_range(
             "[1, inf)", batch_size=batch_size, num_updates=num_updates, epoch_updates=epoch_updates, n_steps=n_steps
         )
         check_range("[0, 0.5]", held_out=held_out)
-        num_epochs = math.ceil(num_updates / epoch_updates)
+        self._offline_epochs = math.ceil(num_updates / epoch_updates)
+        online_epochs = 0 if online is None else math.ceil(online.env_steps / online.epoch_env_steps)
+        num_epochs = self._offline_epochs + online_epochs
         evaluations = eval_episodes, test_episodes, eval_seed, max_episode_steps
         super().__init__(num_epochs, environment, *evaluations, action_chunk)
         self.store = TransitionStore.open(path)
@@ -82,6 +96,8 @@ class PolicyData(EpisodeData):
         self._held_out = int(held_out * len(self.store))
         self._reader: TransitionReader | None = None
         self._drawn = 0  # batches, by the run that is resumed
+        self.online = online
+        self._collection = None if online is None else self._make_collection(online)
 
     @property
     def label(self) -> str:
@@ -105,13 +121,45 @@ class PolicyData(EpisodeData):
             f"observation of dimension {self.spaces.observation_dim}, action of dimension {self.spaces.action_dim}",
         }
         if self.environment is not None:
-            lines["environment"] = f"{self.environment.label}, for evaluations"
-        return lines | {"training": f"{self.num_updates:,} updates of batch {self.batch_size:,}"}
+            lines["environment"] = self.environment.label + (", for evaluations" if self.online is None else "")
+        lines["training"] = f"{self.num_updates:,} updates of batch {self.batch_size:,}"
+        if self.online is not None:
+            lines["online"] = (
+                f"then {self.online.env_steps:,} environment steps, {self.online.updates_per_env_step:g} updates per "
+                f"step, {self.online.data_fraction:.0%} of each batch from the data"
+            )
+        return lines
+
+    @property
+    def total_updates(self) -> int | None:
+        """Gradient steps of a run of two phases, whose epochs differ in length; None where they do not."""
+        if self.online is None:
+            return None
+        return self._offline_updates + (self.num_epochs - self._offline_epochs) * self._online_batches()
+
+    @property
+    def recent_returns(self) -> deque[float]:
+        """Returns of the latest episodes that this process collected; empty before an online phase."""
+        return deque() if self._collection is None else self._collection.recent_returns
+
+    @property
+    def replay(self) -> TensorDictBase | None:
+        """Transitions that this process collected, oldest first and on the CPU, batch size (N,); None before any."""
+        return None if self._collection is None else self._collection.replay
+
+    def setup(self, stage: str) -> None:
+        """Have the loaders made for every epoch, if those of the phases differ."""
+        super().setup(stage)
+        if self.online is not None and self.trainer is not None:
+            self.trainer.reload_dataloaders_every_n_epochs = 1  # pyright: ignore[reportAttributeAccessIssue]
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of transitions, see ``batches.read_transition``."""
+        """Batches of transitions, see ``batches.read_transition``; collects as it goes in the online phase."""
+        if self._collection is not None and self.trainer and self.trainer.current_epoch >= self._offline_epochs:
+            collection = self._collection
+            return batch_loader(self._online_batches(), lambda _: self._mixed_batch(collection))
         reader = self._ready_reader()
-        return self.training_loader(self.num_updates, lambda _: reader.take())
+        return batch_loader(epoch_batches(self.num_updates, self._offline_epochs), lambda _: reader.take())
 
     def evaluation_batches(self, number: int, seed: int) -> list[Callable[[], TensorDictBase]]:
         """Episodes, where there is an environment, and transitions that are held out."""
@@ -124,17 +172,81 @@ class PolicyData(EpisodeData):
 
     def teardown(self, stage: str) -> None:
         """Keep the place in the sequence of batches, and close environments."""
-        self._drawn = self.state_dict()["drawn"]
+        self._drawn = self._batches_drawn()
         self._reader = None
+        if self._collection is not None:
+            self._collection.close()
         super().teardown(stage)
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of training batches drawn by each process."""
-        return {"drawn": self._drawn if self._reader is None else self._reader.sampler.drawn}
+        """Number of training batches drawn by each process, and what an online phase has collected."""
+        collected = {} if self._collection is None else self._collection.state_dict()
+        return {"drawn": self._batches_drawn()} | collected
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume after a number of batches."""
+        """Resume after a number of batches, and with what was collected.
+
+        Raises:
+            UserError: If an online phase would begin before the updates of the checkpoint.
+        """
         self._drawn = state_dict["drawn"]
+        if self._collection is None:
+            return
+        if state_dict.get("local_env_steps"):
+            self._collection.load_state_dict(state_dict)
+        elif self._drawn > self._offline_updates:
+            raise UserError(
+                f"the checkpoint has {self._drawn:,} updates on the data set, more than num_updates "
+                f"{self.num_updates:,}, after which the online phase begins; set num_updates to {self._drawn}"
+            )
+
+    @property
+    def _offline_updates(self) -> int:
+        """Gradient steps on the data set alone, of whole epochs."""
+        return self._offline_epochs * epoch_batches(self.num_updates, self._offline_epochs)
+
+    def _batches_drawn(self) -> int:
+        return self._drawn if self._reader is None else self._reader.sampler.drawn
+
+    def _mixed_batch(self, collection: Collection) -> TensorDictBase:
+        """A batch of the online phase."""
+        collected = collection.next_batch()
+        if self._stored_rows == 0:
+            return collected
+        stored = self._ready_reader().take(self._stored_rows)
+        return stored if self._stored_rows == self.batch_size else mix(stored, collected)
+
+    def _online_batches(self) -> int:
+        """Batches of an epoch of the online phase."""
+        assert self.online is not None
+        updates = self.online.num_updates(self._first_env_steps, self.world_size)
+        return epoch_batches(updates, self.num_epochs - self._offline_epochs)
+
+    def _make_collection(self, online: OnlinePhase) -> Collection:
+        if self.environment is None:
+            raise UserError(f"an online phase of {online.env_steps} env_steps needs data.environment, got null")
+        if self.action_chunk > 1:  # the replay buffer holds the first action of a transition only
+            raise UserError(
+                f"an online phase chooses one action at a time: action_chunk must be 1, got {self.action_chunk}"
+            )
+        self._stored_rows = online.stored_rows(self.batch_size)
+        collected_rows = max(1, self.batch_size - self._stored_rows)
+        self._first_env_steps = online.first_env_steps(collected_rows, self.n_steps)
+        online.num_updates(self._first_env_steps, world_size=1)
+        return Collection(
+            self,
+            self.environment,
+            self._first_env_steps,
+            online.updates_per_env_step,
+            collected_rows,
+            online.buffer_capacity,
+            online.num_envs,
+            online.parallel,
+            online.env_steps_per_collection,
+            self.n_steps,
+            online.checkpoint_replay,
+            random_warmup=False,
+        )
 
     def _ready_reader(self) -> TransitionReader:
         if self._reader is None:
@@ -158,4 +270,18 @@ class PolicyData(EpisodeData):
                 f"dimension {spaces.action_dim}, the data set {info.observation_dim} ({', '.join(info.columns[:4])}"
                 f"{', ...' if len(info.columns) > 4 else ''}) and {info.action_dim}"
             )
+        if info.action_bounds is not None:
+            _check_bounds(self.environment.label, spaces.action_bounds, info.action_bounds)
         return spaces
+
+
+def _check_bounds(label: str, own: ActionBounds, stored: ActionBounds) -> None:
+    """Raise unless actions in [-1, 1] mean the same in the data set and in the environment."""
+    bounds = zip(own.low, own.high, stored.low, stored.high, strict=True)
+    for entry, (low, high, stored_low, stored_high) in enumerate(bounds):
+        # One of the two may have been rounded to float32, or to text.
+        if max(abs(low - stored_low), abs(high - stored_high)) > 1e-5 * max(abs(low), abs(high)):
+            raise UserError(
+                f"{label} bounds entry {entry} of the action by [{low:g}, {high:g}], the data set by "
+                f"[{stored_low:g}, {stored_high:g}]"
+            )

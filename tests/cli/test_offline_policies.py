@@ -14,6 +14,7 @@ from tests.cli.support import CONF, call
 from tests.data.toy_trajectories import TRAJECTORIES, trajectory_store
 
 TASK = CONF / "offline" / "pendulum.yaml"
+ONLINE = CONF / "offline" / "online.yaml"
 METHODS = sorted((CONF / "offline" / "methods").glob("*.yaml"))
 SIZES = {
     "data.num_updates": 4,
@@ -75,7 +76,8 @@ def test_tasks_of_ogbench_train_on_data_of_their_oracles(name: str, tmp_path: Pa
 
 
 def test_every_task_is_tested() -> None:
-    assert {path.stem for path in (CONF / "offline").glob("*.yaml")} == {"pendulum", "pointmaze_medium", "cube_single"}
+    tasks = {path.stem for path in (CONF / "offline").glob("*.yaml")} - {ONLINE.stem}
+    assert tasks == {"pendulum", "pointmaze_medium", "cube_single"}
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data: Path, tmp_path: Path) -> None:
@@ -100,6 +102,23 @@ def test_chunks_of_actions_train_and_act(data: Path, tmp_path: Path) -> None:
     assert {"episode.png", "policy.png"} <= {path.name for path in (folder / "figures").glob("*")}
 
 
+def test_a_run_on_data_continues_online_from_its_checkpoint_and_resumes_there(data: Path, tmp_path: Path) -> None:
+    method = CONF / "offline" / "methods" / "flow_q_learning.yaml"
+    folder, last = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"
+    options = {"data__path": data, "trainer__default_root_dir": folder}
+    assert run(words("fit", TASK, method, **options)) == 0
+    # 4 steps before the first update of the phase, then 15 updates in 3 epochs.
+    options |= {"data__online__env_steps": 19, "data__online__epoch_env_steps": 7, "ckpt_path": last}
+    for epochs, collected in ((3, 9), (5, 19)):  # also resumed within the phase
+        assert run(words("fit", TASK, method, ONLINE, trainer__max_epochs=epochs, **options)) == 0
+        saved = read_checkpoint(last)
+        state = saved["PolicyData"]
+        assert state["local_env_steps"] == len(state["replay"]["observation"]) == collected
+        assert saved["global_step"] == state["drawn"] == collected
+    _, *rows = (folder / "figures" / "learning_curve.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in rows] == ["2", "4", "9", "14", "19"]
+
+
 def test_a_log_without_rewards_and_environment_is_imitated(tmp_path: Path) -> None:
     trajectory_store(tmp_path / "log", TRAJECTORIES * 4, has_rewards=False)
     method = CONF / "offline" / "methods" / "behavior_cloning.yaml"
@@ -119,8 +138,10 @@ def test_a_log_without_rewards_and_environment_is_imitated(tmp_path: Path) -> No
         ({"data__n_steps": 0}, "n_steps must"),
         ({"model__temperature": -1.0}, "temperature must"),
         ({"model__estimator": "PosteriorMeanEstimator"}, "expected an estimator relative to the behaviour"),
+        ({"data__online": "{env_steps: 50}", "data__environment": "null"}, "online phase of 50 env_steps needs"),
+        ({"data__online": "{env_steps: 50, data_fraction: 2}"}, "data_fraction must"),
     ],
-    ids=["rewards", "environment", "path", "steps", "temperature", "estimator"],
+    ids=["rewards", "environment", "path", "steps", "temperature", "estimator", "nowhere", "fraction"],
 )
 def test_what_does_not_fit_is_refused_in_one_line(
     options: dict, message: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -132,3 +153,11 @@ def test_what_does_not_fit_is_refused_in_one_line(
     assert message in outcome.err
     assert len(outcome.err.strip().splitlines()) <= 3
     assert not (tmp_path / "run").exists()
+
+
+def test_an_imitator_does_not_act_to_imitate_itself(data: Path, tmp_path: Path) -> None:
+    method = CONF / "offline" / "methods" / "behavior_cloning.yaml"
+    outcome = call(words("fit", TASK, method, ONLINE, data__path=data, trainer__default_root_dir=tmp_path / "run"))
+    assert outcome.code == 2
+    assert "BehaviorCloning would imitate itself" in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1

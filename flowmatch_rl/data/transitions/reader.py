@@ -59,7 +59,7 @@ class TransitionReader:
             raise UserError(f"n_steps {n_steps} needs trajectories; {store.path} is a shuffled table")
         if held_out >= len(store):
             raise UserError(f"{held_out} of the {len(store)} rows of {store.path} are held out; none are left")
-        self._n_steps, self._held_out = n_steps, held_out
+        self._n_steps, self._batch_size, self._held_out = n_steps, batch_size, held_out
         self._transitions = store.transitions.select(*TRANSITION)
         self._remaining = _remaining_steps(store) if n_steps > 1 else torch.empty(0)
         self._chunk = chunk
@@ -81,13 +81,15 @@ class TransitionReader:
             rows = torch.arange(len(store) - held_out)
             rows = rows[self._remaining[rows] >= chunk]
         self.sampler = RowSampler(rows, seed, drawn)
-        self._buffer = TensorDictReplayBuffer(
-            storage=TensorStorage(self._transitions), sampler=self.sampler, batch_size=batch_size
-        )
+        self._buffer = TensorDictReplayBuffer(storage=TensorStorage(self._transitions), sampler=self.sampler)
 
-    def take(self) -> TensorDictBase:
-        """The next batch: batch size (B,), the keys of ``TRANSITION``, and ``LENGTH`` where n is above 1."""
-        first = self._buffer.sample()
+    def take(self, number: int | None = None) -> TensorDictBase:
+        """The next batch: batch size (B,), the keys of ``TRANSITION``, and ``LENGTH`` where n is above 1.
+
+        Args:
+            number: Transitions B, ``batch_size`` if None.
+        """
+        first = self._buffer.sample(self._batch_size if number is None else number)
         return first.select(*TRANSITION) if self._n_steps == 1 else self.read(first["index"])
 
     def read(self, rows: Tensor) -> TensorDictBase:
