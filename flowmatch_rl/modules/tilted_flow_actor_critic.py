@@ -142,8 +142,9 @@ class TiltedFlowActorCritic(ActorCritic):
         count = estimator.num_samples
         return loss.mean(), learned.estimate.effective_sample_size.mean() / count if count else None
 
+    @torch.no_grad()
     def prior(self, observation: Tensor) -> Prior:
-        """The behaviour flow at given states.
+        """The behaviour flow at given states, without gradient.
 
         Args:
             observation: Shape (B, S).
