@@ -42,6 +42,7 @@ BENCHMARKS = (
     "expansion_cost",
     "occupancy_planning",
     "occupancy_speed",
+    "offline_tilt",
     "pictures",
 )
 

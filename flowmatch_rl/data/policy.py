@@ -94,6 +94,11 @@ class PolicyData(EpisodeData):
             raise UserError(f"n_steps must be 1 or action_chunk {action_chunk}, got {n_steps}")
         self.batch_size, self.num_updates, self.n_steps = batch_size, num_updates, max(n_steps, action_chunk)
         self._held_out = int(held_out * len(self.store))
+        if environment is None and self._held_out == 0:
+            raise UserError(
+                f"without an environment held_out must keep a row of the {len(self.store)}, got {held_out:g}: nothing "
+                "would be evaluated"
+            )
         self._reader: TransitionReader | None = None
         self._drawn = 0  # batches, by the run that is resumed
         self.online = online

@@ -83,6 +83,11 @@ class EndpointEstimator(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def compares_points(self) -> bool:
+        """Whether points count in the loss by their weights over the batch, so that states are compared."""
+
+    @property
+    @abc.abstractmethod
     def needs_score(self) -> bool:
         """Whether the gradient of the log-density is used; where it is not, zeros may be passed in its place."""
 

@@ -33,6 +33,11 @@ class PointScoreEstimator(EndpointEstimator):
         return 1
 
     @property
+    def compares_points(self) -> bool:
+        """False."""
+        return False
+
+    @property
     def needs_score(self) -> bool:
         """It is all that is used."""
         return True

@@ -47,6 +47,11 @@ class PosteriorMeanEstimator(EndpointEstimator):
         return 1
 
     @property
+    def compares_points(self) -> bool:
+        """False."""
+        return False
+
+    @property
     def needs_score(self) -> bool:
         """Whether the control variate uses it."""
         return self.control_variate.needs_score

@@ -1,7 +1,7 @@
 """Posterior means of the endpoints of a density that is given relative to a flow."""
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -114,6 +114,10 @@ class MarginalProposal(PriorProposal):
 
     sampler: Sampler = OdeSampler(Midpoint(num_steps=5))
 
+    def __post_init__(self) -> None:
+        if self.sampler.needs_normal_source:
+            raise UserError(f"samples of the prior are drawn by a sampler without noise, got {self.sampler}")
+
     @property
     def num_draws(self) -> int:
         """1."""
@@ -121,8 +125,8 @@ class MarginalProposal(PriorProposal):
 
     @property
     def needs_normal_source(self) -> bool:
-        """Whether the sampler does."""
-        return self.sampler.needs_normal_source
+        """False."""
+        return False
 
     def draw(self, prior: Prior, source: Source, points: PathPoints, z: Tensor) -> Tensor:
         """K samples of the prior for each point."""
@@ -150,6 +154,9 @@ class PriorMeanEstimator(EndpointEstimator):
             the error of the network.
         keeps_endpoint: Whether the endpoint of the point is the first sample: exact where the endpoints are samples of
             the prior.
+        weighs_points: Whether a point counts in the loss by the mean weight of its samples, over the batch. The
+            minimiser of the loss is then exact for any number of samples; otherwise each mean is biased toward the
+            prior by O(1 / K). It compares states with one another, as ``ReweightedEndpoints`` does.
 
     Raises:
         UserError: If a number is out of its range.
@@ -166,6 +173,7 @@ class PriorMeanEstimator(EndpointEstimator):
     control_variate: ControlVariate = FisherControlVariate()
     score_time: float = 0.98
     keeps_endpoint: bool = True
+    weighs_points: bool = True
 
     def __post_init__(self) -> None:
         check_range("[1, inf)", num_samples=self.num_samples)
@@ -180,6 +188,11 @@ class PriorMeanEstimator(EndpointEstimator):
     def needs_score(self) -> bool:
         """Whether the control variate uses it."""
         return self.control_variate.needs_score
+
+    @property
+    def compares_points(self) -> bool:
+        """Whether points count by their weights."""
+        return self.weighs_points
 
     def check(self, path: AffinePath, source: Source) -> None:
         """Refuse a source whose noise the proposal or the score of the prior cannot use."""
@@ -214,6 +227,12 @@ class PriorMeanEstimator(EndpointEstimator):
         tilt, score = tilt.to(x_t.dtype), score.to(x_t.dtype)
         if self.needs_score:
             late = torch.full_like(points.t, self.score_time)
-            score = score + prior.field.read_as("score", path.schedule.alpha(late)[:1] * x_1, late)
+            scale = path.schedule.alpha(late[:1])
+            score = score + scale * prior.field.read_as("score", scale * x_1, late)
         r, correction = rho * score - source.score(x_0), self.proposal.correction(x_0, source)
-        return weighted_estimate(x_0, x_1, tilt, correction, r, rho[:, 0], t, self.control_variate)
+        estimate = weighted_estimate(x_0, x_1, tilt, correction, r, rho[:, 0], t, self.control_variate)
+        if not self.weighs_points:
+            return estimate
+        # The correction is known up to a constant per point: its own mean weight takes that off.
+        log_mean = torch.logsumexp(tilt + correction, 1) - torch.logsumexp(correction, 1)
+        return replace(estimate, weight=len(log_mean) * log_mean.softmax(0))

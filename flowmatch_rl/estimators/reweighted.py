@@ -44,6 +44,11 @@ class ReweightedEndpoints(EndpointEstimator):
         return 1
 
     @property
+    def compares_points(self) -> bool:
+        """True."""
+        return True
+
+    @property
     def needs_score(self) -> bool:
         """Only values are used."""
         return False

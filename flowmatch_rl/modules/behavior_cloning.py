@@ -61,6 +61,7 @@ class BehaviorCloning(SingleOptimizer, PolicyModule):
         self.objective, self.optimizer, self.ema = objective, optimizer, ema
         self.trained_policy: FlowPolicy = policy.build(observation_dim, action_dim, objective)
         self.policy = ema_copy(self.trained_policy)
+        self._ema_step = 0  # of its last move
 
     @property
     def networks(self) -> Mapping[str, Iterable[Tensor]]:
@@ -74,7 +75,7 @@ class BehaviorCloning(SingleOptimizer, PolicyModule):
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
         """Mean loss of a batch."""
         loss = self.loss(read_transition(batch)).mean()
-        self.means.add({"train/loss/policy": loss})
+        self.means.add({"train/loss": loss, "train/loss/policy": loss})
         return loss
 
     def loss(self, transition: Transition) -> Tensor:
@@ -93,9 +94,17 @@ class BehaviorCloning(SingleOptimizer, PolicyModule):
     def calibration(self, episodes: TensorDictBase) -> None:
         """None: there are no values."""
 
+    def on_train_start(self) -> None:
+        """As for any training; the EMA policy of a resumed run has made its moves."""
+        super().on_train_start()
+        self._ema_step = self.global_step
+
     def after_update(self) -> None:
         """Move the EMA policy."""
-        self.ema.update(self.policy, self.trained_policy, self.global_step, 1)
+        is_last = self.trainer.is_last_batch or self.global_step == self.trainer.max_steps  # before an evaluation
+        if self.global_step % self.ema.interval == 0 or is_last:
+            self.ema.update(self.policy, self.trained_policy, self.global_step, self.global_step - self._ema_step)
+            self._ema_step = self.global_step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW on the policy."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.batches import Transition
-from flowmatch_rl.checks import check_range
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.models import (
     FirstSelection,
     FlowPolicy,
@@ -65,6 +65,11 @@ class FlowQLearning(ActorCritic):
         optimizer: ActorCriticOptimizer = ActorCriticOptimizer(critic_learning_rate=3e-4),
     ) -> None:
         check_range("[0, inf)", alpha=alpha)
+        if policy.squash != behavior.squash or behavior.sampler.needs_normal_source:
+            raise UserError(
+                f"expected a behavior with the squash of policy, {policy.squash}, and a sampler without noise, got "
+                f"{behavior.squash} and {behavior.sampler}"
+            )
         super().__init__(
             observation_dim,
             action_dim,
@@ -111,7 +116,8 @@ class FlowQLearning(ActorCritic):
             observation, action.detach()[:, None], self.critics.critics.reduction
         )
         cloned = self.behavior.squash.action(self.behavior.sample_latents(observation, noise[:, None])[:, 0])
+        nearby = self.policy.squash.latent(cloned)
         scale = values.abs().mean() if self.normalise_values else 1.0
         distance = (action.detach() - cloned).square().mean()
         self.means.add({"train/policy_value": values.mean(), "train/behavior_distance": distance})
-        return distilled_policy_loss(latent, action, gradients[:, 0], cloned, self.alpha, scale)
+        return distilled_policy_loss(latent, action, gradients[:, 0], nearby, self.alpha, scale)

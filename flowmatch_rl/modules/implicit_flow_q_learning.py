@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.batches import Transition
-from flowmatch_rl.checks import check_range
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.models import Acting, FlowPolicy, FlowPolicyArchitecture, GreedySelection, ParticleActor
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.actor_critic import ActorCritic
@@ -60,6 +60,8 @@ class ImplicitFlowQLearning(ActorCritic):
         optimizer: ActorCriticOptimizer = ActorCriticOptimizer(critic_learning_rate=3e-4),
     ) -> None:
         check_range("(0, 1)", expectile=expectile)
+        if critics.subset_size is not None:
+            raise UserError(f"critics.subset_size must be null: no target is reduced, got {critics.subset_size}")
         state_values = replace(critics.architecture, num_members=1)
         super().__init__(
             observation_dim,

@@ -100,7 +100,7 @@ class PolicyModule(WatchedModule, abc.ABC):
         saved = checkpoint["hyper_parameters"]
         for name in ("observation_dim", "action_dim"):
             if saved[name] != getattr(self, name):
-                raise UserError(f"the checkpoint has {name} {saved[name]}, this environment {getattr(self, name)}")
+                raise UserError(f"the checkpoint has {name} {saved[name]}, the data {getattr(self, name)}")
 
     def result_lines(self, metrics: Mapping[str, float]) -> list[str]:
         """What a test measured, one line each.

@@ -62,7 +62,11 @@ class SoftActorCritic(ActorCritic):
             discount,
             optimizer,
         )
-        if self.temperature_rule.needs_samples or self.temperature_rule.needs_divergence:
+        if self.temperature_rule.needs_divergence:
+            raise UserError(
+                f"{self.temperature_rule} needs a behaviour that the data are of; use TiltedFlowActorCritic"
+            )
+        if self.temperature_rule.needs_samples:
             raise UserError(f"{self.temperature_rule} needs a policy that learns from importance samples, got {policy}")
         self.save_hyperparameters()
         self.entropy_backup = entropy_backup

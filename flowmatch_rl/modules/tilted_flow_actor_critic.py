@@ -5,7 +5,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import Transition
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.estimators import EndpointEstimator, Prior, PriorMeanEstimator, boltzmann_density
+from flowmatch_rl.estimators import EndpointEstimator, Prior, ReweightedEndpoints, boltzmann_density
 from flowmatch_rl.models import Acting, FlowPolicy, FlowPolicyArchitecture, ParticleActor
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.actor_critic import ActorCritic
@@ -29,9 +29,10 @@ _MEASURED_STATES, _MEASURED_ACTIONS = 16, 16
 class TiltedFlowActorCritic(ActorCritic):
     """Actor-critic whose policy is a flow trained toward ``behaviour exp(Q / temperature)``.
 
-    The policy learns, at points of the path to actions of the data or of its own, from endpoints that an estimator
-    gives relative to the behaviour. ``PriorMeanEstimator`` is reverse flow matching with a behaviour flow as prior,
-    which is trained beside; ``ReweightedEndpoints`` weights the actions of the data: energy-weighted flow matching.
+    The policy learns, at points of the paths to actions of the data, from endpoints that an estimator
+    gives relative to the behaviour. ``ReweightedEndpoints`` weights the actions of the data: energy-weighted flow
+    matching. ``PriorMeanEstimator`` is reverse flow matching with a behaviour flow as prior. A behaviour flow is trained
+    beside in any case, and measures how far the target diverges from it.
 
     Args:
         observation_dim: Dimension S of the observation; taken from the data.
@@ -43,7 +44,7 @@ class TiltedFlowActorCritic(ActorCritic):
         behavior: Those of the behaviour flow, whose path must be the policy's.
         objective: What the networks of both predict.
         estimator: Estimator of the endpoints that the policy learns from, relative to the behaviour.
-        points: Where along which paths the policy is trained.
+        points: How many states of a batch the policy is trained at; the paths end at actions of the data.
         acting: How many particles an action is chosen from, and how.
         critics: The critics and how their targets are made.
         weights: Critics in the importance weights.
@@ -69,8 +70,8 @@ class TiltedFlowActorCritic(ActorCritic):
         policy: FlowPolicyArchitecture = FlowPolicyArchitecture(squash=ClipSquash()),
         behavior: FlowPolicyArchitecture = FlowPolicyArchitecture(squash=ClipSquash()),
         objective: FlowObjective = ConditionalFlowMatching(),
-        estimator: EndpointEstimator = PriorMeanEstimator(num_samples=8),
-        points: TrainingPoints = TrainingPoints(x_1_source="replay", batch_size=64),
+        estimator: EndpointEstimator = ReweightedEndpoints(),
+        points: TrainingPoints = TrainingPoints(x_1_source="replay"),
         acting: Acting = Acting(train_particles=1),
         critics: Critics = Critics(reduction="mean"),
         weights: WeightCritics = WeightCritics(reduction="mean"),
@@ -88,10 +89,12 @@ class TiltedFlowActorCritic(ActorCritic):
         )
         if estimator.needs_jacobian:
             raise UserError(f"expected an estimator relative to the behaviour, got {estimator}")
-        if points.x_1_source != "replay" and not estimator.needs_prior:
-            raise UserError(f"{estimator} needs points.x_1_source replay, got {points.x_1_source}")
-        if behavior.path != policy.path or behavior.squash != policy.squash:
-            raise UserError("behavior needs the path and the squash of policy, got others")
+        if points.x_1_source != "replay" or points.share_samples:
+            raise UserError(f"expected points.x_1_source replay, the actions of the data, got {points}")
+        for part in ("path", "source", "squash", "t_min"):
+            if getattr(behavior, part) != getattr(policy, part):
+                wanted, got = getattr(policy, part), getattr(behavior, part)
+                raise UserError(f"behavior.{part} must be that of policy, {wanted}, got {got}")
         rule = self.temperature_rule
         if rule.needs_entropy or (rule.needs_samples and estimator.num_samples < 2):
             raise UserError(f"{rule} cannot be measured with {estimator}; use DivergenceTemperature")
@@ -129,12 +132,19 @@ class TiltedFlowActorCritic(ActorCritic):
             action: Actions of the data, shape (B, A).
         """
         estimator, squash = self.learner.estimator, self.policy.squash
-        x_1 = self.actor("train").latent(observation) if self.points.x_1_source == "policy" else squash.latent(action)
+        x_1 = squash.latent(action)
+
+        # It does not depend on the samples of a point, so that it changes how much a state counts and nothing else.
+        baseline = self._policy_values(observation) if estimator.compares_points else torch.zeros_like(x_1[:, :1])
 
         def value_and_gradient(actions: Tensor) -> tuple[Tensor, Tensor]:
             if estimator.needs_score:
-                return self._critic.action_values_and_gradients(observation, actions, self.weights.reduction)
-            return self._critic.action_values(observation, actions, self.weights.reduction), torch.zeros_like(actions)
+                values, gradient = self._critic.action_values_and_gradients(
+                    observation, actions, self.weights.reduction
+                )
+                return values - baseline, gradient
+            values = self._critic.action_values(observation, actions, self.weights.reduction)
+            return values - baseline, torch.zeros_like(actions)
 
         density = boltzmann_density(value_and_gradient, self.temperature, squash, jacobian=False)
         loss, learned = self.learner.loss(observation, x_1, density, self.prior(observation))
@@ -163,6 +173,11 @@ class TiltedFlowActorCritic(ActorCritic):
         actions = self.behavior.squash.action(self.behavior.sample_latents(observation, noise))
         values = self._critic.action_values(observation, actions, self.weights.reduction)
         return tilt_divergence(values / self.temperature).mean()
+
+    def _policy_values(self, observation: Tensor) -> Tensor:
+        """Value of an action of the policy at each state, shape (B, 1); draws it."""
+        action = self.policy.squash.action(self.actor("train").latent(observation))
+        return self._critic.action_values(observation, action[:, None], self.weights.reduction)
 
     @property
     def _critic(self) -> CriticEnsemble:

@@ -68,6 +68,11 @@ def test_the_last_rows_are_held_out(tmp_path: Path) -> None:
     held = {tuple(row) for row in kept["observation"].tolist()}
     assert not held & {tuple(row) for row in drawn["observation"].tolist()}
     assert len(reader.held_out(2)) == 2
+    # Of two steps each, none reaches into what is held out.
+    assert {tuple(row) for row in drawn["next", "observation"].tolist()} <= {
+        (i, k + j) for i, k in {tuple(row) for row in drawn["observation"].tolist()} for j in (1.0, 2.0)
+    }
+    assert (4.0, 4.0) not in {tuple(row) for row in drawn["next", "observation"].tolist()}
 
 
 def test_a_chunk_holds_the_actions_of_its_steps(tmp_path: Path) -> None:
@@ -167,4 +172,6 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="n_steps must be 1 or action_chunk 3, got 2"):
         PolicyData(str(tmp_path / "set"), n_steps=2, action_chunk=3)
     with pytest.raises(UserError, match="episodes need an environment"):
-        PolicyData(str(tmp_path / "set")).episodes(2, 0)
+        PolicyData(str(tmp_path / "set"), held_out=0.5).episodes(2, 0)
+    with pytest.raises(UserError, match="held_out must keep a row of the 16, got 0: nothing would be evaluated"):
+        PolicyData(str(tmp_path / "set"), held_out=0.0)

@@ -119,6 +119,21 @@ def test_the_pair_lies_on_a_path_through_the_point(proposal: PriorProposal) -> N
     assert math.isclose(float(found.weight.mean()), 1.0)
 
 
+@pytest.mark.parametrize("weighs_points", [True, False])
+def test_weighted_points_have_no_bias_of_few_samples(weighs_points: bool) -> None:
+    """Over many draws the weighted mean of the estimates at one point is the posterior mean; the plain mean is not."""
+    path, number = AffinePath(), 20_000
+    given = points(path, 0.1, 1)
+    same = PathPoints(*(part.expand(number, *part.shape[1:]) for part in (given.x_0, given.x_1, given.x_t, given.t)))
+    estimator = PriorMeanEstimator(2, SAMPLED, NoControlVariate(), keeps_endpoint=False, weighs_points=weighs_points)
+    z = normal(number, 2, D, seed=3)
+    found = estimator.estimate(path, GaussianSource(), tilt, same, z, exact_prior(path))
+    exact = tilted().posterior_means(path, given.x_t, given.t)[1][0]
+    error = ((found.weight[:, None] * found.x_1).mean(0) - exact).norm()
+    # Of two samples the likelihood of x_t is self-normalised, too: a part of the bias stays.
+    assert (error < 0.06) == weighs_points, float(error)
+
+
 def test_what_cannot_be_used_is_refused() -> None:
     path = AffinePath()
     with pytest.raises(ValueError, match="PriorMeanEstimator needs a prior, got None"):

@@ -15,6 +15,7 @@ from flowmatch_rl.estimators import (
     NoControlVariate,
     PointScoreEstimator,
     PosteriorMeanEstimator,
+    Prior,
     ProductProposal,
     ReweightedEndpoints,
 )
@@ -106,11 +107,25 @@ class Scripted(EndpointEstimator):
     def needs_jacobian(self) -> bool:
         return True
 
+    @property
+    def num_draws(self) -> int:
+        return 1
+
+    @property
+    def compares_points(self) -> bool:
+        return False
+
     def check(self, path: AffinePath, source: Source) -> None:
         pass
 
     def estimate(
-        self, path: AffinePath, source: Source, log_density_and_score: LogDensityAndScore, points: PathPoints, z: Tensor
+        self,
+        path: AffinePath,
+        source: Source,
+        log_density_and_score: LogDensityAndScore,
+        points: PathPoints,
+        z: Tensor,
+        prior: Prior | None = None,
     ) -> EndpointEstimate:
         once = slice(None, None, REPEATS)
         exact = exact_posterior_mean(self.bandit, points.x_t[once], points.t[once], path).repeat_interleave(REPEATS, 0)

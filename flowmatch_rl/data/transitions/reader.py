@@ -78,8 +78,13 @@ class TransitionReader:
                     f"the shortest has {int(lengths.min())} steps; they are left out",
                     stacklevel=2,
                 )
+        if n_steps > 1:
+            # No transition reaches into the rows that are held out.
             rows = torch.arange(len(store) - held_out)
-            rows = rows[self._remaining[rows] >= chunk]
+            used = self._remaining[rows].clamp_max(n_steps)
+            rows = rows[(rows + used <= len(store) - held_out) & (self._remaining[rows] >= chunk)]
+        if rows is not None and len(rows) == 0:
+            raise UserError(f"{store.path} has no trajectory of {chunk} steps before the {held_out} rows held out")
         self.sampler = RowSampler(rows, seed, drawn)
         self._buffer = TensorDictReplayBuffer(storage=TensorStorage(self._transitions), sampler=self.sampler)
 
@@ -122,9 +127,11 @@ class TransitionReader:
         Args:
             number: How many, at most.
         """
-        count = len(self._transitions)
-        rows = torch.linspace(count - self._held_out, count - 1, min(number, self._held_out)).long()
-        return self.read(rows if self._chunk == 1 else rows[self._remaining[rows] >= self._chunk])
+        rows = torch.arange(len(self._transitions) - self._held_out, len(self._transitions))
+        if self._chunk > 1:
+            rows = rows[self._remaining[rows] >= self._chunk]
+        every = torch.arange(min(number, len(rows))) * (len(rows) - 1) // max(1, min(number, len(rows)) - 1)
+        return self.read(rows[every])
 
 
 def _remaining_steps(store: TransitionStore) -> Tensor:
