@@ -29,10 +29,10 @@ _MEASURED_STATES, _MEASURED_ACTIONS = 16, 16
 class TiltedFlowActorCritic(ActorCritic):
     """Actor-critic whose policy is a flow trained toward ``behaviour exp(Q / temperature)``.
 
-    The policy learns, at points of the paths to actions of the data, from endpoints that an estimator
-    gives relative to the behaviour. ``ReweightedEndpoints`` weights the actions of the data: energy-weighted flow
-    matching. ``PriorMeanEstimator`` is reverse flow matching with a behaviour flow as prior. A behaviour flow is trained
-    beside in any case, and measures how far the target diverges from it.
+    The policy learns, at points of the paths to actions of the data, from endpoints that an estimator gives relative to
+    the behaviour. ``ReweightedEndpoints`` weights the actions of the data: energy-weighted flow matching.
+    ``PriorMeanEstimator`` is reverse flow matching with a behaviour flow as prior. That flow is trained beside in any
+    case: it measures how far the target diverges from the behaviour.
 
     Args:
         observation_dim: Dimension S of the observation; taken from the data.
