@@ -115,8 +115,8 @@ class CalibrationFigure(Callback):
         if not writes_files(trainer) or not _holds_episodes(batch, batch_idx, dataloader_idx):
             return
         module: Any = pl_module
-        calibration: Calibration = module.calibration(batch)
-        if bool(calibration.known.any()):
+        calibration: Calibration | None = module.calibration(batch)
+        if calibration is not None and bool(calibration.known.any()):
             write_figure(trainer, draw_calibration(calibration, _title(trainer)), "calibration.png")
 
 

@@ -72,6 +72,7 @@ class ActorCritic(PolicyModule, abc.ABC):
             temperature if isinstance(temperature, Temperature) else ConstantTemperature(temperature)
         )
         self.optimizer = optimizer
+        self.entropy_backup = False  # unless a child sets it
         self._build_policy = build_policy
         self._build_others = dict(build_others or {})
         self._build_critics = lambda: CriticLearner(critics, observation_dim, action_dim, discount)
@@ -162,8 +163,10 @@ class ActorCritic(PolicyModule, abc.ABC):
         uniform = torch.rand(self.critics.online.num_members, device=next_action.device)
         return {"loss": self.critics.loss(transition, next_action, None, self.critics.choose_members(uniform)).mean()}
 
-    def calibration(self, episodes: TensorDictBase) -> Calibration:
-        """Values of the critics at the beginnings of episodes against the returns that followed."""
+    def calibration(self, episodes: TensorDictBase) -> Calibration | None:
+        """Values of the critics at the beginnings of episodes against the returns; None where they hold an entropy."""
+        if self.entropy_backup:
+            return None
         return calibrate(
             self.critics.values,
             episodes[OBSERVATION][:, 0].to(self.device),
