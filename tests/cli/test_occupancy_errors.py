@@ -195,7 +195,7 @@ def test_collection_that_cannot_begin_leaves_no_folder(given, tmp_path) -> None:
         (CONSTANT, ["dimension 2", "ConstantPolicy gives 1"]),
         (
             {"policy": "CheckpointPolicy", "policy__init_args__path": given},
-            [str(given), "a checkpoint of an occupancy, not of an actor"],
+            [str(given), "a checkpoint of an occupancy, not of a policy"],
         ),
         ({"policy": "CheckpointPolicy", "policy__init_args__path": "no.ckpt"}, ["no checkpoint 'no.ckpt'"]),
     ):
