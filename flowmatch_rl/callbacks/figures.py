@@ -1,7 +1,8 @@
 """Figures of a run: its learning curve, its policy and two of its episodes."""
 
+import abc
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tensordict import TensorDictBase
@@ -70,57 +71,75 @@ class PolicyCurve(Curve[PolicyPoint]):
         return draw_learning_curve(points, data_label(trainer))
 
 
-class EpisodeFigure(Callback):
+class EpisodesFigure(Callback, abc.ABC):
+    """Draws a figure of the whole episodes of the final evaluation, in ``figures``."""
+
+    picture: ClassVar[str]
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: TensorDictBase,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the figure from the first batch, if it is of whole episodes."""
+        if not writes_files(trainer) or batch.get("mask", None) is None or batch_idx or dataloader_idx:
+            return
+        counter, data = env_step_counter(trainer), trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        number = trainer.global_step if counter is None else counter.env_steps
+        title = f"{data_label(trainer)} after {number:,} {'gradient' if counter is None else 'environment'} steps"
+        figure = self.draw(pl_module, batch, data.spaces.action_bounds, title)
+        if figure is not None:
+            write_figure(trainer, figure, self.picture)
+
+    @abc.abstractmethod
+    def draw(self, module: Any, batch: TensorDictBase, bounds: ActionBounds, title: str) -> Figure | None:
+        """Draw the figure; None where there is nothing to draw.
+
+        Args:
+            module: The module.
+            batch: Whole episodes, batch size (N, T), see ``roll_out_episodes``.
+            bounds: Bounds of the action, in the environment's unit.
+            title: Title.
+        """
+
+
+class EpisodeFigure(EpisodesFigure):
     """Draws ``figures/episode.png``: rewards and actions of the best and of the worst episode of the final evaluation.
 
     Actions are in the environment's unit.
     """
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: TensorDictBase,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw the figure from a batch of whole episodes, batch size (N, T)."""
-        if not writes_files(trainer) or not _holds_episodes(batch, batch_idx, dataloader_idx):
-            return
-        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        bounds: ActionBounds = data.spaces.action_bounds
+    picture = "episode.png"
+
+    def draw(self, module: Any, batch: TensorDictBase, bounds: ActionBounds, title: str) -> Figure:
+        """The best and the worst episode."""
         held = batch.select(ACTION, REWARD, "mask").cpu()
         action = bounds.restore(held[ACTION]).float()
         episodes = Episodes(held[REWARD].squeeze(-1), action, held["mask"])
-        write_figure(trainer, draw_episodes(episodes, bounds, _title(trainer)), "episode.png")
+        return draw_episodes(episodes, bounds, title)
 
 
-class CalibrationFigure(Callback):
+class CalibrationFigure(EpisodesFigure):
     """Draws ``figures/calibration.png``: values of the critic at the starts of episodes over the returns that followed.
 
     Episodes that were cut off long before their return was known are left out.
     """
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: TensorDictBase,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw the figure from a batch of whole episodes, batch size (N, T)."""
-        if not writes_files(trainer) or not _holds_episodes(batch, batch_idx, dataloader_idx):
-            return
-        module: Any = pl_module
+    picture = "calibration.png"
+
+    def draw(self, module: Any, batch: TensorDictBase, bounds: ActionBounds, title: str) -> Figure | None:
+        """Values over returns; None without values, or where no return is known."""
         calibration: Calibration | None = module.calibration(batch)
-        if calibration is not None and bool(calibration.known.any()):
-            write_figure(trainer, draw_calibration(calibration, _title(trainer)), "calibration.png")
+        if calibration is None or not bool(calibration.known.any()):
+            return None
+        return draw_calibration(calibration, title)
 
 
-class PolicyFigures(Callback):
+class PolicyFigures(EpisodesFigure):
     """Draws ``figures/policy.png`` from the episodes of the final evaluation.
 
     It shows the flow at states of an episode that differ most from one another, and the actions it ends at beside the
@@ -134,28 +153,15 @@ class PolicyFigures(Callback):
         UserError: If a number is below 1.
     """
 
+    picture = "policy.png"
+
     def __init__(self, num_states: int = 4, num_particles: int = 1000) -> None:
         check_range("[1, inf)", num_states=num_states, num_particles=num_particles)
         self.num_states = num_states
         self.num_particles = num_particles
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: TensorDictBase,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw the figure from a batch of whole episodes, batch size (N, T)."""
-        if not writes_files(trainer) or not _holds_episodes(batch, batch_idx, dataloader_idx):
-            return
-        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        bounds: ActionBounds = data.spaces.action_bounds
-        write_figure(trainer, self._policy(pl_module, batch, bounds, _title(trainer)), "policy.png")
-
-    def _policy(self, module: Any, batch: TensorDictBase, bounds: ActionBounds, title: str) -> Figure:
+    def draw(self, module: Any, batch: TensorDictBase, bounds: ActionBounds, title: str) -> Figure:
+        """The flow at some states of the first episode."""
         length = int(batch["mask"][0].sum())
         observation, action = batch[OBSERVATION][0, :length], batch.get(ACTION_CHUNK, batch[ACTION])[0, :length]
         steps = differing_states(observation, self.num_states)
@@ -169,14 +175,3 @@ class PolicyFigures(Callback):
             self.num_particles,
         )
         return draw_policy(sample, steps, title)
-
-
-def _holds_episodes(batch: TensorDictBase, batch_idx: int, dataloader_idx: int) -> bool:
-    """Whether a batch is the first of whole episodes."""
-    return batch.get("mask", None) is not None and batch_idx == dataloader_idx == 0
-
-
-def _title(trainer: Trainer) -> str:
-    counter = env_step_counter(trainer)
-    number = trainer.global_step if counter is None else counter.env_steps
-    return f"{data_label(trainer)} after {number:,} {'gradient' if counter is None else 'environment'} steps"

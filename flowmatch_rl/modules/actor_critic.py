@@ -24,6 +24,9 @@ from flowmatch_rl.nets import update_ema
 from flowmatch_rl.objectives import ConstantTemperature, PolicyState, Temperature, temperature_loss
 from flowmatch_rl.seeds import process_seed
 
+LEAST_TEMPERATURE = 1e-6
+"""Temperature below which a tuned one does not fall, units of the return."""
+
 
 class ActorCritic(PolicyModule, abc.ABC):
     """Critics trained by temporal differences, and a policy that a subclass trains.
@@ -40,6 +43,7 @@ class ActorCritic(PolicyModule, abc.ABC):
         discount: Discount per environment step, in [0, 1).
         optimizer: Learning rates, clipping and resets.
         build_others: Makes more networks, by name, that have the policy's learning rate and losses of their names.
+        entropy_backup: Whether values include the entropy of the policy.
 
     Raises:
         UserError: If a number is out of its range.
@@ -65,6 +69,7 @@ class ActorCritic(PolicyModule, abc.ABC):
         discount: float,
         optimizer: ActorCriticOptimizer,
         build_others: Mapping[str, Callable[[], nn.Module]] | None = None,
+        entropy_backup: bool = False,
     ) -> None:
         super().__init__()
         self.observation_dim, self.action_dim = observation_dim, action_dim
@@ -72,7 +77,7 @@ class ActorCritic(PolicyModule, abc.ABC):
             temperature if isinstance(temperature, Temperature) else ConstantTemperature(temperature)
         )
         self.optimizer = optimizer
-        self.entropy_backup = False  # unless a child sets it
+        self.entropy_backup = entropy_backup
         self._build_policy = build_policy
         self._build_others = dict(build_others or {})
         self._build_critics = lambda: CriticLearner(critics, observation_dim, action_dim, discount)
@@ -152,6 +157,9 @@ class ActorCritic(PolicyModule, abc.ABC):
             scheduled = self.temperature_rule.scheduled(int(self._env_steps()))
             self.temperature.fill_(scheduled if scheduled is not None else self.temperature_rule.initial)
         else:
+            with torch.no_grad():
+                # Where all values are equal no temperature meets a divergence: it would fall to zero.
+                self.log_temperature.clamp_(min=math.log(LEAST_TEMPERATURE))
             self.temperature.copy_(self.log_temperature.detach().exp())
         interval = self.optimizer.reset_interval
         if interval and self.global_step and self.global_step % interval == 0:

@@ -8,18 +8,25 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from flowmatch_rl.batches import Transition, read_transition
-from flowmatch_rl.models import FirstSelection, FlowPolicy, FlowPolicyArchitecture, ParticleActor, no_values
+from flowmatch_rl.models import (
+    FirstSelection,
+    FlowPolicy,
+    FlowPolicyArchitecture,
+    LatentPolicy,
+    ParticleActor,
+    no_values,
+)
 from flowmatch_rl.models.actor import Role
+from flowmatch_rl.modules.ema_training import EmaTraining
 from flowmatch_rl.modules.policy_module import PolicyModule
 from flowmatch_rl.modules.settings import FlowOptimizer
-from flowmatch_rl.modules.single_optimizer import SingleOptimizer
 from flowmatch_rl.nets import EmaSettings, ema_copy
 from flowmatch_rl.objectives import ConditionalFlowMatching, FlowObjective
 from flowmatch_rl.paths import ClipSquash
 from flowmatch_rl.schema import ActionBounds
 
 
-class BehaviorCloning(SingleOptimizer, PolicyModule):
+class BehaviorCloning(EmaTraining, PolicyModule):
     """Conditional flow matching on the actions of a data set, given the observation.
 
     It acts by plain samples of the EMA policy. No rewards are needed.
@@ -61,7 +68,11 @@ class BehaviorCloning(SingleOptimizer, PolicyModule):
         self.objective, self.optimizer, self.ema = objective, optimizer, ema
         self.trained_policy: FlowPolicy = policy.build(observation_dim, action_dim, objective)
         self.policy = ema_copy(self.trained_policy)
-        self._ema_step = 0  # of its last move
+
+    @property
+    def ema_pair(self) -> tuple[LatentPolicy, LatentPolicy]:
+        """The EMA policy, and the policy that is trained."""
+        return self.policy, self.trained_policy
 
     @property
     def networks(self) -> Mapping[str, Iterable[Tensor]]:
@@ -93,18 +104,6 @@ class BehaviorCloning(SingleOptimizer, PolicyModule):
 
     def calibration(self, episodes: TensorDictBase) -> None:
         """None: there are no values."""
-
-    def on_train_start(self) -> None:
-        """As for any training; the EMA policy of a resumed run has made its moves."""
-        super().on_train_start()
-        self._ema_step = self.global_step
-
-    def after_update(self) -> None:
-        """Move the EMA policy."""
-        is_last = self.trainer.is_last_batch or self.global_step == self.trainer.max_steps  # before an evaluation
-        if self.global_step % self.ema.interval == 0 or is_last:
-            self.ema.update(self.policy, self.trained_policy, self.global_step, self.global_step - self._ema_step)
-            self._ema_step = self.global_step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW on the policy."""

@@ -87,6 +87,7 @@ class ReverseFlowActorCritic(ActorCritic):
             temperature,
             discount,
             optimizer,
+            entropy_backup=entropy_backup,
         )
         rule = self.temperature_rule
         if rule.needs_samples and estimator.num_samples < 2:
@@ -102,7 +103,7 @@ class ReverseFlowActorCritic(ActorCritic):
         self.posterior_meter = PosteriorMeter(self.learner)
         self.posterior_profile: PosteriorProfile | None = None
         self.points, self.acting, self.weights = points, acting, weights
-        self.entropy_backup, self.likelihood = entropy_backup, likelihood
+        self.likelihood = likelihood
         if compile:
             self.policy.compile_sampling()
             self.critics.compile_evaluation()

@@ -61,6 +61,7 @@ class SoftActorCritic(ActorCritic):
             temperature,
             discount,
             optimizer,
+            entropy_backup=entropy_backup,
         )
         if self.temperature_rule.needs_divergence:
             raise UserError(
@@ -69,7 +70,6 @@ class SoftActorCritic(ActorCritic):
         if self.temperature_rule.needs_samples:
             raise UserError(f"{self.temperature_rule} needs a policy that learns from importance samples, got {policy}")
         self.save_hyperparameters()
-        self.entropy_backup = entropy_backup
         if compile:
             self.policy.compile_sampling()
             self.critics.compile_evaluation()

@@ -119,8 +119,10 @@ class TiltedFlowActorCritic(ActorCritic):
         cloning_loss = self.behavior.cloning_loss(self.objective, transition.observation, transition.action).mean()
         size = self.points.batch_size
         policy_loss, effective_samples = self.policy_loss(transition.observation[:size], transition.action[:size])
-        divergence = self.divergence(transition.observation[:_MEASURED_STATES])
-        self.means.add({"train/divergence": divergence})
+        divergence = None
+        if self.temperature_rule.needs_divergence or self.logs_after(self.global_step + 1):
+            divergence = self.divergence(transition.observation[:_MEASURED_STATES])
+            self.means.add({"train/divergence": divergence})
         state = PolicyState(None, effective_samples, self.action_dim, divergence)
         return {"critic": critic_loss, "behavior": cloning_loss, "policy": policy_loss}, state
 

@@ -271,6 +271,23 @@ def test_the_temperature_falls_until_the_divergence_is_met() -> None:
     assert 0.15 < float(found) < 0.45
 
 
+def test_a_tuned_temperature_stays_positive() -> None:
+    module = build("prior", temperature=DivergenceTemperature())
+    module.log_temperature.data.fill_(-200.0)
+    module.on_train_batch_end(None, transitions(), 0)
+    assert 0.0 < float(module.temperature) == pytest.approx(1e-6)
+    assert module.training_step(transitions(), 0).isfinite()
+
+
+@pytest.mark.parametrize("rule", [1.0, DivergenceTemperature()])
+def test_the_divergence_is_measured_for_a_rule_and_else_when_it_is_logged(rule: Any) -> None:
+    module = build("energy-weighted", temperature=rule)
+    state = module.losses(read_transition(transitions()))[1]
+    assert (state.divergence is not None) == isinstance(rule, DivergenceTemperature)
+    module.logs_after = lambda updates: True
+    assert module.losses(read_transition(transitions()))[1].divergence is not None
+
+
 def refusals() -> dict[str, tuple[Any, str]]:
     other = FlowPolicyArchitecture(path=AffinePath(CosineSchedule()), squash=ClipSquash())
     tanh = FlowPolicyArchitecture(squash=TanhSquash())
