@@ -252,6 +252,28 @@ def test_at_a_high_temperature_a_tilted_flow_learns_the_behavior(name: str) -> N
     assert 0.0 < spread < 1e-6
 
 
+@pytest.mark.parametrize("name", ["prior", "energy-weighted"])
+def test_states_of_high_value_count_no_more_than_others(name: str) -> None:
+    """Values that differ between states alone say nothing about actions: all points weigh the same."""
+    module = build(name, temperature=0.1, points=TrainingPoints("replay"))
+    transition, weights, learn = read_transition(transitions()), [], module.learner.loss
+
+    def watched(*arguments: Any) -> Any:
+        loss, learned = learn(*arguments)
+        weights.append(learned.estimate.weight)
+        return loss, learned
+
+    def state_values(observation: Any, actions: Any, reduction: str) -> Any:
+        return (100.0 * observation[:, :1]).expand(actions.shape[:2])
+
+    online = module.critics.online
+    online.action_values = state_values
+    online.action_values_and_gradients = lambda *given: (state_values(*given), torch.zeros_like(given[1]))
+    object.__setattr__(module.learner, "loss", watched)
+    module.policy_loss(transition.observation, transition.action)
+    torch.testing.assert_close(weights[0], torch.ones(B))
+
+
 def test_the_temperature_falls_until_the_divergence_is_met() -> None:
     module = build("prior", temperature=DivergenceTemperature(start=100.0, nats=0.3))
     observation = torch.randn(16, S)
