@@ -23,7 +23,7 @@ from flowmatch_rl.objectives import (
 from flowmatch_rl.paths import ClipSquash
 from flowmatch_rl.schema import ActionBounds
 
-_MEASURED_STATES, _MEASURED_ACTIONS = 16, 16
+_MEASURED_STATES, _MEASURED_ACTIONS = 4, 16
 
 
 class TiltedFlowActorCritic(ActorCritic):
