@@ -57,20 +57,18 @@ def summary() -> dict[str, Any]:
 
 def _row(comparison: str, task: str, method: str, runs: list[Any]) -> dict[str, Any]:
     scores = [run.score for run in runs if run.score is not None]
-    best = [float(run.curve["return_mean"].max()) for run in runs if len(run.curve["return_mean"])]
+    curves = [run.curve for run in runs if run.curve is not None]
+    best = [float(curve.returns.max()) for curve in curves]
     rates = [
-        float(
-            (run.curve["env_steps"][-1] - run.curve["env_steps"][0])
-            / (run.curve["seconds"][-1] - run.curve["seconds"][0])
-        )
-        for run in runs
-        if len(run.curve["env_steps"]) > 1
+        float((curve.steps[-1] - curve.steps[0]) / (curve.seconds[-1] - curve.seconds[0]))
+        for curve in curves
+        if len(curve.steps) > 1
     ]
     return {
         "comparison": comparison,
         "task": task,
         "method": method,
-        "env_steps": max((int(run.curve["env_steps"][-1]) for run in runs if len(run.curve["env_steps"])), default=0),
+        "env_steps": max((int(curve.steps[-1]) for curve in curves), default=0),
         "runs_ended": f"{len(scores)} of {len(runs)}",
         "final_return": ", ".join(f"{score:.0f}" for score in scores) or "-",
         "best_evaluation": ", ".join(f"{value:.0f}" for value in best) or "-",

@@ -13,11 +13,19 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.experiments.runs import read_study
 from flowmatch_rl.experiments.statistics import BANDIT_METRICS, Summary, summarize
 from flowmatch_rl.figures import draw_bandit_samples, save_figure
-from flowmatch_rl.figures.comparison import Aggregate, draw_aggregate, draw_comparison, draw_task, encode_figure
+from flowmatch_rl.figures.comparison import (
+    Aggregate,
+    TaskCurves,
+    draw_aggregate,
+    draw_comparison,
+    draw_task,
+    encode_figure,
+)
 from flowmatch_rl.files import atomic_path, write_text
 
 PAGE, PICTURE, SAMPLES, TABLE = "report.html", "report.png", "samples.png", "results.csv"
 _UNKNOWN = "\N{EN DASH}"
+_RATES = {"env_steps": "env steps / s", "gradient_steps": "updates / s"}
 
 
 class NothingToReportError(UserError):
@@ -38,10 +46,10 @@ def write_report(folders: Sequence[Path], output: Path) -> list[Path]:
 
     Raises:
         UserError: If a folder does not exist, or its files are damaged.
-        NothingToReportError: If no run has a learning curve over environment steps, or samples for a bandit.
+        NothingToReportError: If no run has a learning curve of returns, or samples for a bandit.
     """
     study = read_study(folders)
-    if not any(len(run.curve["env_steps"]) or run.on_bandit for run in study.runs):
+    if not any(run.curve is not None or run.on_bandit for run in study.runs):
         names = ", ".join(map(str, folders))
         raise NothingToReportError(f"no run in {names} has been evaluated yet; there is nothing to report")
     summary = summarize(study)
@@ -80,7 +88,7 @@ def make_page(title: str, summary: Summary) -> str:
         means=_means(aggregate),
         improvement=_improvement(aggregate),
         tasks=[
-            (task.name, _text(encode_figure(draw_task(task))), _returns(table))
+            (task.name, _text(encode_figure(draw_task(task))), _returns(task, table))
             for task, table in zip(summary.tasks, summary.tables, strict=True)
         ],
         samples=_text(encode_figure(draw_bandit_samples(summary.bandits))) if summary.bandits else None,
@@ -99,8 +107,9 @@ def _text(png: bytes) -> str:
     return base64.b64encode(png).decode()
 
 
-def _returns(table: pd.DataFrame) -> pd.DataFrame:
+def _returns(task: TaskCurves, table: pd.DataFrame) -> pd.DataFrame:
     """Table of a task with returns, in words."""
+    rate = _RATES[task.steps[0]] if len(task.steps) == 1 else "steps / s"
     return pd.DataFrame(
         {
             "method": table["method"],
@@ -108,7 +117,7 @@ def _returns(table: pd.DataFrame) -> pd.DataFrame:
             "std over runs": table["std"].map(_number),
             "95 % interval": [_between(low, high) for low, high in zip(table["low"], table["high"], strict=True)],
             "runs ended": [f"{ended} of {all_}" for ended, all_ in zip(table["ended"], table["planned"], strict=True)],
-            "env steps / s": table["steps_per_s"].map(_number),
+            rate: table["steps_per_s"].map(_number),
         }
     )
 

@@ -27,8 +27,26 @@ from flowmatch_rl.trust import check_object, in_file, reading_file
 
 _CURVE = f"{FIGURES}/{CURVE}"
 _SCORE = "test/return_mean"
-_COLUMNS = ["env_steps", "return_mean", "seconds"]
+_STEPS = ("env_steps", "gradient_steps")
+_RETURN, _SECONDS = "return_mean", "seconds"
 _NAMED_SETTINGS = 3
+
+
+@dataclass(frozen=True)
+class RunCurve:
+    """The evaluations of a run during its training, P of them, at least one.
+
+    Attributes:
+        counts: What its steps are: ``env_steps``, or ``gradient_steps`` of a run that learns from a data set.
+        steps: Steps so far, ascending, shape (P,), float64.
+        returns: Mean returns, shape (P,), float64.
+        seconds: Wall time of the training so far, NaN where it is not known, shape (P,), float64.
+    """
+
+    counts: str
+    steps: Tensor
+    returns: Tensor
+    seconds: Tensor
 
 
 @dataclass(frozen=True)
@@ -39,8 +57,7 @@ class Run:
         folder: Its folder.
         task: What it was trained on.
         method: What was trained.
-        curve: Columns ``env_steps``, ``return_mean`` and ``seconds`` of its evaluations, NaN for what is not known,
-            each of shape (P,) in float64; P may be 0.
+        curve: Its evaluations during training; None before the first.
         metrics: What its final test measured, by name; None if it has not ended.
         return_range: Returns that the environment counts as 0 and as 1; None if it states none or is not known yet.
         commit: Commit of the code that ended it; None if it has not ended.
@@ -50,7 +67,7 @@ class Run:
     folder: Path
     task: str
     method: str
-    curve: dict[str, Tensor]
+    curve: RunCurve | None
     metrics: dict[str, float] | None
     return_range: tuple[float, float] | None
     commit: str | None
@@ -106,6 +123,11 @@ class Study:
         """The runs of a method on a task."""
         return [run for run in self.runs if (run.task, run.method) == (task, method)]
 
+    def steps(self, task: str) -> tuple[str, ...]:
+        """What the curves of the runs on a task count, see ``RunCurve``: one thing, or several, or nothing yet."""
+        known = {run.curve.counts for run in self.runs if run.task == task and run.curve is not None}
+        return tuple(counts for counts in _STEPS if counts in known)
+
     def split(self) -> tuple["Study", "Study"]:
         """Studies of the tasks that have returns, and of those that are bandits."""
         bandits = {run.task for run in self.runs if run.on_bandit}
@@ -136,9 +158,9 @@ def read_study(folders: Sequence[Path]) -> Study:
     """Read the runs in some folders.
 
     In the folder of a comparison, tasks and methods are those of its record. Elsewhere a run is every folder with a
-    learning curve over environment steps, or with samples for a bandit. Its task is its environment or
-    bandit, its method the class of its model with those settings in which models of that class differ, in all such
-    folders together. Classes of other packages are imported only if they are allowed.
+    learning curve of returns, or with samples for a bandit. Its task is its environment or bandit, with the data set
+    that it learned from, its method the class of its model with those settings in which models of that class differ, in
+    all such folders together. Classes of other packages are imported only if they are allowed.
 
     Args:
         folders: Folders of comparisons, of runs, or with runs somewhere below.
@@ -189,14 +211,14 @@ def _check_same_names(records: Mapping[Path, dict[str, Any]]) -> None:
 
 
 def _runs_below(folders: Sequence[Path]) -> list[Run]:
-    """Runs with a curve over environment steps, or with samples for a bandit."""
+    """Runs with a curve of returns, or with samples for a bandit."""
     found: list[tuple[Run, dict[str, Any]]] = []
     places = [(folder, table.parents[1]) for folder in folders for table in folder.rglob(_CURVE)]
     places += [(folder, table.parent) for folder in folders for table in folder.rglob(ACTIONS)]
     # MLflow keeps a copy of each tracked run's figures in a folder of this name.
     kept = {place.resolve(): place for folder, place in places if place.name != "artifacts" or place == folder}
     for place in sorted(kept.values()):  # once, also where one folder holds another
-        if not (_curve(place) or (place / ACTIONS).is_file()):
+        if _curve(place) is None and not (place / ACTIONS).is_file():
             continue  # a generative model's
         config = _config(place / "config.yaml")
         model = config.get("model", {})
@@ -206,9 +228,7 @@ def _runs_below(folders: Sequence[Path]) -> list[Run]:
             for key, value in flatten(model.get("init_args") or {}).items()
             if key.partition(".")[0] not in DIMENSIONS
         }
-        task = _result(place).get("task") or _environment(place / "config.yaml", config)
-        # Where the configuration is lost: a run lies in a folder named for its environment by default.
-        found.append((_read_run(place, task or place.resolve().parent.name, name), settings))
+        found.append((_read_run(place, _task(place, config), name), settings))
     return _name_methods(found, os.path.commonpath([folder.absolute() for folder in folders]) if folders else "")
 
 
@@ -219,7 +239,7 @@ def _read_run(folder: Path, task: str, method: str) -> Run:
         folder=folder,
         task=task,
         method=method,
-        curve=_curve(folder) or dict.fromkeys(_COLUMNS, torch.empty(0, dtype=torch.float64)),
+        curve=_curve(folder),
         metrics=result.get("metrics"),
         return_range=None if stated is None else (float(stated[0]), float(stated[1])),
         commit=result.get("commit"),
@@ -227,19 +247,22 @@ def _read_run(folder: Path, task: str, method: str) -> Run:
     )
 
 
-def _curve(folder: Path) -> dict[str, Tensor] | None:
-    """A run's evaluations; None if it has none over environment steps."""
+def _curve(folder: Path) -> RunCurve | None:
+    """A run's evaluations; None if it has no returns, as a generative model, or none yet."""
     path = folder / _CURVE
     if not path.is_file():
         return None
     with _reading(path):
-        table = pd.read_csv(path, usecols=lambda name: name in _COLUMNS, dtype=float)
-        if "env_steps" not in table:
+        table = pd.read_csv(path, usecols=lambda name: name in (*_STEPS, _RETURN, _SECONDS), dtype=float)
+        counts = next((name for name in _STEPS if name in table), None)
+        if counts is None:
             return None
-        table = table.reindex(columns=_COLUMNS).dropna(subset="return_mean")
-        if not (table["env_steps"].diff().iloc[1:] > 0.0).all():
-            raise ValueError("env_steps do not ascend")
-        return {name: torch.tensor(table[name].to_numpy(), dtype=torch.float64) for name in _COLUMNS}
+        table = table.reindex(columns=[counts, _RETURN, _SECONDS]).dropna(subset=_RETURN)
+        if table.empty:
+            return None
+        if not (table[counts].diff().iloc[1:] > 0.0).all():
+            raise ValueError(f"{counts} do not ascend")
+        return RunCurve(counts, *torch.tensor(table.to_numpy(), dtype=torch.float64).T.unbind())
 
 
 def _result(folder: Path) -> dict[str, Any]:
@@ -272,10 +295,16 @@ def _config(path: Path) -> dict[str, Any]:
         return config
 
 
-def _environment(path: Path, config: dict[str, Any]) -> str | None:
-    """Label of the environment in a run's configuration; None if it names none."""
-    stated = (config.get("data", {}).get("init_args") or {}).get("environment")
-    return None if stated is None else _instantiate(path, envs.Environment, stated).label
+def _task(folder: Path, config: dict[str, Any]) -> str:
+    """What a run was trained on, in words."""
+    data = config.get("data", {}).get("init_args") or {}
+    known = _result(folder).get("task")
+    if (known is None or "path" in data) and data.get("environment") is not None:
+        environment = _instantiate(folder / "config.yaml", envs.Environment, data["environment"]).label
+        # A data set may serve several tasks of its environment, and these may have several data sets.
+        known = f"{Path(data['path']).name} in {environment}" if "path" in data else environment
+    # Where the configuration is lost: a run lies in a folder named for its environment by default.
+    return known or folder.resolve().parent.name
 
 
 def _instantiate(path: Path, kind: type, stated: Any) -> Any:

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flowmatch_rl.experiments.runs import Run, Study
+from flowmatch_rl.experiments.runs import RunCurve, Study
 from flowmatch_rl.figures import BanditPanels
 from flowmatch_rl.figures.comparison import Aggregate, MethodCurves, TaskCurves
 from flowmatch_rl.metrics import (
@@ -54,7 +54,8 @@ class Summary:
         tables: Table of each of them, returns being those of the final tests of runs that ended: a row for each
             ``method``, with how many runs are ``planned`` and have ``ended``, ``mean`` and ``std`` over runs (with
             Bessel's correction), bounds ``low`` and ``high`` of the bootstrap interval of the mean, and
-            ``steps_per_s``, environment steps per second of training. NaN where runs are missing.
+            ``steps_per_s``, steps per second of training, which are those of the task's curves. NaN where runs are
+            missing.
         aggregate: What is known over all tasks with returns.
         bandits: Tasks that are bandits: density and samples, of the first run of each method.
         bandit_tables: Of each of them, by method, ``mean`` and ``std`` over runs of what their tests measured, and
@@ -78,8 +79,11 @@ def summarize(study: Study) -> Summary:
     """
     returns, bandits = study.split()
     methods = returns.methods
-    tasks = tuple(TaskCurves(task, [_method_on(returns, task, method) for method in methods]) for task in returns.tasks)
-    tables = tuple(pd.DataFrame([_row(returns, task.name, method) for method in task.methods]) for task in tasks)
+    tasks = tuple(
+        TaskCurves(task, returns.steps(task), [_method_on(returns, task, method) for method in methods])
+        for task in returns.tasks
+    )
+    tables = tuple(pd.DataFrame([_row(returns, task, method) for method in task.methods]) for task in tasks)
     scores = {name: [task.methods[place].scores for task in tasks] for place, name in enumerate(methods)}
     unscaled = [task for task in returns.tasks if study.ranges[task] is None]
     aggregate = Aggregate(
@@ -93,7 +97,7 @@ def summarize(study: Study) -> Summary:
         aggregate,
         {task: panels for task in bandits.tasks if (panels := _panels(bandits, task)) is not None},
         {task: _bandit_table(bandits, task) for task in bandits.tasks},
-        tuple(_remarks(study, tables, unscaled)),
+        tuple(_remarks(study, tasks, tables, unscaled)),
     )
 
 
@@ -146,22 +150,22 @@ def _bandit_table(study: Study, task: str) -> pd.DataFrame:
 def _method_on(study: Study, task: str, method: str) -> MethodCurves:
     runs = study.of(task, method)
     scores = torch.tensor([run.score for run in runs if run.score is not None], dtype=torch.float64)
-    return MethodCurves(
-        method, _curve_by_steps(runs), _curve_by_seconds(runs), scores, _interval([scores], _mean_of_one_task)
-    )
+    curves = [run.curve for run in runs if run.curve is not None]
+    by_steps = _curve_by_steps(curves) if len(study.steps(task)) == 1 else None
+    return MethodCurves(method, by_steps, _curve_by_seconds(curves), scores, _interval([scores], _mean_of_one_task))
 
 
-def _curve_by_steps(runs: Sequence[Run]) -> MeanCurve | None:
-    points = [(run.curve["env_steps"], run.curve["return_mean"]) for run in runs if len(run.curve["env_steps"])]
+def _curve_by_steps(curves: Sequence[RunCurve]) -> MeanCurve | None:
+    points = [(curve.steps, curve.returns) for curve in curves]
     return mean_curve(points, torch.cat([x for x, _ in points]).unique(), _uniform(len(points))) if points else None
 
 
-def _curve_by_seconds(runs: Sequence[Run]) -> MeanCurve | None:
+def _curve_by_seconds(curves: Sequence[RunCurve]) -> MeanCurve | None:
     points = []
-    for run in runs:
-        known = ~run.curve["seconds"].isnan()
+    for curve in curves:
+        known = ~curve.seconds.isnan()
         if bool(known.any()):
-            points.append((run.curve["seconds"][known], run.curve["return_mean"][known]))
+            points.append((curve.seconds[known], curve.returns[known]))
     if not points:
         return None
     # From where all runs have been evaluated once. The ends of the runs are on the grid, so that the curve is whole
@@ -172,16 +176,14 @@ def _curve_by_seconds(runs: Sequence[Run]) -> MeanCurve | None:
     return mean_curve(points, grid, _uniform(len(points)))
 
 
-def _row(study: Study, task: str, method: MethodCurves) -> dict[str, Any]:
-    scores, speeds = method.scores, []
-    for run in study.of(task, method.name):
-        steps, seconds = run.curve["env_steps"], run.curve["seconds"]
-        if len(steps) and float(seconds[-1]) > 0.0:
-            speeds.append(float(steps[-1] / seconds[-1]))
+def _row(study: Study, task: TaskCurves, method: MethodCurves) -> dict[str, Any]:
+    scores = method.scores
+    curves = [run.curve for run in study.of(task.name, method.name) if run.curve is not None and len(task.steps) == 1]
+    speeds = [float(curve.steps[-1] / curve.seconds[-1]) for curve in curves if float(curve.seconds[-1]) > 0.0]
     low, high = _bounds(method.interval)
     return {
         "method": method.name,
-        "planned": study.planned.get((task, method.name), 0),
+        "planned": study.planned.get((task.name, method.name), 0),
         "ended": len(scores),
         "mean": float(scores.mean()) if len(scores) else math.nan,
         "std": float(scores.std()) if len(scores) > 1 else math.nan,
@@ -247,7 +249,9 @@ def _uniform(number: int) -> Tensor:
     return torch.rand((_RESAMPLES, number), generator=generator, dtype=torch.float64)
 
 
-def _remarks(study: Study, tables: Sequence[pd.DataFrame], unscaled: Sequence[str]) -> list[str]:
+def _remarks(
+    study: Study, tasks: Sequence[TaskCurves], tables: Sequence[pd.DataFrame], unscaled: Sequence[str]
+) -> list[str]:
     remarks = []
     planned, ended = sum(study.planned.values()), study.num_ended
     if ended < planned:
@@ -255,6 +259,11 @@ def _remarks(study: Study, tables: Sequence[pd.DataFrame], unscaled: Sequence[st
             f"{ended} of {planned} runs have ended, {len(study.runs) - ended} have begun. Curves go as far as the runs "
             "do; where runs of a method are missing they are dashed, and means are of the others. Tables are of runs "
             "that ended."
+        )
+    if mixed := [task.name for task in tasks if len(task.steps) > 1]:
+        remarks.append(
+            f"On {', '.join(mixed)} some runs count environment steps, and others, which learn from a data set, "
+            "gradient steps. These have no common axis: curves are shown by wall time only."
         )
     if unscaled:
         remarks.append(

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from flowmatch_rl.evaluation import MeanCurve
-from flowmatch_rl.figures.style import BLUE, GREEN, GREY, ORANGE, RED, count_steps, new_figure, tidy
+from flowmatch_rl.figures.style import BLUE, GREEN, GREY, ORANGE, RED, STEPS, count_steps, new_figure, tidy
 
 _OTHERS = ("#CC79A7", "#56B4E9", "#000000", "#8A7A00", "#882255", "#44AA99", "#DDCC77", "#999999")
 _COLORS = (BLUE, ORANGE, GREEN, RED, *_OTHERS)
@@ -27,7 +27,7 @@ class MethodCurves:
 
     Attributes:
         name: Method.
-        by_steps: Return of evaluations by environment steps; None without any.
+        by_steps: Return of evaluations by steps; None without any.
         by_seconds: The same by wall time in seconds; None where it is not known.
         scores: Returns of the final tests of the runs that ended, shape (N,), perhaps of none.
         interval: Bootstrap interval of their mean, shape (2,); None with fewer than two runs.
@@ -46,10 +46,13 @@ class TaskCurves:
 
     Attributes:
         name: Task.
+        steps: What the steps of its runs are, ``env_steps`` or ``gradient_steps``; none before the first evaluation,
+            and both where there are no curves by steps because runs count different ones.
         methods: Methods, in the order of the legend; the same on all tasks of a comparison.
     """
 
     name: str
+    steps: Sequence[str]
     methods: Sequence[MethodCurves]
 
 
@@ -70,7 +73,7 @@ class Aggregate:
 
 
 def draw_task(task: TaskCurves) -> Figure:
-    """Learning curves by environment steps and by wall time, and the final returns, of all methods on one task.
+    """Learning curves by steps and by wall time, and the final returns, of all methods on one task.
 
     Args:
         task: The methods on it.
@@ -141,7 +144,7 @@ def _draw_task(figure: FigureBase, task: TaskCurves) -> None:
         _draw_curve(steps, method.by_steps, place, 1.0)
         _draw_curve(seconds, method.by_seconds, place, 60.0)
         _draw_scores(final, method, place)
-    tidy(steps, "environment steps", "return of evaluations")
+    tidy(steps, " or ".join(STEPS[counts] for counts in task.steps) or "steps", "return of evaluations")
     count_steps(steps)
     steps.set_title(task.name, fontsize=11, loc="left", fontweight="bold")
     tidy(seconds, "minutes of training")
@@ -150,13 +153,14 @@ def _draw_task(figure: FigureBase, task: TaskCurves) -> None:
     final.xaxis.set_major_locator(MaxNLocator(5))
     final.set_yticks(range(len(task.methods)), [method.name for method in task.methods])
     final.set_ylim(len(task.methods) - 0.5, -0.5)
-    for axes, known in (
-        (steps, any(method.by_steps is not None for method in task.methods)),
-        (seconds, any(method.by_seconds is not None for method in task.methods)),
-        (final, any(len(method.scores) for method in task.methods)),
+    no_curve = "runs count different steps" if len(task.steps) > 1 else "not known yet"
+    for axes, known, reason in (
+        (steps, any(method.by_steps is not None for method in task.methods), no_curve),
+        (seconds, any(method.by_seconds is not None for method in task.methods), "not known yet"),
+        (final, any(len(method.scores) for method in task.methods), "not known yet"),
     ):
         if not known:
-            axes.text(0.5, 0.5, "not known yet", transform=axes.transAxes, ha="center", color=GREY, fontsize=9)
+            axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", color=GREY, fontsize=9)
     handles, labels = _legend(steps, task)
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), fontsize=8, frameon=False)
 

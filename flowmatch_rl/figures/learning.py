@@ -7,7 +7,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flowmatch_rl.evaluation import LossPoint, PolicyPoint, ReturnPoint, columns_of
-from flowmatch_rl.figures.style import BLUE, GREEN, ORANGE, RED, count_steps, new_figure, scale_around_zero, tidy
+from flowmatch_rl.figures.style import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    RED,
+    STEPS,
+    count_steps,
+    new_figure,
+    scale_around_zero,
+    tidy,
+)
 
 _LOSSES = {"critic_loss": RED, "policy_loss": GREEN, "held_out_loss": ORANGE}
 
@@ -28,7 +38,7 @@ def draw_learning_curve(points: Sequence[ReturnPoint] | Sequence[PolicyPoint], t
     _draw_returns(panels[0], columns[step_name], columns)
     if losses:
         _draw_losses(panels[1], columns[step_name], losses)
-    tidy(panels[-1], {"env_steps": "environment steps"}.get(step_name, "gradient steps"), panels[-1].get_ylabel())
+    tidy(panels[-1], STEPS[step_name], panels[-1].get_ylabel())
     count_steps(panels[-1])
     return figure
 

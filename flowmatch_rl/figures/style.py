@@ -13,6 +13,8 @@ from matplotlib.ticker import EngFormatter
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
 FLOW_COLORS = "viridis"
 VALUE_COLORS = "Blues"
+STEPS = {"env_steps": "environment steps", "gradient_steps": "gradient steps"}
+"""What the steps of curves are called, by the names of their columns."""
 
 
 class PlainFigure(Figure):

@@ -14,14 +14,17 @@ import pytest
 import torch
 import yaml
 
+from flowmatch_rl.evaluation import LossPoint, PolicyPoint, ReturnPoint, names_of
+from flowmatch_rl.experiments.report import make_page
 from flowmatch_rl.experiments.runs import read_study
 from flowmatch_rl.experiments.statistics import summarize
-from flowmatch_rl.figures.comparison import Aggregate, draw_aggregate
+from flowmatch_rl.figures.comparison import Aggregate, MethodCurves, TaskCurves, draw_aggregate, draw_task
 from tests.callbacks.test_figures import is_drawn
 from tests.cli.support import Outcome, call
 from tests.combinations import one_test
 
-HEAD = "env_steps,return_mean,return_std,training_return,critic_loss,policy_loss,seconds"
+ONLINE, OFFLINE = ",".join(names_of(ReturnPoint(0))), ",".join(names_of(PolicyPoint(0)))
+"""First lines of the tables of learning curves. Both have seven columns, the third last the first one left empty."""
 
 
 def make_run(
@@ -32,6 +35,7 @@ def make_run(
     pace: float = 1.0,
     return_range: tuple[float, float] | None = None,
     timed: bool = True,
+    head: str = ONLINE,
     commit: str = "abc",
     **more: str,
 ) -> None:
@@ -40,7 +44,7 @@ def make_run(
     (folder / "output.log").touch()
     final = 50.0 if score is None else score
     rows = [f"{10 * i},{final * i / 4},1.0,,0.5,0.5,{10 * i * pace if timed else ''}" for i in range(1, points + 1)]
-    (folder / "figures" / "learning_curve.csv").write_text("\n".join([HEAD, *rows]) + "\n")
+    (folder / "figures" / "learning_curve.csv").write_text("\n".join([head, *rows]) + "\n")
     if score is not None:
         result = {"task": "Made-up-v0", "env_steps": 40, "gradient_steps": 30, "return_range": return_range}
         metrics = {"test/return_mean": score, "test/return_std": 1.0}
@@ -180,6 +184,43 @@ def test_curves_are_means_over_runs_by_steps_and_by_seconds(tmp_path: Path) -> N
     torch.testing.assert_close(curves.by_seconds.mean, 0.5 * curves.by_seconds.x)
 
 
+@pytest.mark.parametrize(
+    ("head", "axis", "rate"),
+    [(ONLINE, "environment steps", "env steps / s"), (OFFLINE, "gradient steps", "updates / s")],
+)
+def test_axis_and_rate_are_of_the_steps_that_runs_count(head: str, axis: str, rate: str, tmp_path: Path) -> None:
+    make_comparison(tmp_path, {"swing": {"a": [10.0, 30.0]}}, head=head, pace=0.5)
+    summary = summarize(read_study([tmp_path]))
+    (curves,) = summary.tasks[0].methods
+    assert curves.by_steps is not None
+    assert curves.by_steps.x.tolist() == [10.0, 20.0, 30.0, 40.0]
+    assert draw_task(summary.tasks[0]).axes[0].get_xlabel() == axis
+    (table,) = Page(make_page("", summary)).tables
+    assert (table[0][-1], table[1][-1]) == (rate, "2.0")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_steps_of_different_kinds_share_no_axis(tmp_path: Path) -> None:
+    make_comparison(tmp_path, {"swing": {"a": [10.0], "b": [30.0]}, "walk": {"a": [1.0], "b": [2.0]}})
+    table = tmp_path / "swing" / "b" / "0" / "figures" / "learning_curve.csv"
+    table.write_text(table.read_text().replace("env_steps", "gradient_steps"))
+    summary = summarize(read_study([tmp_path]))
+    swing, walk = ([method.by_steps is None for method in task.methods] for task in summary.tasks)
+    assert (swing, walk) == ([True, True], [False, False])
+    assert all(method.by_seconds is not None for task in summary.tasks for method in task.methods)
+    assert any("On swing some runs count" in remark and "no common axis" in remark for remark in summary.remarks)
+    tables = Page(make_page("", summary)).tables
+    assert [row[-1] for row in tables[-2]] == ["steps / s", "\N{EN DASH}", "\N{EN DASH}"]
+    assert tables[-1][0][-1] == "env steps / s"
+
+
+def test_panel_says_that_runs_count_different_steps() -> None:
+    unknown = MethodCurves("a", None, None, torch.empty(0), None)
+    for steps, words in (((), "not known yet"), (("env_steps", "gradient_steps"), "runs count different steps")):
+        panel, *_ = draw_task(TaskCurves("swing", steps, [unknown])).axes
+        assert [text.get_text() for text in panel.texts] == [words]
+
+
 def test_runs_of_unequal_length_are_shown_as_far_as_they_go_and_counted(tmp_path: Path) -> None:
     make_comparison(tmp_path, {"swing": {"a": [10.0, 30.0, None]}}, RANGES)
     table = tmp_path / "swing" / "a" / "2" / "figures" / "learning_curve.csv"
@@ -316,8 +357,10 @@ def test_any_folder_of_runs_is_sorted_by_environment_and_by_what_differs_in_the_
         (tmp_path / "Made-up-v0" / str(number) / "config.yaml").write_text(model(temperature=temperature))
     make_run(tmp_path / "Other-v0" / "going-on", None)
     (tmp_path / "Other-v0" / "going-on" / "config.yaml").write_text(model(observation_dim=7))
-    (tmp_path / "flow" / "figures").mkdir(parents=True)
-    (tmp_path / "flow" / "figures" / "learning_curve.csv").write_text("gradient_steps,train_loss\n1,2\n")
+    make_run(tmp_path / "flow", 1.0, head=",".join(names_of(LossPoint(0))))
+    make_run(tmp_path / "nowhere", 1.0, head=OFFLINE)  # without an environment
+    table = tmp_path / "nowhere" / "figures" / "learning_curve.csv"
+    table.write_text(f"{OFFLINE}\n1,,,,,2.0,\n")
     study = read_study([tmp_path])
     assert study.tasks == ("Made-up-v0", "Other-v0")
     assert study.methods == ("SomeModel temperature=1.0", "SomeModel temperature=0.5")

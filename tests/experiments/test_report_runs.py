@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from flowmatch_rl.experiments.runs import read_study
-from tests.experiments.test_report import make_comparison, make_run, model, report
+from tests.experiments.test_report import OFFLINE, make_comparison, make_run, model, report
 
 DM_CONTROL = {"domain": "cheetah", "task": "run", "camera": 0}
 
@@ -50,6 +50,17 @@ def test_task_of_a_run_that_goes_on_is_its_environment(environment: Any, task: s
     config = yaml.safe_load(model()) | {"data": {"init_args": {"environment": environment}}}
     (place / "config.yaml").write_text(yaml.safe_dump(config))
     assert read_study([tmp_path]).tasks == (task,)
+
+
+@pytest.mark.parametrize("score", [None, 1.0])
+def test_task_of_a_run_on_data_is_the_data_set_and_the_environment(score: float | None, tmp_path: Path) -> None:
+    for number, name in enumerate(("expert", "expert", "random")):
+        place = tmp_path / str(number)
+        make_run(place, score, head=OFFLINE)
+        environment = {"class_path": "flowmatch_rl.envs.GymnasiumEnvironment", "init_args": {"name": f"Made-v{number}"}}
+        data = {"init_args": {"path": f"data/{name}", "environment": environment}}
+        (place / "config.yaml").write_text(yaml.safe_dump(yaml.safe_load(model()) | {"data": data}))
+    assert read_study([tmp_path]).tasks == ("expert in Made-v0", "expert in Made-v1", "random in Made-v2")
 
 
 def test_runs_in_several_folders_are_told_apart_by_what_differs_between_folders(tmp_path: Path) -> None:
