@@ -1,6 +1,6 @@
 """Run benchmarks and write ``benchmarks/RESULTS.md`` and ``benchmarks/results.json``.
 
-python -m benchmarks                 all of them, about fourteen hours, of which online takes ten
+python -m benchmarks                 all of them, about a day, of which online takes ten hours and offline eight
 python -m benchmarks update_speed    one of them; the others' last results are kept
 """
 
@@ -43,8 +43,14 @@ BENCHMARKS = (
     "occupancy_planning",
     "occupancy_speed",
     "offline_tilt",
+    "offline",
+    "offline_peer",
+    "offline_online",
+    "offline_speed",
     "pictures",
 )
+ON_REQUEST = ("offline_peer",)
+"""Those that need code of others, see their descriptions: run when they are named."""
 
 
 def processor() -> str:
@@ -73,8 +79,10 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; all if none")
-    names = parser.parse_args().names or list(BENCHMARKS)
+    parser.add_argument(
+        "names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; if none, all but {', '.join(ON_REQUEST)}"
+    )
+    names = parser.parse_args().names or [name for name in BENCHMARKS if name not in ON_REQUEST]
     if unknown := set(names) - set(BENCHMARKS):
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     store = FOLDER / "results.json"

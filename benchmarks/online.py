@@ -3,80 +3,40 @@
 Runs go on where they were interrupted. Of each the configuration, the learning curve and the result are kept.
 """
 
-import json
-import shutil
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowmatch_rl.experiments.runs import read_study
+from benchmarks.comparisons import last_step, rate, recorded, train
+from flowmatch_rl.experiments.runs import Run
 
 COMPARISONS = ("pendulum", "control_suite", "paper_recipe", "estimators")
-RUNS = Path("runs/comparisons")
 RECORDS = Path(__file__).parent / "online"
-KEPT = ("config.yaml", "figures/learning_curve.csv", "result.json")
 
 
 def run() -> dict[str, Any]:
     """Train what is missing, keep the records, and return one row per comparison, task and method."""
     for name in COMPARISONS:
-        command = [sys.executable, "-m", "flowmatch_rl", "compare", f"-c=conf/comparison/{name}.yaml"]
-        subprocess.run([*command, f"--output={RUNS / name}", "--tracking=false"], check=True)
-        record(name)
+        train(name, RECORDS)
     return summary()
-
-
-def record(name: str) -> None:
-    """Copy what is kept of a comparison's runs, finished or not.
-
-    Args:
-        name: Its name.
-    """
-    for source in sorted((RUNS / name).rglob("*")):
-        place = source.relative_to(RUNS / name)
-        wanted = any(place.match(kept) for kept in KEPT) or place.parts == ("comparison.json",)
-        if source.is_file() and wanted:
-            target = RECORDS / name / place
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
 
 
 def summary() -> dict[str, Any]:
     """One row per comparison, task and method, from the records."""
-    rows = []
-    for name in COMPARISONS:
-        if not (RECORDS / name).is_dir():
-            continue
-        study = read_study([RECORDS / name])
-        for task in study.tasks:
-            for method in study.methods:
-                rows += [_row(name, task, method, study.of(task, method))] if study.of(task, method) else []
+    rows = [_row(*each) for each in recorded(COMPARISONS, RECORDS)]
     return {"title": "Online learning on two CPU cores", "rows": rows}
 
 
-def _row(comparison: str, task: str, method: str, runs: list[Any]) -> dict[str, Any]:
+def _row(comparison: str, task: str, method: str, runs: Sequence[Run]) -> dict[str, Any]:
     scores = [run.score for run in runs if run.score is not None]
-    curves = [run.curve for run in runs if run.curve is not None]
-    best = [float(curve.returns.max()) for curve in curves]
-    rates = [
-        float((curve.steps[-1] - curve.steps[0]) / (curve.seconds[-1] - curve.seconds[0]))
-        for curve in curves
-        if len(curve.steps) > 1
-    ]
+    best = [float(run.curve.returns.max()) for run in runs if run.curve is not None]
     return {
         "comparison": comparison,
         "task": task,
         "method": method,
-        "env_steps": max((int(curve.steps[-1]) for curve in curves), default=0),
+        "env_steps": last_step(runs),
         "runs_ended": f"{len(scores)} of {len(runs)}",
         "final_return": ", ".join(f"{score:.0f}" for score in scores) or "-",
         "best_evaluation": ", ".join(f"{value:.0f}" for value in best) or "-",
-        "env_steps_per_s": max(rates, default=float("nan")),
+        "env_steps_per_s": rate(runs),
     }
-
-
-if __name__ == "__main__":
-    for each in COMPARISONS:
-        record(each)
-    print(json.dumps(summary(), indent=2))
