@@ -4,7 +4,7 @@ Needs a clone of github.com/seohongpark/fql in ``FQL_REPOSITORY`` and a Python w
 and ogbench in ``FQL_PYTHON``; nothing of either is part of this project. The data set is that of ``offline`` for the
 point maze: transitions of ten steps, which are handed to the authors' code as rewards already summed and masks already
 discounted. Critics have three layers of 256 units with layer norm, flows three of 128. Both evaluate 50 episodes of the
-task. Rates are of one thread without evaluations: of CPU time there, of wall time here.
+task. ``offline_speed`` compares their rates.
 """
 
 import json
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from benchmarks.comparisons import RUNS
@@ -55,7 +54,7 @@ for _ in range(updates):
 jax.block_until_ready(agent.network.params)
 seconds = time.process_time() - began
 env, key, returns, solved = gymnasium.make(sys.argv[6]), jax.random.PRNGKey(seed), [], []
-for episode in range(50):
+for episode in range(int(sys.argv[7])):
     state, _ = env.reset(seed=1000 + episode)
     total, success, done = 0.0, False, False
     while not done:
@@ -65,7 +64,7 @@ for episode in range(50):
         total, success, done = total + reward, success or bool(info["success"]), terminated or truncated
     returns.append(total)
     solved.append(success)
-print(json.dumps({"success": np.mean(solved), "return": np.mean(returns), "updates_per_s": updates / seconds}))
+print(json.dumps({"success": sum(solved) / 50, "return": sum(returns) / 50, "updates_per_s": updates / seconds}))
 """
 
 
@@ -79,36 +78,55 @@ def run(seeds: tuple[int, ...] = (0, 1, 2)) -> dict[str, Any]:
 
 
 def train_peer(seed: int) -> dict[str, float]:
-    """Success, return and rate of the authors' code; trains what is not there yet.
+    """Success and return of the authors' code; trains what is not there yet.
 
     Args:
         seed: Its seed.
     """
     result = OUTPUT / f"{seed}.json"
     if not result.exists():
-        if missing := [name for name in ("FQL_REPOSITORY", "FQL_PYTHON") if name not in os.environ]:
-            raise SystemExit(
-                f"{' and '.join(missing)} must be set: a clone of the authors' code, and a Python with JAX"
-            )
+        store = TransitionStore.open(f"data/{DATA}")
+        found = run_peer(store, UPDATES, seed, n_steps=10, episodes=50)
         OUTPUT.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "data.npz"
-            export(path)
-            arguments = [os.environ["FQL_REPOSITORY"], str(path), str(UPDATES), str(ALPHA), str(seed), ENVIRONMENT]
-            command = [os.environ["FQL_PYTHON"], "-c", PEER, *arguments]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        result.write_text(done.stdout.splitlines()[-1])
-    return json.loads(result.read_text())
+        result.write_text(json.dumps(found))
+    found = json.loads(result.read_text())
+    return {name: found[name] for name in ("success", "return")}
 
 
-def export(path: Path) -> None:
+def run_peer(store: TransitionStore, updates: int, seed: int, n_steps: int, episodes: int) -> dict[str, float]:
+    """Train the authors' code, and evaluate it on the point maze.
+
+    Args:
+        store: The data set, of which the last twentieth is left out.
+        updates: Gradient steps.
+        seed: Seed.
+        n_steps: Steps of a transition.
+        episodes: Episodes of the evaluation, 50 or 0.
+
+    Returns:
+        ``success``, ``return`` and ``updates_per_s``, of CPU time.
+    """
+    if missing := [name for name in ("FQL_REPOSITORY", "FQL_PYTHON") if name not in os.environ]:
+        raise SystemExit(f"{' and '.join(missing)} must be set: a clone of the authors' code, and a Python with JAX")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "data.npz"
+        export(store, n_steps, path)
+        numbers = [str(updates), str(ALPHA), str(seed), ENVIRONMENT, str(episodes)]
+        command = [os.environ["FQL_PYTHON"], "-c", PEER, os.environ["FQL_REPOSITORY"], str(path), *numbers]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def export(store: TransitionStore, n_steps: int, path: Path) -> None:
     """Write the transitions that training draws from, in the form of the authors' code.
 
     Args:
+        store: The data set.
+        n_steps: Steps of a transition.
         path: The file.
     """
-    store = TransitionStore.open(f"data/{DATA}")
-    reader = TransitionReader(store, n_steps=10, batch_size=1, seed=0, held_out=len(store) // 20)
+    reader = TransitionReader(store, n_steps, batch_size=1, seed=0, held_out=len(store) // 20)
+    assert reader.sampler.rows is not None, "rows are held out"
     transition = read_transition(reader.read(reader.sampler.rows))
     steps = torch.arange(transition.rewards.shape[1])
     rewards = (transition.rewards * DISCOUNT**steps).sum(1)
@@ -127,11 +145,9 @@ def export(path: Path) -> None:
 def _ours(seed: int) -> dict[str, Any]:
     folder = RUNS / "offline" / TASK / METHOD / str(seed)
     metrics = json.loads((folder / "result.json").read_text())["metrics"]
-    curve = pd.read_csv(folder / "figures" / "learning_curve.csv").iloc[-1]
     return {
         "code": "flowmatch_rl",
         "seed": seed,
         "success": metrics["test/success_rate"],
         "return": metrics["test/return_mean"],
-        "updates_per_s": curve["gradient_steps"] / curve["seconds"],
     }

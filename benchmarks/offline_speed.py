@@ -2,10 +2,12 @@
 
 All have the same sizes: two critics of three layers of 256 units with layer norm, flows of three layers of 128, batches
 of 256, ten steps of a flow. The bare loop draws its rows from tensors in memory, and neither logs nor evaluates nor
-keeps checkpoints. Seconds are CPU time of one thread; the rounds alternate and the best of each counts.
+keeps checkpoints. Seconds are CPU time of one thread; the rounds alternate and the best of each counts. With the
+variables that ``offline_peer`` needs, its authors' JAX code is measured too.
 """
 
 import copy
+import os
 import tempfile
 import time
 import warnings
@@ -18,6 +20,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.offline_peer import run_peer
 from flowmatch_rl.data import PolicyData, TransitionStore, collect_transitions
 from flowmatch_rl.envs import GymnasiumEnvironment
 from flowmatch_rl.estimators import PriorMeanEstimator
@@ -28,6 +31,7 @@ from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture
 from flowmatch_rl.paths import ClipSquash
 
 BATCH, CRITIC_UNITS, FLOW_UNITS, FLOW_STEPS, ALPHA, DISCOUNT, DECAY = 256, 256, 128, 10, 10.0, 0.99, 0.995
+BARE, PEER = "flow Q-learning, bare PyTorch", "flow Q-learning, authors' JAX"
 NETWORK = VelocityArchitecture(hidden_dim=FLOW_UNITS)
 FLOW = FlowPolicyArchitecture(squash=ClipSquash(), network=NETWORK)
 CRITICS = Critics(CriticArchitecture(hidden_dim=CRITIC_UNITS, num_layers=3, layer_norm=True), "mean")
@@ -39,17 +43,20 @@ def run(updates: int = 300, rounds: int = 3) -> dict[str, Any]:
         warnings.simplefilter("ignore")  # what Lightning says about loaders and missing loggers
         path = str(Path(folder) / "data")
         store = collect_transitions(GymnasiumEnvironment("HalfCheetah-v5"), path, 20_000, progress=False)
-        jobs: dict[str, Callable[[], None]] = {"flow Q-learning, bare PyTorch": bare_loop(store, updates)}
+        jobs: dict[str, Callable[[], None]] = {BARE: bare_loop(store, updates)}
         data = PolicyData(path, num_updates=updates, epoch_updates=updates, verify=False)
         for name, module in modules(data).items():
             jobs[name] = trained(module, data)
         best = dict.fromkeys(jobs, float("inf"))
         for _ in range(rounds):
+            if "FQL_REPOSITORY" in os.environ:
+                rate = run_peer(store, updates, seed=0, n_steps=1, episodes=0)["updates_per_s"]
+                best[PEER] = min(best.get(PEER, float("inf")), 1.0 / rate)
             for name, job in jobs.items():
                 began = time.thread_time()
                 job()
                 best[name] = min(best[name], (time.thread_time() - began) / updates)
-    bare = next(iter(best.values()))
+    bare = best[BARE]
     rows = [
         {"method": name, "ms_per_update": 1e3 * seconds, "updates_per_s": 1.0 / seconds, "to_bare_loop": seconds / bare}
         for name, seconds in best.items()
