@@ -4,7 +4,7 @@ import abc
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from tensordict import TensorDictBase
 
 from flowmatch_rl.batches import ACTION, ACTION_CHUNK, OBSERVATION, REWARD
@@ -79,7 +79,7 @@ class EpisodesFigure(Callback, abc.ABC):
     def on_test_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: TensorDictBase,
         batch_idx: int,
@@ -89,7 +89,7 @@ class EpisodesFigure(Callback, abc.ABC):
         if not writes_files(trainer) or batch.get("mask", None) is None or batch_idx or dataloader_idx:
             return
         counter, data = env_step_counter(trainer), trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        number = trainer.global_step if counter is None else counter.env_steps
+        number = pl_module.gradient_steps if counter is None else counter.env_steps
         title = f"{data_label(trainer)} after {number:,} {'gradient' if counter is None else 'environment'} steps"
         figure = self.draw(pl_module, batch, data.spaces.action_bounds, title)
         if figure is not None:

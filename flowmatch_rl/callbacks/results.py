@@ -15,7 +15,7 @@ from flowmatch_rl.files import RESULT, write_json
 class RunResult(Callback):
     """Writes ``result.json`` when a run has been trained to its end and tested: its presence says that a run is done.
 
-    It holds the task (label of the data), the environment steps (null where none are counted), the gradient steps, the
+    It holds the task (label of the data), the environment steps (null where none were taken), the gradient steps, the
     range of returns that the environment states (or null), the commit, the precision with the device, and the metrics
     of the test. The file is renamed into place, so that it is whole or absent; a run that is resumed loses it until it
     is done again.
@@ -41,7 +41,7 @@ class RunResult(Callback):
         counter = env_step_counter(trainer)
         result = {
             "task": getattr(data, "label", type(data).__name__),
-            "env_steps": None if counter is None else counter.env_steps,
+            "env_steps": getattr(data, "online_env_steps", None) if counter is None else counter.env_steps,
             "gradient_steps": trainer.global_step,
             "return_range": getattr(getattr(data, "environment", None), "return_range", None),
             "commit": commit(),

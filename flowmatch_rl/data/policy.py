@@ -143,6 +143,14 @@ class PolicyData(EpisodeData):
         return self._offline_updates + (self.num_epochs - self._offline_epochs) * self._online_batches()
 
     @property
+    def online_env_steps(self) -> int | None:
+        """Environment steps of the online phase so far, over all processes; None where there is no such phase.
+
+        They are no measure of the run's progress, which is that of its gradient steps.
+        """
+        return None if self._collection is None else self._collection.env_steps
+
+    @property
     def recent_returns(self) -> deque[float]:
         """Returns of the latest episodes that this process collected; empty before an online phase."""
         return deque() if self._collection is None else self._collection.recent_returns

@@ -34,6 +34,12 @@ class PolicyModule(WatchedModule, abc.ABC):
     observation_dim: int
     action_dim: int
     policy: LatentPolicy
+    _loaded_steps: int = 0  # those of the checkpoint, which a test of it does not give to the trainer
+
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps that the weights have been trained for, also in a test of a checkpoint."""
+        return self.global_step or self._loaded_steps
 
     @abc.abstractmethod
     def actor(self, role: Role) -> ParticleActor:
@@ -96,11 +102,12 @@ class PolicyModule(WatchedModule, abc.ABC):
         checkpoint[self.NAME_KEY] = type(self).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other dimensions, in one line."""
+        """Note the gradient steps of a checkpoint, and refuse one of other dimensions in one line."""
         saved = checkpoint["hyper_parameters"]
         for name in ("observation_dim", "action_dim"):
             if saved[name] != getattr(self, name):
                 raise UserError(f"the checkpoint has {name} {saved[name]}, the data {getattr(self, name)}")
+        self._loaded_steps = checkpoint["global_step"]
 
     def result_lines(self, metrics: Mapping[str, float]) -> list[str]:
         """What a test measured, one line each.
@@ -170,4 +177,4 @@ class PolicyModule(WatchedModule, abc.ABC):
     def _env_steps(self) -> float:
         """Environment steps where the data counts them, gradient steps elsewhere: the x-axis of every metric."""
         data = getattr(self._trainer, "datamodule", None)
-        return float(getattr(data, "env_steps", self.global_step))
+        return float(getattr(data, "env_steps", self.gradient_steps))

@@ -1,5 +1,6 @@
 """Policies from data by the command line: every method trains, tests, resumes, and refuses what does not fit."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -102,11 +103,16 @@ def test_chunks_of_actions_train_and_act(data: Path, tmp_path: Path) -> None:
     assert {"episode.png", "policy.png"} <= {path.name for path in (folder / "figures").glob("*")}
 
 
-def test_a_run_on_data_continues_online_from_its_checkpoint_and_resumes_there(data: Path, tmp_path: Path) -> None:
+def test_a_run_on_data_continues_online_from_its_checkpoint_and_resumes_there(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr("flowmatch_rl.callbacks.figures.draw_episodes", lambda *given: titles.append(given[-1]))
     method = CONF / "offline" / "methods" / "flow_q_learning.yaml"
     folder, last = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"
     options = {"data__path": data, "trainer__default_root_dir": folder}
     assert run(words("fit", TASK, method, **options)) == 0
+    assert json.loads((folder / "result.json").read_text())["env_steps"] is None
     # 4 steps before the first update of the phase, then 15 updates in 3 epochs.
     options |= {"data__online__env_steps": 19, "data__online__epoch_env_steps": 7, "ckpt_path": last}
     for epochs, collected in ((3, 9), (5, 19)):  # also resumed within the phase
@@ -117,6 +123,10 @@ def test_a_run_on_data_continues_online_from_its_checkpoint_and_resumes_there(da
         assert saved["global_step"] == state["drawn"] == collected
     _, *rows = (folder / "figures" / "learning_curve.csv").read_text().splitlines()
     assert [row.partition(",")[0] for row in rows] == ["2", "4", "9", "14", "19"]
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["env_steps"], result["gradient_steps"]) == (19, 19)
+    assert run(words("test", TASK, method, ONLINE, **options)) == 0
+    assert titles == [f"pendulum after {steps} gradient steps" for steps in (4, 9, 19, 19)]
 
 
 def test_a_log_without_rewards_and_environment_is_imitated(tmp_path: Path) -> None:
