@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.comparisons import last_step, rate, recorded, train
-from flowmatch_rl.experiments.runs import Run
+from flowmatch_rl.experiments.runs import RETURN, Run
 
 COMPARISONS = ("pendulum", "control_suite", "paper_recipe", "estimators")
 RECORDS = Path(__file__).parent / "online"
@@ -28,7 +28,7 @@ def summary() -> dict[str, Any]:
 
 
 def _row(comparison: str, task: str, method: str, runs: Sequence[Run]) -> dict[str, Any]:
-    scores = [run.score for run in runs if run.score is not None]
+    scores = [score for run in runs if (score := run.measured(RETURN)) is not None]
     best = [float(run.curve.returns.max()) for run in runs if run.curve is not None]
     return {
         "comparison": comparison,

@@ -10,8 +10,8 @@ import jinja2
 import pandas as pd
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.experiments.runs import read_study
-from flowmatch_rl.experiments.statistics import BANDIT_METRICS, Summary, summarize
+from flowmatch_rl.experiments.runs import RETURN, SUCCESS, read_study
+from flowmatch_rl.experiments.statistics import BANDIT_METRICS, SCORES, Summary, summarize
 from flowmatch_rl.figures import draw_bandit_samples, save_figure
 from flowmatch_rl.figures.comparison import (
     Aggregate,
@@ -25,6 +25,7 @@ from flowmatch_rl.files import atomic_path, write_text
 
 PAGE, PICTURE, SAMPLES, TABLE = "report.html", "report.png", "samples.png", "results.csv"
 _UNKNOWN = "\N{EN DASH}"
+_DECIMALS = {RETURN: 1, SUCCESS: 3}
 _RATES = {"env_steps": "env steps / s", "gradient_steps": "updates / s"}
 
 
@@ -80,15 +81,16 @@ def make_page(title: str, summary: Summary) -> str:
         HTML that needs no other file.
     """
     aggregate = summary.aggregate
-    known = aggregate.mean is not None or aggregate.improvement is not None
+    known = aggregate.interquartile_mean is not None or aggregate.improvement is not None
     return _template().render(
         title=title,
         remarks=summary.remarks,
         aggregate=_text(encode_figure(draw_aggregate(aggregate))) if known else None,
         means=_means(aggregate),
+        score=aggregate.score,
         improvement=_improvement(aggregate),
         tasks=[
-            (task.name, _text(encode_figure(draw_task(task))), _returns(task, table))
+            (task.name, _text(encode_figure(draw_task(task))), task.score, _scores(task, table))
             for task, table in zip(summary.tasks, summary.tables, strict=True)
         ],
         samples=_text(encode_figure(draw_bandit_samples(summary.bandits))) if summary.bandits else None,
@@ -107,15 +109,23 @@ def _text(png: bytes) -> str:
     return base64.b64encode(png).decode()
 
 
-def _returns(task: TaskCurves, table: pd.DataFrame) -> pd.DataFrame:
-    """Table of a task with returns, in words."""
+def _scores(task: TaskCurves, table: pd.DataFrame) -> pd.DataFrame:
+    """Table of a task with returns, in words: the score of the task, and the mean of what else all runs measured."""
     rate = _RATES[task.steps[0]] if len(task.steps) == 1 else "steps / s"
+    decimals = {name: _DECIMALS[metric] for metric, name in SCORES.items()}[task.score]
+    bounds = zip(table["low"], table["high"], strict=True)
+    others = {
+        name: [_number(value, _DECIMALS[metric]) for value in table[metric]]
+        for metric, name in SCORES.items()
+        if name != task.score and not all(map(math.isnan, table[metric]))
+    }
     return pd.DataFrame(
         {
             "method": table["method"],
-            "return": table["mean"].map(_number),
-            "std over runs": table["std"].map(_number),
-            "95 % interval": [_between(low, high) for low, high in zip(table["low"], table["high"], strict=True)],
+            task.score: [_number(value, decimals) for value in table["mean"]],
+            "std over runs": [_number(value, decimals) for value in table["std"]],
+            "95 % interval": [_between(low, high, decimals) for low, high in bounds],
+            **others,
             "runs ended": [f"{ended} of {all_}" for ended, all_ in zip(table["ended"], table["planned"], strict=True)],
             rate: table["steps_per_s"].map(_number),
         }
@@ -135,11 +145,14 @@ def _distances(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _means(aggregate: Aggregate) -> pd.DataFrame | None:
-    if aggregate.mean is None:
+    if aggregate.interquartile_mean is None or aggregate.mean is None:
         return None
-    rows = zip(aggregate.methods, aggregate.mean.tolist(), strict=True)
-    body = [(name, _number(value, 3), _between(low, high, 3)) for name, (value, low, high) in rows]
-    return pd.DataFrame(body, columns=["method", "interquartile mean", "95 % interval"])
+    columns = {"interquartile mean": aggregate.interquartile_mean, "mean over tasks": aggregate.mean}
+    shown = {
+        name: [_number(value, 3) + _bracket(low, high, 3) for value, low, high in means.tolist()]
+        for name, means in columns.items()
+    }
+    return pd.DataFrame({"method": list(aggregate.methods)} | shown)
 
 
 def _improvement(aggregate: Aggregate) -> pd.DataFrame | None:
@@ -164,5 +177,5 @@ def _deviation(std: float) -> str:
     return "" if math.isnan(std) else f" \N{PLUS-MINUS SIGN} {std:.4f}"
 
 
-def _bracket(low: float, high: float) -> str:
-    return "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+def _bracket(low: float, high: float, decimals: int = 2) -> str:
+    return "" if math.isnan(low) else f" [{low:.{decimals}f}, {high:.{decimals}f}]"

@@ -26,7 +26,9 @@ from flowmatch_rl.testbeds import Bandit
 from flowmatch_rl.trust import check_object, in_file, reading_file
 
 _CURVE = f"{FIGURES}/{CURVE}"
-_SCORE = "test/return_mean"
+RETURN, SUCCESS = "test/return_mean", "test/success_rate"
+"""Metrics that may be the score of a run."""
+
 _STEPS = ("env_steps", "gradient_steps")
 _RETURN, _SECONDS = "return_mean", "seconds"
 _NAMED_SETTINGS = 3
@@ -73,10 +75,9 @@ class Run:
     commit: str | None
     arithmetic: str | None
 
-    @property
-    def score(self) -> float | None:
-        """Mean return of its final test; None if it has not ended or measured none."""
-        return (self.metrics or {}).get(_SCORE)
+    def measured(self, metric: str) -> float | None:
+        """A metric of its final test; None if it has not ended or measured none."""
+        return (self.metrics or {}).get(metric)
 
     @property
     def on_bandit(self) -> bool:
@@ -97,6 +98,19 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Score:
+    """What counts as the result of a run on a task.
+
+    Attributes:
+        metric: Metric of the final test, ``RETURN`` or ``SUCCESS``.
+        range: Values that count as 0 and as 1 over several tasks; None where nobody states them.
+    """
+
+    metric: str
+    range: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Study:
     """The runs of a report.
 
@@ -105,14 +119,15 @@ class Study:
         methods: Names of the methods, in order.
         runs: Runs that have begun.
         planned: How many runs there are to be of each task and method.
-        ranges: Returns that count as 0 and as 1 on each task; None where nobody states them.
+        scores: What counts on each task: returns where the comparison states their range, else the success rate where
+            all runs that ended measured one, else returns, in the range that the environment states.
     """
 
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
     runs: tuple[Run, ...]
     planned: dict[tuple[str, str], int]
-    ranges: dict[str, tuple[float, float] | None]
+    scores: dict[str, Score]
 
     @property
     def num_ended(self) -> int:
@@ -140,7 +155,7 @@ class Study:
             tuple(method for method in self.methods if method in {name for _, name in planned}),
             tuple(run for run in self.runs if run.task in tasks),
             planned,
-            self.ranges,
+            self.scores,
         )
 
     def metrics(self) -> pd.DataFrame:
@@ -177,7 +192,7 @@ def read_study(folders: Sequence[Path]) -> Study:
     _check_same_names(records)
     runs: list[Run] = []
     places: list[tuple[str, str]] = []
-    ranges: dict[str, tuple[float, float] | None] = {}
+    ranges: dict[str, tuple[float, float]] = {}
     for folder, record in records.items():
         listed = list(dict.fromkeys([*record["runs"], *begun_runs(folder)]))
         found = [_read_run(folder / task / method / str(seed), task, method) for task, method, seed in listed]
@@ -189,11 +204,17 @@ def read_study(folders: Sequence[Path]) -> Study:
     runs += loose
     places += [(run.task, run.method) for run in loose]
     tasks = tuple(dict.fromkeys(task for task, _ in places))
-    for task in tasks:
-        if task not in ranges:
-            ranges[task] = next((run.return_range for run in runs if run.task == task and run.return_range), None)
+    scores = {task: _score([run for run in runs if run.task == task], ranges.get(task)) for task in tasks}
     methods = tuple(dict.fromkeys(method for _, method in places))
-    return Study(tasks, methods, tuple(runs), dict(Counter(places)), ranges)
+    return Study(tasks, methods, tuple(runs), dict(Counter(places)), scores)
+
+
+def _score(runs: Sequence[Run], stated: tuple[float, float] | None) -> Score:
+    """What counts on a task, by its runs and the range of returns that the comparison states."""
+    ended = [run for run in runs if run.metrics is not None]
+    if stated is None and ended and all(run.measured(SUCCESS) is not None for run in ended):
+        return Score(SUCCESS, (0.0, 1.0))
+    return Score(RETURN, stated or next((run.return_range for run in runs if run.return_range), None))
 
 
 def _check_same_names(records: Mapping[Path, dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flowmatch_rl.experiments.runs import RunCurve, Study
+from flowmatch_rl.experiments.runs import RETURN, SUCCESS, Run, RunCurve, Study
 from flowmatch_rl.figures import BanditPanels
 from flowmatch_rl.figures.comparison import Aggregate, MethodCurves, TaskCurves
 from flowmatch_rl.metrics import (
@@ -26,6 +26,12 @@ _GRID = 100
 _FEW_RUNS = 5
 """Fewer runs than this per method and task, and bootstrap intervals are markedly too narrow."""
 
+
+SCORES = {RETURN: "return", SUCCESS: "success rate"}
+"""Scores of runs, and what they are called."""
+
+_AGGREGATES = {frozenset((RETURN,)): "normalised return", frozenset((SUCCESS,)): "success rate"}
+"""What scores are called over tasks that all have one metric."""
 
 BANDIT_METRICS = {
     "energy_distance": "energy distance",
@@ -51,9 +57,10 @@ class Summary:
 
     Attributes:
         tasks: Curves and final returns of each task with returns.
-        tables: Table of each of them, returns being those of the final tests of runs that ended: a row for each
+        tables: Table of each of them, scores being those of the final tests of runs that ended: a row for each
             ``method``, with how many runs are ``planned`` and have ``ended``, ``mean`` and ``std`` over runs (with
-            Bessel's correction), bounds ``low`` and ``high`` of the bootstrap interval of the mean, and
+            Bessel's correction), bounds ``low`` and ``high`` of the bootstrap interval of the mean, means of ``RETURN``
+            and ``SUCCESS`` where all runs measured it, and
             ``steps_per_s``, steps per second of training, which are those of the task's curves. NaN where runs are
             missing.
         aggregate: What is known over all tasks with returns.
@@ -80,15 +87,23 @@ def summarize(study: Study) -> Summary:
     returns, bandits = study.split()
     methods = returns.methods
     tasks = tuple(
-        TaskCurves(task, returns.steps(task), [_method_on(returns, task, method) for method in methods])
+        TaskCurves(
+            task,
+            returns.steps(task),
+            SCORES[returns.scores[task].metric],
+            [_method_on(returns, task, method) for method in methods],
+        )
         for task in returns.tasks
     )
     tables = tuple(pd.DataFrame([_row(returns, task, method) for method in task.methods]) for task in tasks)
     scores = {name: [task.methods[place].scores for task in tasks] for place, name in enumerate(methods)}
-    unscaled = [task for task in returns.tasks if study.ranges[task] is None]
+    unscaled = [task for task in returns.tasks if study.scores[task].range is None]
+    scaled = None if unscaled or not tasks else _scaled(returns, scores)
     aggregate = Aggregate(
         methods,
-        None if unscaled or not tasks else _means(returns, scores),
+        _AGGREGATES.get(frozenset(returns.scores[task].metric for task in returns.tasks), "score"),
+        None if scaled is None else _means(scaled, interquartile_mean),
+        None if scaled is None else _means(scaled, _mean_of_tasks),
         _improvement(returns, scores) if len(methods) > 1 else None,
     )
     return Summary(
@@ -149,10 +164,11 @@ def _bandit_table(study: Study, task: str) -> pd.DataFrame:
 
 def _method_on(study: Study, task: str, method: str) -> MethodCurves:
     runs = study.of(task, method)
-    scores = torch.tensor([run.score for run in runs if run.score is not None], dtype=torch.float64)
+    measured = [run.measured(study.scores[task].metric) for run in runs]
+    scores = torch.tensor([value for value in measured if value is not None], dtype=torch.float64)
     curves = [run.curve for run in runs if run.curve is not None]
     by_steps = _curve_by_steps(curves) if len(study.steps(task)) == 1 else None
-    return MethodCurves(method, by_steps, _curve_by_seconds(curves), scores, _interval([scores], _mean_of_one_task))
+    return MethodCurves(method, by_steps, _curve_by_seconds(curves), scores, _interval([scores], _mean_of_tasks))
 
 
 def _curve_by_steps(curves: Sequence[RunCurve]) -> MeanCurve | None:
@@ -178,7 +194,8 @@ def _curve_by_seconds(curves: Sequence[RunCurve]) -> MeanCurve | None:
 
 def _row(study: Study, task: TaskCurves, method: MethodCurves) -> dict[str, Any]:
     scores = method.scores
-    curves = [run.curve for run in study.of(task.name, method.name) if run.curve is not None and len(task.steps) == 1]
+    runs = study.of(task.name, method.name)
+    curves = [run.curve for run in runs if run.curve is not None and len(task.steps) == 1]
     speeds = [float(curve.steps[-1] / curve.seconds[-1]) for curve in curves if float(curve.seconds[-1]) > 0.0]
     low, high = _bounds(method.interval)
     return {
@@ -190,22 +207,33 @@ def _row(study: Study, task: TaskCurves, method: MethodCurves) -> dict[str, Any]
         "low": low,
         "high": high,
         "steps_per_s": sum(speeds) / len(speeds) if speeds else math.nan,
+        **{metric: _mean_of([run for run in runs if run.metrics is not None], metric) for metric in SCORES},
     }
 
 
-def _means(study: Study, scores: dict[str, list[Tensor]]) -> Tensor | None:
-    """Interquartile means of normalised scores with bounds, shape (M, 3); None if no method has a run on every task."""
-    rows = []
-    for name in study.methods:
-        scaled = []
-        for task, raw in zip(study.tasks, scores[name], strict=True):
-            scale = study.ranges[task]
-            assert scale is not None, "tasks without a scale were sorted out"
-            scaled.append((raw - scale[0]) / (scale[1] - scale[0]))
-        if any(len(task) == 0 for task in scaled):
-            rows.append([math.nan] * 3)
-        else:
-            rows.append([float(interquartile_mean(scaled)), *_bounds(_interval(scaled, interquartile_mean))])
+def _mean_of(runs: Sequence[Run], metric: str) -> float:
+    """Mean of a metric over runs that ended; NaN where one did not measure it."""
+    values = [math.nan if (value := run.measured(metric)) is None else value for run in runs]
+    return sum(values) / len(values) if values else math.nan
+
+
+def _scaled(study: Study, scores: dict[str, list[Tensor]]) -> list[list[Tensor]]:
+    """Scores brought to the range from 0 to 1, by method and task."""
+    ranges = [study.scores[task].range or (math.nan, math.nan) for task in study.tasks]
+    return [
+        [(raw - low) / (high - low) for raw, (low, high) in zip(scores[name], ranges, strict=True)]
+        for name in study.methods
+    ]
+
+
+def _means(scaled: Sequence[Sequence[Tensor]], mean: Callable[[Sequence[Tensor]], Tensor]) -> Tensor | None:
+    """Means over tasks and runs with bounds, shape (M, 3); None if no method has a run on every task."""
+    rows = [
+        [math.nan] * 3
+        if any(len(task) == 0 for task in tasks)
+        else [float(mean(tasks)), *_bounds(_interval(tasks, mean))]
+        for tasks in scaled
+    ]
     means = torch.tensor(rows, dtype=torch.float64)
     return None if bool(means[:, 0].isnan().all()) else means
 
@@ -235,8 +263,9 @@ def _interval(scores: Sequence[Tensor], statistic: Callable[[Sequence[Tensor]], 
     return percentile_interval(statistic(resample_runs(scores, _uniform(sum(counts)))))
 
 
-def _mean_of_one_task(scores: Sequence[Tensor]) -> Tensor:
-    return scores[0].mean(-1)
+def _mean_of_tasks(scores: Sequence[Tensor]) -> Tensor:
+    """Mean over tasks of the means over runs."""
+    return torch.stack([task.mean(-1) for task in scores]).mean(0)
 
 
 def _bounds(interval: Tensor | None) -> list[float]:

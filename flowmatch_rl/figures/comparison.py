@@ -29,7 +29,7 @@ class MethodCurves:
         name: Method.
         by_steps: Return of evaluations by steps; None without any.
         by_seconds: The same by wall time in seconds; None where it is not known.
-        scores: Returns of the final tests of the runs that ended, shape (N,), perhaps of none.
+        scores: Scores of the final tests of the runs that ended, shape (N,), perhaps of none.
         interval: Bootstrap interval of their mean, shape (2,); None with fewer than two runs.
     """
 
@@ -48,11 +48,13 @@ class TaskCurves:
         name: Task.
         steps: What the steps of its runs are, ``env_steps`` or ``gradient_steps``; none before the first evaluation,
             and both where there are no curves by steps because runs count different ones.
+        score: What the scores are, in words.
         methods: Methods, in the order of the legend; the same on all tasks of a comparison.
     """
 
     name: str
     steps: Sequence[str]
+    score: str
     methods: Sequence[MethodCurves]
 
 
@@ -62,12 +64,17 @@ class Aggregate:
 
     Attributes:
         methods: Names, M of them.
-        mean: Interquartile mean of normalised scores and bounds of its interval, shape (M, 3); None without a scale.
+        score: What the scores are once they are brought to one scale, in words.
+        interquartile_mean: Interquartile mean of these over tasks and runs, and bounds of its interval, shape (M, 3);
+            None without a scale.
+        mean: Mean over tasks of their means over runs, and bounds of its interval, shape (M, 3); None without a scale.
         improvement: Probability that the method of a row beats that of a column, and bounds, shape (M, M, 3); None
             with a single method.
     """
 
     methods: Sequence[str]
+    score: str
+    interquartile_mean: Tensor | None
     mean: Tensor | None
     improvement: Tensor | None
 
@@ -87,12 +94,12 @@ def draw_aggregate(aggregate: Aggregate) -> Figure:
     """Interquartile means with their intervals, and the matrix of probabilities of improvement.
 
     Args:
-        aggregate: At least one of its two parts must be there.
+        aggregate: At least the interquartile means or the probabilities must be there.
 
     Raises:
         ValueError: If neither is.
     """
-    if aggregate.mean is None and aggregate.improvement is None:
+    if aggregate.interquartile_mean is None and aggregate.improvement is None:
         raise ValueError("an aggregate with a mean or probabilities of improvement is wanted, got neither")
     figure = new_figure(_WIDTH, _aggregate_height(aggregate), "")
     _draw_aggregate(figure, aggregate)
@@ -108,7 +115,7 @@ def draw_comparison(tasks: Sequence[TaskCurves], aggregate: Aggregate, title: st
         title: Title.
         note: A sentence below the title, such as what is missing; may be empty.
     """
-    shown = aggregate.mean is not None or aggregate.improvement is not None
+    shown = aggregate.interquartile_mean is not None or aggregate.improvement is not None
     heights = [_aggregate_height(aggregate)] * shown + [_task_height(task) for task in tasks]
     figure = new_figure(_WIDTH, sum(heights) + 0.9, f"{title}\n{note}" if note else title)
     rows = list(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
@@ -149,7 +156,7 @@ def _draw_task(figure: FigureBase, task: TaskCurves) -> None:
     steps.set_title(task.name, fontsize=11, loc="left", fontweight="bold")
     tidy(seconds, "minutes of training")
     seconds.set_xlim(left=0.0)
-    tidy(final, "final test: mean, 95 % interval")
+    tidy(final, f"{task.score} of the final test: mean, 95 % interval")
     final.xaxis.set_major_locator(MaxNLocator(5))
     final.set_yticks(range(len(task.methods)), [method.name for method in task.methods])
     final.set_ylim(len(task.methods) - 0.5, -0.5)
@@ -192,15 +199,15 @@ def _draw_scores(axes: Axes, method: MethodCurves, place: int) -> None:
 
 
 def _draw_aggregate(figure: FigureBase, aggregate: Aggregate) -> None:
-    parts = [part for part in (aggregate.mean, aggregate.improvement) if part is not None]
+    parts = [part for part in (aggregate.interquartile_mean, aggregate.improvement) if part is not None]
     panels = list(figure.subplots(1, len(parts), squeeze=False, width_ratios=(1.0, 1.25)[: len(parts)])[0])
-    if aggregate.mean is not None:
-        _draw_means(panels.pop(0), aggregate.methods, aggregate.mean.numpy())
+    if aggregate.interquartile_mean is not None:
+        _draw_means(panels.pop(0), aggregate.methods, aggregate.score, aggregate.interquartile_mean.numpy())
     if aggregate.improvement is not None:
         _draw_improvement(panels.pop(0), aggregate.methods, aggregate.improvement.numpy())
 
 
-def _draw_means(axes: Axes, methods: Sequence[str], mean: np.ndarray) -> None:
+def _draw_means(axes: Axes, methods: Sequence[str], score: str, mean: np.ndarray) -> None:
     for place, (value, low, high) in enumerate(mean):
         axes.plot([low, high], [place, place], color=_color(place), **_BAR)
         axes.plot([value], [place], "|", color=_color(place), markersize=13, markeredgewidth=2.2)
@@ -209,7 +216,7 @@ def _draw_means(axes: Axes, methods: Sequence[str], mean: np.ndarray) -> None:
             axes.text(0.02, place, "some task has no run that ended", **text)
     axes.set_yticks(range(len(methods)), methods)
     axes.set_ylim(len(methods) - 0.5, -0.5)
-    tidy(axes, "normalised return")
+    tidy(axes, score)
     axes.set_title("interquartile mean over tasks and runs", fontsize=10)
 
 

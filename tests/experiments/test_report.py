@@ -16,7 +16,7 @@ import yaml
 
 from flowmatch_rl.evaluation import LossPoint, PolicyPoint, ReturnPoint, names_of
 from flowmatch_rl.experiments.report import make_page
-from flowmatch_rl.experiments.runs import read_study
+from flowmatch_rl.experiments.runs import RETURN, SUCCESS, Score, read_study
 from flowmatch_rl.experiments.statistics import summarize
 from flowmatch_rl.figures.comparison import Aggregate, MethodCurves, TaskCurves, draw_aggregate, draw_task
 from tests.callbacks.test_figures import is_drawn
@@ -152,7 +152,12 @@ def test_aggregate_is_that_worked_out_by_hand(whole: Path) -> None:
     means, improvement, *_ = Page((whole / "report.html").read_text()).tables
     # a: 0.1 | 0.2 0.2 0.3 0.4... sorted 0.1 0.2 0.2 0.3 0.4 0.6, one left out on either side: mean 1.1 / 4.
     # b: 0.1 0.3 0.4 0.5 0.5 0.9: 1.7 / 4.
-    assert [row[1] for row in means[1:]] == ["0.275", "0.425"]
+    assert means[0] == ["method", "interquartile mean", "mean over tasks"]
+    assert [row[1][:5] for row in means[1:]] == ["0.275", "0.425"]
+    # a: (0.3 + 0.3) / 2, b: (0.4 + 0.5) / 2.
+    assert [row[2][:5] for row in means[1:]] == ["0.300", "0.450"]
+    lows, highs = zip(*(map(float, row[2].partition("[")[2].strip("]").split(",")) for row in means[1:]), strict=True)
+    assert all(low < mean < high for low, mean, high in zip(lows, (0.3, 0.45), highs, strict=True))
     # a above b: swing 3 of 9 pairs (60 above all), walk 3 of 9 (each above 100): 1/3.
     assert improvement[0] == ["", "a", "b"]
     assert [improvement[1][2][:4], improvement[2][1][:4]] == ["0.33", "0.67"]
@@ -163,8 +168,8 @@ def test_interval_of_the_aggregate_holds_it_and_is_narrower_with_more_runs(tmp_p
     for number in (3, 24):
         scores = {"swing": {"a": [10.0 * (i % 3) for i in range(number)], "b": [0.0] * number}}
         summary = summarize(read_study([make_comparison(tmp_path / str(number), scores, RANGES)]))
-        assert summary.aggregate.mean is not None
-        value, low, high = summary.aggregate.mean[0].tolist()
+        assert summary.aggregate.interquartile_mean is not None
+        value, low, high = summary.aggregate.interquartile_mean[0].tolist()
         assert low <= value <= high
         widths.append(high - low)
         assert summary.aggregate.improvement is not None
@@ -217,7 +222,7 @@ def test_steps_of_different_kinds_share_no_axis(tmp_path: Path) -> None:
 def test_panel_says_that_runs_count_different_steps() -> None:
     unknown = MethodCurves("a", None, None, torch.empty(0), None)
     for steps, words in (((), "not known yet"), (("env_steps", "gradient_steps"), "runs count different steps")):
-        panel, *_ = draw_task(TaskCurves("swing", steps, [unknown])).axes
+        panel, *_ = draw_task(TaskCurves("swing", steps, "return", [unknown])).axes
         assert [text.get_text() for text in panel.texts] == [words]
 
 
@@ -254,6 +259,54 @@ def test_run_that_has_not_begun_counts_as_planned(tmp_path: Path) -> None:
     assert report(tmp_path).code == 0
 
 
+def succeed(folder: Path, *runs: str) -> None:
+    """Have runs with a return of minus so many steps measure a success rate of 1 less a hundredth of them."""
+    for run in runs:
+        path = folder / run / "result.json"
+        result = json.loads(path.read_text())
+        result["metrics"]["test/success_rate"] = 1.0 + result["metrics"]["test/return_mean"] / 100.0
+        path.write_text(json.dumps(result))
+
+
+def test_success_rates_are_the_scores_of_tasks_whose_runs_all_measured_them(tmp_path: Path) -> None:
+    scores: dict[str, Any] = {f"task{number}": {"a": [-50.0, -60.0], "b": [-10.0 * number, None]} for number in (1, 2)}
+    make_comparison(tmp_path, scores)
+    succeed(tmp_path, *(f"task{number}/{run}" for number in (1, 2) for run in ("a/0", "a/1", "b/0")))
+    study = read_study([tmp_path])
+    assert set(study.scores.values()) == {Score(SUCCESS, (0.0, 1.0))}
+    summary = summarize(study)
+    text = make_page("", summary)
+    means, _, first, _ = Page(text).tables
+    assert "Success rate over all tasks." in text
+    assert "for want of a scale" not in text
+    assert [row[2][:5] for row in means[1:]] == ["0.450", "0.850"]
+    assert first[0][:5] == ["method", "success rate", "std over runs", "95 % interval", "return"]
+    assert [row[1:5] for row in first[1:]] == [
+        ["0.450", "0.071", "0.400 to 0.500", "-55.0"],
+        ["0.900", "\N{EN DASH}", "\N{EN DASH}", "-10.0"],
+    ]
+    *_, final = draw_task(summary.tasks[0]).axes
+    assert final.get_xlabel().startswith("success rate of the final test")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_returns_are_the_scores_where_their_range_is_stated_or_a_run_measured_no_success(tmp_path: Path) -> None:
+    scores: dict[str, Any] = {"stated": {"a": [-50.0]}, "partly": {"a": [-50.0, -60.0]}, "success": {"a": [-20.0]}}
+    make_comparison(tmp_path, scores, {"stated": [-100.0, 0.0]}, return_range=(-200.0, 0.0))
+    succeed(tmp_path, "stated/a/0", "partly/a/0", "success/a/0")
+    study = read_study([tmp_path])
+    assert study.scores["stated"] == Score(RETURN, (-100.0, 0.0))
+    assert study.scores["partly"] == Score(RETURN, (-200.0, 0.0))
+    summary = summarize(study)
+    assert summary.aggregate.mean is not None
+    assert float(summary.aggregate.mean[0, 0]) == pytest.approx((0.5 + 0.725 + 0.8) / 3)
+    text = make_page("", summary)
+    _, stated, partly, _ = Page(text).tables
+    assert "Score over all tasks." in text
+    assert (stated[0][4], stated[1][1], stated[1][4]) == ("success rate", "-50.0", "0.500")
+    assert "success rate" not in partly[0]
+
+
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("stated", [None, (0.0, 1000.0)])
 def test_scale_is_that_of_the_environment_or_there_is_no_aggregate_and_the_page_says_why(
@@ -264,13 +317,13 @@ def test_scale_is_that_of_the_environment_or_there_is_no_aggregate_and_the_page_
     assert report(tmp_path).code == 0
     text = Page((tmp_path / "report.html").read_text()).text
     if stated is None:
-        assert summary.aggregate.mean is None
+        assert summary.aggregate.interquartile_mean is None
         assert "for want of a scale" in text
         assert "walk" in text
         assert "interquartile mean over tasks and runs" not in text
     else:
-        assert summary.aggregate.mean is not None
-        assert summary.aggregate.mean[:, 0].tolist() == pytest.approx([0.3, 0.5])
+        assert summary.aggregate.interquartile_mean is not None
+        assert summary.aggregate.interquartile_mean[:, 0].tolist() == pytest.approx([0.3, 0.5])
         assert "for want of a scale" not in text
     assert summary.aggregate.improvement is not None  # needs no scale
 
@@ -286,9 +339,9 @@ def test_method_without_an_ended_run_on_a_task_is_left_out_of_the_aggregate(tmp_
     scores = {"swing": {"a": [10.0], "b": [20.0], "c": [30.0]}, "walk": {"a": [100.0], "b": [200.0], "c": [None]}}
     make_comparison(tmp_path, scores, RANGES)  # pyright: ignore[reportArgumentType]
     summary = summarize(read_study([tmp_path]))
-    assert summary.aggregate.mean is not None
-    assert summary.aggregate.mean[:, 0].isnan().tolist() == [False, False, True]
-    assert bool(summary.aggregate.mean[:, 1:].isnan().all())  # a single run has no interval
+    assert summary.aggregate.interquartile_mean is not None
+    assert summary.aggregate.interquartile_mean[:, 0].isnan().tolist() == [False, False, True]
+    assert bool(summary.aggregate.interquartile_mean[:, 1:].isnan().all())  # a single run has no interval
     assert summary.aggregate.improvement is not None
     assert summary.aggregate.improvement[:2, :2, 0].nan_to_num(7.0).tolist() == [[7.0, 0.0], [1.0, 7.0]]
     assert bool(summary.aggregate.improvement[2].isnan().all())
@@ -364,7 +417,7 @@ def test_any_folder_of_runs_is_sorted_by_environment_and_by_what_differs_in_the_
     study = read_study([tmp_path])
     assert study.tasks == ("Made-up-v0", "Other-v0")
     assert study.methods == ("SomeModel temperature=1.0", "SomeModel temperature=0.5")
-    assert [run.score for run in study.of("Made-up-v0", study.methods[0])] == [0.0, 1.0]
+    assert [run.measured(RETURN) for run in study.of("Made-up-v0", study.methods[0])] == [0.0, 1.0]
     assert study.planned == {
         ("Made-up-v0", study.methods[0]): 2,
         ("Made-up-v0", study.methods[1]): 1,
@@ -414,4 +467,4 @@ def test_folder_that_does_not_serve_is_refused_in_one_line(content, words, tmp_p
 
 def test_aggregate_of_nothing_is_not_drawn() -> None:
     with pytest.raises(ValueError, match="got neither"):
-        draw_aggregate(Aggregate(["a"], None, None))
+        draw_aggregate(Aggregate(["a"], "score", None, None, None))
