@@ -3,6 +3,7 @@ from typing import TYPE_CHECKING
 from flowmatch_rl.doors import lazy_exports
 
 if TYPE_CHECKING:
+    from flowmatch_rl.evaluation.behavior import score_actions
     from flowmatch_rl.evaluation.calibration import Calibration, calibrate
     from flowmatch_rl.evaluation.curves import (
         CurvePoint,
@@ -79,4 +80,5 @@ __all__ = [
     "sample_futures",
     "sample_policy",
     "sample_values",
+    "score_actions",
 ]

@@ -5,7 +5,7 @@ from flowmatch_rl.doors import lazy_exports
 if TYPE_CHECKING:
     from flowmatch_rl.metrics.curves import MeanCurve, interpolate_curve, mean_curve
     from flowmatch_rl.metrics.dependence import correlation, variance_of_means
-    from flowmatch_rl.metrics.distances import energy_distance, maximum_mean_discrepancy
+    from flowmatch_rl.metrics.distances import energy_distance, energy_score, maximum_mean_discrepancy
     from flowmatch_rl.metrics.reliable import (
         interquartile_mean,
         percentile_interval,
@@ -26,6 +26,7 @@ __all__ = [
     "MeanCurve",
     "correlation",
     "energy_distance",
+    "energy_score",
     "interpolate_curve",
     "interquartile_mean",
     "maximum_mean_discrepancy",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowmatch_rl.metrics.pairs import check_two_samples, mean_between, mean_within
+from flowmatch_rl.metrics.pairs import check_two_samples, distances, mean_between, mean_within
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Bandwidths of the kernels, in units of the median distance."""
@@ -35,6 +35,35 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     """
     check_two_samples(x, y, least=2)
     return 2.0 * mean_between(_itself, x, y) - mean_within(_itself, x) - mean_within(_itself, y)
+
+
+def energy_score(samples: Tensor, observed: Tensor) -> Tensor:
+    """Energy score ``E|X - y| - E|X - X'| / 2`` of predicted distributions at what was observed, unbiased.
+
+    In expectation over y it is smallest for samples of the distribution of y, where it is half of ``E|Y - Y'|``. The
+    excess over that is half of the squared energy distance between the two.
+
+    Args:
+        samples: Independent samples of each prediction, shape (*batch, K, D), K at least 2.
+        observed: Observation y of each, shape (*batch, D).
+
+    Returns:
+        Score of each prediction, in units of the data, shape (*batch).
+
+    Raises:
+        ValueError: If a prediction has fewer than two samples or the shapes do not fit.
+
+    Reference:
+        Gneiting and Raftery, Strictly proper scoring rules, JASA 102 (2007).
+    """
+    count = samples.shape[-2] if samples.dim() > 1 else 0
+    if count < 2 or samples.shape[:-2] + samples.shape[-1:] != observed.shape:
+        raise ValueError(
+            f"expected shapes (*batch, K, D) and (*batch, D), K at least 2, got {tuple(samples.shape)} and "
+            f"{tuple(observed.shape)}"
+        )
+    error = (samples - observed[..., None, :]).norm(dim=-1).mean(-1)
+    return error - distances(samples, samples).sum((-1, -2)) / (2.0 * count * (count - 1))
 
 
 def maximum_mean_discrepancy(x: Tensor, y: Tensor, bandwidths: Sequence[float] | None = None) -> Tensor:

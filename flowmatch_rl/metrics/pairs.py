@@ -27,7 +27,7 @@ def check_two_samples(x: Tensor, y: Tensor, least: int) -> None:
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances, shape (N, M), of points (N, D) and (M, D); a point has distance exactly zero from itself."""
+    """Euclidean distances (*batch, N, M) of points (*batch, N, D) and (*batch, M, D); exactly zero from itself."""
     # By differences, not by a matrix product: that one loses the digits of points far from the origin.
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 

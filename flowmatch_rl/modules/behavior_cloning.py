@@ -79,6 +79,10 @@ class BehaviorCloning(EmaTraining, PolicyModule):
         """The policy that is trained, and the EMA policy."""
         return {"policy": self.trained_policy.parameters(), "EMA policy": self.policy.parameters()}
 
+    @property
+    def behavior(self) -> None:
+        """None: the policy is meant to be the behaviour itself."""
+
     def actor(self, role: Role) -> ParticleActor:
         """A plain sample of the EMA policy, whatever the role."""
         return ParticleActor(self.policy, no_values, 1, FirstSelection(), 1.0)

@@ -76,6 +76,11 @@ class ImplicitFlowQLearning(ActorCritic):
         self.save_hyperparameters()
         self.objective, self.acting, self.expectile = objective, acting, expectile
 
+    @property
+    def behavior(self) -> FlowPolicy:
+        """The flow, one of whose plain samples is an action of the behaviour."""
+        return self.policy
+
     def actor(self, role: Role) -> ParticleActor:
         """The flow with the number of particles and the choice of a role."""
         return self.acting.actor(role, self.policy, self.critics.values, self.temperature)

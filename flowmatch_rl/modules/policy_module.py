@@ -10,11 +10,14 @@ from torch import Tensor
 
 from flowmatch_rl.batches import ACTION, REWARD, SUCCESS, Transition, read_transition
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.evaluation import Calibration, Episodes
-from flowmatch_rl.models import ActorModule, LatentPolicy, ParticleActor
+from flowmatch_rl.evaluation import Calibration, Episodes, score_actions
+from flowmatch_rl.models import ActorModule, FirstSelection, LatentPolicy, ParticleActor, no_values
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.watched import WatchedModule
 from flowmatch_rl.seeds import process_seed
+
+_MOST_SCORED = 256
+"""Held-out states that the policy is compared with the data in, at most."""
 
 
 class PolicyModule(WatchedModule, abc.ABC):
@@ -74,6 +77,11 @@ class PolicyModule(WatchedModule, abc.ABC):
         """
 
     @property
+    @abc.abstractmethod
+    def behavior(self) -> LatentPolicy | None:
+        """Policy that clones the data and that the policy departs from; None if there is none."""
+
+    @property
     def monitor(self) -> tuple[str, str] | None:
         """Metric that picks the best checkpoint: the return of evaluations, or the loss where there are no episodes."""
         data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
@@ -116,6 +124,7 @@ class PolicyModule(WatchedModule, abc.ABC):
             metrics: Metrics by name.
         """
         held_out = [f"held out     loss {metrics['test/loss']:.4g}"] if "test/loss" in metrics else []
+        held_out += self._score_lines(metrics)
         if "test/return_mean" not in metrics:
             return held_out
         solved = [
@@ -140,16 +149,38 @@ class PolicyModule(WatchedModule, abc.ABC):
             f"{metrics['test/value_error']:.3g})"
         ]
 
+    @staticmethod
+    def _score_lines(metrics: Mapping[str, float]) -> list[str]:
+        if "test/energy_score" not in metrics:
+            return []
+        distance = metrics.get("test/behavior_energy_distance")
+        flow = "" if distance is None else f", energy distance {distance:.2g} from the behaviour flow"
+        return [f"behaviour    energy score {metrics['test/energy_score']:.3g} of held-out actions{flow}"]
+
     def _log_evaluation(self, batch: TensorDictBase, stage: str) -> None:
         """Log what a batch of an evaluation is made for: whole episodes have a mask."""
         if batch.get("mask", None) is not None:
             self._log_episodes(batch, stage)
             return
+        transition = read_transition(batch)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(process_seed(0, self.global_rank))
-            losses = self.held_out_losses(read_transition(batch))
-        metrics = {f"{stage}/{name}": value for name, value in losses.items()} | {"step": self._env_steps()}
+            found = self.held_out_losses(transition)
+        found |= self._scores(transition)
+        metrics = {f"{stage}/{name}": value for name, value in found.items()} | {"step": self._env_steps()}
         self.log_dict(metrics, batch_size=1, sync_dist=True)
+
+    def _scores(self, transition: Transition) -> dict[str, Tensor]:
+        """How near the policy stays to the actions of the data as it acts in evaluations, and to their behaviour."""
+        places = torch.linspace(0, len(transition.action) - 1, min(_MOST_SCORED, len(transition.action))).long()
+        rows = transition.observation[places], transition.action[places]
+        seed = process_seed(0, self.global_rank)
+        score = score_actions(self.actor("eval"), *rows, seed=seed)
+        if self.behavior is None:
+            return {"energy_score": score}
+        behavior = ParticleActor(self.behavior, no_values, 1, FirstSelection(), 1.0)
+        excess = score - score_actions(behavior, *rows, seed=seed)
+        return {"energy_score": score, "behavior_energy_distance": 2.0 * excess}
 
     def _log_episodes(self, batch: TensorDictBase, stage: str) -> None:
         success = batch.get(SUCCESS, None)

@@ -108,6 +108,10 @@ class ReverseFlowActorCritic(ActorCritic):
             self.policy.compile_sampling()
             self.critics.compile_evaluation()
 
+    @property
+    def behavior(self) -> None:
+        """None: the policy departs from no behaviour."""
+
     def actor(self, role: Role) -> ParticleActor:
         """The policy with the number of particles and the choice of a role."""
         return self.acting.actor(role, self.policy, self.critics.values, self.temperature)

@@ -74,6 +74,10 @@ class SoftActorCritic(ActorCritic):
             self.policy.compile_sampling()
             self.critics.compile_evaluation()
 
+    @property
+    def behavior(self) -> None:
+        """None: the policy departs from no behaviour."""
+
     def actor(self, role: Role) -> ParticleActor:
         """A sample of the policy, or in evaluation its mode in the latent space."""
         noise_scale = 0.0 if role == "eval" else 1.0

@@ -130,7 +130,7 @@ def test_without_an_environment_the_held_out_loss_is_measured(tmp_path: Path) ->
     trainer.validate(module, datamodule=data, verbose=False)
     assert float(trainer.callback_metrics["val/loss"]) == first  # with noise of its own
     trainer.test(module, datamodule=data, verbose=False)
-    assert set(trainer.callback_metrics) == {"test/loss", "step"}
+    assert set(trainer.callback_metrics) == {"test/loss", "test/energy_score", "step"}
     assert data.state_dict() == {"drawn": 4}
     assert data.dimensions["action_bounds"].low == (-1.0,)
 
@@ -144,7 +144,7 @@ def test_episodes_and_held_out_losses_are_measured_in_an_environment(tmp_path: P
     module, trainer = tiny_module(data), quiet(max_epochs=1)
     trainer.fit(module, datamodule=data)
     assert module.monitor == ("val/return_mean", "max")
-    assert {"val/loss", "val/return_mean"} <= set(trainer.callback_metrics)
+    assert {"val/loss", "val/energy_score", "val/return_mean"} <= set(trainer.callback_metrics)
     trainer.test(module, datamodule=data, verbose=False)
     assert float(trainer.callback_metrics["test/episodes"]) == 3.0
     assert data.dimensions["action_bounds"].high == (2.0,)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.metrics import energy_distance
+from flowmatch_rl.metrics import energy_distance, energy_score
 from tests.combinations import one_test
 from tests.oracles import normal, stratified_normal
 
@@ -83,3 +83,30 @@ def test_samples_that_cannot_be_compared_are_refused_with_both_shapes_named(
         energy_distance(torch.zeros(x), torch.zeros(y))
     assert str(x) in str(caught.value)
     assert str(y) in str(caught.value)
+
+
+@pytest.mark.parametrize("observed", [-1.5, 0.0, 0.7])
+def test_a_normal_prediction_has_the_score_of_the_closed_form(observed: float) -> None:
+    samples = stratified_normal(2000)[:, None]
+    exact = mean_magnitude(observed, 1.0) - 1.0 / math.sqrt(math.pi)
+    assert energy_score(samples, torch.tensor([observed]).double()).item() == pytest.approx(exact, abs=2e-3)
+
+
+@pytest.mark.parametrize(("n", "m", "dims"), [(2, 2, 2), (2, 7, 1), (30, 40, 3)])
+def test_twice_the_excess_of_the_score_over_that_of_the_truth_is_the_distance(n: int, m: int, dims: int) -> None:
+    x, y = normal(n, dims, seed=1), 1.5 * normal(m, dims, seed=2) + 0.3
+    scores = energy_score(x.expand(m, n, dims), y)
+    assert scores.shape == (m,)
+    others = torch.stack([torch.cat([y[:row], y[row + 1 :]]) for row in range(m)])
+    of_truth = (others - y[:, None]).norm(dim=-1).mean() / 2.0
+    assert float(2.0 * (scores.mean() - of_truth)) == pytest.approx(float(energy_distance(x, y)), rel=1e-9)
+
+
+@one_test
+@pytest.mark.parametrize(
+    ("x", "y"), [((1, 2), (2,)), ((4, 2), (3,)), ((5, 4, 2), (4, 2)), ((4, 2), (5, 2)), ((4,), ())]
+)
+def test_predictions_that_do_not_fit_what_was_observed_are_refused(x: tuple[int, ...], y: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError) as caught:
+        energy_score(torch.zeros(x), torch.zeros(y))
+    assert f"got {x} and {y}" in str(caught.value)

@@ -17,8 +17,16 @@ from flowmatch_rl.estimators import (
     ReweightedEndpoints,
     boltzmann_density,
 )
+from flowmatch_rl.evaluation import score_actions
 from flowmatch_rl.inference import load_policy
-from flowmatch_rl.models import FlowPolicyArchitecture, OneStepPolicyArchitecture
+from flowmatch_rl.models import (
+    Acting,
+    FirstSelection,
+    FlowPolicyArchitecture,
+    OneStepPolicyArchitecture,
+    ParticleActor,
+    no_values,
+)
 from flowmatch_rl.modules import (
     BanditFlow,
     BehaviorCloning,
@@ -30,6 +38,7 @@ from flowmatch_rl.modules import (
     SoftActorCritic,
     TiltedFlowActorCritic,
     TrainingPoints,
+    policy_module,
 )
 from flowmatch_rl.nets import (
     CategoricalHead,
@@ -50,6 +59,7 @@ from flowmatch_rl.objectives import (
 from flowmatch_rl.paths import AffinePath, ClipSquash, CosineSchedule, TanhSquash
 from flowmatch_rl.samplers import AverageVelocitySampler, OdeSampler
 from flowmatch_rl.schema import ActionBounds
+from flowmatch_rl.seeds import process_seed
 from flowmatch_rl.solvers import Euler
 from flowmatch_rl.testbeds import FourModes
 from tests.modules.options import quiet_trainer
@@ -308,6 +318,59 @@ def test_the_divergence_is_measured_for_a_rule_and_else_when_it_is_logged(rule: 
     assert (state.divergence is not None) == isinstance(rule, DivergenceTemperature)
     module.logs_after = lambda updates: True
     assert module.losses(read_transition(transitions()))[1].divergence is not None
+
+
+def held_out_metrics(module: Any, size: int = 40) -> dict[str, float]:
+    """What a test logs of held-out transitions."""
+    logged: dict[str, Any] = {}
+    module.log_dict = lambda values, **_: logged.update(values)
+    module.test_step(transitions(size), 0)
+    return {name: float(value) for name, value in logged.items()}
+
+
+@every_module
+def test_a_test_scores_the_policy_at_actions_of_the_data(name: str) -> None:
+    module = build(name)
+    state = torch.get_rng_state()
+    found = held_out_metrics(module)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found == held_out_metrics(module)
+    batch = transitions(40)
+    score = score_actions(module.actor("eval"), batch["observation"], batch["action"], seed=process_seed(0, 0))
+    assert found["test/energy_score"] == pytest.approx(float(score))
+    (line,) = [line for line in module.result_lines(found) if "energy score" in line]
+    assert line.startswith("behaviour    ")
+    assert ("from the behaviour flow" in line) == (name != "cloning")
+    if name == "cloning":
+        assert "test/behavior_energy_distance" not in found
+        return
+    flow = module.policy if name == "implicit" else module.others["behavior"]
+    actor = ParticleActor(flow, no_values, 1, FirstSelection(), 1.0)
+    excess = score - score_actions(actor, batch["observation"], batch["action"], seed=process_seed(0, 0))
+    assert found["test/behavior_energy_distance"] == pytest.approx(2.0 * float(excess), rel=1e-4)
+
+
+def test_a_policy_that_acts_as_the_behavior_has_no_distance_from_it() -> None:
+    module = build("implicit", acting=Acting(eval_particles=1))
+    assert held_out_metrics(module)["test/behavior_energy_distance"] == 0.0
+    module = build("energy-weighted", acting=Acting(eval_particles=1))
+    module.policy.load_state_dict(module.behavior.state_dict())
+    assert held_out_metrics(module)["test/behavior_energy_distance"] == 0.0
+
+
+def test_a_large_set_is_scored_at_some_of_its_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = []
+    score = policy_module.score_actions
+
+    def watched(actor: Any, observation: Any, action: Any, **options: Any) -> Any:
+        scored.append(observation)
+        return score(actor, observation, action, **options)
+
+    monkeypatch.setattr(policy_module, "score_actions", watched)
+    held_out_metrics(build("cloning"), 700)
+    observation = transitions(700)["observation"]
+    assert len(scored[0]) == 256
+    assert torch.equal(scored[0][[0, -1]], observation[[0, -1]])
 
 
 def refusals() -> dict[str, tuple[Any, str]]:
