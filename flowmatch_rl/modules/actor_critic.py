@@ -103,6 +103,14 @@ class ActorCritic(PolicyModule, abc.ABC):
             Losses, ``critic`` and ``policy`` among them, and what the temperature's rule may use.
         """
 
+    @abc.abstractmethod
+    def value_losses(self, transition: Transition) -> dict[str, Tensor]:
+        """Those of the losses that values are learned by, ``critic`` among them; draws noise.
+
+        Args:
+            transition: The batch.
+        """
+
     @property
     def networks(self) -> Mapping[str, Iterable[Tensor]]:
         """The online critics, the policy, what else is trained, and a temperature that is tuned."""
@@ -136,6 +144,7 @@ class ActorCritic(PolicyModule, abc.ABC):
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
         """All losses of one batch, summed."""
         losses, state = self.losses(read_transition(batch))
+        self.means.add(self.critics.metrics)
         loss = torch.stack(list(losses.values())).sum()
         self.means.add({"train/loss": loss} | {f"train/loss/{name}": value for name, value in losses.items()})
         surplus = self.temperature_rule.surplus(state)
@@ -166,10 +175,11 @@ class ActorCritic(PolicyModule, abc.ABC):
             self.reset_networks()
 
     def held_out_losses(self, transition: Transition) -> dict[str, Tensor]:
-        """The Bellman loss of the critics, for an action of the policy in the arrival state."""
-        next_action = self.policy.squash.action(self.actor("train").latent(transition.next_observation))
-        uniform = torch.rand(self.critics.online.num_members, device=next_action.device)
-        return {"loss": self.critics.loss(transition, next_action, None, self.critics.choose_members(uniform)).mean()}
+        """The losses that values are learned by, and their sum."""
+        losses = self.value_losses(transition)
+        return {"loss": torch.stack(list(losses.values())).sum()} | {
+            f"loss/{name}": value for name, value in losses.items()
+        }
 
     def calibration(self, episodes: TensorDictBase) -> Calibration | None:
         """Values of the critics at the beginnings of episodes against the returns; None where they hold an entropy."""
@@ -219,9 +229,7 @@ class ActorCritic(PolicyModule, abc.ABC):
             Loss, shape ().
         """
         uniform = torch.rand(self.critics.online.num_members, device=next_action.device)
-        loss = self.critics.loss(transition, next_action, bonus, self.critics.choose_members(uniform))
-        self.means.add(self.critics.metrics)
-        return loss.mean()
+        return self.critics.loss(transition, next_action, bonus, self.critics.choose_members(uniform)).mean()
 
     @torch.no_grad()
     def reset_networks(self) -> None:

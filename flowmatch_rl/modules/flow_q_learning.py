@@ -95,13 +95,16 @@ class FlowQLearning(ActorCritic):
 
     def losses(self, transition: Transition) -> tuple[dict[str, Tensor], PolicyState]:
         """Losses of critics, behaviour flow and policy."""
-        next_action = self.policy.squash.action(self.actor("train").latent(transition.next_observation))
-        losses = {
-            "critic": self.critic_loss(transition, next_action),
+        losses = self.value_losses(transition) | {
             "behavior": self.behavior.cloning_loss(self.objective, transition.observation, transition.action).mean(),
             "policy": self.policy_loss(transition.observation).mean(),
         }
         return losses, PolicyState(None, None, self.action_dim)
+
+    def value_losses(self, transition: Transition) -> dict[str, Tensor]:
+        """The Bellman loss of the critics, for an action of the policy in the arrival state."""
+        next_action = self.policy.squash.action(self.actor("train").latent(transition.next_observation))
+        return {"critic": self.critic_loss(transition, next_action)}
 
     def policy_loss(self, observation: Tensor) -> Tensor:
         """Loss of the policy per state, shape (B,); draws noise.

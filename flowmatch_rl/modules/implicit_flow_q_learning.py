@@ -99,15 +99,18 @@ class ImplicitFlowQLearning(ActorCritic):
 
     def losses(self, transition: Transition) -> tuple[dict[str, Tensor], PolicyState]:
         """Losses of V, the critics and the flow."""
+        cloning_loss = self.policy.cloning_loss(self.objective, transition.observation, transition.action).mean()
+        losses = self.value_losses(transition) | {"policy": cloning_loss}
+        return losses, PolicyState(None, None, self.action_dim)
+
+    def value_losses(self, transition: Transition) -> dict[str, Tensor]:
+        """Loss of the critics against V, and the expectile loss of V."""
         with torch.no_grad():
             next_value = self.state_values(transition.next_observation)
             target = self.critics.target.action_values(
                 transition.observation, transition.action[:, None], self.critics.critics.reduction
             )[:, 0]
-        losses = {
+        return {
             "critic": self.critics.loss_of_value(transition, next_value).mean(),
             "value": expectile_loss(self.state_values(transition.observation), target, self.expectile).mean(),
-            "policy": self.policy.cloning_loss(self.objective, transition.observation, transition.action).mean(),
         }
-        self.means.add(self.critics.metrics)
-        return losses, PolicyState(None, None, self.action_dim)

@@ -127,16 +127,16 @@ class ReverseFlowActorCritic(ActorCritic):
     def losses(self, transition: Transition) -> tuple[dict[str, Tensor], PolicyState]:
         """Critic loss and policy loss."""
         next_latent, observation, x_1 = self.endpoints(transition)
-        bonus, entropy = None, None
-        if self._estimates_entropy:
-            log_prob = self._log_prob(transition.next_observation, next_latent)
-            entropy = -log_prob.mean()
+        critic_loss, entropy = self._critic_loss(transition, next_latent)
+        if entropy is not None:
             self.means.add({"train/entropy": entropy})
-            bonus = -self.temperature * log_prob if self.entropy_backup else None
-        critic_loss = self.critic_loss(transition, self.policy.squash.action(next_latent), bonus)
         policy_loss, effective_samples = self.policy_loss(observation, x_1)
         losses = {"critic": critic_loss, "policy": policy_loss}
         return losses, PolicyState(entropy, effective_samples, self.action_dim)
+
+    def value_losses(self, transition: Transition) -> dict[str, Tensor]:
+        """The Bellman loss of the critics."""
+        return {"critic": self._critic_loss(transition, self.actor("train").latent(transition.next_observation))[0]}
 
     def endpoints(self, transition: Transition) -> tuple[Tensor, Tensor, Tensor]:
         """Next latent (B, A), and observation (P, S) and endpoint x_1 (P, A) of the paths the policy is trained on."""
@@ -152,6 +152,15 @@ class ReverseFlowActorCritic(ActorCritic):
         uniform = 2.0 * torch.rand_like(action) - 1.0
         x_1 = squash.latent(action if self.points.x_1_source == "replay" else uniform)
         return actor.latent(transition.next_observation), observation, x_1
+
+    def _critic_loss(self, transition: Transition, next_latent: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Bellman loss of the critics, and the entropy of the policy in nats where it is estimated; each shape ()."""
+        bonus, entropy = None, None
+        if self._estimates_entropy:
+            log_prob = self._log_prob(transition.next_observation, next_latent)
+            entropy = -log_prob.mean()
+            bonus = -self.temperature * log_prob if self.entropy_backup else None
+        return self.critic_loss(transition, self.policy.squash.action(next_latent), bonus), entropy
 
     def _log_prob(self, observation: Tensor, latent: Tensor) -> Tensor:
         """Log-density (B,) of the actions of latent points under the policy's plain samples, nats."""

@@ -85,10 +85,7 @@ class SoftActorCritic(ActorCritic):
 
     def losses(self, transition: Transition) -> tuple[dict[str, Tensor], PolicyState]:
         """Critic loss and policy loss."""
-        with torch.no_grad():
-            next_latent, next_log_prob = self._sample(transition.next_observation)
-            bonus = -self.temperature * next_log_prob if self.entropy_backup else None
-        critic_loss = self.critic_loss(transition, self.policy.squash.action(next_latent), bonus)
+        value_losses = self.value_losses(transition)
         latent, log_prob = self._sample(transition.observation)
         action = self.policy.squash.action(latent)
         values, gradients = self.critics.online.action_values_and_gradients(
@@ -97,7 +94,14 @@ class SoftActorCritic(ActorCritic):
         policy_loss = soft_policy_loss(log_prob, action, gradients[:, 0], self.temperature).mean()
         entropy = -log_prob.detach().mean()
         self.means.add({"train/policy_value": values.mean(), "train/entropy": entropy})
-        return {"critic": critic_loss, "policy": policy_loss}, PolicyState(entropy, None, self.action_dim)
+        return value_losses | {"policy": policy_loss}, PolicyState(entropy, None, self.action_dim)
+
+    def value_losses(self, transition: Transition) -> dict[str, Tensor]:
+        """The Bellman loss of the critics."""
+        with torch.no_grad():
+            next_latent, next_log_prob = self._sample(transition.next_observation)
+            bonus = -self.temperature * next_log_prob if self.entropy_backup else None
+        return {"critic": self.critic_loss(transition, self.policy.squash.action(next_latent), bonus)}
 
     def _sample(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         noise = torch.randn(len(observation), self.action_dim, device=observation.device)

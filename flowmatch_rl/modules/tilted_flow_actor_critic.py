@@ -114,8 +114,7 @@ class TiltedFlowActorCritic(ActorCritic):
 
     def losses(self, transition: Transition) -> tuple[dict[str, Tensor], PolicyState]:
         """Losses of critics, behaviour flow and policy."""
-        next_action = self.policy.squash.action(self.actor("train").latent(transition.next_observation))
-        critic_loss = self.critic_loss(transition, next_action)
+        value_losses = self.value_losses(transition)
         cloning_loss = self.behavior.cloning_loss(self.objective, transition.observation, transition.action).mean()
         size = self.points.batch_size
         policy_loss, effective_samples = self.policy_loss(transition.observation[:size], transition.action[:size])
@@ -124,7 +123,12 @@ class TiltedFlowActorCritic(ActorCritic):
             divergence = self.divergence(transition.observation[:_MEASURED_STATES])
             self.means.add({"train/divergence": divergence})
         state = PolicyState(None, effective_samples, self.action_dim, divergence)
-        return {"critic": critic_loss, "behavior": cloning_loss, "policy": policy_loss}, state
+        return value_losses | {"behavior": cloning_loss, "policy": policy_loss}, state
+
+    def value_losses(self, transition: Transition) -> dict[str, Tensor]:
+        """The Bellman loss of the critics, for an action of the policy in the arrival state."""
+        next_action = self.policy.squash.action(self.actor("train").latent(transition.next_observation))
+        return {"critic": self.critic_loss(transition, next_action)}
 
     def policy_loss(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor | None]:
         """Loss, and mean fraction of the samples that carry weight, None where there are none; both of shape ().

@@ -67,6 +67,7 @@ from tests.modules.test_reverse_flow_actor_critic import A, B, S, transitions
 
 NETWORK = VelocityArchitecture(hidden_dim=16, time_features=8)
 FLOW = FlowPolicyArchitecture(squash=ClipSquash(), network=NETWORK, sampler=OdeSampler(Euler(3)))
+SMOOTH = FlowPolicyArchitecture(network=NETWORK, sampler=OdeSampler(Euler(3)))
 ONE_STEP = OneStepPolicyArchitecture(NETWORK)
 CRITICS = Critics(CriticArchitecture(hidden_dim=16), reduction="mean")
 TILTED = {"policy": FLOW, "behavior": FLOW, "critics": CRITICS, "estimator": PriorMeanEstimator(3)}
@@ -318,6 +319,34 @@ def test_the_divergence_is_measured_for_a_rule_and_else_when_it_is_logged(rule: 
     assert (state.divergence is not None) == isinstance(rule, DivergenceTemperature)
     module.logs_after = lambda updates: True
     assert module.losses(read_transition(transitions()))[1].divergence is not None
+
+
+ONLINE: dict[str, Any] = {
+    "soft": lambda: SoftActorCritic(S, A, critics=CRITICS),
+    "reverse flow": lambda: ReverseFlowActorCritic(
+        S, A, policy=SMOOTH, critics=CRITICS, points=TrainingPoints(share_samples=True), entropy_backup=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ACTOR_CRITICS + list(ONLINE))
+def test_the_held_out_loss_is_what_values_are_learned_by(name: str) -> None:
+    torch.manual_seed(0)
+    module = ONLINE[name]() if name in ONLINE else build(name)
+    module.temperature.fill_(10.0)  # so that an entropy counts
+    transition, noted = read_transition(transitions()), []
+    torch.manual_seed(5)
+    losses = module.losses(transition)[0]
+    module.means.add = noted.append
+    torch.manual_seed(5)
+    with torch.inference_mode():  # as Lightning evaluates
+        found = module.held_out_losses(transition)
+    terms = {"critic", "value"} if name == "implicit" else {"critic"}
+    assert found.keys() == {"loss"} | {f"loss/{term}" for term in terms}
+    for term in terms:
+        torch.testing.assert_close(found[f"loss/{term}"], losses[term])
+    torch.testing.assert_close(found["loss"], sum(losses[term] for term in terms))
+    assert noted == []  # means are those of training
 
 
 def held_out_metrics(module: Any, size: int = 40) -> dict[str, float]:
