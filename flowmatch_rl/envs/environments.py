@@ -31,20 +31,34 @@ from flowmatch_rl.envs.vectors import VectorObservations
 
 choose_backend()
 
+D4RL_RETURNS = {
+    "HalfCheetah": (-280.178953, 12135.0),
+    "Hopper": (-20.272305, 3234.3),
+    "Walker2d": (1.629008, 4592.3),
+    "Ant": (-325.6, 3879.7),
+}
+"""Returns of a random and of an expert policy on tasks of Gymnasium, as D4RL states them."""
+
 
 @dataclass(frozen=True)
 class Environment(abc.ABC):
     """A recipe for an environment; ``build_environment`` makes it.
 
     Attributes:
-        return_range: The lowest and the highest return an episode can have by the rules of the benchmark, None where
-            there are no such rules. Reports bring returns of different tasks to one scale with it.
         names_columns: Whether the environment has names of its own for the entries of an observation. Those of a
             simulator are numbered, and the user of a data set may have chosen others.
     """
 
-    return_range: ClassVar[tuple[float, float] | None] = None
     names_columns: ClassVar[bool] = False
+
+    @property
+    def return_range(self) -> tuple[float, float] | None:
+        """Returns of an episode that count as 0 and as 1, None where no benchmark defines them.
+
+        They are the lowest and the highest possible return, or those of a random and of an expert policy. Reports
+        bring returns of different tasks to one scale with them, and tests state normalised scores.
+        """
+        return None
 
     @property
     @abc.abstractmethod
@@ -133,6 +147,18 @@ class GymnasiumEnvironment(SimulatedEnvironment):
         """Short name, for titles and run names."""
         return self.name.rpartition(":")[2].rpartition("/")[2]
 
+    @property
+    def return_range(self) -> tuple[float, float] | None:
+        """Returns of a random and of an expert policy where D4RL states them, for tasks without options of their own.
+
+        They were measured with the version 2 of the tasks; later versions have the same rewards or similar ones.
+
+        Reference:
+            Fu et al., arXiv:2004.07219.
+        """
+        stem, _, version = self.name.rpartition("-v")
+        return D4RL_RETURNS.get(stem) if version.isdigit() and not self.options else None
+
     def make_guarded(self, render: bool, reports: Path | None) -> EnvBase:
         """Make the bare TorchRL environment."""
         guard = Guard(self.label, self.timeout_s, reports)
@@ -195,8 +221,6 @@ class DMControlEnvironment(SimulatedEnvironment):
         camera: Camera of the videos.
     """
 
-    return_range: ClassVar[tuple[float, float] | None] = (0.0, 1000.0)  # a thousand rewards in [0, 1]
-
     domain: str
     task: str
     camera: int = 0
@@ -205,6 +229,11 @@ class DMControlEnvironment(SimulatedEnvironment):
     def label(self) -> str:
         """Short name, for titles and run names."""
         return f"{self.domain}-{self.task}"
+
+    @property
+    def return_range(self) -> tuple[float, float]:
+        """The lowest and the highest return: those of a thousand rewards in [0, 1]."""
+        return 0.0, 1000.0
 
     def make_guarded(self, render: bool, reports: Path | None) -> EnvBase:
         """Make the bare TorchRL environment."""

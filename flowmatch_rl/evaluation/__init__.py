@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         names_of,
     )
     from flowmatch_rl.evaluation.dynamics import RolloutErrors, dynamics_lines, rollout_errors
-    from flowmatch_rl.evaluation.episodes import Episodes
+    from flowmatch_rl.evaluation.episodes import Episodes, normalised_score
     from flowmatch_rl.evaluation.estimators import (
         EstimatorErrors,
         check_estimator,
@@ -74,6 +74,7 @@ __all__ = [
     "exact_posterior_mean",
     "field_on_grid",
     "names_of",
+    "normalised_score",
     "real_futures",
     "rollout_errors",
     "sample_flow",

@@ -46,3 +46,17 @@ class Episodes:
     def solved(self) -> Tensor | None:
         """Whether the task was solved at any step, boolean, shape (N,); None where it is not known."""
         return None if self.success is None else (self.success & self.mask).any(1)
+
+
+def normalised_score(returns: Tensor, return_range: tuple[float, float]) -> Tensor:
+    """Returns on the scale of a benchmark, per cent: 0 is the first of two reference returns, 100 the second.
+
+    Args:
+        returns: Undiscounted returns of episodes, any shape.
+        return_range: Returns that count as 0 and as 1.
+
+    Reference:
+        Fu et al., arXiv:2004.07219, for the returns of a random and of an expert policy.
+    """
+    low, high = return_range
+    return 100.0 * (returns - low) / (high - low)

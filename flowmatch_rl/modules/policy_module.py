@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import ACTION, REWARD, SUCCESS, Transition, read_transition
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.evaluation import Calibration, Episodes, score_actions
+from flowmatch_rl.evaluation import Calibration, Episodes, normalised_score, score_actions
 from flowmatch_rl.models import ActorModule, FirstSelection, LatentPolicy, ParticleActor, no_values
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.watched import WatchedModule
@@ -127,12 +127,18 @@ class PolicyModule(WatchedModule, abc.ABC):
         held_out += self._score_lines(metrics)
         if "test/return_mean" not in metrics:
             return held_out
+        normalised = [
+            f"normalised   {metrics[name]:.1f} % of the way from the lower reference return to the higher"
+            for name in metrics
+            if name == "test/normalised_score"
+        ]
         solved = [
             f"success      {metrics[name]:.0%} of the episodes" for name in metrics if name == "test/success_rate"
         ]
         return [
             f"return       {metrics['test/return_mean']:.1f} +- {metrics['test/return_std']:.1f} (mean and standard "
             f"deviation of {metrics['test/episodes']:.0f} episodes, mean length {metrics['test/episode_length']:.0f})",
+            *normalised,
             *solved,
             *self._calibration_lines(metrics),
             f"acting       {self.actor('eval').description}; while training {self.actor('collect').description}",
@@ -199,6 +205,9 @@ class PolicyModule(WatchedModule, abc.ABC):
             "step": self._env_steps(),
         }
         metrics |= {f"{stage}/success_rate": each.mean() for each in solved}
+        environment = getattr(getattr(self._trainer, "datamodule", None), "environment", None)
+        if (return_range := getattr(environment, "return_range", None)) is not None:
+            metrics[f"{stage}/normalised_score"] = normalised_score(returns.mean(), return_range)
         if (calibration := self.calibration(batch)) is not None:
             parts = [calibration.predicted, calibration.observed, calibration.known.float()]
             predicted, observed, known = torch.as_tensor(self.all_gather(torch.stack(parts))).movedim(-2, 0).flatten(1)

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from flowmatch_rl.callbacks import LearningCurve, RunResult
 from flowmatch_rl.devices import processor_instructions
 from flowmatch_rl.envs import DMControlEnvironment, GymnasiumEnvironment
+from flowmatch_rl.envs.environments import D4RL_RETURNS
 from flowmatch_rl.files import RESULT
 from tests.callbacks.stand_ins import tiny_data, tiny_module, tiny_trainer
 from tests.callbacks.test_figures import read_table
@@ -66,3 +67,19 @@ def test_the_table_exists_during_the_run(tmp_path: Path) -> None:
 def test_only_environments_with_rules_for_it_state_a_range_of_returns() -> None:
     assert DMControlEnvironment("cheetah", "run").return_range == (0.0, 1000.0)
     assert GymnasiumEnvironment().return_range is None
+    assert GymnasiumEnvironment("Hopper-v5").return_range == (-20.272305, 3234.3)
+    others = [GymnasiumEnvironment("Hopper-v5", {"forward_reward_weight": 2.0}), GymnasiumEnvironment("mine:Hopper-v5")]
+    assert [environment.return_range for environment in others] == [None, None]
+
+
+def test_scores_are_per_cent_of_the_way_between_the_reference_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(D4RL_RETURNS, "Pendulum", (-100.0, 0.0))
+    trainer, module = tiny_trainer(tmp_path, [], max_epochs=1), tiny_module()
+    (metrics,) = trainer.test(module, datamodule=tiny_data(), verbose=False)
+    assert metrics["test/normalised_score"] == pytest.approx(100.0 + metrics["test/return_mean"], abs=1e-3)
+    assert f"normalised   {metrics['test/normalised_score']:.1f} %" in "\n".join(module.result_lines(metrics))
+    monkeypatch.delitem(D4RL_RETURNS, "Pendulum")
+    (metrics,) = trainer.test(module, datamodule=tiny_data(), verbose=False)
+    assert "test/normalised_score" not in metrics
