@@ -17,6 +17,9 @@ from flowmatch_rl.envs.building import build_environment
 from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.seeds import process_seed
 
+_MOST_RETURNS = 20
+"""Latest episodes whose returns are kept."""
+
 
 class Collection:
     """Steps of the policy of one process, collected with TorchRL at a fixed ratio to the batches that it is asked for.
@@ -78,7 +81,7 @@ class Collection:
         self._batch_size, self._capacity, self._n_steps = batch_size, buffer_capacity, n_steps
         self._num_envs, self._parallel, self._block_steps = num_envs, parallel, env_steps_per_collection
         self._checkpoint_replay = checkpoint_replay
-        self.recent_returns: deque[float] = deque(maxlen=20)
+        self.recent_returns: deque[float] = deque(maxlen=_MOST_RETURNS)
         self._local_env_steps = 0
         self._pending_updates = 0.0
         self._replay: Replay | None = None
@@ -113,6 +116,8 @@ class Collection:
     def state_dict(self) -> dict[str, Any]:
         """Counters and, if so configured, the replay buffer of the first process."""
         state: dict[str, Any] = {"local_env_steps": self._local_env_steps, "pending_updates": self._pending_updates}
+        if self._data.action_chunk > 1:
+            state["action_chunk"] = self._data.action_chunk
         held = self.replay if self._checkpoint_replay else None
         if held is not None:  # oldest first, so that a resumed run overwrites in the same order
             state["replay"] = dict(held.flatten_keys("/").items())
@@ -122,7 +127,7 @@ class Collection:
         """Restore counters and replay buffer. The environment itself starts a fresh episode.
 
         Raises:
-            UserError: If the transitions of the replay buffer have another number of steps.
+            UserError: If the transitions of the replay buffer have another number of steps or actions.
         """
         replay = state_dict.get("replay")
         self._restored = None
@@ -130,6 +135,10 @@ class Collection:
             number, steps = replay["/".join(REWARD)].shape
             if steps != self._n_steps:
                 raise UserError(f"the checkpoint's replay buffer has n_steps {steps}, this run {self._n_steps}")
+            chunk = state_dict.get("action_chunk", 1)
+            if chunk != self._data.action_chunk:
+                own = self._data.action_chunk
+                raise UserError(f"the checkpoint's replay buffer has action_chunk {chunk}, this run {own}")
             self._restored = TensorDict({tuple(key.split("/")): rows for key, rows in replay.items()}, [number])
         self._local_env_steps = state_dict["local_env_steps"]
         self._pending_updates = state_dict["pending_updates"]
@@ -138,10 +147,16 @@ class Collection:
         """The replay buffer, filled by warm-up (or from a checkpoint) before its first use."""
         if self._replay is None:
             device = self._data.module.device
-            self._replay = Replay(self._capacity, self._batch_size, self._n_steps, device, self._restored)
+            chunk = self._data.action_chunk
+            self._replay = Replay(self._capacity, self._batch_size, self._n_steps, chunk, device, self._restored)
             self._restored = None
         while self._local_env_steps < self._local_warmup() or len(self._replay) < self._batch_size:
             self._collect(self._replay)
+            if len(self._replay) == 0 and len(self.recent_returns) == _MOST_RETURNS:
+                raise RunError(
+                    f"{_MOST_RETURNS} episodes of {self._environment.label} or more, {self._local_env_steps} steps, "
+                    f"are shorter than action_chunk {self._data.action_chunk}: they make no transition"
+                )
         return self._replay
 
     def _local_warmup(self) -> int:
@@ -176,7 +191,7 @@ class Collection:
         env.set_seed(process_seed(torch.initial_seed(), self._data.rank, self._local_env_steps) % 2**31)
         self._collector = Collector(
             env,
-            module.collection_policy(),
+            self._data.acting_policy(module.collection_policy()),
             frames_per_batch=self._block_steps,
             total_frames=-1,
             init_random_frames=max(0, random_steps),

@@ -238,10 +238,6 @@ class PolicyData(EpisodeData):
     def _make_collection(self, online: OnlinePhase) -> Collection:
         if self.environment is None:
             raise UserError(f"an online phase of {online.env_steps} env_steps needs data.environment, got null")
-        if self.action_chunk > 1:  # the replay buffer holds the first action of a transition only
-            raise UserError(
-                f"an online phase chooses one action at a time: action_chunk must be 1, got {self.action_chunk}"
-            )
         self._stored_rows = online.stored_rows(self.batch_size)
         collected_rows = max(1, self.batch_size - self._stored_rows)
         self._first_env_steps = online.first_env_steps(collected_rows, self.n_steps)

@@ -12,12 +12,14 @@ class Replay:
     """Transitions of several environments, the oldest dropped where the buffer is full.
 
     With ``n_steps`` above 1 a transition takes that many steps, fewer at the end of an episode. The last
-    ``n_steps - 1`` steps of each environment wait for those that follow.
+    ``n_steps - 1`` steps of each environment wait for those that follow. A transition of a chunk of actions is never
+    shorter: those that an episode ends within are left out.
 
     Args:
         capacity: Transitions kept.
         batch_size: Transitions per batch.
         n_steps: Steps of a transition, at least 1.
+        chunk: Actions of a transition, 1 or ``n_steps``.
         device: Device of the transitions.
         restored: Transitions to begin with, oldest first, batch size (N,); None for none.
     """
@@ -27,14 +29,15 @@ class Replay:
         capacity: int,
         batch_size: int,
         n_steps: int,
+        chunk: int,
         device: torch.device,
         restored: TensorDictBase | None = None,
     ) -> None:
         self._keys = TRANSITION if n_steps == 1 else (*TRANSITION, LENGTH)
-        self._capacity, self._n_steps = capacity, n_steps
+        self._capacity, self._n_steps, self._chunk = capacity, n_steps, chunk
         storage = LazyTensorStorage(capacity, device=device)
         self._buffer = TensorDictReplayBuffer(storage=storage, batch_size=batch_size)
-        self._multi_step = MultiStep(n_steps)
+        self._multi_step = MultiStep(n_steps, chunk)
         self._written = 0
         if restored is not None:
             self._extend(restored)
@@ -51,7 +54,7 @@ class Replay:
 
     def begin_episodes(self) -> None:
         """Forget the steps that wait: the environments begin new episodes."""
-        self._multi_step = MultiStep(self._n_steps)
+        self._multi_step = MultiStep(self._n_steps, self._chunk)
 
     def add(self, steps: TensorDictBase) -> None:
         """Store consecutive steps.

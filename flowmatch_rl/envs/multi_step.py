@@ -5,7 +5,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from flowmatch_rl.batches import ACTION, DONE, LENGTH, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED
-from flowmatch_rl.checks import check_range
+from flowmatch_rl.checks import UserError, check_range
 
 Key = str | tuple[str, str]
 
@@ -15,18 +15,21 @@ class MultiStep:
 
     Every step begins one transition. It lasts until n steps were taken or the episode ends, by termination or
     truncation, and is returned then. Until then the steps wait, at most n - 1 per environment. Rewards are kept apart,
-    since the learner discounts them.
+    since the learner discounts them. Those of chunks of actions have n steps or are left out, as in a data set.
 
     Args:
         num_steps: Steps n, at least 1.
+        chunk: Actions of a transition, 1 or n; several lie side by side.
 
     Raises:
-        UserError: If ``num_steps`` is below 1.
+        UserError: If a number is below 1.
     """
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_steps: int, chunk: int = 1) -> None:
         check_range("[1, inf)", num_steps=num_steps)
-        self.num_steps = num_steps
+        if chunk not in (1, num_steps):
+            raise UserError(f"action_chunk must be 1 or num_steps {num_steps}, got {chunk}")
+        self.num_steps, self.chunk = num_steps, chunk
         self._waiting: dict[Key, Tensor] = {}  # each (E, n - 1 or less, ...), the latest steps of each environment
         self._begun: Tensor | None = None  # (E, same), whether a step's transition is still to be returned
 
@@ -38,9 +41,10 @@ class MultiStep:
                 environment follow those of the last call. Where a step ends its episode, the next one begins another.
 
         Returns:
-            TensorDict of batch size (R,), R at least 0, with the keys of ``TRANSITION`` and ``LENGTH``: the reward of
-            shape (R, n), zero beyond the length; the arrival state and its ``terminated`` those of the last step. The
-            transitions of each environment are in the order of their first steps.
+            TensorDict of batch size (R,), R at least 0, with the keys of ``TRANSITION`` and ``LENGTH``: the action of
+            shape (R, A), or (R, n A) in chunks; the reward of shape (R, n), zero beyond the length; the arrival state
+            and its ``terminated`` those of the last step. The transitions of each environment are in the order of their
+            first steps.
         """
         keys: tuple[Key, ...] = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION, TERMINATED, DONE)
         joined: dict[Key, Tensor] = {key: steps.get(key) for key in keys}
@@ -53,7 +57,7 @@ class MultiStep:
         # Copies, since a collector may write its next steps where these are.
         self._waiting = {key: joined[key][:, first:].clone() for key in keys}
         self._begun = ~complete[:, first:]
-        return self._transitions(joined, length, begun & complete)
+        return self._transitions(joined, length, begun & complete & (length >= self.chunk))
 
     def _lengths(self, done: Tensor) -> tuple[Tensor, Tensor]:
         """Steps of the transition that begins at each step, and whether all of them were taken; each (E, T)."""
@@ -76,7 +80,11 @@ class MultiStep:
         return TensorDict(
             {
                 OBSERVATION: steps[OBSERVATION][environment, first],
-                ACTION: steps[ACTION][environment, first],
+                ACTION: (
+                    steps[ACTION][environment, first]
+                    if self.chunk == 1
+                    else steps[ACTION][environment[:, None], places].flatten(1)
+                ),
                 REWARD: rewards.masked_fill(offsets >= length[:, None], 0.0),
                 NEXT_OBSERVATION: steps[NEXT_OBSERVATION][environment, last],
                 TERMINATED: steps[TERMINATED][environment, last],

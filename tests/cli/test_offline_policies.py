@@ -129,6 +129,22 @@ def test_a_run_on_data_continues_online_from_its_checkpoint_and_resumes_there(
     assert titles == [f"pendulum after {steps} gradient steps" for steps in (4, 9, 19, 19)]
 
 
+def test_a_run_of_chunks_continues_online(data: Path, tmp_path: Path) -> None:
+    method = CONF / "offline" / "methods" / "flow_q_learning.yaml"
+    folder, last = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"
+    options = {"data__path": data, "trainer__default_root_dir": folder, "data__action_chunk": 3}
+    options |= {"data__online__env_steps": 12, "data__online__epoch_env_steps": 12}
+    assert run(words("fit", TASK, method, ONLINE, **options)) == 0
+    state = read_checkpoint(last)["PolicyData"]
+    assert state["local_env_steps"] == 12
+    assert state["replay"]["action"].shape == state["replay"]["next/reward"].shape == (10, 3)
+    convert = ["convert", "--layout=CheckpointReplay", f"--layout.path={last}"]
+    refused = call([*convert, f"--output={tmp_path / 'collected'}"])
+    assert refused.code == 2
+    assert "holds transitions of action_chunk 3" in refused.err
+    assert len(refused.err.strip().splitlines()) == 1
+
+
 def test_a_log_without_rewards_and_environment_is_imitated(tmp_path: Path) -> None:
     trajectory_store(tmp_path / "log", TRAJECTORIES * 4, has_rewards=False)
     method = CONF / "offline" / "methods" / "behavior_cloning.yaml"

@@ -9,10 +9,11 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 
 from flowmatch_rl.batches import read_transition
 from flowmatch_rl.callbacks.progress import Throughput
-from flowmatch_rl.checks import UserError
+from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.data import OnlinePhase, PolicyData, collect_transitions
 from flowmatch_rl.data.online_phase import mix
 from flowmatch_rl.envs import GymnasiumEnvironment
@@ -32,15 +33,30 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
+class ChunkPolicy(TensorDictModuleBase):
+    """Chooses three actions of two entries at once; its k-th action ever is k / 1000 in both entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_keys, self.out_keys = ["observation"], ["action"]
+        self.asked = 0
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        numbers = 3 * self.asked + torch.arange(3).repeat_interleave(2)
+        self.asked += 1
+        return tensordict.set("action", (numbers / 1000).expand(*tensordict.batch_size, 6))
+
+
 def build(path: str, epoch: int = OFFLINE_EPOCHS, world_size: int = 1, **options: Any) -> PolicyData:
     """Data at the beginning of an epoch; options of the online phase, or of the data."""
     torch.manual_seed(0)
     mine = {"batch_size": 8, "n_steps": 1, "action_chunk": 1, "environment": COUNTING}
     own = {name: options.pop(name, value) for name, value in mine.items()}
     sizes: dict[str, Any] = {"env_steps": 40, "epoch_env_steps": 16, "buffer_capacity": 200}
+    policy = options.pop("policy", ConstantPolicy)
     phase = OnlinePhase(**sizes | options)
     data = PolicyData(path, num_updates=6, epoch_updates=3, held_out=0.2, online=phase, **own)
-    module = SimpleNamespace(device=torch.device("cpu"), collection_policy=ConstantPolicy, check_finite=lambda: None)
+    module = SimpleNamespace(device=torch.device("cpu"), collection_policy=policy, check_finite=lambda: None)
     data.trainer = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
         world_size=world_size, global_rank=0, lightning_module=module, current_epoch=epoch
     )
@@ -100,6 +116,46 @@ def test_the_epochs_of_the_phase_take_its_steps_and_the_ratios_share_of_updates(
     assert abs(taken - 40) <= num_envs + 1.5 / ratio
     assert data.total_updates == 6 + sum(batches)
     assert data.state_dict()["drawn"] == sum(batches)
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+def test_chunks_of_actions_are_acted_out_and_stored_as_those_of_the_data(path: str, truncate: bool) -> None:
+    """Episodes of five steps: three chunks begin in each, of which the first is the policy's own."""
+    environment = GymnasiumEnvironment("ToyCounting-v0", {"truncate": truncate})
+    data = build(path, environment=environment, action_chunk=3, policy=ChunkPolicy, env_steps=80)
+    batches = epoch_of(data)
+    assert data.replay is not None
+    rows = read_transition(data.replay)
+    step = rows.observation[:, 0].long()
+    assert step.tolist() == [index % 3 for index in range(len(step))]
+    numbers = (1000 * rows.action).round().long().unflatten(1, (3, 2))
+    assert torch.equal(numbers[..., 0], numbers[..., 1])
+    taken = numbers[..., 0] - numbers[0, 0, 0]  # a collector tries the policy out before it begins
+    episode = torch.arange(len(step)) // 3  # each took two chunks
+    assert torch.equal(taken, 6 * episode[:, None] + step[:, None] + torch.arange(3))
+    assert torch.equal(rows.rewards, step[:, None] + 1.0 + torch.arange(3))
+    assert torch.equal(rows.next_observation[:, 0].long(), step + 3)
+    torch.testing.assert_close(rows.next_observation[:, 1], rows.observation[:, 1])
+    assert torch.equal(rows.length, torch.full_like(step, 3))
+    assert torch.equal(rows.terminated, (step == 2) & (not truncate))
+    marks = set(rows.observation[:, 1].tolist())
+    for batch in batches:
+        assert batch["action"].shape == (8, 6)
+        assert sum(mark in marks for mark in batch["observation"][:, 1].tolist()) == 4
+    state = data.state_dict()
+    assert state["local_env_steps"] - 5 <= len(step) / 3 * 5 <= state["local_env_steps"]
+    resumed = build(path, environment=environment, action_chunk=3, policy=ChunkPolicy, env_steps=80)
+    resumed.load_state_dict(state)
+    assert (resumed.replay == data.replay).all()
+    with pytest.raises(UserError, match=r"has action_chunk 3, this run 1$"):
+        build(path, n_steps=3).load_state_dict(state)
+
+
+def test_episodes_shorter_than_a_chunk_end_the_run(path: str) -> None:
+    short = GymnasiumEnvironment("ToyCounting-v0", {"length": 2})
+    data = build(path, environment=short, action_chunk=3, policy=ChunkPolicy)
+    with pytest.raises(RunError, match=r"20 episodes of ToyCounting-v0 or more, 40 steps, are shorter than action_chu"):
+        epoch_of(data)
 
 
 def test_before_the_phase_batches_are_of_the_data_alone_and_nothing_is_collected(path: str) -> None:
@@ -186,7 +242,6 @@ def test_the_state_of_a_run_without_a_phase_begins_one_unless_it_is_beyond(path:
     ("options", "words"),
     [
         ({"environment": None}, ["40 env_steps", "data.environment", "null"]),
-        ({"action_chunk": 2}, ["action_chunk", "must be 1, got 2"]),
         ({"data_fraction": 1.5}, ["data_fraction", "1.5"]),
         ({"data_fraction": -0.1}, ["data_fraction", "-0.1"]),
         ({"data_fraction": 0.05}, ["data_fraction 0.05 of batch_size 8 is 0;", "at least one"]),

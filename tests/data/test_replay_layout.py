@@ -42,7 +42,7 @@ def all_steps(environment: int) -> list[dict[Any, Any]]:
 
 def filled(num_envs: int, n_steps: int, block: int, total: int, capacity: int = 1000, resumed_at: int = 0) -> Replay:
     """A buffer after some steps of each environment, collected in blocks."""
-    replay = Replay(capacity, 1, n_steps, torch.device("cpu"))
+    replay = Replay(capacity, 1, n_steps, 1, torch.device("cpu"))
     rows = [all_steps(environment)[:total] for environment in range(num_envs)]
     for first in range(0, total, block):
         if first and first == resumed_at:
@@ -134,7 +134,7 @@ def test_several_steps_of_several_environments_are_taken_where_they_are_certain(
 def test_several_steps_of_interleaved_environments_are_refused(tmp_path: Path) -> None:
     replay = filled(3, 4, 1, total=3 + 7 + 2 + 10)
     endless = replay.transitions["length"].squeeze(-1) == 4
-    path = checkpoint(tmp_path, Replay(1000, 1, 4, torch.device("cpu"), replay.transitions[endless]))
+    path = checkpoint(tmp_path, Replay(1000, 1, 4, 1, torch.device("cpu"), replay.transitions[endless]))
     with pytest.raises(UserError, match="transitions of 4 steps of several environments"):
         CheckpointReplay(path).describe()
 

@@ -88,6 +88,19 @@ def test_transitions_equal_those_of_a_slow_reference_however_the_steps_are_cut(n
     assert len({transition["terminated"] for transition in wanted.values()}) == 2
 
 
+@each_value
+@pytest.mark.parametrize("block", [1, 3, 40])
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_chunks_hold_the_actions_of_all_their_steps(num_envs, block) -> None:
+    steps, chunk = scripted(num_envs, 40, seed=0), 3
+    fold = MultiStep(chunk, chunk)
+    rows = torch.cat([fold.fold(steps[:, start : start + block]) for start in range(0, 40, block)])
+    whole = {key: row for key, row in slow_reference(steps, chunk).items() if row["length"] == chunk}
+    assert by_first_step(rows) == whole
+    assert {row["terminated"] for row in whole.values()} == {True, False}
+    torch.testing.assert_close(rows["action"], (rows["observation"][:, :1] + torch.arange(chunk)) / 1e4)
+
+
 def test_a_transition_is_handed_out_with_the_step_that_completes_it() -> None:
     steps = scripted(2, 30, seed=0)
     fold = MultiStep(3)
@@ -116,6 +129,8 @@ def test_no_steps_below_one() -> None:
         MultiStep(0)
     with pytest.raises(ValueError, match="n_steps must be at least 1, got 0"):
         build(n_steps=0)
+    with pytest.raises(ValueError, match="action_chunk must be 1 or num_steps 3, got 2"):
+        MultiStep(3, 2)
 
 
 def n_step(truncate: bool = True, length: int | None = 5, **options: Any) -> OnlineData:

@@ -36,7 +36,7 @@ class CheckpointReplay(ArrayLayout):
         action_high: Not for this layout.
 
     Raises:
-        UserError: If bounds of the action are given.
+        UserError: If bounds of the action are given, or the buffer holds chunks of actions.
     """
 
     environment: Environment | None = field(default=None, kw_only=True)
@@ -117,12 +117,17 @@ def _read(path: str) -> tuple[dict[Any, np.ndarray], ActionBounds | None]:
     """The entries of a replay buffer by their keys in batches, oldest row first, and the bounds of its actions."""
     content = read_checkpoint(path, memory_map=True)
     # A data module writes its state under the name of its class.
-    states = [part["replay"] for part in content.values() if isinstance(part, Mapping) and "replay" in part]
+    states = [part for part in content.values() if isinstance(part, Mapping) and "replay" in part]
     if not states:
         raise UserError(
             f"{path!r} holds no replay buffer: it is not of an actor-critic, or of a run with checkpoint_replay false"
         )
-    held: Mapping[str, Tensor] = states[0]
+    if (chunk := states[0].get("action_chunk", 1)) > 1:
+        raise UserError(
+            f"the replay buffer of {path!r} holds transitions of action_chunk {chunk}, which lack the last steps of "
+            "episodes; only those of single actions can be converted"
+        )
+    held: Mapping[str, Tensor] = states[0]["replay"]
     keys = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION, TERMINATED, LENGTH)
     named = {key: "/".join(key) if isinstance(key, tuple) else key for key in keys}
     arrays = {key: held[name].numpy() for key, name in named.items() if name in held}
