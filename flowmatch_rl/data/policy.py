@@ -101,6 +101,7 @@ class PolicyData(EpisodeData):
             )
         self._reader: TransitionReader | None = None
         self._drawn = 0  # batches, by the run that is resumed
+        self._trains = False
         self.online = online
         self._collection = None if online is None else self._make_collection(online)
 
@@ -163,6 +164,7 @@ class PolicyData(EpisodeData):
     def setup(self, stage: str) -> None:
         """Have the loaders made for every epoch, if those of the phases differ."""
         super().setup(stage)
+        self._trains = stage == "fit"
         if self.online is not None and self.trainer is not None:
             self.trainer.reload_dataloaders_every_n_epochs = 1  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -172,7 +174,7 @@ class PolicyData(EpisodeData):
             collection = self._collection
             return batch_loader(self._online_batches(), lambda _: self._mixed_batch(collection))
         reader = self._ready_reader()
-        return batch_loader(epoch_batches(self.num_updates, self._offline_epochs), lambda _: reader.take())
+        return batch_loader(self._offline_batches, lambda _: reader.take())
 
     def evaluation_batches(self, number: int, seed: int) -> list[Callable[[], TensorDictBase]]:
         """Episodes, where there is an environment, and transitions that are held out."""
@@ -192,17 +194,25 @@ class PolicyData(EpisodeData):
         super().teardown(stage)
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of training batches drawn by each process, and what an online phase has collected."""
+        """Training batches drawn by each process, those of an epoch, and what an online phase has collected."""
         collected = {} if self._collection is None else self._collection.state_dict()
-        return {"drawn": self._batches_drawn()} | collected
+        return {"drawn": self._batches_drawn(), "epoch_batches": self._offline_batches} | collected
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume after a number of batches, and with what was collected.
 
         Raises:
-            UserError: If an online phase would begin before the updates of the checkpoint.
+            UserError: If an online phase would begin before the updates of the checkpoint, or epochs on the data have
+                another length, so that training would end, or go online, elsewhere than it says.
         """
         self._drawn = state_dict["drawn"]
+        saved = state_dict.get("epoch_batches", self._offline_batches)
+        if self._trains and saved != self._offline_batches:
+            raise UserError(
+                f"the checkpoint has epochs of {saved:,} updates, this run of {self._offline_batches:,} (num_updates "
+                f"{self.num_updates:,} in {self._offline_epochs:,} epochs); set epoch_updates to {saved} and num_updates to a "
+                "multiple of it"
+            )
         if self._collection is None:
             return
         if state_dict.get("local_env_steps"):
@@ -216,7 +226,12 @@ class PolicyData(EpisodeData):
     @property
     def _offline_updates(self) -> int:
         """Gradient steps on the data set alone, of whole epochs."""
-        return self._offline_epochs * epoch_batches(self.num_updates, self._offline_epochs)
+        return self._offline_epochs * self._offline_batches
+
+    @property
+    def _offline_batches(self) -> int:
+        """Gradient steps of an epoch on the data set alone."""
+        return epoch_batches(self.num_updates, self._offline_epochs)
 
     def _batches_drawn(self) -> int:
         return self._drawn if self._reader is None else self._reader.sampler.drawn

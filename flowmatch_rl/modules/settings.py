@@ -103,7 +103,9 @@ class ActorCriticOptimizer:
         temperature_learning_rate: Learning rate of the logarithm of a temperature that is tuned.
         max_gradient_norm: The gradient of each network is clipped to this norm; positive.
         reset_interval: Gradient steps after which all networks are initialised again and the optimizer forgets its
-            state; never if None.
+            state; never if None. These are the critics with their targets, the policy, and what is trained beside them:
+            the behaviour flow of ``TiltedFlowActorCritic`` and ``FlowQLearning``, V of ``ImplicitFlowQLearning``. A
+            temperature that is tuned stays.
 
     Raises:
         UserError: If a number is not positive.

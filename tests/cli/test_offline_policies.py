@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.cli import run
-from flowmatch_rl.data import collect_transitions
+from flowmatch_rl.data import TransitionStore, collect_transitions
 from flowmatch_rl.envs import GymnasiumEnvironment
 from flowmatch_rl.inference import load_policy
+from flowmatch_rl.schema import ActionBounds
 from tests.cli.support import CONF, call
 from tests.data.toy_trajectories import TRAJECTORIES, trajectory_store
 
@@ -54,6 +56,14 @@ def test_every_method_trains_and_its_policy_acts(method: Path, data: Path, tmp_p
     action = load_policy(checkpoint)(np.zeros((3, 3), np.float32))
     assert action.shape == (3, 1)
     assert (np.abs(action) <= 2.0).all()
+    options = {"data__path": data, "trainer__default_root_dir": folder, "ckpt_path": checkpoint}
+    tested = call(words("test", TASK, method, **options))
+    assert tested.code == 0, tested.err
+    shown = {line.split()[0] for line in tested.out.splitlines() if line.strip()}
+    assert {"return", "held", "behaviour", "acting"} <= shown
+    predicted = call(words("predict", TASK, method, **options))
+    assert predicted.code == 0, predicted.err
+    assert np.load(folder / "episodes.npz")["action"].shape == (2 * 4, 1)
     drawn = {path.name for path in (folder / "figures").glob("*")}
     assert {"learning_curve.png", "learning_curve.csv", "episode.png"} <= drawn
     assert ("policy.png" in drawn) == (kind != "BehaviorCloning")
@@ -82,17 +92,29 @@ def test_every_task_is_tested() -> None:
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data: Path, tmp_path: Path) -> None:
+    """Its noise is other, but critics and V of implicit Q-learning learn without any."""
+    method = CONF / "offline" / "methods" / "implicit_flow_q_learning.yaml"
     whole, half = tmp_path / "whole", tmp_path / "half"
     options = {"data__path": data, "seed_everything": 3}
-    assert run(words("fit", TASK, trainer__default_root_dir=whole, **options)) == 0
+    assert run(words("fit", TASK, method, trainer__default_root_dir=whole, **options)) == 0
     stopped = options | {"trainer__max_epochs": 1}
-    assert run(words("fit", TASK, trainer__default_root_dir=half, **stopped)) == 0
+    assert run(words("fit", TASK, method, trainer__default_root_dir=half, **stopped)) == 0
     last = half / "checkpoints" / "last.ckpt"
-    assert run(words("fit", TASK, trainer__default_root_dir=half, ckpt_path=last, **options)) == 0
+    assert run(words("fit", TASK, method, trainer__default_root_dir=half, ckpt_path=last, **options)) == 0
     one, other = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (whole, half))
     assert one["global_step"] == other["global_step"] == 4
     drawn = [content["PolicyData"]["drawn"] for content in (one, other)]
     assert drawn == [4, 4]
+    weights, resumed = one["state_dict"], other["state_dict"]
+    exact = {name for name in weights if name.startswith(("critics.", "others.value."))}
+    assert exact
+    for name in exact:
+        assert torch.equal(weights[name], resumed[name]), name
+    assert all(weights[name].shape == resumed[name].shape for name in weights)
+    refused = call(words("fit", TASK, method, ckpt_path=last, data__epoch_updates=4, **options))
+    assert refused.code == 2
+    assert "the checkpoint has epochs of 2 updates, this run of 4" in refused.err
+    assert len(refused.err.strip().splitlines()) == 1
 
 
 def test_chunks_of_actions_train_and_act(data: Path, tmp_path: Path) -> None:
@@ -127,6 +149,13 @@ def test_a_run_on_data_continues_online_from_its_checkpoint_and_resumes_there(
     assert (result["env_steps"], result["gradient_steps"]) == (19, 19)
     assert run(words("test", TASK, method, ONLINE, **options)) == 0
     assert titles == [f"pendulum after {steps} gradient steps" for steps in (4, 9, 19, 19)]
+    convert = ["convert", "--layout=CheckpointReplay", f"--layout.path={last}"]
+    made = call([*convert, f"--output={tmp_path / 'collected'}", "--progress=false"])
+    assert made.code == 0, made.err
+    store = TransitionStore.open(str(tmp_path / "collected"))
+    assert len(store) == 19
+    assert torch.equal(store.transitions["observation"], state["replay"]["observation"])
+    assert store.info.action_bounds == ActionBounds((-2.0,), (2.0,))
 
 
 def test_a_run_of_chunks_continues_online(data: Path, tmp_path: Path) -> None:

@@ -229,12 +229,22 @@ def test_a_resumed_phase_has_its_counters_and_transitions(path: str) -> None:
 def test_the_state_of_a_run_without_a_phase_begins_one_unless_it_is_beyond(path: str) -> None:
     data = build(path)
     data.load_state_dict({"drawn": 6})
-    assert data.state_dict() == {"drawn": 6, "local_env_steps": 0, "pending_updates": 0.0}
+    assert data.state_dict() == {"drawn": 6, "epoch_batches": 3, "local_env_steps": 0, "pending_updates": 0.0}
     with pytest.raises(UserError, match=r"the checkpoint has 7 updates on the data set, more than num_updates 6"):
         data.load_state_dict({"drawn": 7})
     offline = PolicyData(path)
     offline.load_state_dict(build(path).state_dict() | {"drawn": 9})
-    assert offline.state_dict() == {"drawn": 9}
+    assert offline.state_dict() == {"drawn": 9, "epoch_batches": 10_000}
+
+
+def test_epochs_of_another_length_are_refused_in_training_alone(path: str) -> None:
+    data, state = build(path), {"drawn": 4, "epoch_batches": 4}
+    told = r"epochs of 4 updates, this run of 3 \(num_updates 6 in 2 epochs\); set epoch_updates to 4 and num_updates to"
+    with pytest.raises(UserError, match=told):
+        data.load_state_dict(state)
+    data.setup("test")
+    data.load_state_dict(state)
+    assert data.state_dict()["drawn"] == 4
 
 
 @one_test

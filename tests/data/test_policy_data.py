@@ -131,7 +131,7 @@ def test_without_an_environment_the_held_out_loss_is_measured(tmp_path: Path) ->
     assert float(trainer.callback_metrics["val/loss"]) == first  # with noise of its own
     trainer.test(module, datamodule=data, verbose=False)
     assert set(trainer.callback_metrics) == {"test/loss", "test/energy_score", "step"}
-    assert data.state_dict() == {"drawn": 4}
+    assert data.state_dict() == {"drawn": 4, "epoch_batches": 2}
     assert data.dimensions["action_bounds"].low == (-1.0,)
 
 

@@ -1,5 +1,6 @@
 """Policies from data: what each module learns, where gradients go, checkpoints and refusals."""
 
+import copy
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from flowmatch_rl.models import (
     no_values,
 )
 from flowmatch_rl.modules import (
+    ActorCriticOptimizer,
     BanditFlow,
     BehaviorCloning,
     Critics,
@@ -319,6 +321,28 @@ def test_the_divergence_is_measured_for_a_rule_and_else_when_it_is_logged(rule: 
     assert (state.divergence is not None) == isinstance(rule, DivergenceTemperature)
     module.logs_after = lambda updates: True
     assert module.losses(read_transition(transitions()))[1].divergence is not None
+
+
+@pytest.mark.parametrize("name", ACTOR_CRITICS)
+def test_a_fresh_start_is_one_of_the_networks_beside_the_policy_too(name: str) -> None:
+    module = build(name, optimizer=ActorCriticOptimizer(reset_interval=3))
+    for parameter in module.parameters():
+        parameter.data.mul_(0.5)
+    before, changed = copy.deepcopy(module.state_dict()), []
+    optimizer = module.configure_optimizers()
+    module.optimizers = lambda use_pl_optimizer: optimizer
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        optimizer.state[parameter]["step"] = torch.ones(())
+    module.reset_networks()
+    for key, value in module.state_dict().items():
+        if "temperature" in key:
+            assert torch.equal(value, before[key])
+        elif key.endswith("weight") and value.numel():  # V takes no action
+            assert not torch.equal(value, before[key]), key
+            changed.append(key)
+    beside = "value" if name == "implicit" else "behavior"
+    assert any(key.startswith(f"others.{beside}.") for key in changed)
+    assert all("temperature" in key for key, p in module.named_parameters() if p in optimizer.state)
 
 
 ONLINE: dict[str, Any] = {
