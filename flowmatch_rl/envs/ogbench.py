@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import importlib
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 from torchrl.envs import EnvBase
 
@@ -61,7 +63,7 @@ class OgbenchEnvironment(SimulatedEnvironment):
         stem, _, version = self.name.rpartition("-")
         which = "" if self.task_id is None else f"-task{self.task_id}"
         options: dict[str, Any] = {"disable_env_checker": True, "width": _WIDTH, "height": _HEIGHT}
-        return Pictured(Seeded(gymnasium.make(f"{stem}-singletask{which}-{version}", **options)))
+        return Pictured(Seeded(_made(f"{stem}-singletask{which}-{version}", **options)))
 
     def make_without_task(self, **options: Any) -> Any:
         """Make the environment of OGBench without wrappers, a time limit and a task, to collect data in.
@@ -73,7 +75,7 @@ class OgbenchEnvironment(SimulatedEnvironment):
             UserError: If OGBench is not installed, or has no such environment.
         """
         self._known_tasks()
-        return gymnasium.make(self.name, disable_env_checker=True, **options).unwrapped
+        return _made(self.name, disable_env_checker=True, **options).unwrapped
 
     def make_guarded(self, render: bool, reports: Path | None) -> EnvBase:
         """Make the bare TorchRL environment."""
@@ -113,6 +115,16 @@ class OgbenchEnvironment(SimulatedEnvironment):
                 + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}")
             )
         return sorted(known[self.name])
+
+
+def _made(name: str, **options: Any) -> gymnasium.Env:
+    """An environment, without the file that a maze of OGBench leaves among the temporary ones: its model was read."""
+    env = gymnasium.make(name, **options)
+    if isinstance(env.unwrapped, MujocoEnv):
+        file = Path(env.unwrapped.fullpath)
+        if file.parent == Path(tempfile.gettempdir()):
+            file.unlink(missing_ok=True)
+    return env
 
 
 class TaskReward:

@@ -1,5 +1,7 @@
 """Tasks of OGBench, and its oracles."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,6 +127,15 @@ def test_a_picture_of_a_maze_shows_the_point_where_it_is() -> None:
     assert rows.min() < 80 < 160 < rows.max()
     assert columns.min() < 120 < 200 < columns.max()
     assert MAZE.frames_per_second(MAZE.make(render=False)) == 10.0
+
+
+def test_a_maze_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for env in (MAZE.make_task(), MAZE.make_without_task()):
+        assert Path(env.unwrapped.fullpath).parent == tmp_path
+        assert list(tmp_path.iterdir()) == []
+        env.reset(seed=0)
+        env.close()
 
 
 def test_a_task_is_that_of_its_number_and_by_default_that_of_the_benchmark() -> None:
