@@ -58,11 +58,12 @@ class Horizon:
         between = self.draw(torch.linspace(0.0, 1.0, number, dtype=torch.float64)[1:-1])
         return (self.lowest, *between.tolist(), self.discount)
 
-    def check(self, discount: Tensor | float) -> None:
+    def check(self, discount: Tensor | float, name: str = "") -> None:
         """Raise unless the model has these discounts.
 
         Args:
             discount: Discounts, a tensor or a number.
+            name: Setting that asks for them, for the message.
 
         Raises:
             UserError: If it lacks one.
@@ -71,10 +72,13 @@ class Horizon:
         low, high = torch.tensor([self.lowest, self.discount]).tolist()
         asked = torch.as_tensor(discount).float()
         bad = asked[~((asked >= low) & (asked <= high))]
+        place = f"{name}: " if name else ""
         if len(bad) and self.min_discount is None:
-            raise UserError(f"this model has the discount {high:g}, got {float(bad[0]):g}; others need min_discount")
+            raise UserError(
+                f"{place}this model has the discount {high:g}, got {float(bad[0]):g}; others need min_discount"
+            )
         if len(bad):
-            raise UserError(f"this model has discounts from {low:g} to {high:g}, got {float(bad[0]):g}")
+            raise UserError(f"{place}this model has discounts from {low:g} to {high:g}, got {float(bad[0]):g}")
 
 
 class OccupancyInputs(nn.Module):

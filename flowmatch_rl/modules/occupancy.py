@@ -387,4 +387,4 @@ class OccupancyModule(FlowTraining[Occupancy]):
         if policy is not None:
             check_policy(policy, inputs.state_shift[None], inputs.schema.columns, inputs.action_dim)
         self.check_rewards(needed=False)
-        inputs.horizon.check(torch.tensor(self.tests.discounts or [inputs.horizon.discount]))
+        inputs.horizon.check(torch.tensor(self.tests.discounts or [inputs.horizon.discount]), "tests.discounts")

@@ -124,7 +124,7 @@ def test_trajectories_too_short_for_the_method_are_refused(maze, tmp_path) -> No
         ({"model__columns": "[x, y]"}, ["'loop'", "'vx', 'vy'", "holds x, y"]),
         ({"model__init_args__objective": "TD2DD"}, ["noise", "t_min must be above 0"]),
         ({"model__sampler": "SdeSampler"}, ["deterministic", "SdeSampler"]),
-        ({"model__tests__discounts": "[0.5, 0.99]"}, ["this model has the discount 0.99", "0.5"]),
+        ({"model__tests__discounts": "[0.5, 0.99]"}, ["tests.discounts: this model has the discount 0.99", "0.5"]),
         ({f"model__{name}": value for name, value in CONSTANT.items()}, ["dimension 2", "ConstantPolicy gives 1"]),
         (
             {"model__policy": "LinearPolicy", "model__policy__init_args__gain": "[[1, 0], [0, 1]]"},
