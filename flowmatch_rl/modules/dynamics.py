@@ -177,7 +177,8 @@ class DynamicsModule(SingleOptimizer):
             metrics: Metrics by name.
         """
         loss = [f"{'loss':<12} {metrics['test/loss']:.4g} on held-out steps"] if "test/loss" in metrics else []
-        return loss + dynamics_lines(metrics)
+        nothing = f"{'measured':<12} nothing: the data have no trajectories to compare with"
+        return loss + dynamics_lines(metrics) or [nothing]
 
     def _evaluate(self, stage: str, rollouts: Rollouts, seed: int) -> None:
         errors = rollout_errors(self.dynamics, self.policy, rollouts, seed=seed)

@@ -59,6 +59,8 @@ def test_a_run_is_evaluated_along_trajectories_left_out_and_its_checkpoint_repea
     assert found[0] == found[1]
     assert found[0].keys() == {"test/loss", "test/dynamics_error/1", "test/dynamics_error/4"}
     assert len(module.result_lines(found[0])) == 2
+    (nothing,) = module.result_lines({})
+    assert nothing.startswith("measured     nothing: ")
 
 
 def test_errors_of_a_random_process_fall_in_training(tmp_path: Path) -> None:
