@@ -6,18 +6,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tensordict import TensorDictBase
-from torchrl.envs import EnvBase
 
 from flowmatch_rl.batches import ACTION
 from flowmatch_rl.callbacks.artifacts import file_path, publish, writes_files
 from flowmatch_rl.callbacks.encoding import write_gif, write_mp4
 from flowmatch_rl.checks import check_range, check_word
+
+if TYPE_CHECKING:
+    from torchrl.envs import EnvBase
 
 _FOLDER = "videos"
 _FRAMES_PER_SECOND = 25.0
@@ -29,7 +31,7 @@ class RenderedEnvironment(Protocol):
     """A single environment with a camera."""
 
     @property
-    def env(self) -> EnvBase:
+    def env(self) -> "EnvBase":
         """The environment, with its transforms."""
         ...
 

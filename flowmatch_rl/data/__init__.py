@@ -1,5 +1,6 @@
 from typing import TYPE_CHECKING
 
+import flowmatch_rl.envs  # noqa: F401 (chooses an OpenGL backend before TorchRL imports MuJoCo)
 from flowmatch_rl.doors import lazy_exports
 
 if TYPE_CHECKING:

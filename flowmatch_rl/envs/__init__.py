@@ -1,6 +1,9 @@
 from typing import TYPE_CHECKING
 
 from flowmatch_rl.doors import lazy_exports
+from flowmatch_rl.envs.rendering import choose_backend
+
+choose_backend()  # here, since the first import of TorchRL imports MuJoCo
 
 if TYPE_CHECKING:
     from flowmatch_rl.envs.building import Spaces, build_environment, examine, spaces_of

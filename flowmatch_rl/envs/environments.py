@@ -26,10 +26,8 @@ from flowmatch_rl.batches import SUCCESS
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.envs.copies import ParallelCopies
 from flowmatch_rl.envs.guard import Guard, Guarded, in_one_line
-from flowmatch_rl.envs.rendering import choose_backend, reason_without_backend
+from flowmatch_rl.envs.rendering import reason_without_backend
 from flowmatch_rl.envs.vectors import VectorObservations
-
-choose_backend()
 
 D4RL_RETURNS = {
     "HalfCheetah": (-280.178953, 12135.0),
