@@ -60,6 +60,7 @@ class PolicyCurve(Curve[PolicyPoint]):
             gradient_steps=trainer.global_step,
             return_mean=metric(metrics, "val/return_mean"),
             return_std=metric(metrics, "val/return_std"),
+            success_rate=metric(metrics, "val/success_rate"),
             critic_loss=metric(metrics, "train/loss/critic"),
             policy_loss=metric(metrics, "train/loss/policy"),
             held_out_loss=metric(metrics, "val/loss"),

@@ -47,6 +47,7 @@ class PolicyPoint(CurvePoint):
         gradient_steps: Gradient steps so far.
         return_mean: Mean return of the evaluation episodes.
         return_std: Standard deviation of their returns.
+        success_rate: Fraction of them that solved the task, where the environment says so.
         critic_loss: Critic loss, in squared units of the return.
         policy_loss: Policy loss.
         held_out_loss: Loss on the transitions that training leaves out.
@@ -56,6 +57,7 @@ class PolicyPoint(CurvePoint):
     gradient_steps: int
     return_mean: float | None = None
     return_std: float | None = None
+    success_rate: float | None = None
     critic_loss: float | None = None
     policy_loss: float | None = None
     held_out_loss: float | None = None

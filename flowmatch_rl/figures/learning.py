@@ -56,6 +56,14 @@ def _draw_returns(axes: Axes, steps: np.ndarray, columns: dict[str, np.ndarray])
         axes.plot(steps, training, ".--", color=ORANGE, linewidth=1.4, label="training, mean of last episodes")
     tidy(axes, y_label="return")
     axes.legend(fontsize=8, frameon=False, loc="best")
+    success = columns.get("success_rate")
+    if success is not None and not np.isnan(success).all():
+        right = axes.twinx()
+        right.plot(steps, success, color=GREEN, marker="o", markersize=3, linewidth=1.2)
+        right.set_ylim(-0.03, 1.03)
+        right.set_ylabel("success rate", color=GREEN, fontsize=9)
+        right.tick_params(labelsize=8)
+        right.spines["top"].set_visible(False)
 
 
 def _draw_losses(axes: Axes, steps: np.ndarray, losses: dict[str, np.ndarray]) -> None:

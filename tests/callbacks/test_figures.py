@@ -181,8 +181,21 @@ def test_the_curve_of_a_policy_from_data_counts_gradient_steps(tmp_path: Path) -
     point = PolicyCurve().measure(trainer, 1.5)
     assert (point.gradient_steps, point.return_mean, point.policy_loss, point.critic_loss) == (7, 2.0, 0.5, None)
     assert point.held_out_loss == pytest.approx(0.3)
-    save_figure(draw_learning_curve([point, replace(point, gradient_steps=9)], "title"), tmp_path / "curve.png")
+    assert point.success_rate is None
+    figure = draw_learning_curve([point, replace(point, gradient_steps=9)], "title")
+    assert "success rate" not in [axes.get_ylabel() for axes in figure.axes]
+    save_figure(figure, tmp_path / "curve.png")
     assert is_drawn(tmp_path / "curve.png")
+
+
+def test_the_curve_of_a_policy_from_data_shows_success_where_the_environment_reports_it(tmp_path: Path) -> None:
+    metrics = {"val/return_mean": torch.tensor(2.0), "val/success_rate": torch.tensor(0.75)}
+    trainer = stand_in_trainer(tmp_path, datamodule=stand_in_data(), callback_metrics=metrics, global_step=7)
+    point = PolicyCurve().measure(trainer, 1.5)
+    assert point.success_rate == 0.75
+    figure = draw_learning_curve([point, replace(point, gradient_steps=9, success_rate=1.0)], "title")
+    panel = next(axes for axes in figure.axes if axes.get_ylabel() == "success rate")
+    assert list(panel.lines[0].get_ydata()) == [0.75, 1.0]
 
 
 def test_the_density_is_that_of_a_boltzmann_policy() -> None:
