@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.comparisons import last_step, rate, recorded, train
+from flowmatch_rl.data import TransitionStore
 from flowmatch_rl.experiments.runs import Run
 
 COMPARISONS = ("offline",)
@@ -29,10 +30,19 @@ def run() -> dict[str, Any]:
 
 
 def collect() -> None:
-    """Collect the data sets; those that are whole are left as they are."""
+    """Collect the data sets that are not there; an interrupted collection goes on.
+
+    Raises:
+        SystemExit: If there is one of another size.
+    """
     for name in DATA:
+        path = Path("data") / name
+        if (path / "dataset.json").exists():
+            if (rows := len(TransitionStore.open(str(path)))) != TRANSITIONS:
+                raise SystemExit(f"{path} must have {TRANSITIONS} rows, got {rows}: move it away")
+            continue
         command = [sys.executable, "-m", "flowmatch_rl", "collect", f"-c=conf/collect/{name}.yaml"]
-        subprocess.run([*command, f"--num_transitions={TRANSITIONS}", f"--output=data/{name}"], check=True)
+        subprocess.run([*command, f"--num_transitions={TRANSITIONS}", f"--output={path}"], check=True)
 
 
 def summary() -> dict[str, Any]:
