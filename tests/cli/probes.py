@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from tensordict import TensorDictBase
 
 
 def digest(tensors: Any) -> str:
@@ -84,7 +85,7 @@ class Batches(Callback):
 
 
 class FlowRankReport(Callback):
-    """Writes what a process that trains a flow or an occupancy holds, has seen and draws, when training ends.
+    """Writes what a process that trains on stored data holds, has seen and draws, when training ends.
 
     Args:
         folder: Existing folder of ``rank<number>.json``.
@@ -101,7 +102,8 @@ class FlowRankReport(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.batches.append(digest(batch.values()))
+        entries = batch.flatten_keys() if isinstance(batch, TensorDictBase) else batch
+        self.batches.append(digest(entries.values()))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module, data = pl_module, trainer.datamodule  # pyright: ignore

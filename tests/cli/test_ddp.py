@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import flowmatch_rl.modules.safe_globals  # noqa: F401 (a checkpoint holds objects of the package)
+from flowmatch_rl.data import collect_transitions
+from flowmatch_rl.envs import GymnasiumEnvironment
 from tests.cli.support import (
     CONF,
     MAZE_LOOP,
@@ -21,6 +23,7 @@ from tests.cli.support import (
     flow_arguments,
     occupancy_arguments,
 )
+from tests.cli.test_offline_policies import words as offline_words
 
 pytestmark = pytest.mark.ddp
 
@@ -162,3 +165,27 @@ def test_processes_of_a_one_step_model_end_with_equal_weights_from_different_row
     assert not set(first["draw"]) & set(second["draw"])
     assert first["place"] == first["checkpoint"]["OfflineData"] == {"drawn": 6}
     assert first["out"].count("loss  ") == 1
+
+
+def test_processes_of_a_policy_from_data_end_with_equal_weights_from_different_rows_and_noise(tmp_path) -> None:
+    path = tmp_path / "data"
+    collect_transitions(GymnasiumEnvironment("Pendulum-v1"), str(path), 60, progress=False)
+    args = offline_words(
+        "fit",
+        CONF / "offline" / "pendulum.yaml",
+        CONF / "offline" / "methods" / "flow_q_learning.yaml",
+        CONF / "trainer" / "ddp.yaml",
+        trainer__default_root_dir=tmp_path,
+        data__path=path,
+        model__optimizer__reset_interval=3,
+    )
+    first, second = train(args, "FlowRankReport", tmp_path)
+    assert first["world_size"] == second["world_size"] == 2
+    for key in ("start", "weights", "lagging", "gradient_steps", "place"):
+        assert first[key] == second[key], key
+    assert first["weights"] != first["start"]
+    assert len(first["batches"]) == len(second["batches"]) == first["gradient_steps"] == 4
+    assert not set(first["batches"]) & set(second["batches"])
+    assert not set(first["draw"]) & set(second["draw"])
+    assert first["place"] == first["checkpoint"]["PolicyData"] == {"drawn": 4, "epoch_batches": 2}
+    assert first["out"].count("return  ") == first["out"].count("behaviour  ") == 1
