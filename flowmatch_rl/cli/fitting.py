@@ -6,12 +6,13 @@ import math
 import torch
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.data import OfflineData, OnlineData, PolicyData
+from flowmatch_rl.data import OfflineData
+from flowmatch_rl.data.episodes import EpisodeData
 from flowmatch_rl.data.transitions.segments import MOST_UNOBSERVED
 from flowmatch_rl.data.transitions.store import StoreInfo
 from flowmatch_rl.envs.building import examine
 from flowmatch_rl.envs.environments import Environment
-from flowmatch_rl.modules import ActorCritic, BehaviorCloning, DynamicsModule, OccupancyModule
+from flowmatch_rl.modules import DynamicsModule, OccupancyModule, PolicyModule
 from flowmatch_rl.modules.occupancy_checks import check_policy
 from flowmatch_rl.types import Policy
 
@@ -45,19 +46,9 @@ def _(model: OccupancyModule, data: object) -> None:
 
 
 @check_fit.register
-def _(model: ActorCritic, data: object) -> None:
-    if isinstance(data, PolicyData):
-        data.store.require_rewards()
-
-
-@check_fit.register
-def _(model: BehaviorCloning, data: object) -> None:
-    if isinstance(data, OnlineData):
-        raise UserError("BehaviorCloning imitates a data set; use PolicyData, got OnlineData")
-    if isinstance(data, PolicyData) and data.online is not None:
-        raise UserError(
-            f"BehaviorCloning would imitate itself in an online phase; data.online must be null, got {data.online}"
-        )
+def _(model: PolicyModule, data: object) -> None:
+    if isinstance(data, EpisodeData):
+        data.check_module(model)
 
 
 @check_fit.register

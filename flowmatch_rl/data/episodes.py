@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from tensordict import TensorDictBase
@@ -21,7 +21,13 @@ from flowmatch_rl.envs.rollouts import roll_out_episodes
 
 
 class ActingModule(Protocol):
-    """A module that trains a policy."""
+    """A module that trains a policy.
+
+    Attributes:
+        learns_from_rewards: Whether training uses rewards; otherwise it imitates a data set.
+    """
+
+    learns_from_rewards: ClassVar[bool]
 
     @property
     def device(self) -> torch.device:
@@ -88,6 +94,23 @@ class EpisodeData(DataModule, abc.ABC):
         if self.trainer is None:
             raise RuntimeError("a Trainer must make the loaders")
         return self.trainer.lightning_module  # pyright: ignore[reportReturnType]
+
+    @abc.abstractmethod
+    def check_module(self, module: ActingModule) -> None:
+        """Raise unless a module can be trained on this data.
+
+        Args:
+            module: The module.
+
+        Raises:
+            UserError: If it learns from rewards that the data do not hold, or would imitate itself.
+        """
+
+    def setup(self, stage: str) -> None:
+        """Refuse a module that cannot be trained on this data before its training begins."""
+        super().setup(stage)
+        if stage == "fit" and self.trainer is not None:
+            self.check_module(self.module)
 
     def val_dataloader(self) -> DataLoader:
         """What an evaluation during training measures, see ``evaluation_batches``."""

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.data.collecting import Collection
-from flowmatch_rl.data.episodes import EpisodeData
+from flowmatch_rl.data.episodes import ActingModule, EpisodeData
 from flowmatch_rl.envs.building import Spaces, examine
 from flowmatch_rl.envs.environments import Environment, GymnasiumEnvironment
 
@@ -134,6 +134,11 @@ class OnlineData(EpisodeData):
     def replay(self) -> TensorDictBase | None:
         """Transitions that this process holds, oldest first and on the CPU, batch size (N,); None before the first."""
         return self._collection.replay
+
+    def check_module(self, module: ActingModule) -> None:
+        """Raise if a module does not learn from rewards: it would imitate itself."""
+        if not module.learns_from_rewards:
+            raise UserError(f"{type(module).__name__} imitates a data set; use PolicyData, got {type(self).__name__}")
 
     def train_dataloader(self) -> DataLoader:
         """Batches of transitions; collects as it goes."""

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.data.base import batch_loader, epoch_batches
 from flowmatch_rl.data.collecting import Collection
-from flowmatch_rl.data.episodes import EpisodeData
+from flowmatch_rl.data.episodes import ActingModule, EpisodeData
 from flowmatch_rl.data.online_phase import OnlinePhase, mix
 from flowmatch_rl.data.transitions.reader import TransitionReader
 from flowmatch_rl.data.transitions.store import TransitionStore
@@ -160,6 +160,16 @@ class PolicyData(EpisodeData):
     def replay(self) -> TensorDictBase | None:
         """Transitions that this process collected, oldest first and on the CPU, batch size (N,); None before any."""
         return None if self._collection is None else self._collection.replay
+
+    def check_module(self, module: ActingModule) -> None:
+        """Raise if a module learns from rewards that the data set lacks, or would imitate itself in an online phase."""
+        if module.learns_from_rewards:
+            self.store.require_rewards()
+        elif self.online is not None:
+            name = type(module).__name__
+            raise UserError(
+                f"{name} would imitate itself in an online phase; data.online must be null, got {self.online}"
+            )
 
     def setup(self, stage: str) -> None:
         """Have the loaders made for every epoch, if those of the phases differ."""

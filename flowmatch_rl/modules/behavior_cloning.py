@@ -50,6 +50,8 @@ class BehaviorCloning(EmaTraining, PolicyModule):
 
     progress_metrics: ClassVar = (("return", "val/return_mean"), ("loss", "train/loss"), ("held out", "val/loss"))
 
+    learns_from_rewards: ClassVar = False
+
     loss_names: ClassVar = {"policy": "train/loss/policy"}
 
     def __init__(

@@ -26,6 +26,7 @@ class PolicyModule(WatchedModule, abc.ABC):
     Children set the attributes.
 
     Attributes:
+        learns_from_rewards: Whether training uses rewards; otherwise it imitates a data set.
         observation_dim: Dimension S of the observation.
         action_dim: Dimension A of the action.
         policy: The policy.
@@ -34,6 +35,7 @@ class PolicyModule(WatchedModule, abc.ABC):
     NAME_KEY: ClassVar = "actor_critic"
     """Entry of a checkpoint that names the class of the module; the word is that of the first versions."""
 
+    learns_from_rewards: ClassVar[bool] = True
     observation_dim: int
     action_dim: int
     policy: LatentPolicy

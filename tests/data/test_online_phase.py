@@ -56,7 +56,9 @@ def build(path: str, epoch: int = OFFLINE_EPOCHS, world_size: int = 1, **options
     policy = options.pop("policy", ConstantPolicy)
     phase = OnlinePhase(**sizes | options)
     data = PolicyData(path, num_updates=6, epoch_updates=3, held_out=0.2, online=phase, **own)
-    module = SimpleNamespace(device=torch.device("cpu"), collection_policy=policy, check_finite=lambda: None)
+    module = SimpleNamespace(
+        device=torch.device("cpu"), learns_from_rewards=True, collection_policy=policy, check_finite=lambda: None
+    )
     data.trainer = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
         world_size=world_size, global_rank=0, lightning_module=module, current_epoch=epoch
     )

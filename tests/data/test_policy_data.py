@@ -1,6 +1,7 @@
 """Transitions of a data set for policies: what is drawn, held out, evaluated and refused."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ from lightning.pytorch import Trainer
 
 from flowmatch_rl.batches import LENGTH, read_transition
 from flowmatch_rl.checks import MissingFileError, UserError
-from flowmatch_rl.data import PolicyData, collect_transitions
+from flowmatch_rl.data import OnlineData, OnlinePhase, PolicyData, collect_transitions
+from flowmatch_rl.data.episodes import EpisodeData
 from flowmatch_rl.data.transitions.reader import TransitionReader
 from flowmatch_rl.envs import GymnasiumEnvironment
 from flowmatch_rl.models import FlowPolicyArchitecture
-from flowmatch_rl.modules import BehaviorCloning
+from flowmatch_rl.modules import BehaviorCloning, FlowQLearning, PolicyModule
 from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.paths import ClipSquash
 from tests.combinations import each_value
@@ -175,3 +177,43 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         PolicyData(str(tmp_path / "set"), held_out=0.5).episodes(2, 0)
     with pytest.raises(UserError, match="held_out must keep a row of the 16, got 0: nothing would be evaluated"):
         PolicyData(str(tmp_path / "set"), held_out=0.0)
+
+
+PENDULUM = GymnasiumEnvironment("Pendulum-v1")
+
+
+def with_online_phase(path: Path) -> PolicyData:
+    collect_transitions(PENDULUM, str(path), 20, progress=False)
+    return PolicyData(str(path), PENDULUM, 4, num_updates=2, online=OnlinePhase(50))
+
+
+def log_without_rewards(path: Path) -> PolicyData:
+    trajectory_store(path, has_rewards=False)
+    return PolicyData(str(path), batch_size=4, num_updates=2, held_out=0.2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "message"),
+    [
+        (FlowQLearning, log_without_rewards, "has no rewards to learn values from"),
+        (
+            BehaviorCloning,
+            with_online_phase,
+            "BehaviorCloning would imitate itself in an online phase; data.online must be null, got OnlinePhase",
+        ),
+        (
+            BehaviorCloning,
+            lambda path: OnlineData(PENDULUM, total_env_steps=40, warmup_env_steps=10, batch_size=4),
+            "BehaviorCloning imitates a data set; use PolicyData, got OnlineData",
+        ),
+    ],
+    ids=["no rewards", "online phase", "online"],
+)
+def test_a_trainer_refuses_what_cannot_be_learned_from_the_data(
+    kind: type[PolicyModule], make: Callable[[Path], EpisodeData], message: str, tmp_path: Path
+) -> None:
+    data = make(tmp_path / "set")
+    module, trainer = kind(**data.dimensions), quiet(max_epochs=1, limit_val_batches=0)
+    with pytest.raises(UserError, match=message):
+        trainer.fit(module, datamodule=data)
+    assert trainer.global_step == 0
