@@ -32,6 +32,8 @@ RETURN, SUCCESS = "test/return_mean", "test/success_rate"
 _STEPS = ("env_steps", "gradient_steps")
 _RETURN, _SECONDS = "return_mean", "seconds"
 _NAMED_SETTINGS = 3
+_DATA_SETTINGS = ("action_chunk", "batch_size", "n_steps", "num_updates", "online")
+"""Settings of data from a data set that are part of a method: they change what a model learns from it."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,8 @@ def read_study(folders: Sequence[Path]) -> Study:
     In the folder of a comparison, tasks and methods are those of its record. Elsewhere a run is every folder with a
     learning curve of returns, or with samples for a bandit. Its task is its environment or bandit, with the data set
     that it learned from, its method the class of its model with those settings in which models of that class differ, in
-    all such folders together. Classes of other packages are imported only if they are allowed.
+    all such folders together, and those of the updates on the data set that differ on the task. Classes of other
+    packages are imported only if they are allowed.
 
     Args:
         folders: Folders of comparisons, of runs, or with runs somewhere below.
@@ -233,7 +236,7 @@ def _check_same_names(records: Mapping[Path, dict[str, Any]]) -> None:
 
 def _runs_below(folders: Sequence[Path]) -> list[Run]:
     """Runs with a curve of returns, or with samples for a bandit."""
-    found: list[tuple[Run, dict[str, Any]]] = []
+    found: list[tuple[Path, dict[str, Any]]] = []
     places = [(folder, table.parents[1]) for folder in folders for table in folder.rglob(_CURVE)]
     places += [(folder, table.parent) for folder in folders for table in folder.rglob(ACTIONS)]
     # MLflow keeps a copy of each tracked run's figures in a folder of this name.
@@ -241,16 +244,13 @@ def _runs_below(folders: Sequence[Path]) -> list[Run]:
     for place in sorted(kept.values()):  # once, also where one folder holds another
         if _curve(place) is None and not (place / ACTIONS).is_file():
             continue  # a generative model's
-        config = _config(place / "config.yaml")
-        model = config.get("model", {})
-        name = str(model.get("class_path", "run")).rpartition(".")[2]
-        settings = {
-            key.replace("init_args.", "").removesuffix(".class_path"): value
-            for key, value in flatten(model.get("init_args") or {}).items()
-            if key.partition(".")[0] not in DIMENSIONS
-        }
-        found.append((_read_run(place, _task(place, config), name), settings))
-    return _name_methods(found, os.path.commonpath([folder.absolute() for folder in folders]) if folders else "")
+        found.append((place, _config(place / "config.yaml")))
+    tasks = _name_tasks([_task(place, config) for place, config in found])
+    runs = [
+        (_read_run(place, task, _model_name(config)), _settings(config))
+        for (place, config), task in zip(found, tasks, strict=True)
+    ]
+    return _name_methods(runs, os.path.commonpath([folder.absolute() for folder in folders]) if folders else "")
 
 
 def _read_run(folder: Path, task: str, method: str) -> Run:
@@ -299,7 +299,9 @@ def _result(folder: Path) -> dict[str, Any]:
             if not isinstance(value, float | int):
                 raise ValueError(f"{name} must be a number, got {value!r}")
         stated = result.get("return_range")
-        if stated is not None and not (isinstance(stated, list) and len(stated) == 2):
+        if stated is not None and not (
+            isinstance(stated, list) and len(stated) == 2 and all(isinstance(value, float | int) for value in stated)
+        ):
             raise ValueError(f"return_range must be two numbers, got {stated!r}")
         return result
 
@@ -316,16 +318,42 @@ def _config(path: Path) -> dict[str, Any]:
         return config
 
 
-def _task(folder: Path, config: dict[str, Any]) -> str:
-    """What a run was trained on, in words."""
+def _model_name(config: dict[str, Any]) -> str:
+    """Class of a run's model."""
+    return str(config.get("model", {}).get("class_path", "run")).rpartition(".")[2]
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What tells methods of one class of model apart, by name: settings of the model, and some of its data set."""
+    model, data = (config.get(section, {}).get("init_args") or {} for section in ("model", "data"))
+    stated = flatten({key: value for key, value in model.items() if key not in DIMENSIONS})
+    if "path" in data:
+        stated |= flatten({key: data[key] for key in _DATA_SETTINGS if key in data}, "data.")
+        stated["data.online"] = data.get("online") is not None
+    return {key.replace("init_args.", "").removesuffix(".class_path"): value for key, value in stated.items()}
+
+
+def _task(folder: Path, config: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """What a run was trained on: its environment in words, and folders that lead to its data set, if there is one."""
     data = config.get("data", {}).get("init_args") or {}
     known = _result(folder).get("task")
     if (known is None or "path" in data) and data.get("environment") is not None:
         environment = _instantiate(folder / "config.yaml", envs.Environment, data["environment"]).label
-        # A data set may serve several tasks of its environment, and these may have several data sets.
-        known = f"{Path(data['path']).name} in {environment}" if "path" in data else environment
+        return environment, Path(os.path.normpath(data["path"])).parts if "path" in data else ()
     # Where the configuration is lost: a run lies in a folder named for its environment by default.
-    return known or folder.resolve().parent.name
+    return known or folder.resolve().parent.name, ()
+
+
+def _name_tasks(found: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
+    """Name tasks by environment and data set, this by as many of its last folders as tell it from the others there."""
+    # A data set may serve several tasks of its environment, and these may have several data sets.
+    named = []
+    for environment, folders in found:
+        others = {its for where, its in found if where == environment and its != folders}
+        ends = (folders[-length:] for length in range(1, len(folders) + 1))
+        end = next((end for end in ends if all(its[-len(end) :] != end for its in others)), folders)
+        named.append(f"{Path(*end)} in {environment}" if folders else environment)
+    return named
 
 
 def _instantiate(path: Path, kind: type, stated: Any) -> Any:
@@ -357,11 +385,25 @@ def _name_methods(found: Sequence[tuple[Run, dict[str, Any]]], root: str) -> lis
     named = []
     for run, settings in found:
         alike = [(other, its) for other, its in found if other.method == run.method]
-        keys = sorted({key for _, its in alike for key in {*its, *settings} if its.get(key) != settings.get(key)})
+        # Each task may have its own data set, of another size: what is made of it counts among runs on the same task.
+        keys = sorted(
+            {
+                key
+                for other, its in alike
+                for key in _differences(its, settings)
+                if other.task == run.task or not key.startswith("data.")
+            }
+        )
         if len(keys) <= _NAMED_SETTINGS:
             said = [f"{key}={settings.get(key)}" for key in keys]
         else:
-            first = next(other for other, its in alike if its == settings)
+            first = next(other for other, its in alike if all(its.get(key) == settings.get(key) for key in keys))
             said = [f"as in {os.path.relpath(first.folder, root)}"]
         named.append(dataclasses.replace(run, method=" ".join([run.method, *said])))
     return named
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
+    """Settings that differ, without those of a part that is of another class or missing in one of them."""
+    keys = {key for key in {*one, *other} if one.get(key) != other.get(key)}
+    return {key for key in keys if not any(key.startswith(f"{part}.") for part in keys)}

@@ -442,6 +442,13 @@ UNKNOWN = "data: {init_args: {environment: {class_path: nowhere.Made}}}"
         ({"x/figures/learning_curve.csv": "\0\xff"}, "learning_curve.csv is damaged"),
         ({"x/figures/learning_curve.csv": CURVE, "x/result.json": "[]"}, "result.json is damaged"),
         ({"x/figures/learning_curve.csv": CURVE, "x/result.json": '{"return_range": [1]}'}, "return_range must be two"),
+        *(
+            ({"x/figures/learning_curve.csv": CURVE, "x/result.json": f'{{"return_range": {damaged}}}'}, words)
+            for damaged, words in {
+                "[null, 1]": "must be two numbers, got [None, 1]",
+                '["a", 1]': "got ['a', 1]",
+            }.items()
+        ),
         ({"x/figures/learning_curve.csv": CURVE, "x/result.json": '{"metrics": {"test/return_mean": "1"}}'}, "'1'"),
         ({"x/figures/learning_curve.csv": CURVE, "x/config.yaml": "a: [1"}, "config.yaml is damaged"),
         ({"x/figures/learning_curve.csv": CURVE, "x/config.yaml": ""}, "config.yaml is damaged"),

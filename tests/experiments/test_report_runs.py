@@ -63,6 +63,71 @@ def test_task_of_a_run_on_data_is_the_data_set_and_the_environment(score: float 
     assert read_study([tmp_path]).tasks == ("expert in Made-v0", "expert in Made-v1", "random in Made-v2")
 
 
+def on_data(place: Path, path: str, options: dict[str, Any], name: str = "Made-v0", **settings: Any) -> None:
+    """A run that learns from a data set; an environment, options of the data and settings of the model."""
+    make_run(place, 1.0, head=OFFLINE)
+    environment = {"class_path": "flowmatch_rl.envs.GymnasiumEnvironment", "init_args": {"name": name}}
+    data = {"init_args": {"path": path, "environment": environment, "eval_episodes": len(place.name)} | options}
+    (place / "config.yaml").write_text(yaml.safe_dump(yaml.safe_load(model(**settings)) | {"data": data}))
+
+
+def test_data_sets_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    paths = ("x/a/expert", "x/b/expert/", "x/./b/expert", "a/expert", "/x/random")
+    for number, path in enumerate(paths):
+        on_data(tmp_path / str(number), path, {})
+    tasks = tuple(f"{name} in Made-v0" for name in ("x/a/expert", "b/expert", "a/expert", "random"))
+    study = read_study([tmp_path])
+    assert study.tasks == tasks
+    assert study.planned == dict(zip(((task, "SomeModel") for task in tasks), (1, 2, 1, 1), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("runs", "methods"),
+    [
+        ([{"action_chunk": 1}, {"action_chunk": 5}], ["data.action_chunk=1", "data.action_chunk=5"]),
+        ([{"n_steps": 1}, {"n_steps": 3}], ["data.n_steps=1", "data.n_steps=3"]),
+        ([{"num_updates": 10}, {"num_updates": 20}], ["data.num_updates=10", "data.num_updates=20"]),
+        ([{"batch_size": 10}, {"batch_size": 20}], ["data.batch_size=10", "data.batch_size=20"]),
+        (
+            [{"online": None}, {"online": {"env_steps": 9, "num_envs": 1, "parallel": False, "data_fraction": 0.5}}],
+            ["data.online=False", "data.online=True"],
+        ),
+        (
+            [{"online": {"env_steps": 9, "num_envs": 1}}, {"online": {"env_steps": 8, "num_envs": 1}}],
+            ["data.online.env_steps=9", "data.online.env_steps=8"],
+        ),
+    ],
+    ids=lambda value: next(iter(value[0])) if isinstance(value[0], dict) else "",
+)
+def test_methods_differ_in_what_is_made_of_the_data_too(runs: list[Any], methods: list[str], tmp_path: Path) -> None:
+    for number, options in enumerate([*runs, runs[0]]):
+        on_data(tmp_path / ("run" + number * "+"), "data/expert", options)
+    study = read_study([tmp_path])
+    assert study.methods == tuple(f"SomeModel {method}" for method in methods)
+    assert list(study.planned.values()) == [2, 1]
+
+
+@pytest.mark.parametrize(("settings", "names"), [("a", ("a=0", "a=1")), ("abcd", ("as in 0", "as in 1"))])
+def test_methods_are_the_same_on_tasks_with_updates_of_their_own(
+    settings: str, names: tuple[str, str], tmp_path: Path
+) -> None:
+    for number in range(4):
+        task, method = divmod(number, 2)
+        options = {"num_updates": task}
+        on_data(tmp_path / str(number), "expert", options, f"Made-v{task}", **dict.fromkeys(settings, method))
+    study = read_study([tmp_path])
+    assert study.methods == tuple(f"SomeModel {name}" for name in names)
+    assert len(study.planned) == 4
+
+
+def test_settings_of_parts_of_different_classes_do_not_name_methods(tmp_path: Path) -> None:
+    parts = [("rooms.X", {"a": 1, "b": 1, "c": 1}), ("rooms.X", {"a": 2, "b": 1, "c": 1}), ("rooms.Y", {"d": 1})]
+    for number, (kind, arguments) in enumerate(parts):
+        on_data(tmp_path / str(number), "data/expert", {}, part={"class_path": kind, "init_args": arguments})
+    names = ("part=rooms.X part.a=1", "part=rooms.X part.a=2", "part=rooms.Y")
+    assert read_study([tmp_path]).methods == tuple(f"SomeModel {name}" for name in names)
+
+
 def test_runs_in_several_folders_are_told_apart_by_what_differs_between_folders(tmp_path: Path) -> None:
     for name, temperature in {"x": 1.0, "y": 0.5}.items():
         make_run(tmp_path / name, 1.0)
