@@ -75,10 +75,11 @@ def test_only_environments_with_rules_for_it_state_a_range_of_returns() -> None:
 def test_scores_are_per_cent_of_the_way_between_the_reference_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(D4RL_RETURNS, "Pendulum", (-100.0, 0.0))
+    monkeypatch.setitem(D4RL_RETURNS, "Pendulum", (-2000.0, -400.0))
     trainer, module = tiny_trainer(tmp_path, [], max_epochs=1), tiny_module()
     (metrics,) = trainer.test(module, datamodule=tiny_data(), verbose=False)
-    assert metrics["test/normalised_score"] == pytest.approx(100.0 + metrics["test/return_mean"], abs=1e-3)
+    wanted = (metrics["test/return_mean"] + 2000.0) / 16.0
+    assert metrics["test/normalised_score"] == pytest.approx(wanted, abs=1e-3)
     assert f"normalised   {metrics['test/normalised_score']:.1f} %" in "\n".join(module.result_lines(metrics))
     monkeypatch.delitem(D4RL_RETURNS, "Pendulum")
     (metrics,) = trainer.test(module, datamodule=tiny_data(), verbose=False)
