@@ -32,12 +32,14 @@ class ImplicitFlowQLearning(ActorCritic):
         expectile: Expectile of the values, in (0, 1).
         policy: Path, network, sampler and squash of the behaviour flow.
         objective: What its network predicts.
-        acting: How many of its actions one is chosen from, and how.
+        acting: How many of its actions one is chosen from, and how; ``SoftmaxSelection`` chooses at the temperature 1,
+            in units of the return. No action is drawn for training: ``train_particles`` and ``train_selection`` must
+            be their defaults.
         critics: The critics; their target networks give V its targets, and their shape is that of V.
         optimizer: Learning rates, clipping and resets.
 
     Raises:
-        UserError: If a number is out of its range.
+        UserError: If a number is out of its range, or a part of ``acting`` or ``critics`` would have no effect.
 
     Reference:
         Kostrikov et al., arXiv:2110.06169; Hansen-Estruch et al., arXiv:2304.10573; Park et al., arXiv:2502.02538,
@@ -62,6 +64,9 @@ class ImplicitFlowQLearning(ActorCritic):
         check_range("(0, 1)", expectile=expectile)
         if critics.subset_size is not None:
             raise UserError(f"critics.subset_size must be null: no target is reduced, got {critics.subset_size}")
+        for name in ("train_particles", "train_selection"):
+            if (got := getattr(acting, name)) != (default := getattr(Acting, name)):
+                raise UserError(f"acting.{name} must be {default}: no action is drawn for training, got {got}")
         state_values = replace(critics.architecture, num_members=1)
         super().__init__(
             observation_dim,

@@ -458,6 +458,14 @@ def refusals() -> dict[str, tuple[Any, str]]:
             lambda: ImplicitFlowQLearning(S, A, critics=Critics(subset_size=1)),
             "critics.subset_size must be null",
         ),
+        "training particles": (
+            lambda: ImplicitFlowQLearning(S, A, acting=Acting(train_particles=1)),
+            "acting.train_particles must be 16: no action is drawn for training, got 1",
+        ),
+        "training choice": (
+            lambda: ImplicitFlowQLearning(S, A, acting=Acting(train_selection=FirstSelection())),
+            r"acting.train_selection must be SoftmaxSelection\(\): .* got FirstSelection\(\)",
+        ),
         "alpha": (lambda: FlowQLearning(S, A, alpha=-1.0), "alpha must"),
         "expectile": (lambda: ImplicitFlowQLearning(S, A, expectile=1.0), "expectile must"),
         "online prior": (lambda: ReverseFlowActorCritic(S, A, estimator=PriorMeanEstimator()), "needs a behaviour"),
