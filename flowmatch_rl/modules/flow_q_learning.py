@@ -7,21 +7,20 @@ from flowmatch_rl.batches import Transition
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.models import (
     FirstSelection,
-    FlowPolicy,
     FlowPolicyArchitecture,
     OneStepPolicy,
     OneStepPolicyArchitecture,
     ParticleActor,
 )
 from flowmatch_rl.models.actor import Role
-from flowmatch_rl.modules.actor_critic import ActorCritic
+from flowmatch_rl.modules.behavior_actor_critic import BehaviorActorCritic
 from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics
 from flowmatch_rl.objectives import ConditionalFlowMatching, FlowObjective, PolicyState, distilled_policy_loss
 from flowmatch_rl.paths import ClipSquash
 from flowmatch_rl.schema import ActionBounds
 
 
-class FlowQLearning(ActorCritic):
+class FlowQLearning(BehaviorActorCritic):
     """Actor-critic for data sets: a one-step policy goes uphill in Q and stays near a behaviour flow.
 
     The behaviour flow clones the data. The policy maps noise to an action at once; its loss is ``-Q`` plus ``alpha``
@@ -83,12 +82,6 @@ class FlowQLearning(ActorCritic):
         self.save_hyperparameters()
         self.objective, self.alpha, self.normalise_values = objective, alpha, normalise_values
 
-    @property
-    def behavior(self) -> FlowPolicy:
-        """The behaviour flow."""
-        flow: FlowPolicy = self.others["behavior"]  # pyright: ignore[reportAssignmentType]
-        return flow
-
     def actor(self, role: Role) -> ParticleActor:
         """A sample of the policy, whatever the role."""
         return ParticleActor(self.policy, self.critics.values, 1, FirstSelection(), self.temperature)
@@ -100,11 +93,6 @@ class FlowQLearning(ActorCritic):
             "policy": self.policy_loss(transition.observation).mean(),
         }
         return losses, PolicyState(None, None, self.action_dim)
-
-    def value_losses(self, transition: Transition) -> dict[str, Tensor]:
-        """The Bellman loss of the critics, for an action of the policy in the arrival state."""
-        next_action = self.policy.squash.action(self.actor("train").latent(transition.next_observation))
-        return {"critic": self.critic_loss(transition, next_action)}
 
     def policy_loss(self, observation: Tensor) -> Tensor:
         """Loss of the policy per state, shape (B,); draws noise.

@@ -8,7 +8,7 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.estimators import EndpointEstimator, Prior, ReweightedEndpoints, boltzmann_density
 from flowmatch_rl.models import Acting, FlowPolicy, FlowPolicyArchitecture, ParticleActor
 from flowmatch_rl.models.actor import Role
-from flowmatch_rl.modules.actor_critic import ActorCritic
+from flowmatch_rl.modules.behavior_actor_critic import BehaviorActorCritic
 from flowmatch_rl.modules.policy_learner import PolicyLearner
 from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, TrainingPoints, WeightCritics
 from flowmatch_rl.nets import CriticEnsemble
@@ -26,7 +26,7 @@ from flowmatch_rl.schema import ActionBounds
 _MEASURED_STATES, _MEASURED_ACTIONS = 4, 16
 
 
-class TiltedFlowActorCritic(ActorCritic):
+class TiltedFlowActorCritic(BehaviorActorCritic):
     """Actor-critic whose policy is a flow trained toward ``behaviour exp(Q / temperature)``.
 
     The policy learns, at points of the paths to actions of the data, from endpoints that an estimator gives relative to
@@ -89,7 +89,7 @@ class TiltedFlowActorCritic(ActorCritic):
         )
         if estimator.needs_jacobian:
             raise UserError(f"expected an estimator relative to the behaviour, got {estimator}")
-        if points.x_1_source != "replay" or points.share_samples:
+        if points.x_1_source != "replay":
             raise UserError(f"expected points.x_1_source replay, the actions of the data, got {points}")
         for part in ("path", "source", "squash", "t_min"):
             if getattr(behavior, part) != getattr(policy, part):
@@ -101,12 +101,6 @@ class TiltedFlowActorCritic(ActorCritic):
         self.save_hyperparameters()
         self.objective, self.points, self.acting, self.weights = objective, points, acting, weights
         self.learner = PolicyLearner(self.policy, objective, estimator)
-
-    @property
-    def behavior(self) -> FlowPolicy:
-        """The behaviour flow."""
-        flow: FlowPolicy = self.others["behavior"]  # pyright: ignore[reportAssignmentType]
-        return flow
 
     def actor(self, role: Role) -> ParticleActor:
         """The policy with the number of particles and the choice of a role."""
@@ -124,11 +118,6 @@ class TiltedFlowActorCritic(ActorCritic):
             self.means.add({"train/divergence": divergence})
         state = PolicyState(None, effective_samples, self.action_dim, divergence)
         return value_losses | {"behavior": cloning_loss, "policy": policy_loss}, state
-
-    def value_losses(self, transition: Transition) -> dict[str, Tensor]:
-        """The Bellman loss of the critics, for an action of the policy in the arrival state."""
-        next_action = self.policy.squash.action(self.actor("train").latent(transition.next_observation))
-        return {"critic": self.critic_loss(transition, next_action)}
 
     def policy_loss(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor | None]:
         """Loss, and mean fraction of the samples that carry weight, None where there are none; both of shape ().
