@@ -99,7 +99,8 @@ def test_a_chunk_holds_the_actions_of_its_steps(tmp_path: Path) -> None:
 def test_chunks_are_acted_out_in_the_environment(tmp_path: Path) -> None:
     path, environment = tmp_path / "set", GymnasiumEnvironment("Pendulum-v1")
     collect_transitions(environment, str(path), 40, num_envs=1, progress=False)
-    data = PolicyData(str(path), environment, 4, num_updates=2, action_chunk=3, test_episodes=2, max_episode_steps=7)
+    sizes = {"num_updates": 2, "action_chunk": 3, "held_out": 0.2, "test_episodes": 2, "max_episode_steps": 7}
+    data = PolicyData(str(path), environment, 4, **sizes)
     assert data.dimensions["action_dim"] == 3
     assert data.dimensions["action_bounds"].low == (-2.0, -2.0, -2.0)
     module = tiny_module(data)
@@ -171,6 +172,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         TransitionReader(store, 2, 4, seed=0, chunk=2)
     with pytest.raises(UserError, match=r"action_chunk 6 is longer than every trajectory of .*; the longest has 5"):
         TransitionReader(store, 6, 4, seed=0, chunk=6)
+    told = r"none of the 2 rows of .* held out has the 3 steps of action_chunk 3; raise held_out to at least 5 of the 16"
+    with pytest.warns(UserWarning, match="shorter"), pytest.raises(UserError, match=told):
+        TransitionReader(store, 3, 4, seed=0, held_out=2, chunk=3)
+    with pytest.warns(UserWarning, match="shorter"):
+        assert len(TransitionReader(store, 3, 4, seed=0, held_out=5, chunk=3).held_out(9)) == 1
     with pytest.raises(UserError, match="n_steps must be 1 or action_chunk 3, got 2"):
         PolicyData(str(tmp_path / "set"), n_steps=2, action_chunk=3)
     with pytest.raises(UserError, match="episodes need an environment"):

@@ -38,8 +38,8 @@ class TransitionReader:
         chunk: Actions h of a transition, 1 or n; with more than 1 they lie side by side, shape (B, h A).
 
     Raises:
-        UserError: If the data set is a shuffled table and n is not 1, nothing is left to draw, or every
-            trajectory is shorter than a chunk.
+        UserError: If the data set is a shuffled table and n is not 1, nothing is left to draw, every trajectory is
+            shorter than a chunk, or no row that is held out begins one.
     """
 
     def __init__(
@@ -77,6 +77,13 @@ class TransitionReader:
                     f"{short} of {len(lengths)} trajectories of {store.path} are shorter than action_chunk {chunk}: "
                     f"the shortest has {int(lengths.min())} steps; they are left out",
                     stacklevel=2,
+                )
+            if held_out and len(self._held_out_rows()) == 0:
+                needed = int((self._remaining.flip(0) >= chunk).nonzero()[0]) + 1
+                raise UserError(
+                    f"none of the {held_out} rows of {store.path} that are held out has the {chunk} steps of action_chunk "
+                    f"{chunk}; raise held_out to at least {needed} of the {len(store)} rows, set it to 0, or lower "
+                    "action_chunk"
                 )
         if n_steps > 1:
             # No transition reaches into the rows that are held out.
@@ -127,11 +134,14 @@ class TransitionReader:
         Args:
             number: How many, at most.
         """
-        rows = torch.arange(len(self._transitions) - self._held_out, len(self._transitions))
-        if self._chunk > 1:
-            rows = rows[self._remaining[rows] >= self._chunk]
+        rows = self._held_out_rows()
         every = torch.arange(min(number, len(rows))) * (len(rows) - 1) // max(1, min(number, len(rows)) - 1)
         return self.read(rows[every])
+
+    def _held_out_rows(self) -> Tensor:
+        """Rows that are held out, without those whose trajectory ends within a chunk."""
+        rows = torch.arange(len(self._transitions) - self._held_out, len(self._transitions))
+        return rows[self._remaining[rows] >= self._chunk] if self._chunk > 1 else rows
 
 
 def _remaining_steps(store: TransitionStore) -> Tensor:
