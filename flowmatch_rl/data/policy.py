@@ -45,7 +45,7 @@ class PolicyData(EpisodeData):
             about this length.
         n_steps: Steps of a transition, at least 1.
         action_chunk: Actions h that the policy chooses at once and takes one after the other; above 1 transitions have
-            h steps, whatever ``n_steps``.
+            h steps, with ``n_steps`` 1 or h.
         held_out: Fraction of the rows that training leaves out, the last ones, in [0, 0.5].
         eval_episodes: Episodes of each evaluation during training, divided among the processes.
         test_episodes: Episodes of the ``test`` and ``predict`` commands.
