@@ -124,13 +124,15 @@ class Collection:
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore counters and replay buffer. The environment itself starts a fresh episode.
+        """Restore counters and replay buffer, in place of what was collected so far. New episodes begin.
 
         Raises:
             UserError: If the transitions of the replay buffer have another number of steps or actions.
         """
+        self.close()
+        self.recent_returns.clear()
         replay = state_dict.get("replay")
-        self._restored = None
+        self._replay = self._restored = None
         if replay is not None:
             number, steps = replay["/".join(REWARD)].shape
             if steps != self._n_steps:

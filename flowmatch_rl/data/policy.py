@@ -172,9 +172,15 @@ class PolicyData(EpisodeData):
             )
 
     def setup(self, stage: str) -> None:
-        """Have the loaders made for every epoch, if those of the phases differ."""
+        """Have the loaders made for every epoch, if those of the phases differ.
+
+        Raises:
+            UserError: If an online phase is too short for an update of each process.
+        """
         super().setup(stage)
         self._trains = stage == "fit"
+        if self.online is not None and self._trains:
+            self.online.num_updates(self._first_env_steps, self.world_size)
         if self.online is not None and self.trainer is not None:
             self.trainer.reload_dataloaders_every_n_epochs = 1  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -205,17 +211,20 @@ class PolicyData(EpisodeData):
 
     def state_dict(self) -> dict[str, Any]:
         """Training batches drawn by each process, those of an epoch, and what an online phase has collected."""
-        collected = {} if self._collection is None else self._collection.state_dict()
-        return {"drawn": self._batches_drawn(), "epoch_batches": self._offline_batches} | collected
+        state = {"drawn": self._batches_drawn(), "epoch_batches": self._offline_batches}
+        if self._collection is None:
+            return state
+        return state | {"offline_updates": self._offline_updates} | self._collection.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume after a number of batches, and with what was collected.
 
         Raises:
-            UserError: If an online phase would begin before the updates of the checkpoint, or epochs on the data have
-                another length, so that training would end, or go online, elsewhere than it says.
+            UserError: If an online phase would begin before the updates of the checkpoint, or has begun after other
+                updates than those of this run, or epochs on the data have another length, so that training would end,
+                or go online, elsewhere than it says.
         """
-        self._drawn = state_dict["drawn"]
+        self._drawn, self._reader = state_dict["drawn"], None
         saved = state_dict.get("epoch_batches", self._offline_batches)
         if self._trains and saved != self._offline_batches:
             raise UserError(
@@ -225,13 +234,19 @@ class PolicyData(EpisodeData):
             )
         if self._collection is None:
             return
-        if state_dict.get("local_env_steps"):
-            self._collection.load_state_dict(state_dict)
-        elif self._drawn > self._offline_updates:
+        began = state_dict.get("offline_updates", self._offline_updates)
+        has_begun = state_dict.get("local_env_steps", 0) > 0
+        if self._trains and has_begun and began != self._offline_updates:
+            raise UserError(
+                f"the online phase of the checkpoint began after {began:,} updates on the data set, that of this run "
+                f"begins after {self._offline_updates:,}; set num_updates to {began} and epoch_updates to {saved}"
+            )
+        if not has_begun and self._drawn > self._offline_updates:
             raise UserError(
                 f"the checkpoint has {self._drawn:,} updates on the data set, more than num_updates "
                 f"{self.num_updates:,}, after which the online phase begins; set num_updates to {self._drawn}"
             )
+        self._collection.load_state_dict({"local_env_steps": 0, "pending_updates": 0.0} | state_dict)
 
     @property
     def _offline_updates(self) -> int:

@@ -141,6 +141,22 @@ def test_restored_data_goes_on_with_its_counters_and_transitions(number) -> None
         second.load_state_dict(state)
 
 
+def test_an_earlier_state_takes_the_place_of_what_came_after_it() -> None:
+    data = build(env_steps_per_collection=2)
+    take(data, 12)
+    state, rows = data.state_dict(), held(data)
+    take(data, 9)
+    data.load_state_dict(state)
+    assert (held(data) == rows).all()
+    assert not data.recent_returns
+    fresh = build(env_steps_per_collection=2)
+    fresh.load_state_dict(state)
+    take(data, 9)
+    take(fresh, 9)
+    assert data.env_steps == fresh.env_steps
+    assert (held(data) == held(fresh)).all()  # of new episodes
+
+
 def test_saved_transitions_are_oldest_first_also_after_several_restores() -> None:
     data, known = build(buffer_capacity=16), torch.empty(0, 2)
     for number in (3, 6, 10, 2, 9):

@@ -50,12 +50,12 @@ class ChunkPolicy(TensorDictModuleBase):
 def build(path: str, epoch: int = OFFLINE_EPOCHS, world_size: int = 1, **options: Any) -> PolicyData:
     """Data at the beginning of an epoch; options of the online phase, or of the data."""
     torch.manual_seed(0)
-    mine = {"batch_size": 8, "n_steps": 1, "action_chunk": 1, "environment": COUNTING}
+    mine = {"batch_size": 8, "n_steps": 1, "action_chunk": 1, "environment": COUNTING, "num_updates": 6}
     own = {name: options.pop(name, value) for name, value in mine.items()}
     sizes: dict[str, Any] = {"env_steps": 40, "epoch_env_steps": 16, "buffer_capacity": 200}
     policy = options.pop("policy", ConstantPolicy)
     phase = OnlinePhase(**sizes | options)
-    data = PolicyData(path, num_updates=6, epoch_updates=3, held_out=0.2, online=phase, **own)
+    data = PolicyData(path, epoch_updates=3, held_out=0.2, online=phase, **own)
     module = SimpleNamespace(
         device=torch.device("cpu"), learns_from_rewards=True, collection_policy=policy, check_finite=lambda: None
     )
@@ -231,7 +231,8 @@ def test_a_resumed_phase_has_its_counters_and_transitions(path: str) -> None:
 def test_the_state_of_a_run_without_a_phase_begins_one_unless_it_is_beyond(path: str) -> None:
     data = build(path)
     data.load_state_dict({"drawn": 6})
-    assert data.state_dict() == {"drawn": 6, "epoch_batches": 3, "local_env_steps": 0, "pending_updates": 0.0}
+    counted = {"drawn": 6, "epoch_batches": 3, "offline_updates": 6, "local_env_steps": 0, "pending_updates": 0.0}
+    assert data.state_dict() == counted
     with pytest.raises(UserError, match=r"the checkpoint has 7 updates on the data set, more than num_updates 6"):
         data.load_state_dict({"drawn": 7})
     offline = PolicyData(path)
@@ -247,6 +248,51 @@ def test_epochs_of_another_length_are_refused_in_training_alone(path: str) -> No
     data.setup("test")
     data.load_state_dict(state)
     assert data.state_dict()["drawn"] == 4
+
+
+def test_a_phase_that_has_begun_does_not_go_back_to_the_data(path: str) -> None:
+    data = build(path)
+    epoch_of(data)
+    state = data.state_dict()
+    for updates in (9, 3):
+        other = build(path, num_updates=updates)
+        told = f"began after 6 updates on the data set, that of this run begins after {updates}; set num_updates to 6 and e"
+        with pytest.raises(UserError, match=told):
+            other.load_state_dict(state)
+        other.load_state_dict(state | {"local_env_steps": 0, "drawn": 3})  # it has not begun
+        other.setup("test")
+        other.load_state_dict(state)
+    old = {name: state[name] for name in state if name not in ("offline_updates", "epoch_batches")}
+    build(path, num_updates=9).load_state_dict(old)
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_an_earlier_state_takes_the_place_of_what_came_after_it(path: str, has_begun: bool) -> None:
+    data = build(path)
+    if has_begun:
+        epoch_of(data)
+    state, rows = data.state_dict(), data.replay
+    epoch_of(data)
+    data.load_state_dict(state)
+    again = data.state_dict()
+    assert {name: again[name] for name in again if name != "replay"} == {
+        name: state[name] for name in state if name != "replay"
+    }
+    assert (data.replay is None) if rows is None else bool((data.replay == rows).all())
+    assert not data.recent_returns
+    fresh = build(path)
+    fresh.load_state_dict(state)
+    for mine, its in zip(epoch_of(data), epoch_of(fresh), strict=True):
+        assert torch.equal(mine["observation"][~collected(mine)], its["observation"][~collected(its)])
+    assert data.state_dict()["local_env_steps"] == fresh.state_dict()["local_env_steps"]
+    assert data.replay is not None
+    assert (data.replay == fresh.replay).all()
+
+
+def test_a_phase_too_short_for_all_processes_is_refused_before_training(path: str) -> None:
+    build(path, env_steps=8)
+    with pytest.raises(UserError, match="env_steps 8 has no update: each of 2 processes takes 4 steps before"):
+        build(path, env_steps=8, world_size=2)
 
 
 @one_test
