@@ -131,7 +131,8 @@ class AnnealedTemperature(ScheduledTemperature):
     Args:
         start: Temperature at the beginning, positive.
         end: Temperature at the end, positive.
-        env_steps: Environment steps that this takes, at least 1.
+        env_steps: Environment steps that this takes, at least 1; gradient steps where the policy learns from a data set
+            (``PolicyData``), in its online phase too.
 
     Raises:
         ValueError: If a number is out of its range.
