@@ -78,8 +78,9 @@ class Batches(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        entries = batch.flatten_keys() if isinstance(batch, TensorDictBase) else batch
         with self.path.open("a") as file:
-            file.write(digest(batch.values()) + "\n")
+            file.write(digest(entries.values()) + "\n")
         if trainer.global_step == self.interrupt_after:
             raise KeyboardInterrupt
 

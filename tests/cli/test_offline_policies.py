@@ -18,6 +18,7 @@ from tests.data.toy_trajectories import TRAJECTORIES, trajectory_store
 
 TASK = CONF / "offline" / "pendulum.yaml"
 ONLINE = CONF / "offline" / "online.yaml"
+ORACLES = sorted(set((CONF / "offline").glob("*.yaml")) - {TASK, ONLINE})
 METHODS = sorted((CONF / "offline" / "methods").glob("*.yaml"))
 SIZES = {
     "data.num_updates": 4,
@@ -72,35 +73,49 @@ def test_every_method_trains_and_its_policy_acts(method: Path, data: Path, tmp_p
     assert [row.partition(",")[0] for row in rows] == ["2", "4"]
 
 
-@pytest.mark.parametrize("name", ["pointmaze_medium", pytest.param("cube_single", marks=pytest.mark.slow)])
-def test_tasks_of_ogbench_train_on_data_of_their_oracles(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem == "pointmaze_medium" else pytest.mark.slow)
+        for path in ORACLES
+    ],
+)
+def test_tasks_of_ogbench_train_on_data_of_their_oracles(task: Path, tmp_path: Path) -> None:
     pytest.importorskip("ogbench", reason="the extra ogbench is not installed")
-    data, source = tmp_path / "data", CONF / "collect" / f"{name}.yaml"
+    data, source = tmp_path / "data", CONF / "collect" / task.name
     made = call(["collect", f"-c={source}", f"--output={data}", "--num_transitions=120", "--progress=false"])
     assert made.code == 0, made.err
     folder, options = tmp_path / "run", {"model__critics__architecture__hidden_dim": 16}
-    task = CONF / "offline" / f"{name}.yaml"
     outcome = call(words("fit", task, data__path=data, trainer__default_root_dir=folder, **options))
     assert outcome.code == 0, outcome.err
     assert "success      " in outcome.out
     assert (folder / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_every_task_is_tested() -> None:
-    tasks = {path.stem for path in (CONF / "offline").glob("*.yaml")} - {ONLINE.stem}
-    assert tasks == {"pendulum", "pointmaze_medium", "cube_single"}
-
-
+@pytest.mark.usefixtures("without_figures", "signals")
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data: Path, tmp_path: Path) -> None:
     """Its noise is other, but critics and V of implicit Q-learning learn without any."""
     method = CONF / "offline" / "methods" / "implicit_flow_q_learning.yaml"
-    whole, half = tmp_path / "whole", tmp_path / "half"
     options = {"data__path": data, "seed_everything": 3}
-    assert run(words("fit", TASK, method, trainer__default_root_dir=whole, **options)) == 0
-    stopped = options | {"trainer__max_epochs": 1}
-    assert run(words("fit", TASK, method, trainer__default_root_dir=half, **stopped)) == 0
+
+    def fit(folder: Path, interrupt_after: int | None = None, **changes: object) -> tuple[int, list[str]]:
+        """Exit status, and hashes of the batches of all runs in the folder."""
+        probe = {"path": str(tmp_path / f"{folder.name}.txt"), "interrupt_after": interrupt_after}
+        callbacks = json.dumps([{"class_path": "tests.cli.probes.Batches", "init_args": probe}])
+        given = options | {"trainer__callbacks": callbacks, "trainer__default_root_dir": folder} | changes
+        code = run(words("fit", TASK, method, **given))
+        return code, Path(probe["path"]).read_text().splitlines()
+
+    whole, half, part = tmp_path / "whole", tmp_path / "half", tmp_path / "part"
+    code, batches = fit(whole)
+    assert code == 0
+    assert len(set(batches)) == 4
+    assert fit(part, interrupt_after=1) == (130, batches[:1])
+    resumed_within = {"ckpt_path": part / "checkpoints" / "last.ckpt", "trainer__max_epochs": 1}
+    assert fit(part, **resumed_within) == (0, batches[:2])
+    assert fit(half, trainer__max_epochs=1) == (0, batches[:2])
     last = half / "checkpoints" / "last.ckpt"
-    assert run(words("fit", TASK, method, trainer__default_root_dir=half, ckpt_path=last, **options)) == 0
+    assert fit(half, ckpt_path=last) == (0, batches)
     one, other = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (whole, half))
     assert one["global_step"] == other["global_step"] == 4
     drawn = [content["PolicyData"]["drawn"] for content in (one, other)]
