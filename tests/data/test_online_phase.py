@@ -290,7 +290,9 @@ def test_an_earlier_state_takes_the_place_of_what_came_after_it(path: str, has_b
 
 
 def test_a_phase_too_short_for_all_processes_is_refused_before_training(path: str) -> None:
-    build(path, env_steps=8)
+    data = build(path, env_steps=8)
+    data.trainer.world_size = 2  # pyright: ignore
+    data.setup("test")  # which collects nothing
     with pytest.raises(UserError, match="env_steps 8 has no update: each of 2 processes takes 4 steps before"):
         build(path, env_steps=8, world_size=2)
 
