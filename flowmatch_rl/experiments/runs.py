@@ -339,7 +339,7 @@ def _task(folder: Path, config: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     known = _result(folder).get("task")
     if (known is None or "path" in data) and data.get("environment") is not None:
         environment = _instantiate(folder / "config.yaml", envs.Environment, data["environment"]).label
-        return environment, Path(os.path.normpath(data["path"])).parts if "path" in data else ()
+        return environment, Path(data["path"]).parts if "path" in data else ()
     # Where the configuration is lost: a run lies in a folder named for its environment by default.
     return known or folder.resolve().parent.name, ()
 
