@@ -24,7 +24,7 @@ from tests.cli.support import Outcome, call
 from tests.combinations import one_test
 
 ONLINE, OFFLINE = ",".join(names_of(ReturnPoint(0))), ",".join(names_of(PolicyPoint(0)))
-"""First lines of the tables of learning curves. Both have seven columns, the third last the first one left empty."""
+"""First lines of the tables of learning curves: steps, return, what else is measured, and seconds."""
 
 
 def make_run(
@@ -43,7 +43,9 @@ def make_run(
     (folder / "figures").mkdir(parents=True)
     (folder / "output.log").touch()
     final = 50.0 if score is None else score
-    rows = [f"{10 * i},{final * i / 4},1.0,,0.5,0.5,{10 * i * pace if timed else ''}" for i in range(1, points + 1)]
+    others = ["" if name == "success_rate" else 0.5 for name in head.split(",")[2:-1]]
+    numbers = [[10 * i, final * i / 4, *others, 10 * i * pace if timed else ""] for i in range(1, points + 1)]
+    rows = [",".join(map(str, row)) for row in numbers]
     (folder / "figures" / "learning_curve.csv").write_text("\n".join([head, *rows]) + "\n")
     if score is not None:
         result = {"task": "Made-up-v0", "env_steps": 40, "gradient_steps": 30, "return_range": return_range}
@@ -413,7 +415,7 @@ def test_any_folder_of_runs_is_sorted_by_environment_and_by_what_differs_in_the_
     make_run(tmp_path / "flow", 1.0, head=",".join(names_of(LossPoint(0))))
     make_run(tmp_path / "nowhere", 1.0, head=OFFLINE)  # without an environment
     table = tmp_path / "nowhere" / "figures" / "learning_curve.csv"
-    table.write_text(f"{OFFLINE}\n1,,,,,2.0,\n")
+    table.write_text(f"{OFFLINE}\n1,,,,,,2.0,\n")
     study = read_study([tmp_path])
     assert study.tasks == ("Made-up-v0", "Other-v0")
     assert study.methods == ("SomeModel temperature=1.0", "SomeModel temperature=0.5")
