@@ -242,7 +242,9 @@ def test_the_state_of_a_run_without_a_phase_begins_one_unless_it_is_beyond(path:
 
 def test_epochs_of_another_length_are_refused_in_training_alone(path: str) -> None:
     data, state = build(path), {"drawn": 4, "epoch_batches": 4}
-    told = r"epochs of 4 updates, this run of 3 \(num_updates 6 in 2 epochs\); set epoch_updates to 4 and num_updates to"
+    told = (
+        r"epochs of 4 updates, this run of 3 \(num_updates 6 in 2 epochs\); set epoch_updates to 4 and num_updates to"
+    )
     with pytest.raises(UserError, match=told):
         data.load_state_dict(state)
     data.setup("test")

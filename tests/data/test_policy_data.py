@@ -172,7 +172,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         TransitionReader(store, 2, 4, seed=0, chunk=2)
     with pytest.raises(UserError, match=r"action_chunk 6 is longer than every trajectory of .*; the longest has 5"):
         TransitionReader(store, 6, 4, seed=0, chunk=6)
-    told = r"none of the 2 rows of .* held out has the 3 steps of action_chunk 3; raise held_out to at least 5 of the 16"
+    told = (
+        r"none of the 2 rows of .* held out has the 3 steps of action_chunk 3; raise held_out to at least 5 of the 16"
+    )
     with pytest.warns(UserWarning, match="shorter"), pytest.raises(UserError, match=told):
         TransitionReader(store, 3, 4, seed=0, held_out=2, chunk=3)
     with pytest.warns(UserWarning, match="shorter"):
