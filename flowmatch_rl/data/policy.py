@@ -229,8 +229,8 @@ class PolicyData(EpisodeData):
         if self._trains and saved != self._offline_batches:
             raise UserError(
                 f"the checkpoint has epochs of {saved:,} updates, this run of {self._offline_batches:,} (num_updates "
-                f"{self.num_updates:,} in {self._offline_epochs:,} epochs); set epoch_updates to {saved} and num_updates to a "
-                "multiple of it"
+                f"{self.num_updates:,} in {self._offline_epochs:,} epochs); set epoch_updates to {saved} and "
+                "num_updates to a multiple of it"
             )
         if self._collection is None:
             return

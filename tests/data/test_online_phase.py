@@ -258,7 +258,7 @@ def test_a_phase_that_has_begun_does_not_go_back_to_the_data(path: str) -> None:
     state = data.state_dict()
     for updates in (9, 3):
         other = build(path, num_updates=updates)
-        told = f"began after 6 updates on the data set, that of this run begins after {updates}; set num_updates to 6 and e"
+        told = f"began after 6 updates on the data set, that of this run begins after {updates}; set num_updates to 6 "
         with pytest.raises(UserError, match=told):
             other.load_state_dict(state)
         other.load_state_dict(state | {"local_env_steps": 0, "drawn": 3})  # it has not begun

@@ -81,9 +81,9 @@ class TransitionReader:
             if held_out and len(self._held_out_rows()) == 0:
                 needed = int((self._remaining.flip(0) >= chunk).nonzero()[0]) + 1
                 raise UserError(
-                    f"none of the {held_out} rows of {store.path} that are held out has the {chunk} steps of action_chunk "
-                    f"{chunk}; raise held_out to at least {needed} of the {len(store)} rows, set it to 0, or lower "
-                    "action_chunk"
+                    f"none of the {held_out} rows of {store.path} that are held out has the {chunk} steps of "
+                    f"action_chunk {chunk}; raise held_out to at least {needed} of the {len(store)} rows, set it to 0, "
+                    "or lower action_chunk"
                 )
         if n_steps > 1:
             # No transition reaches into the rows that are held out.
