@@ -156,7 +156,7 @@ def _draw_task(figure: FigureBase, task: TaskCurves) -> None:
     steps.set_title(task.name, fontsize=11, loc="left", fontweight="bold")
     tidy(seconds, "minutes of training")
     seconds.set_xlim(left=0.0)
-    tidy(final, f"{task.score} of the final test: mean, 95 % interval")
+    tidy(final, f"{task.score}, final test (mean, 95 %)")
     final.xaxis.set_major_locator(MaxNLocator(5))
     final.set_yticks(range(len(task.methods)), [method.name for method in task.methods])
     final.set_ylim(len(task.methods) - 0.5, -0.5)
