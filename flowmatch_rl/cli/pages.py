@@ -52,9 +52,9 @@ def ui(args: Sequence[str]) -> int:
     if _answers(port):
         raise UserError(f"port {port} is in use, perhaps by another flowmatch-rl ui; choose one with --port")
     with _server(address, port) as server, contextlib.suppress(KeyboardInterrupt):
-        while server.poll() is None and not _answers(port):
+        while not (answered := _answers(port)) and server.poll() is None:
             time.sleep(_POLL_S)
-        if server.poll() is None:
+        if answered:
             _open(page, options["browser"])
         if server.wait():
             raise RunError(f"MLflow's server ended with status {server.returncode}")

@@ -45,7 +45,8 @@ class TiltedFlowActorCritic(BehaviorActorCritic):
         objective: What the networks of both predict.
         estimator: Estimator of the endpoints that the policy learns from, relative to the behaviour.
         points: How many states of a batch the policy is trained at; the paths end at actions of the data.
-        acting: How many particles an action is chosen from, and how.
+        acting: How many particles an action is chosen from, and how; plain samples of the policy by default, which is
+            tilted already, and does not look for errors of the critics as the best of many samples does.
         critics: The critics and how their targets are made.
         weights: Critics in the importance weights.
         optimizer: Learning rates, clipping and resets.
@@ -72,7 +73,7 @@ class TiltedFlowActorCritic(BehaviorActorCritic):
         objective: FlowObjective = ConditionalFlowMatching(),
         estimator: EndpointEstimator = ReweightedEndpoints(),
         points: TrainingPoints = TrainingPoints(x_1_source="replay"),
-        acting: Acting = Acting(train_particles=1),
+        acting: Acting = Acting(train_particles=1, collect_particles=1, eval_particles=1),
         critics: Critics = Critics(reduction="mean"),
         weights: WeightCritics = WeightCritics(reduction="mean"),
         optimizer: ActorCriticOptimizer = ActorCriticOptimizer(critic_learning_rate=3e-4),
