@@ -1,8 +1,8 @@
 """From data to the environment: what the return does where a policy from data begins to act and to learn online.
 
 The energy-weighted runs of ``offline`` on the point maze go on from their checkpoints for 5,000 environment steps, with
-an evaluation of ten episodes every 1,000. ``fall`` is by how much the lowest return after the switch is below the one
-before it, as a fraction of that; negative where all are above.
+an evaluation of ten episodes every 1,000. ``fall`` is by how much the first return after the switch is below the one
+before it, as a fraction of that, and ``lowest_fall`` the same of the lowest; negative where they are above.
 """
 
 import subprocess
@@ -44,5 +44,6 @@ def _row(seed: int, options: dict[str, Any]) -> dict[str, Any]:
         "seed": seed,
         "before": float(before),
         "after": ", ".join(f"{value:.1f}" for value in after),
-        "fall": float((before - after.min()) / abs(before)),
+        "fall": float((before - after.iloc[0]) / abs(before)),
+        "lowest_fall": float((before - after.min()) / abs(before)),
     }
