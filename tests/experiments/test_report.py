@@ -288,7 +288,7 @@ def test_success_rates_are_the_scores_of_tasks_whose_runs_all_measured_them(tmp_
         ["0.900", "\N{EN DASH}", "\N{EN DASH}", "-10.0"],
     ]
     *_, final = draw_task(summary.tasks[0]).axes
-    assert final.get_xlabel().startswith("success rate of the final test")
+    assert final.get_xlabel().startswith("success rate, final test")
 
 
 @pytest.mark.usefixtures("undrawn")
