@@ -3,7 +3,7 @@ from typing import TYPE_CHECKING
 from flowmatch_rl.doors import lazy_exports
 
 if TYPE_CHECKING:
-    from flowmatch_rl.evaluation.behavior import score_actions
+    from flowmatch_rl.evaluation.behavior import behavior_distance, score_actions
     from flowmatch_rl.evaluation.calibration import Calibration, calibrate
     from flowmatch_rl.evaluation.curves import (
         CurvePoint,
@@ -62,6 +62,7 @@ __all__ = [
     "RolloutErrors",
     "StepErrors",
     "ValueComparison",
+    "behavior_distance",
     "calibrate",
     "check_estimator",
     "columns_of",

@@ -28,3 +28,16 @@ def score_actions(
     """
     generator = torch.Generator().manual_seed(seed)
     return energy_score(actor(observation[:, None].expand(-1, num_actions, -1), generator), action).mean()
+
+
+def behavior_distance(score: Tensor, behavior_score: Tensor) -> Tensor:
+    """Mean squared energy distance of an actor from the behaviour: twice the excess of its energy score.
+
+    Args:
+        score: Score of the actor, see ``score_actions``.
+        behavior_score: That of an actor that acts as the data do, at the same actions.
+
+    Returns:
+        Distance in units of the action, of the shape of the scores. Noise makes it negative.
+    """
+    return 2.0 * (score - behavior_score)

@@ -1,7 +1,6 @@
 """The runs that a report is about, read from their folders."""
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import os
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from flowmatch_rl import envs
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.configuration import DIMENSIONS, flatten, shorten
+from flowmatch_rl.configuration import shorten
+from flowmatch_rl.experiments.naming import LooseRun, name_runs
 from flowmatch_rl.experiments.record import begun_runs, first_difference, read_record
 from flowmatch_rl.files import ACTIONS, CURVE, FIGURES, RESULT
 from flowmatch_rl.testbeds import Bandit
@@ -31,9 +31,6 @@ RETURN, SUCCESS = "test/return_mean", "test/success_rate"
 
 _STEPS = ("env_steps", "gradient_steps")
 _RETURN, _SECONDS = "return_mean", "seconds"
-_NAMED_SETTINGS = 3
-_DATA_SETTINGS = ("action_chunk", "batch_size", "n_steps", "num_updates", "online")
-"""Settings of data from a data set that are part of a method: they change what a model learns from it."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +233,7 @@ def _check_same_names(records: Mapping[Path, dict[str, Any]]) -> None:
 
 def _runs_below(folders: Sequence[Path]) -> list[Run]:
     """Runs with a curve of returns, or with samples for a bandit."""
-    found: list[tuple[Path, dict[str, Any]]] = []
+    found: list[LooseRun] = []
     places = [(folder, table.parents[1]) for folder in folders for table in folder.rglob(_CURVE)]
     places += [(folder, table.parent) for folder in folders for table in folder.rglob(ACTIONS)]
     # MLflow keeps a copy of each tracked run's figures in a folder of this name.
@@ -244,13 +241,10 @@ def _runs_below(folders: Sequence[Path]) -> list[Run]:
     for place in sorted(kept.values()):  # once, also where one folder holds another
         if _curve(place) is None and not (place / ACTIONS).is_file():
             continue  # a generative model's
-        found.append((place, _config(place / "config.yaml")))
-    tasks = _name_tasks([_task(place, config) for place, config in found])
-    runs = [
-        (_read_run(place, task, _model_name(config)), _settings(config))
-        for (place, config), task in zip(found, tasks, strict=True)
-    ]
-    return _name_methods(runs, os.path.commonpath([folder.absolute() for folder in folders]) if folders else "")
+        config = _config(place / "config.yaml")
+        found.append(LooseRun(place, *_task(place, config), config))
+    root = os.path.commonpath([folder.absolute() for folder in folders]) if folders else ""
+    return [_read_run(run.folder, *names) for run, names in zip(found, name_runs(found, root), strict=True)]
 
 
 def _read_run(folder: Path, task: str, method: str) -> Run:
@@ -318,21 +312,6 @@ def _config(path: Path) -> dict[str, Any]:
         return config
 
 
-def _model_name(config: dict[str, Any]) -> str:
-    """Class of a run's model."""
-    return str(config.get("model", {}).get("class_path", "run")).rpartition(".")[2]
-
-
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What tells methods of one class of model apart, by name: settings of the model, and some of its data set."""
-    model, data = (config.get(section, {}).get("init_args") or {} for section in ("model", "data"))
-    stated = flatten({key: value for key, value in model.items() if key not in DIMENSIONS})
-    if "path" in data:
-        stated |= flatten({key: data[key] for key in _DATA_SETTINGS if key in data}, "data.")
-        stated["data.online"] = data.get("online") is not None
-    return {key.replace("init_args.", "").removesuffix(".class_path"): value for key, value in stated.items()}
-
-
 def _task(folder: Path, config: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """What a run was trained on: its environment in words, and folders that lead to its data set, if there is one."""
     data = config.get("data", {}).get("init_args") or {}
@@ -342,18 +321,6 @@ def _task(folder: Path, config: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
         return environment, Path(data["path"]).parts if "path" in data else ()
     # Where the configuration is lost: a run lies in a folder named for its environment by default.
     return known or folder.resolve().parent.name, ()
-
-
-def _name_tasks(found: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
-    """Name tasks by environment and data set, this by as many of its last folders as tell it from the others there."""
-    # A data set may serve several tasks of its environment, and these may have several data sets.
-    named = []
-    for environment, folders in found:
-        others = {its for where, its in found if where == environment and its != folders}
-        ends = (folders[-length:] for length in range(1, len(folders) + 1))
-        end = next((end for end in ends if all(its[-len(end) :] != end for its in others)), folders)
-        named.append(f"{Path(*end)} in {environment}" if folders else environment)
-    return named
 
 
 def _instantiate(path: Path, kind: type, stated: Any) -> Any:
@@ -378,32 +345,3 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-
-
-def _name_methods(found: Sequence[tuple[Run, dict[str, Any]]], root: str) -> list[Run]:
-    """Give models of one class that differ in their settings different names."""
-    named = []
-    for run, settings in found:
-        alike = [(other, its) for other, its in found if other.method == run.method]
-        # Each task may have its own data set, of another size: what is made of it counts among runs on the same task.
-        keys = sorted(
-            {
-                key
-                for other, its in alike
-                for key in _differences(its, settings)
-                if other.task == run.task or not key.startswith("data.")
-            }
-        )
-        if len(keys) <= _NAMED_SETTINGS:
-            said = [f"{key}={settings.get(key)}" for key in keys]
-        else:
-            first = next(other for other, its in alike if all(its.get(key) == settings.get(key) for key in keys))
-            said = [f"as in {os.path.relpath(first.folder, root)}"]
-        named.append(dataclasses.replace(run, method=" ".join([run.method, *said])))
-    return named
-
-
-def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
-    """Settings that differ, without those of a part that is of another class or missing in one of them."""
-    keys = {key for key in {*one, *other} if one.get(key) != other.get(key)}
-    return {key for key in keys if not any(key.startswith(f"{part}.") for part in keys)}

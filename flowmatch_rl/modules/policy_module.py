@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import ACTION, REWARD, SUCCESS, Transition, read_transition
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.evaluation import Calibration, Episodes, normalised_score, score_actions
+from flowmatch_rl.evaluation import Calibration, Episodes, behavior_distance, normalised_score, score_actions
 from flowmatch_rl.models import ActorModule, FirstSelection, LatentPolicy, ParticleActor, no_values
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.watched import WatchedModule
@@ -187,8 +187,8 @@ class PolicyModule(WatchedModule, abc.ABC):
         if self.behavior is None:
             return {"energy_score": score}
         behavior = ParticleActor(self.behavior, no_values, 1, FirstSelection(), 1.0)
-        excess = score - score_actions(behavior, *rows, seed=seed)
-        return {"energy_score": score, "behavior_energy_distance": 2.0 * excess}
+        distance = behavior_distance(score, score_actions(behavior, *rows, seed=seed))
+        return {"energy_score": score, "behavior_energy_distance": distance}
 
     def _log_episodes(self, batch: TensorDictBase, stage: str) -> None:
         success = batch.get(SUCCESS, None)

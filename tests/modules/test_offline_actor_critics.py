@@ -134,6 +134,15 @@ def test_all_losses_fall_on_a_fixed_batch(name: str) -> None:
         assert sum(losses[key][-10:]) < 0.8 * sum(losses[key][:10]), key
 
 
+@pytest.mark.parametrize("name", ["prior", "energy-weighted"])
+@pytest.mark.parametrize("role", ["train", "collect", "eval"])
+def test_a_tilted_flow_acts_by_plain_samples_as_it_would_without_critics(name: str, role: Any) -> None:
+    module, observation = build(name), torch.randn(64, S)
+    plain = ParticleActor(module.policy, no_values, 1, FirstSelection(), 1.0)
+    expected = plain(observation, torch.Generator().manual_seed(5))
+    assert torch.equal(module.actor(role)(observation, torch.Generator().manual_seed(5)), expected)
+
+
 @every_module
 def test_a_checkpoint_keeps_the_policy(name: str, tmp_path: Path) -> None:
     module = build(name, action_bounds=ActionBounds((-2.0, 0.0), (2.0, 1.0)))
