@@ -63,6 +63,29 @@ class Occupancy(nn.Module):
         """Noise of future states, shape (*batch, D), from a generator on any device."""
         return draw_normal((*batch, self.inputs.sample_dim), self.device, generator)
 
+    def draw_members(self, number: int, generator: torch.Generator | None = None) -> Tensor:
+        """Members of the family of policies, from the distribution that the family is trained and evaluated on.
+
+        Args:
+            number: How many.
+            generator: Source of randomness, on any device; the global one if None.
+
+        Returns:
+            Embeddings, shape (number, Z); Z is 0 for a single policy.
+
+        Raises:
+            UserError: If embeddings are known from data alone.
+        """
+        size = (number, self.inputs.embedding_dim)
+        if self.policy is not None:
+            return self.policy.embeddings(draw_uniform(size, self.device, generator))
+        if self.inputs.embedding_dim:
+            raise UserError(
+                f"expected a family to draw embeddings of dimension {size[1]} from: this model was learned from "
+                "actions in data and knows no policy"
+            )
+        return torch.empty(size, device=self.device)
+
     def act(self, observation: Tensor, embedding: Tensor) -> Tensor:
         """Actions of the policy in [-1, 1], shape (*batch, A).
 

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.models import Horizon, Likelihood, Occupancy, OccupancyInputs
 from flowmatch_rl.nets import FilmUNetArchitecture
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.solvers import HutchinsonDivergence, Midpoint
+from flowmatch_rl.testbeds import MazeGoalPolicy
 from tests.combinations import one_test
-from tests.modules.occupancy_toys import PLANE, SMALL, occupancy, segments
+from tests.modules.occupancy_toys import PLANE, PLANE_POLICY, SMALL, occupancy, segments
 
 FILM = FilmUNetArchitecture(block_dims=(16, 16), time_features=8, time_dims=(8,), condition_dims=(12,))
 
@@ -238,3 +240,25 @@ def test_units_of_another_schema_are_taken_without_a_trace_in_the_weights() -> N
     assert set(module.state_dict()) == names
     assert not any("inputs" in name for name in names)
     assert torch.equal(module.inputs.standardise(torch.ones(1, 3)), torch.ones(1, 3))
+
+
+def test_members_are_those_that_the_family_draws_and_depend_on_the_generator_alone() -> None:
+    schema = TableSchema(("x", "y", "vx", "vy"), (0.0,) * 4, (0.2, 0.2, 0.1, 0.1))
+    policy = MazeGoalPolicy()
+    model = occupancy(schema, 2, policy=policy).model
+    found = [model.draw_members(500, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    uniform = torch.rand(500, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found[0], policy.embeddings(uniform))
+
+
+def test_a_single_policy_has_a_member_without_entries() -> None:
+    for policy in (PLANE_POLICY, None):
+        members = occupancy(policy=policy).model.draw_members(7)
+        assert members.shape == (7, 0)
+
+
+def test_members_known_from_data_alone_cannot_be_drawn() -> None:
+    with pytest.raises(UserError, match="expected a family to draw embeddings of dimension 2 from"):
+        occupancy(policy=None, embedding_dim=2).model.draw_members(7)
