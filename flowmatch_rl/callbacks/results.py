@@ -43,7 +43,7 @@ class RunResult(Callback):
             "task": getattr(data, "label", type(data).__name__),
             "env_steps": getattr(data, "online_env_steps", None) if counter is None else counter.env_steps,
             "gradient_steps": trainer.global_step,
-            "return_range": getattr(getattr(data, "environment", None), "return_range", None),
+            "return_range": getattr(data, "return_range", None),
             "commit": commit(),
             "arithmetic": arithmetic(trainer),
             "metrics": {

@@ -8,9 +8,11 @@ from typing import ClassVar, Protocol
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchrl.envs import EnvBase
 
+from flowmatch_rl.batches import NEXT_OBSERVATION, REWARD, SUCCESS
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.data.base import TEST_SEEDS, DataModule, batch_loader
 from flowmatch_rl.envs.building import build_environment
@@ -60,6 +62,7 @@ class EpisodeData(DataModule, abc.ABC):
         eval_seed: Seed of the initial states during training; tests have others.
         max_episode_steps: Steps after which an evaluation episode is cut off.
         action_chunk: Actions that the policy chooses at once, at least 1.
+        reward_of: Rewards (N, T) of the states (N, T, S) arrived in, in place of the environment's; None for its own.
 
     Raises:
         UserError: If the environment or a number does not fit.
@@ -74,6 +77,7 @@ class EpisodeData(DataModule, abc.ABC):
         eval_seed: int,
         max_episode_steps: int,
         action_chunk: int = 1,
+        reward_of: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         check_range(
             "[1, inf)",
@@ -86,7 +90,13 @@ class EpisodeData(DataModule, abc.ABC):
         self.environment = environment
         self.eval_episodes, self.test_episodes, self.eval_seed = eval_episodes, test_episodes, eval_seed
         self.max_episode_steps, self.action_chunk = max_episode_steps, action_chunk
+        self._reward_of = reward_of
         self._evaluation_envs: dict[int, EnvBase] = {}
+
+    @property
+    def return_range(self) -> tuple[float, float] | None:
+        """Returns that count as 0 and as 1, see ``Environment``; None where the rewards are not the environment's."""
+        return None if self.environment is None or self._reward_of is not None else self.environment.return_range
 
     @property
     def module(self) -> ActingModule:
@@ -134,7 +144,10 @@ class EpisodeData(DataModule, abc.ABC):
         """
 
     def episodes(self, number: int, seed: int) -> TensorDictBase:
-        """Run this process's part of ``number`` evaluation episodes (rounded up), and return their transitions."""
+        """Run this process's part of ``number`` evaluation episodes (rounded up), and return their transitions.
+
+        Rewards are those that training uses. Where they are not the environment's, its success is left out.
+        """
         part = math.ceil(number / self.world_size)
         if self.environment is None:
             raise UserError("episodes need an environment; set data.environment")
@@ -142,7 +155,10 @@ class EpisodeData(DataModule, abc.ABC):
             self._evaluation_envs[part] = build_environment(self.environment, part)
         env, seed = self._evaluation_envs[part], seed + self.rank * number
         policy = self.acting_policy(self.module.evaluation_policy())
-        return roll_out_episodes(env, policy, seed, self.max_episode_steps)
+        steps = roll_out_episodes(env, policy, seed, self.max_episode_steps)
+        if self._reward_of is None:
+            return steps
+        return steps.exclude(SUCCESS).set(REWARD, self._reward_of(steps[NEXT_OBSERVATION])[..., None])
 
     def acting_policy(self, policy: TensorDictModuleBase) -> TensorDictModuleBase:
         """A policy of the module as it acts in the environment, one action at a time.

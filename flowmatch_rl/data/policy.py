@@ -20,6 +20,7 @@ from flowmatch_rl.envs.building import Spaces, examine
 from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.schema import ActionBounds
 from flowmatch_rl.seeds import process_seed
+from flowmatch_rl.types import Reward
 
 _MOST_EVALUATED = 4_096
 """Held-out transitions of an evaluation, at most."""
@@ -53,11 +54,14 @@ class PolicyData(EpisodeData):
         max_episode_steps: Steps after which an evaluation episode is cut off.
         verify: Whether to compare the data set with its checksums first, which reads it once, about 1 GB per second.
         online: What follows those updates in the environment; None for nothing.
+        reward: Reward for the state that a step arrives in, by its columns, in place of the rewards of the data set,
+            which need not have any, and of those of evaluation episodes; None for their own. What is terminal stays
+            so.
 
     Raises:
         MissingFileError: If there is no such folder.
-        UserError: If it is no data set or a damaged one, of another environment, a number is out of its range, or there
-            is no environment for an online phase.
+        UserError: If it is no data set or a damaged one, of another environment, a number is out of its range, there
+            is no environment for an online phase, or the reward needs other columns or is given with an online phase.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class PolicyData(EpisodeData):
         max_episode_steps: int = 10_000,
         verify: bool = True,
         online: OnlinePhase | None = None,
+        reward: Reward | None = None,
     ) -> None:
         check_range(
             "[1, inf)", batch_size=batch_size, num_updates=num_updates, epoch_updates=epoch_updates, n_steps=n_steps
@@ -85,10 +90,17 @@ class PolicyData(EpisodeData):
         online_epochs = 0 if online is None else math.ceil(online.env_steps / online.epoch_env_steps)
         num_epochs = self._offline_epochs + online_epochs
         evaluations = eval_episodes, test_episodes, eval_seed, max_episode_steps
-        super().__init__(num_epochs, environment, *evaluations, action_chunk)
-        self.store = TransitionStore.open(path)
+        store = TransitionStore.open(path)
+        columns = store.info.columns
+        reward_of = None if reward is None else lambda states: reward.evaluate(states, columns)
+        super().__init__(num_epochs, environment, *evaluations, action_chunk, reward_of)
         if verify:
-            self.store.verify()
+            store.verify()
+        if reward is not None and online is not None:
+            raise UserError(
+                f"an online phase has the rewards of data.environment; data.reward must be null with it, got {reward}"
+            )
+        self.store, self.reward = store if reward is None else store.relabelled(reward), reward
         self.spaces = self._spaces()
         if action_chunk > 1 and n_steps not in (1, action_chunk):
             raise UserError(f"n_steps must be 1 or action_chunk {action_chunk}, got {n_steps}")
@@ -126,6 +138,8 @@ class PolicyData(EpisodeData):
             "data": f"{self.store.path}, {len(self.store):,} transitions, {self._held_out:,} of them held out, "
             f"observation of dimension {self.spaces.observation_dim}, action of dimension {self.spaces.action_dim}",
         }
+        if self.reward is not None:
+            lines["reward"] = f"{self.reward}"
         if self.environment is not None:
             lines["environment"] = self.environment.label + (", for evaluations" if self.online is None else "")
         lines["training"] = f"{self.num_updates:,} updates of batch {self.batch_size:,}"

@@ -207,8 +207,8 @@ class PolicyModule(WatchedModule, abc.ABC):
             "step": self._env_steps(),
         }
         metrics |= {f"{stage}/success_rate": each.mean() for each in solved}
-        environment = getattr(getattr(self._trainer, "datamodule", None), "environment", None)
-        if (return_range := getattr(environment, "return_range", None)) is not None:
+        return_range = getattr(getattr(self._trainer, "datamodule", None), "return_range", None)
+        if return_range is not None:
             metrics[f"{stage}/normalised_score"] = normalised_score(returns.mean(), return_range)
         if (calibration := self.calibration(batch)) is not None:
             parts = [calibration.predicted, calibration.observed, calibration.known.float()]

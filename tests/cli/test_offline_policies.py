@@ -18,7 +18,8 @@ from tests.data.toy_trajectories import TRAJECTORIES, trajectory_store
 
 TASK = CONF / "offline" / "pendulum.yaml"
 ONLINE = CONF / "offline" / "online.yaml"
-ORACLES = sorted(set((CONF / "offline").glob("*.yaml")) - {TASK, ONLINE})
+MAZE = CONF / "offline" / "maze.yaml"
+ORACLES = sorted(set((CONF / "offline").glob("*.yaml")) - {TASK, ONLINE, MAZE})
 METHODS = sorted((CONF / "offline" / "methods").glob("*.yaml"))
 SIZES = {
     "data.num_updates": 4,
@@ -90,6 +91,21 @@ def test_tasks_of_ogbench_train_on_data_of_their_oracles(task: Path, tmp_path: P
     assert outcome.code == 0, outcome.err
     assert "success      " in outcome.out
     assert (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_data_without_rewards_train_for_the_one_that_is_given(tmp_path: Path) -> None:
+    data, given = tmp_path / "data", ["--num_transitions=120", "--num_envs=4", "--progress=false"]
+    made = call(["collect", f"-c={CONF / 'collect' / 'maze.yaml'}", f"--output={data}", *given])
+    assert made.code == 0, made.err
+    corner = {"data__reward": "BoxReward", "data__reward__low": "[-1.0,-1.0]", "data__reward__high": "[1.0,1.0]"}
+    for name, options in (("stated", {}), ("chosen", corner)):
+        outcome = call(words("fit", MAZE, data__path=data, trainer__default_root_dir=tmp_path / name, **options))
+        assert outcome.code == 0, outcome.err
+        assert (tmp_path / name / "checkpoints" / "last.ckpt").is_file()
+    assert "BoxReward(low=(-1.0, -1.0)" in outcome.out
+    result = json.loads((tmp_path / "chosen" / "result.json").read_text())
+    assert result["metrics"]["test/return_mean"] == 4.0  # everywhere in this box, for 4 steps
 
 
 @pytest.mark.usefixtures("without_figures", "signals")

@@ -28,13 +28,17 @@ from flowmatch_rl.batches import (
 )
 from flowmatch_rl.checks import MissingFileError, UserError, check_range, first_names
 from flowmatch_rl.data.transitions.checksums import check_checksums
+from flowmatch_rl.data.transitions.moments import column_moments
 from flowmatch_rl.schema import ActionBounds, with_unit
+from flowmatch_rl.types import Reward
 
 FORMAT_VERSION = 1
 INFO_FILE = "dataset.json"
 TRANSITIONS_FOLDER = "transitions"
 PROGRESS_FILE = "progress.json"
 """Marks a folder in which a data set is being written."""
+
+_ROWS_AT_A_TIME = 2**18
 
 ADDED_ENTRIES: Mapping[str, Any] = {"action_columns": [], "units": {}, "has_rewards": True}
 """Entries that descriptions have been given since the format was fixed, and what they are where they are missing."""
@@ -265,8 +269,28 @@ class TransitionStore:
         if not self.info.has_rewards:
             raise UserError(
                 f"the data set {str(self.path)!r} has no rewards to learn values from; name their column when it is "
-                "converted, or imitate its actions instead"
+                "converted, set data.reward, or imitate its actions instead"
             )
+
+    def relabelled(self, reward: Reward) -> "TransitionStore":
+        """The same data set with other rewards, which are held in memory; nothing is written.
+
+        Args:
+            reward: Reward for the state that a step arrives in.
+
+        Raises:
+            UserError: If the reward needs a column that the data set lacks, or is not finite somewhere.
+        """
+        arrivals = self.transitions.get(NEXT_OBSERVATION)
+        parts = [reward.evaluate(rows, self.info.columns) for rows in arrivals.split(_ROWS_AT_A_TIME)]
+        rewards = torch.cat(parts).float()[:, None]
+        if wrong := int((~rewards.isfinite()).sum()):
+            raise UserError(
+                f"the reward {reward} is not finite in {wrong:,} of the {len(self):,} states arrived in of {self.path}"
+            )
+        mean, std = column_moments(iter([rewards.numpy()]))
+        info = dataclasses.replace(self.info, has_rewards=True, reward_mean=mean.item(), reward_std=std.item())
+        return TransitionStore(self.path, info, self.transitions.copy().set(REWARD, rewards))
 
     def verify(self) -> None:
         """Compare the files with their checksums, which reads them all; a data set without checksums passes.
