@@ -149,6 +149,19 @@ def test_each_trajectory_has_one_member_of_a_family_and_the_next_another(tmp_pat
     assert embedding.max() < 0.5
 
 
+def test_a_fraction_of_the_steps_is_followed_by_another_member_within_a_trajectory(tmp_path) -> None:
+    store = collect(tmp_path / "set", 3_000, Family(), 3, environment=counting(length=1000), switch_fraction=0.2)
+    action, done = columns_of(store, "action"), columns_of(store, "done", after=True)
+    changed = (action[1:] != action[:-1]).any(1)[~done[:-1]]
+    assert changed.double().mean().item() == pytest.approx(0.2, abs=4.0 * (0.2 * 0.8 / len(changed)) ** 0.5)
+    assert store.info.embedding_dim == 0  # no member made a trajectory
+    assert store.info.provenance["switch_fraction"] == 0.2
+    with pytest.raises(UserError, match=r"switch_fraction 0\.2 needs a family of policies, got Family"):
+        collect(tmp_path / "other", 10, Family(0), switch_fraction=0.2)
+    with pytest.raises(UserError, match=r"switch_fraction must lie in \[0, 1\], got 1\.5"):
+        collect(tmp_path / "other", 10, Family(), switch_fraction=1.5)
+
+
 def test_same_seed_gives_the_same_rows_and_another_seed_others(tmp_path) -> None:
     settings = {"policy": Family(), "action_noise": 0.1, "random_fraction": 0.5}
     torch.manual_seed(1)

@@ -31,6 +31,7 @@ def collect_transitions(
     seed: int = 0,
     action_noise: float = 0.0,
     random_fraction: float = 0.0,
+    switch_fraction: float = 0.0,
     progress: bool = True,
 ) -> TransitionStore:
     """Collect transitions into a data set of ordered rows.
@@ -53,6 +54,8 @@ def collect_transitions(
         action_noise: Standard deviation of Gaussian noise added to the policy's actions, in the unit of [-1, 1]; the
             sums are clipped to that range.
         random_fraction: Fraction of the steps, drawn independently of each other, whose action is uniform instead.
+        switch_fraction: Fraction of the steps, drawn likewise, after which a trajectory goes on with another member of
+            the family. Above 0 no member made a trajectory, and the data set has no embeddings.
         progress: Whether to show a bar.
 
     Returns:
@@ -64,7 +67,7 @@ def collect_transitions(
             finite, or an action lies outside [-1, 1].
     """
     check_range("[1, inf)", num_transitions=num_transitions, num_envs=num_envs, block_steps=block_steps)
-    acting = _Acting(policy, action_noise, random_fraction)
+    acting = _Acting(policy, action_noise, random_fraction, switch_fraction)
     spaces, columns = examine(environment)
     info = StoreInfo(
         num_transitions=num_transitions,
@@ -73,7 +76,7 @@ def collect_transitions(
         ordered=True,
         action_low=spaces.action_bounds.low,
         action_high=spaces.action_bounds.high,
-        embedding_dim=acting.embedding_dim,
+        embedding_dim=acting.stored_dim,
         provenance={
             "made_by": "collect_transitions",
             "environment": repr(environment),
@@ -83,6 +86,7 @@ def collect_transitions(
             "seed": seed,
             "action_noise": action_noise,
             "random_fraction": random_fraction,
+            **({"switch_fraction": switch_fraction} if switch_fraction else {}),
         },
     )
     with (
@@ -128,14 +132,19 @@ class _Acting:
     policy: Policy | None
     action_noise: float
     random_fraction: float
+    switch_fraction: float
 
     def __post_init__(self) -> None:
         check_range("[0, inf)", action_noise=self.action_noise)
-        check_range("[0, 1]", random_fraction=self.random_fraction)
+        check_range("[0, 1]", random_fraction=self.random_fraction, switch_fraction=self.switch_fraction)
         if self.policy is None and (self.action_noise or self.random_fraction):
             raise UserError(
                 f"action_noise {self.action_noise} and random_fraction {self.random_fraction} need a policy; without "
                 "one all actions are uniform"
+            )
+        if self.switch_fraction and self.embedding_dim == 0:
+            raise UserError(
+                f"switch_fraction {self.switch_fraction} needs a family of policies, got {type(self.policy).__name__}"
             )
 
     @property
@@ -143,8 +152,15 @@ class _Acting:
         """Dimension Z of the embedding; 0 without a family."""
         return 0 if self.policy is None else self.policy.embedding_dim
 
+    @property
+    def stored_dim(self) -> int:
+        """Dimension of the embedding in the data set: none where members change within a trajectory."""
+        return 0 if self.switch_fraction else self.embedding_dim
+
     def redrawn(self, embedding: Tensor, ended: Tensor, generator: torch.Generator) -> Tensor:
         """Embeddings, shape (num_envs, Z), with new members of the family where a trajectory ended, (num_envs,)."""
+        if self.switch_fraction:
+            ended = ended | (torch.rand(ended.shape, generator=generator) < self.switch_fraction)
         if self.policy is None or self.embedding_dim == 0 or not bool(ended.any()):
             return embedding
         fresh = self.policy.embeddings(torch.rand(embedding.shape, generator=generator))
@@ -174,7 +190,7 @@ class _Blocks:
         self._generator = torch.Generator().manual_seed(seed)
         self._action_shape = env.action_spec.shape
         observation_dim = env.observation_spec[OBSERVATION].shape[-1]
-        self._entries = entries_of(observation_dim, self._action_shape[-1], acting.embedding_dim)
+        self._entries = entries_of(observation_dim, self._action_shape[-1], acting.stored_dim)
         env.set_seed(seed)
         self._present = env.reset()
         none = torch.zeros(num_envs, acting.embedding_dim)
