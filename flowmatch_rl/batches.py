@@ -23,6 +23,9 @@ NEXT_ACTION = ("next", "action")
 EMBEDDING = "embedding"
 """Embedding of the policy that acted, if it is one of a family, shape (B, Z)."""
 
+GOAL = "goal"
+"""Goal that a transition is relabelled with, in the units of the environment, shape (B, G)."""
+
 ACTION_CHUNK = "action_chunk"
 """The h actions, side by side, that an action taken by ``OpenLoop`` is one of, shape (B, h A)."""
 
@@ -53,6 +56,7 @@ class Transition:
         next_observation: State arrived at after the last step, shape (B, S).
         terminated: Whether the arrival state is terminal, boolean, shape (B,). A time limit is not a termination.
         length: Steps taken, in 1, ..., n, integer, shape (B,); fewer than n at the end of an episode.
+        goal: Goal that it is relabelled with, in the units of the environment, shape (B, G), or None.
     """
 
     observation: Tensor
@@ -61,6 +65,7 @@ class Transition:
     next_observation: Tensor
     terminated: Tensor
     length: Tensor
+    goal: Tensor | None = None
 
     @property
     def reward(self) -> Tensor:
@@ -191,7 +196,7 @@ def read_transition(batch: TensorDictBase) -> Transition:
 
     Args:
         batch: TensorDict of batch size (B,) with the keys of ``TRANSITION``; flags of shape (B, 1), rewards of shape
-            (B, n), and ``LENGTH`` unless n is 1.
+            (B, n), and ``LENGTH`` unless n is 1; perhaps ``GOAL``.
 
     Returns:
         The transitions, with flags and lengths of shape (B,).
@@ -216,6 +221,7 @@ def read_transition(batch: TensorDictBase) -> Transition:
         next_observation=read(NEXT_OBSERVATION),
         terminated=terminated,
         length=torch.ones_like(terminated, dtype=torch.long) if one_step else read(LENGTH).squeeze(-1),
+        goal=batch.get(GOAL, None),
     )
 
 

@@ -13,7 +13,7 @@ from jsonargparse import get_loader
 
 from flowmatch_rl.checks import UserError
 
-DIMENSIONS = ("observation_dim", "action_dim", "action_bounds", "embedding_dim", "schema", "bandit")
+DIMENSIONS = ("observation_dim", "action_dim", "action_bounds", "embedding_dim", "schema", "goal_schema", "bandit")
 """Arguments of models that data may give."""
 
 Place = tuple[str, ...]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.data.tables.datasets import Dataset, DensityTable
     from flowmatch_rl.data.tables.reading import TableFile, read_table
     from flowmatch_rl.data.transitions.collection import collect_transitions
+    from flowmatch_rl.data.transitions.goals import Goals
     from flowmatch_rl.data.transitions.store import StoreInfo, TransitionStore
     from flowmatch_rl.data.transitions.writer import TransitionWriter
 else:
@@ -39,6 +40,7 @@ __all__ = [
     "DensityTable",
     "EpisodeLog",
     "ExorlEpisodes",
+    "Goals",
     "Layout",
     "MinariFolder",
     "OfflineData",

@@ -32,6 +32,11 @@ class ActingModule(Protocol):
     learns_from_rewards: ClassVar[bool]
 
     @property
+    def takes_goals(self) -> bool:
+        """Whether it is a family of policies, one for each goal."""
+        ...
+
+    @property
     def device(self) -> torch.device:
         """Device of its weights."""
         ...

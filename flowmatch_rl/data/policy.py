@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tensordict import TensorDictBase
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flowmatch_rl.checks import UserError, check_range
@@ -14,6 +15,7 @@ from flowmatch_rl.data.base import batch_loader, epoch_batches
 from flowmatch_rl.data.collecting import Collection
 from flowmatch_rl.data.episodes import ActingModule, EpisodeData
 from flowmatch_rl.data.online_phase import OnlinePhase, mix
+from flowmatch_rl.data.transitions.goals import Goals
 from flowmatch_rl.data.transitions.reader import TransitionReader
 from flowmatch_rl.data.transitions.store import TransitionStore
 from flowmatch_rl.envs.building import Spaces, examine
@@ -57,11 +59,14 @@ class PolicyData(EpisodeData):
         reward: Reward for the state that a step arrives in, by its columns, in place of the rewards of the data set,
             which need not have any, and of those of evaluation episodes; None for their own. What is terminal stays
             so.
+        goals: Goals that the transitions are relabelled with, for a family of policies, which is evaluated without an
+            environment; None for a single policy.
 
     Raises:
         MissingFileError: If there is no such folder.
         UserError: If it is no data set or a damaged one, of another environment, a number is out of its range, there
-            is no environment for an online phase, or the reward needs other columns or is given with an online phase.
+            is no environment for an online phase, the reward needs other columns or is given with an online phase, or
+            goals do not fit the data or are given with an environment.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class PolicyData(EpisodeData):
         verify: bool = True,
         online: OnlinePhase | None = None,
         reward: Reward | None = None,
+        goals: Goals | None = None,
     ) -> None:
         check_range(
             "[1, inf)", batch_size=batch_size, num_updates=num_updates, epoch_updates=epoch_updates, n_steps=n_steps
@@ -101,6 +107,13 @@ class PolicyData(EpisodeData):
                 f"an online phase has the rewards of data.environment; data.reward must be null with it, got {reward}"
             )
         self.store, self.reward = store if reward is None else store.relabelled(reward), reward
+        self.goals = goals
+        self._goal_schema = None if goals is None else goals.schema(self.store.info)
+        if goals is not None and environment is not None:
+            raise UserError(
+                f"a family of policies needs a goal to act, and is evaluated on held-out rows alone: with data.goals "
+                f"data.environment must be null, got {environment.label}"
+            )
         self.spaces = self._spaces()
         if action_chunk > 1 and n_steps not in (1, action_chunk):
             raise UserError(f"n_steps must be 1 or action_chunk {action_chunk}, got {n_steps}")
@@ -125,11 +138,12 @@ class PolicyData(EpisodeData):
     @property
     def dimensions(self) -> dict[str, Any]:
         """Arguments of a model that this data determines; the actions of a chunk lie side by side."""
-        return {
+        dimensions = {
             "observation_dim": self.spaces.observation_dim,
             "action_dim": self.action_chunk * self.spaces.action_dim,
             "action_bounds": self.spaces.action_bounds.repeated(self.action_chunk),
         }
+        return dimensions if self._goal_schema is None else dimensions | {"goal_schema": self._goal_schema}
 
     @property
     def outline(self) -> dict[str, str]:
@@ -140,6 +154,10 @@ class PolicyData(EpisodeData):
         }
         if self.reward is not None:
             lines["reward"] = f"{self.reward}"
+        if self.goals is not None:
+            lines["goals"] = (
+                f"{', '.join(self.goals.columns)}, of the same trajectory at discount {self.goals.discount:g}"
+            )
         if self.environment is not None:
             lines["environment"] = self.environment.label + (", for evaluations" if self.online is None else "")
         lines["training"] = f"{self.num_updates:,} updates of batch {self.batch_size:,}"
@@ -176,7 +194,14 @@ class PolicyData(EpisodeData):
         return None if self._collection is None else self._collection.replay
 
     def check_module(self, module: ActingModule) -> None:
-        """Raise if a module learns from rewards that the data set lacks, or would imitate itself in an online phase."""
+        """Raise if a module learns from rewards that the data set lacks, or would imitate itself in an online phase.
+
+        Or if it takes no goals, and there are some, or the other way round.
+        """
+        if self.goals is not None and not module.takes_goals:
+            raise UserError(f"{type(module).__name__} takes no goals; data.goals must be null, got {self.goals}")
+        if self.goals is None and module.takes_goals:
+            raise UserError(f"{type(module).__name__} is a family of policies, which needs data.goals, got null")
         if module.learns_from_rewards:
             self.store.require_rewards()
         elif self.online is not None:
@@ -205,6 +230,14 @@ class PolicyData(EpisodeData):
             return batch_loader(self._online_batches(), lambda _: self._mixed_batch(collection))
         reader = self._ready_reader()
         return batch_loader(self._offline_batches, lambda _: reader.take())
+
+    def goal_table(self, number: int) -> Tensor:
+        """Goals of training rows in the units of the environment, the same on all processes, shape (number, G).
+
+        Args:
+            number: How many; rows are drawn with replacement.
+        """
+        return self._ready_reader().goal_table(number, process_seed(self.common_seed, step=-1))
 
     def evaluation_batches(self, number: int, seed: int) -> list[Callable[[], TensorDictBase]]:
         """Episodes, where there is an environment, and transitions that are held out."""
@@ -314,8 +347,9 @@ class PolicyData(EpisodeData):
     def _ready_reader(self) -> TransitionReader:
         if self._reader is None:
             seed = process_seed(self.common_seed, self.rank)
+            rows = self._drawn, self._held_out
             self._reader = TransitionReader(
-                self.store, self.n_steps, self.batch_size, seed, self._drawn, self._held_out, self.action_chunk
+                self.store, self.n_steps, self.batch_size, seed, *rows, self.action_chunk, self.goals
             )
         return self._reader
 

@@ -1,4 +1,4 @@
-"""The policy of a checkpoint, for an occupancy to model or a collection to follow."""
+"""The policy of a checkpoint, or its family, for an occupancy to model or a collection to follow."""
 
 import dataclasses
 import functools
@@ -10,13 +10,16 @@ from torch import Tensor
 
 from flowmatch_rl.checks import MissingFileError, check_range
 from flowmatch_rl.inference.policy import load_policy_module
-from flowmatch_rl.models import ParticleActor
-from flowmatch_rl.types import SinglePolicy
+from flowmatch_rl.models import GoalTable, ParticleActor
+from flowmatch_rl.types import Policy
 
 
 @dataclass(frozen=True)
-class CheckpointPolicy(SinglePolicy):
-    """The policy that a run was evaluated with.
+class CheckpointPolicy(Policy):
+    """The policy that a run was evaluated with, or the family of policies that it trained, one for each goal.
+
+    The embedding of a member of a family is its goal in standard deviations of the data; members are drawn from the
+    goals that the checkpoint holds.
 
     Args:
         path: Its checkpoint, a ``.ckpt`` file.
@@ -25,7 +28,7 @@ class CheckpointPolicy(SinglePolicy):
 
     Raises:
         MissingFileError: If there is no such file.
-        UserError: If ``num_particles`` is below 1, or, once it acts, the file is not of a policy.
+        UserError: If ``num_particles`` is below 1, or, once it is used, the file is not of a policy.
     """
 
     path: str
@@ -36,21 +39,46 @@ class CheckpointPolicy(SinglePolicy):
             raise MissingFileError(f"there is no checkpoint {self.path!r}")
         check_range("[1, inf)", num_particles=self.num_particles)
 
+    @property
+    def embedding_dim(self) -> int:
+        """Dimension of the goals of a family; 0 for a single policy."""
+        goals = self._loaded("cpu").goals
+        return 0 if goals is None else goals.dim
+
+    def embeddings(self, uniform: Tensor) -> Tensor:
+        """Embeddings of goals of the checkpoint, shape (B, Z)."""
+        goals = self._loaded(str(uniform.device)).goals
+        return uniform if goals is None else goals.draw(uniform)
+
     def act(
         self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """The particle of highest value, shape (*batch, A)."""
         self.check_embedding(embedding)
-        actor = _actor(self.path, Path(self.path).stat().st_mtime_ns, str(observation.device))
+        loaded = self._loaded(str(observation.device))
+        actor, seen = loaded.actor, observation.float()
         if self.num_particles is not None:
             actor = dataclasses.replace(actor, num_particles=self.num_particles)
-        return actor(observation.float(), generator).clamp(-1.0, 1.0)
+        if loaded.goals is not None and embedding is not None:
+            seen = loaded.goals.beside(seen, embedding)
+        return actor(seen, generator).clamp(-1.0, 1.0)
+
+    def _loaded(self, device: str) -> "_Loaded":
+        return _load(self.path, Path(self.path).stat().st_mtime_ns, device)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a checkpoint holds."""
+
+    actor: ParticleActor
+    goals: GoalTable | None
 
 
 @functools.lru_cache(maxsize=4)
-def _actor(path: str, modified_ns: int, device: str) -> ParticleActor:
-    """The actor of a file, loaded again where the file has changed."""
+def _load(path: str, modified_ns: int, device: str) -> _Loaded:
+    """What a file holds, loaded again where the file has changed."""
     # Building a network draws numbers that must not disturb those of a run.
     with torch.random.fork_rng(devices=[]):
-        module = load_policy_module(path, device)
-    return module.eval().actor("eval")
+        module = load_policy_module(path, device).eval()
+    return _Loaded(module.actor("eval"), module.goals)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.inference.kinds import read_kind
+from flowmatch_rl.models import GoalTable
 from flowmatch_rl.modules.behavior_cloning import BehaviorCloning
 from flowmatch_rl.modules.flow_q_learning import FlowQLearning
 from flowmatch_rl.modules.implicit_flow_q_learning import ImplicitFlowQLearning
@@ -37,18 +39,35 @@ class TrainedPolicy:
         self._generator = torch.Generator().manual_seed(seed)
         self._bounds: ActionBounds = module.hparams["action_bounds"] or ActionBounds.unit(module.action_dim)
 
-    def __call__(self, observation: np.ndarray) -> np.ndarray:
+    def embedding(self, goal: np.ndarray) -> np.ndarray:
+        """Embeddings of members of a family, as an occupancy of the family takes them: standardised goals.
+
+        Args:
+            goal: Goals in the units of the environment, shape (*batch, G).
+
+        Returns:
+            Shape (*batch, G).
+
+        Raises:
+            UserError: If it is a single policy, or the goals are of another dimension.
+        """
+        return self._embedding(goal).cpu().numpy()
+
+    def __call__(self, observation: np.ndarray, goal: np.ndarray | None = None) -> np.ndarray:
         """Act as in evaluations, by the particle of highest value or the mode of a Gaussian, or by a sample.
 
         Args:
             observation: Shape (*batch, S); entries of a dictionary concatenated in the order of their names,
                 choices as indicators, as ``flowmatch_rl.envs.VectorObservations`` returns them.
+            goal: Goals of the members of a family that act, in the units of the environment, shape (*batch, G) or (G,)
+                for one; None for a single policy.
 
         Returns:
             Action in the environment's unit, float32, shape (*batch, A).
 
         Raises:
-            UserError: If the last dimension is not S, or an entry is not finite in single precision.
+            UserError: If the last dimension is not S, an entry is not finite in single precision, a family has no goal,
+                or a goal does not fit.
             RunError: If the action is not finite.
         """
         observation = np.asarray(observation)
@@ -59,11 +78,41 @@ class TrainedPolicy:
         states = torch.as_tensor(observation, dtype=torch.float32, device=self.module.device)
         if not bool(states.isfinite().all()):
             raise UserError("expected an observation of finite numbers, got NaN or infinity")
+        if goal is None and self.module.goals is not None:
+            columns = ", ".join(self.module.goals.schema.columns)
+            raise UserError(
+                f"the checkpoint holds a family of policies, one for each goal ({columns}): call "
+                "policy(observation, goal), got no goal"
+            )
+        if goal is not None:
+            states = self._beside(states, goal)
         action = self._actor(states, self._generator).clamp(-1.0, 1.0)
         if not bool(action.isfinite().all()):
             largest = float(states.abs().max())
             raise RunError(f"the policy's action is not finite; the largest number that it observed is {largest:.3g}")
         return self._bounds.restore(action).float().cpu().numpy()
+
+    def _beside(self, states: Tensor, goal: np.ndarray) -> Tensor:
+        """States with the embeddings of goals beside them."""
+        embedding, batch = self._embedding(goal), states.shape[:-1]
+        if embedding.shape[:-1] not in (batch, torch.Size()):
+            raise UserError(f"expected a goal of shape {(*batch, embedding.shape[-1])}, got {tuple(embedding.shape)}")
+        return self._family.beside(states, embedding.expand(*batch, -1))
+
+    def _embedding(self, goal: np.ndarray) -> Tensor:
+        family, given = self._family, torch.as_tensor(np.asarray(goal), dtype=torch.float32, device=self.module.device)
+        if given.ndim < 1 or given.shape[-1] != family.dim:
+            wanted = f"(..., {family.dim}), its entries {', '.join(family.schema.columns)}"
+            raise UserError(f"expected a goal of shape {wanted}, got {tuple(given.shape)}")
+        if not bool(given.isfinite().all()):
+            raise UserError("expected a goal of finite numbers, got NaN or infinity")
+        return family.embedding(given)
+
+    @property
+    def _family(self) -> GoalTable:
+        if self.module.goals is None:
+            raise UserError("the checkpoint holds a single policy, which takes no goal")
+        return self.module.goals
 
 
 def load_policy(
@@ -79,7 +128,7 @@ def load_policy(
         allow: Packages whose classes it may name, beside this one and those that were imported.
 
     Returns:
-        The policy, a function of an observation.
+        The policy, a function of an observation, and of a goal if it is a family.
 
     Raises:
         FileNotFoundError: If there is no such file.

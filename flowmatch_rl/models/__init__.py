@@ -4,6 +4,7 @@ from flowmatch_rl.models.flow import Flow, Likelihood
 from flowmatch_rl.models.flow_dynamics import FlowDynamics, StochasticDynamics
 from flowmatch_rl.models.gaussian_policy import GaussianPolicy, GaussianPolicyArchitecture
 from flowmatch_rl.models.generative import GenerativeModel
+from flowmatch_rl.models.goals import GoalTable
 from flowmatch_rl.models.occupancy import Occupancy
 from flowmatch_rl.models.occupancy_inputs import Horizon, OccupancyInputs
 from flowmatch_rl.models.one_step_policy import OneStepPolicy, OneStepPolicyArchitecture
@@ -25,6 +26,7 @@ __all__ = [
     "GaussianPolicy",
     "GaussianPolicyArchitecture",
     "GenerativeModel",
+    "GoalTable",
     "GreedySelection",
     "Horizon",
     "LatentPolicy",

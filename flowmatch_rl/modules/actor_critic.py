@@ -112,6 +112,10 @@ class ActorCritic(PolicyModule, abc.ABC):
         """
 
     @property
+    def goals(self) -> None:
+        """None: it is a single policy."""
+
+    @property
     def networks(self) -> Mapping[str, Iterable[Tensor]]:
         """The online critics, the policy, what else is trained, and a temperature that is tuned."""
         tuned = {} if self.log_temperature is None else {"temperature": [self.log_temperature]}

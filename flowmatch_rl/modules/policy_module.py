@@ -1,6 +1,7 @@
 """What modules that train a policy share: acting, evaluation by episodes, and what their checkpoints say."""
 
 import abc
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -11,9 +12,10 @@ from torch import Tensor
 from flowmatch_rl.batches import ACTION, REWARD, SUCCESS, Transition, read_transition
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.evaluation import Calibration, Episodes, behavior_distance, normalised_score, score_actions
-from flowmatch_rl.models import ActorModule, FirstSelection, LatentPolicy, ParticleActor, no_values
+from flowmatch_rl.models import ActorModule, FirstSelection, GoalTable, LatentPolicy, ParticleActor, no_values
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.watched import WatchedModule
+from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.seeds import process_seed
 
 _MOST_SCORED = 256
@@ -84,6 +86,23 @@ class PolicyModule(WatchedModule, abc.ABC):
         """Policy that clones the data and that the policy departs from; None if there is none."""
 
     @property
+    @abc.abstractmethod
+    def goals(self) -> GoalTable | None:
+        """Goals of a family of policies, which act on the observation with an embedding beside it; None for one."""
+
+    @property
+    def takes_goals(self) -> bool:
+        """Whether it is a family of policies, one for each goal."""
+        return self.goals is not None
+
+    def as_seen(self, transition: Transition) -> Transition:
+        """Transitions whose observations are what the policy acts on: with the goal beside them for a family."""
+        if self.goals is None or transition.goal is None:
+            return transition
+        seen = self.goals.beside(transition.observation, self.goals.embedding(transition.goal))
+        return dataclasses.replace(transition, observation=seen)
+
+    @property
     def monitor(self) -> tuple[str, str] | None:
         """Metric that picks the best checkpoint: the return of evaluations, or the loss where there are no episodes."""
         data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
@@ -103,20 +122,31 @@ class PolicyModule(WatchedModule, abc.ABC):
         return batch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the class, for those who load the policy without a configuration.
+        """Name the class, for those who load the policy without a configuration, and write the units of goals in use.
 
         Raises:
             RunError: If a network has diverged.
         """
         self.check_finite()
         checkpoint[self.NAME_KEY] = type(self).__name__
+        if self.goals is not None:
+            checkpoint["hyper_parameters"]["goal_schema"] = self.goals.schema
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the gradient steps of a checkpoint, and refuse one of other dimensions in one line."""
+        """Note the gradient steps of a checkpoint, and take its units of goals; refuse another policy in one line."""
         saved = checkpoint["hyper_parameters"]
         for name in ("observation_dim", "action_dim"):
             if saved[name] != getattr(self, name):
                 raise UserError(f"the checkpoint has {name} {saved[name]}, the data {getattr(self, name)}")
+        goals: TableSchema | None = saved.get("goal_schema")
+        trained, here = (
+            () if schema is None else schema.columns for schema in (goals, self.goals and self.goals.schema)
+        )
+        if trained != here:
+            names = (", ".join(columns) or "none" for columns in (trained, here))
+            raise UserError("the checkpoint has goals ({}), the data ({}); see data.goals".format(*names))
+        if self.goals is not None and goals is not None:
+            self.goals.use(goals)
         self._loaded_steps = checkpoint["global_step"]
 
     def result_lines(self, metrics: Mapping[str, float]) -> list[str]:
@@ -170,7 +200,7 @@ class PolicyModule(WatchedModule, abc.ABC):
         if batch.get("mask", None) is not None:
             self._log_episodes(batch, stage)
             return
-        transition = read_transition(batch)
+        transition = self.as_seen(read_transition(batch))
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(process_seed(0, self.global_rank))
             found = self.held_out_losses(transition)

@@ -24,7 +24,7 @@ CONVERSIONS = sorted(path.stem for path in (CONF / "convert").glob("*.yaml") if 
 TASKS = sorted((CONF / "occupancy").glob("*.yaml"))
 PRESETS = sorted((CONF / "occupancy" / "presets").glob("*.yaml"))
 OBJECTIVES = ["TDCFM", "CoupledTDCFM"]
-DATA_OF = {"maze_goals": "maze", "maze_loop": "maze"}
+DATA_OF = {"maze_family": "maze_walks", "maze_goals": "maze", "maze_loop": "maze"}
 """Collections of the tasks that are not called like one."""
 LONG: dict[str, object] = {"num_transitions": 800, "num_envs": 2, "block_steps": 400}
 """Trajectories in which most of an occupancy at a discount of 0.99 is observed."""
@@ -66,8 +66,21 @@ def actor_critic(folder: Path, name: str) -> Path:
     return last_of(folder / "policies" / name)
 
 
+def cloned_family(source: Path) -> Path:
+    """Checkpoint of a family of policies that was cloned for a few steps."""
+    folder = source.parent / "policies" / "maze_family"
+    sizes = {"data.num_updates": 4, "data.epoch_updates": 2, "model.policy.network.hidden_dim": 16}
+    quiet = {"trainer.logger": "false", "trainer.enable_progress_bar": "false", "trainer.accelerator": "cpu"}
+    options = sizes | quiet | {"data.path": source, "trainer.default_root_dir": folder}
+    config = f"-c={CONF / 'offline' / 'maze_family.yaml'}"
+    assert call(["fit", config, *(f"--{name}={value}" for name, value in options.items())]).code == 0
+    return last_of(folder)
+
+
 def policy_of(path: Path, source: Path) -> dict[str, object]:
     """Options of a task whose policy is in a checkpoint, which was made with the data set in ``source``."""
+    if path.stem == "maze_family":
+        return {"model__policy__init_args__path": cloned_family(source)}
     if path.stem not in CONVERSIONS:
         return {}
     options: dict[str, object] = {"model__policy__init_args__num_particles": 1}

@@ -13,13 +13,14 @@ from flowmatch_rl.data import TransitionStore, collect_transitions
 from flowmatch_rl.envs import GymnasiumEnvironment
 from flowmatch_rl.inference import load_policy
 from flowmatch_rl.schema import ActionBounds
-from tests.cli.support import CONF, call
+from tests.cli.support import CONF, call, collect
 from tests.data.toy_trajectories import TRAJECTORIES, trajectory_store
 
 TASK = CONF / "offline" / "pendulum.yaml"
 ONLINE = CONF / "offline" / "online.yaml"
 MAZE = CONF / "offline" / "maze.yaml"
-ORACLES = sorted(set((CONF / "offline").glob("*.yaml")) - {TASK, ONLINE, MAZE})
+FAMILY = CONF / "offline" / "maze_family.yaml"
+ORACLES = sorted(set((CONF / "offline").glob("*.yaml")) - {TASK, ONLINE, MAZE, FAMILY})
 METHODS = sorted((CONF / "offline" / "methods").glob("*.yaml"))
 SIZES = {
     "data.num_updates": 4,
@@ -106,6 +107,34 @@ def test_data_without_rewards_train_for_the_one_that_is_given(tmp_path: Path) ->
     assert "BoxReward(low=(-1.0, -1.0)" in outcome.out
     result = json.loads((tmp_path / "chosen" / "result.json").read_text())
     assert result["metrics"]["test/return_mean"] == 4.0  # everywhere in this box, for 4 steps
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_family_of_policies_trains_on_walks_and_is_tested_by_held_out_rows(tmp_path: Path) -> None:
+    walks, folder = collect(tmp_path / "walks", "maze_walks"), tmp_path / "run"
+    options = {"data__path": walks, "trainer__default_root_dir": folder}
+    outcome = call(words("fit", FAMILY, **options))
+    assert outcome.code == 0, outcome.err
+    assert "goals        x, y, " in outcome.out
+    assert "held out     loss" in outcome.out
+    checkpoint = folder / "checkpoints" / "best.ckpt"
+    assert load_policy(checkpoint)(np.zeros((3, 4), np.float32), np.zeros(2)).shape == (3, 2)
+    again = call(words("test", FAMILY, ckpt_path=checkpoint, **options))
+    assert again.code == 0, again.err
+    assert "held out     loss" in again.out
+    for changes, message in (
+        ({"data__goals": "null"}, "the checkpoint has goals (x, y), the data (none); see data.goals"),
+        ({"data__goals__columns": "[x, vx]"}, "the checkpoint has goals (x, y), the data (x, vx); see data.goals"),
+        ({"data__goals__columns": "[z]"}, "the state has no column 'z' for a goal; it has x, y, vx, vy"),
+    ):
+        refused = call(words("test", FAMILY, ckpt_path=checkpoint, **options | changes))
+        assert refused.code == 2
+        assert message in refused.err
+        assert len(refused.err.strip().splitlines()) == 1
+    method = CONF / "offline" / "methods" / "flow_q_learning.yaml"
+    refused = call(words("fit", FAMILY, method, **options | {"trainer__default_root_dir": tmp_path / "other"}))
+    assert refused.code == 2
+    assert "FlowQLearning takes no goals; data.goals must be null, got Goals" in refused.err
 
 
 @pytest.mark.usefixtures("without_figures", "signals")

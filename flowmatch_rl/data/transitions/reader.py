@@ -9,7 +9,7 @@ from torchrl.data import TensorDictReplayBuffer, TensorStorage
 
 from flowmatch_rl.batches import (
     ACTION,
-    DONE,
+    GOAL,
     LENGTH,
     NEXT_OBSERVATION,
     OBSERVATION,
@@ -18,6 +18,7 @@ from flowmatch_rl.batches import (
     TRANSITION,
 )
 from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.data.transitions.goals import GoalReader, Goals, remaining_steps
 from flowmatch_rl.data.transitions.segments import RowSampler
 from flowmatch_rl.data.transitions.store import TransitionStore
 
@@ -36,6 +37,7 @@ class TransitionReader:
         drawn: Batches drawn by the run that is resumed.
         held_out: Trailing rows that are never drawn.
         chunk: Actions h of a transition, 1 or n; with more than 1 they lie side by side, shape (B, h A).
+        goals: Goals that the transitions are relabelled with; None for none.
 
     Raises:
         UserError: If the data set is a shuffled table and n is not 1, nothing is left to draw, every trajectory is
@@ -51,6 +53,7 @@ class TransitionReader:
         drawn: int = 0,
         held_out: int = 0,
         chunk: int = 1,
+        goals: Goals | None = None,
     ) -> None:
         check_range("[1, inf)", n_steps=n_steps, batch_size=batch_size, action_chunk=chunk)
         if chunk not in (1, n_steps):
@@ -61,8 +64,9 @@ class TransitionReader:
             raise UserError(f"{held_out} of the {len(store)} rows of {store.path} are held out; none are left")
         self._n_steps, self._batch_size, self._held_out = n_steps, batch_size, held_out
         self._transitions = store.transitions.select(*TRANSITION)
-        self._remaining = _remaining_steps(store) if n_steps > 1 else torch.empty(0)
+        self._remaining = remaining_steps(store) if n_steps > 1 else torch.empty(0)
         self._chunk = chunk
+        self._goals = None if goals is None else GoalReader(store, goals, held_out)
         rows = torch.arange(len(store) - held_out) if held_out else None
         if chunk > 1:
             lengths = _lengths(self._remaining)
@@ -96,16 +100,21 @@ class TransitionReader:
         self._buffer = TensorDictReplayBuffer(storage=TensorStorage(self._transitions), sampler=self.sampler)
 
     def take(self, number: int | None = None) -> TensorDictBase:
-        """The next batch: batch size (B,), the keys of ``TRANSITION``, and ``LENGTH`` where n is above 1.
+        """The next batch: batch size (B,), the keys of ``TRANSITION``, ``LENGTH`` where n is above 1, perhaps ``GOAL``.
 
         Args:
             number: Transitions B, ``batch_size`` if None.
         """
         first = self._buffer.sample(self._batch_size if number is None else number)
-        return first.select(*TRANSITION) if self._n_steps == 1 else self.read(first["index"])
+        rows = first["index"]
+        batch = first.select(*TRANSITION) if self._n_steps == 1 else self.read(rows)
+        if self._goals is not None:
+            uniform = self.sampler.uniform(GoalReader.num_uniforms * len(rows)).reshape(-1, len(rows))
+            batch.set(GOAL, self._goals.draw(rows, uniform))
+        return batch
 
     def read(self, rows: Tensor) -> TensorDictBase:
-        """Transitions that begin at given rows.
+        """Transitions that begin at given rows, without goals.
 
         Args:
             rows: Numbers of the rows, shape (B,).
@@ -129,14 +138,31 @@ class TransitionReader:
         )
 
     def held_out(self, number: int) -> TensorDictBase:
-        """Transitions that are never drawn, evenly spread over them.
+        """Transitions that are never drawn, evenly spread over them, with the same goals each time.
 
         Args:
             number: How many, at most.
         """
         rows = self._held_out_rows()
-        every = torch.arange(min(number, len(rows))) * (len(rows) - 1) // max(1, min(number, len(rows)) - 1)
-        return self.read(rows[every])
+        rows = rows[torch.arange(min(number, len(rows))) * (len(rows) - 1) // max(1, min(number, len(rows)) - 1)]
+        batch = self.read(rows)
+        return batch if self._goals is None else batch.set(GOAL, self._goals.draw(rows, _uniform(len(rows), seed=0)))
+
+    def goal_table(self, number: int, seed: int) -> Tensor:
+        """Goals of rows that may be drawn, in the units of the environment, shape (number, G).
+
+        Args:
+            number: How many; rows are drawn with replacement.
+            seed: Seed of the rows and the goals.
+
+        Raises:
+            ValueError: If the transitions have no goals.
+        """
+        if self._goals is None:
+            raise ValueError("expected transitions with goals, got none")
+        choice, *uniform = _uniform(number, seed, GoalReader.num_uniforms + 1)
+        rows = torch.arange(len(self._transitions) - self._held_out) if self.sampler.rows is None else self.sampler.rows
+        return self._goals.draw(rows[(choice * len(rows)).long()], torch.stack(uniform))
 
     def _held_out_rows(self) -> Tensor:
         """Rows that are held out, without those whose trajectory ends within a chunk."""
@@ -144,12 +170,9 @@ class TransitionReader:
         return rows[self._remaining[rows] >= self._chunk] if self._chunk > 1 else rows
 
 
-def _remaining_steps(store: TransitionStore) -> Tensor:
-    """Steps from each row to the end of its trajectory, itself included, shape (N,)."""
-    end = store.transitions.get(DONE).reshape(-1).clone()
-    end[-1] = True
-    ends, rows = end.nonzero().reshape(-1), torch.arange(len(end))
-    return ends[torch.searchsorted(ends, rows)] - rows + 1
+def _uniform(number: int, seed: int, kinds: int = GoalReader.num_uniforms) -> Tensor:
+    """Uniform noise of a seed, float64, shape (kinds, number)."""
+    return torch.rand(kinds, number, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def _lengths(remaining: Tensor) -> Tensor:
