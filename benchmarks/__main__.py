@@ -41,6 +41,7 @@ BENCHMARKS = (
     "occupancy_chained",
     "expansion_cost",
     "occupancy_planning",
+    "forward_backward",
     "occupancy_speed",
     "offline_tilt",
     "offline",

@@ -12,7 +12,7 @@ from flowmatch_rl.data.transitions.segments import MOST_UNOBSERVED
 from flowmatch_rl.data.transitions.store import StoreInfo
 from flowmatch_rl.envs.building import examine
 from flowmatch_rl.envs.environments import Environment
-from flowmatch_rl.modules import DynamicsModule, OccupancyModule, PolicyModule
+from flowmatch_rl.modules import DynamicsModule, ForwardBackward, OccupancyModule, PolicyModule
 from flowmatch_rl.modules.occupancy_checks import check_policy
 from flowmatch_rl.types import Policy
 
@@ -66,8 +66,10 @@ def check_command(model: object, command: str | None) -> None:
 
     Raises:
         UserError: If it lacks a reward: samples do not need them, so that a checkpoint is loaded without them. Or if
-            the one-step model that it is trained with cannot be loaded.
+            the one-step model that it is trained with cannot be loaded, or the command is of no use to it.
     """
+    if isinstance(model, ForwardBackward) and command == "predict":
+        raise UserError("a forward-backward representation acts for a reward; load it by load_forward_backward")
     if isinstance(model, OccupancyModule) and command in ("fit", "test"):
         model.check_rewards()
     if isinstance(model, OccupancyModule) and command == "fit":

@@ -28,7 +28,7 @@ from flowmatch_rl.callbacks import (
 )
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.data import BanditData, OfflineData, OnlineData, PolicyData, SampleData, SampleRequests
-from flowmatch_rl.modules import ActorCritic, BehaviorCloning, DynamicsModule, OccupancyModule
+from flowmatch_rl.modules import ActorCritic, BehaviorCloning, DynamicsModule, ForwardBackward, OccupancyModule
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,11 @@ def _(model: ActorCritic) -> Wiring:
 @model_wiring.register
 def _(model: DynamicsModule) -> Wiring:
     return Wiring((DynamicsFigures(),), (OccupancyFigures,))
+
+
+@model_wiring.register
+def _(model: ForwardBackward) -> Wiring:
+    return Wiring((), (OccupancyFigures, SampleWriter))
 
 
 def giver(name: str, model_class: Callable[[], str]) -> Callable[[Any], Any]:

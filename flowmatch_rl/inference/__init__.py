@@ -7,6 +7,7 @@ from flowmatch_rl.modules.safe_globals import allow_dataclasses
 if TYPE_CHECKING:
     from flowmatch_rl.inference.dynamics import TrainedDynamics, load_dynamics
     from flowmatch_rl.inference.flow import TrainedFlow, load_flow
+    from flowmatch_rl.inference.forward_backward import EmbeddedPolicy, TrainedForwardBackward, load_forward_backward
     from flowmatch_rl.inference.occupancy import TrainedOccupancy, load_occupancy
     from flowmatch_rl.inference.policy import TrainedPolicy, load_policy
 else:
@@ -14,12 +15,15 @@ else:
 
 __all__ = [
     "CheckpointPolicy",
+    "EmbeddedPolicy",
     "TrainedDynamics",
     "TrainedFlow",
+    "TrainedForwardBackward",
     "TrainedOccupancy",
     "TrainedPolicy",
     "load_dynamics",
     "load_flow",
+    "load_forward_backward",
     "load_occupancy",
     "load_policy",
 ]

@@ -13,6 +13,7 @@ _LOADERS = {
     "a policy": "load_policy",
     "an occupancy": "load_occupancy",
     "a one-step model": "load_dynamics",
+    "a forward-backward representation": "load_forward_backward",
     "a flow": "load_flow",
     "a policy of a bandit": "flowmatch-rl predict",
 }
@@ -47,6 +48,8 @@ def _kind(content: dict[str, Any]) -> str | None:
         return "a policy"
     if "occupancy" in content:
         return "an occupancy"
+    if "forward_backward" in content:
+        return "a forward-backward representation"
     if "dynamics" in content:
         return "a one-step model"
     arguments = content["hyper_parameters"]

@@ -2,6 +2,7 @@ from flowmatch_rl.models.actor import Acting, ActorModule, ParticleActor, no_val
 from flowmatch_rl.models.dynamics import Dynamics, DynamicsSettings, Step
 from flowmatch_rl.models.flow import Flow, Likelihood
 from flowmatch_rl.models.flow_dynamics import FlowDynamics, StochasticDynamics
+from flowmatch_rl.models.forward_backward import ForwardBackwardModel
 from flowmatch_rl.models.gaussian_policy import GaussianPolicy, GaussianPolicyArchitecture
 from flowmatch_rl.models.generative import GenerativeModel
 from flowmatch_rl.models.goals import GoalTable
@@ -23,6 +24,7 @@ __all__ = [
     "FlowDynamics",
     "FlowPolicy",
     "FlowPolicyArchitecture",
+    "ForwardBackwardModel",
     "GaussianPolicy",
     "GaussianPolicyArchitecture",
     "GenerativeModel",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.modules.expansion import Expansion
     from flowmatch_rl.modules.flow_matching import FlowMatchingModel
     from flowmatch_rl.modules.flow_q_learning import FlowQLearning
+    from flowmatch_rl.modules.forward_backward import ForwardBackward
     from flowmatch_rl.modules.implicit_flow_q_learning import ImplicitFlowQLearning
     from flowmatch_rl.modules.occupancy import OccupancyModule
     from flowmatch_rl.modules.policy_module import PolicyModule
@@ -40,6 +41,7 @@ __all__ = [
     "FlowMatchingModel",
     "FlowOptimizer",
     "FlowQLearning",
+    "ForwardBackward",
     "ImplicitFlowQLearning",
     "ObservedSteps",
     "OccupancyModule",

@@ -4,6 +4,7 @@ from flowmatch_rl.nets.dynamics import DynamicsArchitecture, DynamicsNetwork
 from flowmatch_rl.nets.ema import EmaSettings, ema_copy, update_ema, warmed_up_decay
 from flowmatch_rl.nets.embeddings import SinusoidalEmbedding
 from flowmatch_rl.nets.film_unet import FilmUNet, FilmUNetArchitecture
+from flowmatch_rl.nets.forward_backward import ForwardBackwardArchitecture, ForwardBackwardNetworks
 from flowmatch_rl.nets.gaussian import GaussianArchitecture, GaussianNetwork
 from flowmatch_rl.nets.termination import TerminationNetwork
 from flowmatch_rl.nets.value_heads import CategoricalHead, QuantileHead, ScalarHead, ValueHead
@@ -21,6 +22,8 @@ __all__ = [
     "FilmUNet",
     "FilmUNetArchitecture",
     "FlowNetwork",
+    "ForwardBackwardArchitecture",
+    "ForwardBackwardNetworks",
     "GaussianArchitecture",
     "GaussianNetwork",
     "NamedArchitecture",
