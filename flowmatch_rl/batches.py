@@ -32,6 +32,10 @@ ACTION_CHUNK = "action_chunk"
 LENGTH = "length"
 """Number of steps of a multi-step transition, shape (B, 1); its reward has shape (B, n)."""
 
+FAMILY_OBSERVATION = ("family", "observation")
+FAMILY_ACTIONS = ("family", "actions")
+FAMILY_VALUES = ("family", "values")
+"""States (B, S), actions of members of a family of policies there (B, M, A), and their values (B, M)."""
 TRANSITION = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION, TERMINATED)
 """Entries of a one-step transition in a replay buffer; a multi-step transition also has ``LENGTH``."""
 
@@ -46,6 +50,21 @@ EXACT_LOG_PROB = "exact_log_prob"
 
 
 @dataclass(frozen=True)
+class FamilyValues:
+    """Values of the members of a family of policies at some states, estimated from future states.
+
+    Attributes:
+        observation: States, shape (B, S).
+        actions: First actions of M members, in [-1, 1], shape (B, M, A).
+        values: Estimated values of taking them and following the member, units of the return, shape (B, M).
+    """
+
+    observation: Tensor
+    actions: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
 class Transition:
     """A batch of transitions of up to n steps each.
 
@@ -57,6 +76,7 @@ class Transition:
         terminated: Whether the arrival state is terminal, boolean, shape (B,). A time limit is not a termination.
         length: Steps taken, in 1, ..., n, integer, shape (B,); fewer than n at the end of an episode.
         goal: Goal that it is relabelled with, in the units of the environment, shape (B, G), or None.
+        family: Values of a family of policies, at other states; None where the data hold none.
     """
 
     observation: Tensor
@@ -66,6 +86,7 @@ class Transition:
     terminated: Tensor
     length: Tensor
     goal: Tensor | None = None
+    family: FamilyValues | None = None
 
     @property
     def reward(self) -> Tensor:
@@ -212,6 +233,9 @@ def read_transition(batch: TensorDictBase) -> Transition:
             raise KeyError(f"the batch lacks {key!r}; it holds {', '.join(held)}")
         return value
 
+    family = None
+    if batch.get(FAMILY_VALUES, None) is not None:
+        family = FamilyValues(read(FAMILY_OBSERVATION), read(FAMILY_ACTIONS), read(FAMILY_VALUES))
     rewards, terminated = read(REWARD), read(TERMINATED).squeeze(-1)
     one_step = rewards.shape[-1] == 1
     return Transition(
@@ -222,6 +246,7 @@ def read_transition(batch: TensorDictBase) -> Transition:
         terminated=terminated,
         length=torch.ones_like(terminated, dtype=torch.long) if one_step else read(LENGTH).squeeze(-1),
         goal=batch.get(GOAL, None),
+        family=family,
     )
 
 

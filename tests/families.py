@@ -1,5 +1,7 @@
 """The families of the package: a new member joins by one line and meets every test of its family."""
 
+from pathlib import Path
+
 from flowmatch_rl.couplings import Coupling, ExactCoupling, IndependentCoupling, SinkhornCoupling
 from flowmatch_rl.estimators import (
     ControlVariate,
@@ -107,6 +109,7 @@ from flowmatch_rl.testbeds import (
     FourModes,
     FunctionReward,
     GoalReward,
+    LabelledReward,
     LinearGaussianProcess,
     LinearPolicy,
     LinearReward,
@@ -326,6 +329,7 @@ REWARDS: list[Reward] = [
     SpeedReward(),
     SumReward(rewards=(SpeedReward(scale=2.0), LinearReward(columns=("x",), weights=(1.0,))), weights=(0.5, -1.0)),
     FunctionReward(function="tests.testbeds.test_rewards:height", columns=("y", "x")),
+    LabelledReward(path=str(Path(__file__).parent / "testbeds" / "labelled_states.csv")),
 ]
 
 BANDITS: list[Bandit] = [

@@ -7,7 +7,7 @@ from flowmatch_rl.couplings import Coupling
 from flowmatch_rl.estimators import ControlVariate, EndpointEstimator, PriorProposal, Proposal
 from flowmatch_rl.inference import CheckpointPolicy
 from flowmatch_rl.models import DynamicsSettings, Selection
-from flowmatch_rl.nets import Architecture, DynamicsArchitecture, ValueHead
+from flowmatch_rl.nets import Architecture, DynamicsArchitecture, ObservationFeatures, ValueHead
 from flowmatch_rl.objectives import FlowObjective, OccupancyObjective, Temperature, TimeWeight
 from flowmatch_rl.paths import AffinePath, Schedule, Source, Squash, TimeDistribution
 from flowmatch_rl.samplers import Sampler
@@ -69,7 +69,9 @@ def test_every_concrete_member_of_a_family_is_listed_and_abstract_or_final(base:
 @one_test
 @every_family
 def test_members_compare_by_value_and_cannot_change(base: type, members: list) -> None:
-    names = {kind.__name__: kind for kind in (*TYPES, AffinePath, DynamicsArchitecture)} | {"inf": math.inf}
+    names = {kind.__name__: kind for kind in (*TYPES, AffinePath, DynamicsArchitecture, ObservationFeatures)} | {
+        "inf": math.inf
+    }
     for member in (member for member in members if not isinstance(member, type)):
         assert eval(repr(member), names) == member
         with pytest.raises(AttributeError):

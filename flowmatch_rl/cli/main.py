@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], Callable[[list[str]], int]]]] = {
     "predict": ("Write samples of a checkpoint to a table.", lambda: partial(cli.train, "predict")),
     "convert": ("Copy files in another layout into a data set of transitions.", lambda: cli.convert),
     "collect": ("Let a policy act in an environment and write a data set.", lambda: cli.collect),
+    "improve": ("Train a policy for any reward from an occupancy.", lambda: cli.improve),
     "compare": ("Train several methods on several tasks with several seeds.", lambda: cli.compare),
     "report": ("Show runs beside each other on one page.", lambda: cli.report),
     "estimators": ("Measure the errors of estimators on bandits.", lambda: cli.estimators),

@@ -14,6 +14,7 @@ from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.data.base import batch_loader, epoch_batches
 from flowmatch_rl.data.collecting import Collection
 from flowmatch_rl.data.episodes import ActingModule, EpisodeData
+from flowmatch_rl.data.futures import FamilyReader
 from flowmatch_rl.data.online_phase import OnlinePhase, mix
 from flowmatch_rl.data.transitions.goals import Goals
 from flowmatch_rl.data.transitions.reader import TransitionReader
@@ -61,9 +62,11 @@ class PolicyData(EpisodeData):
             so.
         goals: Goals that the transitions are relabelled with, for a family of policies, which is evaluated without an
             environment; None for a single policy.
+        futures: File of future states of a family of policies, whose values under the reward are then in every batch;
+            see ``FutureSamples`` and the command ``improve``. Needs ``reward``.
 
     Raises:
-        MissingFileError: If there is no such folder.
+        MissingFileError: If there is no such folder or file.
         UserError: If it is no data set or a damaged one, of another environment, a number is out of its range, there
             is no environment for an online phase, the reward needs other columns or is given with an online phase, or
             goals do not fit the data or are given with an environment.
@@ -87,6 +90,7 @@ class PolicyData(EpisodeData):
         online: OnlinePhase | None = None,
         reward: Reward | None = None,
         goals: Goals | None = None,
+        futures: str | None = None,
     ) -> None:
         check_range(
             "[1, inf)", batch_size=batch_size, num_updates=num_updates, epoch_updates=epoch_updates, n_steps=n_steps
@@ -124,6 +128,12 @@ class PolicyData(EpisodeData):
                 f"without an environment held_out must keep a row of the {len(self.store)}, got {held_out:g}: nothing "
                 "would be evaluated"
             )
+        if futures is not None and self.n_steps > 1:
+            raise UserError(
+                f"data.futures holds values of single actions and steps: action_chunk and n_steps must be 1, got "
+                f"{action_chunk} and {n_steps}"
+            )
+        self._family = None if futures is None else FamilyReader.open(futures, reward, self.store)
         self._reader: TransitionReader | None = None
         self._drawn = 0  # batches, by the run that is resumed
         self._trains = False
@@ -228,8 +238,11 @@ class PolicyData(EpisodeData):
         if self._collection is not None and self.trainer and self.trainer.current_epoch >= self._offline_epochs:
             collection = self._collection
             return batch_loader(self._online_batches(), lambda _: self._mixed_batch(collection))
-        reader = self._ready_reader()
-        return batch_loader(self._offline_batches, lambda _: reader.take())
+        reader, family = self._ready_reader(), self._family
+        if family is None:
+            return batch_loader(self._offline_batches, lambda _: reader.take())
+        seed = process_seed(self.common_seed, self.rank)
+        return batch_loader(self._offline_batches, lambda _: family.add_to(reader.take(), seed, reader.sampler.drawn))
 
     def goal_table(self, number: int) -> Tensor:
         """Goals of training rows in the units of the environment, the same on all processes, shape (number, G).

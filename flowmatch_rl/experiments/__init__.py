@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from flowmatch_rl.doors import lazy_exports
 
 if TYPE_CHECKING:
+    from flowmatch_rl.experiments.improvement import improve
     from flowmatch_rl.experiments.report import write_report
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
-__all__ = ["write_report"]
+__all__ = ["improve", "write_report"]

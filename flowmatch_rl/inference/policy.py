@@ -14,6 +14,7 @@ from flowmatch_rl.modules.behavior_cloning import BehaviorCloning
 from flowmatch_rl.modules.flow_q_learning import FlowQLearning
 from flowmatch_rl.modules.implicit_flow_q_learning import ImplicitFlowQLearning
 from flowmatch_rl.modules.loading import build_module
+from flowmatch_rl.modules.occupancy_actor_critic import OccupancyActorCritic
 from flowmatch_rl.modules.policy_module import PolicyModule
 from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
 from flowmatch_rl.modules.soft_actor_critic import SoftActorCritic
@@ -165,6 +166,7 @@ _POLICIES = {
         BehaviorCloning,
         FlowQLearning,
         ImplicitFlowQLearning,
+        OccupancyActorCritic,
         ReverseFlowActorCritic,
         SoftActorCritic,
         TiltedFlowActorCritic,

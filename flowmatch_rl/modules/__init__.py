@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.modules.forward_backward import ForwardBackward
     from flowmatch_rl.modules.implicit_flow_q_learning import ImplicitFlowQLearning
     from flowmatch_rl.modules.occupancy import OccupancyModule
+    from flowmatch_rl.modules.occupancy_actor_critic import OccupancyActorCritic
     from flowmatch_rl.modules.policy_module import PolicyModule
     from flowmatch_rl.modules.reflow import Reflow
     from flowmatch_rl.modules.reverse_flow_actor_critic import ReverseFlowActorCritic
@@ -44,6 +45,7 @@ __all__ = [
     "ForwardBackward",
     "ImplicitFlowQLearning",
     "ObservedSteps",
+    "OccupancyActorCritic",
     "OccupancyModule",
     "PolicyModule",
     "Reflow",

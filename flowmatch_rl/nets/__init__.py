@@ -6,6 +6,7 @@ from flowmatch_rl.nets.embeddings import SinusoidalEmbedding
 from flowmatch_rl.nets.film_unet import FilmUNet, FilmUNetArchitecture
 from flowmatch_rl.nets.forward_backward import ForwardBackwardArchitecture, ForwardBackwardNetworks
 from flowmatch_rl.nets.gaussian import GaussianArchitecture, GaussianNetwork
+from flowmatch_rl.nets.observations import ObservationFeatures
 from flowmatch_rl.nets.termination import TerminationNetwork
 from flowmatch_rl.nets.value_heads import CategoricalHead, QuantileHead, ScalarHead, ValueHead
 from flowmatch_rl.nets.velocity import VelocityArchitecture, VelocityNetwork
@@ -27,6 +28,7 @@ __all__ = [
     "GaussianArchitecture",
     "GaussianNetwork",
     "NamedArchitecture",
+    "ObservationFeatures",
     "QuantileHead",
     "ScalarHead",
     "SinusoidalEmbedding",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flowmatch_rl.checks import check_range
 from flowmatch_rl.nets.chunks import map_in_chunks
 from flowmatch_rl.nets.layer_norm import EPSILON, Normalisation, normalised, normalised_gradient
+from flowmatch_rl.nets.observations import ObservationFeatures
 from flowmatch_rl.nets.value_heads import ScalarHead, ValueHead
 from flowmatch_rl.objectives import ValueReduction
 
@@ -26,6 +27,7 @@ class CriticArchitecture:
         num_layers: Hidden layers, at least 1.
         layer_norm: Whether each hidden layer is normalised before its rectified linear units.
         head: Meaning of the outputs: a value, or the distribution of the return.
+        observations: Units of the observation, and waves of it as further inputs.
 
     Raises:
         UserError: If a number is below 1.
@@ -36,6 +38,7 @@ class CriticArchitecture:
     num_layers: int = 2
     layer_norm: bool = False
     head: ValueHead = ScalarHead()
+    observations: ObservationFeatures = ObservationFeatures()
 
     def __post_init__(self) -> None:
         check_range("[1, inf)", num_members=self.num_members, hidden_dim=self.hidden_dim, num_layers=self.num_layers)
@@ -74,6 +77,8 @@ class CriticEnsemble(nn.Module):
     def __init__(self, architecture: CriticArchitecture, observation_dim: int, action_dim: int) -> None:
         super().__init__()
         members, width = architecture.num_members, architecture.hidden_dim
+        self.features = architecture.observations.build(observation_dim)
+        observation_dim = architecture.observations.dimension(observation_dim)
         joint = _orthogonal(members, observation_dim + action_dim, width)
         self.observation_weight = nn.Parameter(joint[:, :observation_dim].clone())  # (M, S, H)
         self.action_weight = nn.Parameter(joint[:, observation_dim:].clone())  # (M, A, H)
@@ -130,7 +135,7 @@ class CriticEnsemble(nn.Module):
             return parameter if members is None else parameter[members]
 
         joint = torch.cat([of_members(self.observation_weight), of_members(self.action_weight)], dim=1)
-        x = torch.cat([observation, action], dim=-1).expand(len(joint), -1, -1)
+        x = torch.cat([self.features(observation), action], dim=-1).expand(len(joint), -1, -1)
         h = self._activated(0, torch.baddbmm(of_members(self.input_bias), x, joint), of_members)
         layers = zip(self.hidden_weights, self.hidden_biases, strict=True)
         for layer, (weight, bias) in enumerate(layers, start=1):
@@ -217,7 +222,7 @@ class CriticEnsemble(nn.Module):
 
     def _member(self, m: int, observation: Tensor, actions: Tensor) -> _Evaluation:
         """One member on all actions. Separate products are faster on many rows."""
-        shared = observation @ self.observation_weight[m] + self.input_bias[m]  # (B, H)
+        shared = self.features(observation) @ self.observation_weight[m] + self.input_bias[m]  # (B, H)
         normalisations: list[Normalisation] = []
         h = (actions @ self.action_weight[m]).add_(shared[:, None]).flatten(0, 1)
         h = self._member_activated(m, 0, h, normalisations)

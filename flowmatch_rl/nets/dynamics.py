@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flowmatch_rl.checks import check_range, check_word
 from flowmatch_rl.nets.architecture import ACTIVATIONS, Activation
+from flowmatch_rl.nets.observations import waves
 from flowmatch_rl.shapes import check_same_shape
 
 
@@ -81,13 +82,9 @@ class DynamicsNetwork(nn.Module):
             ValueError: If the batches differ.
         """
         check_same_shape(state=state[:, 0], action=action[:, 0])
-        x = torch.cat([self._features(state), action], dim=-1).expand(len(self.biases[0]), -1, -1)
+        x = torch.cat([waves(state, self._frequencies), action], dim=-1).expand(len(self.biases[0]), -1, -1)
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, x, weight)
             x = x if layer == last else self._activation(x)
         return x[..., :-1], x[..., -1]
-
-    def _features(self, state: Tensor) -> Tensor:
-        angles = [0.5 * math.pi * 2.0**octave * state for octave in range(self._frequencies)]
-        return torch.cat([state, *(wave(angle) for angle in angles for wave in (torch.sin, torch.cos))], dim=-1)

@@ -15,6 +15,7 @@ from flowmatch_rl.nets.architecture import (
     check_shared_batch,
 )
 from flowmatch_rl.nets.embeddings import SinusoidalEmbedding
+from flowmatch_rl.nets.observations import ObservationFeatures
 from flowmatch_rl.shapes import append_dims
 
 
@@ -33,6 +34,7 @@ class VelocityArchitecture(Architecture):
         balanced_inputs: Whether sample, time, duration and condition start with equal weight in the first layer.
             Otherwise every feature does, and a sample of few dimensions is initially dominated by the features of the
             time.
+        observations: Units of the condition, and waves of it as further inputs.
     """
 
     hidden_dim: int = 256
@@ -42,6 +44,7 @@ class VelocityArchitecture(Architecture):
     max_frequency: float = 1.0
     residual: bool = True
     balanced_inputs: bool = False
+    observations: ObservationFeatures = ObservationFeatures()
 
     def build(self, sample_dim: int, condition_dim: int, takes_duration: bool = False) -> "VelocityNetwork":
         """Build the network; see ``Architecture``."""
@@ -75,6 +78,8 @@ class VelocityNetwork(FlowNetwork):
         self.embed_time = SinusoidalEmbedding(architecture.time_features, architecture.max_frequency)
         self.from_sample = nn.Linear(sample_dim, width)
         self.from_time = nn.Linear(architecture.time_features, width, bias=False)
+        self.features = architecture.observations.build(condition_dim)
+        condition_dim = architecture.observations.dimension(condition_dim)
         self.from_condition = nn.Linear(condition_dim, width, bias=False) if condition_dim else None
         self.from_duration = nn.Linear(architecture.time_features, width, bias=False) if takes_duration else None
         self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(architecture.num_blocks))
@@ -108,7 +113,9 @@ class VelocityNetwork(FlowNetwork):
     def bind(self, condition: Tensor | None) -> Callable[..., Tensor]:
         """The field at a fixed condition, whose features are computed once; see ``FlowNetwork``."""
         check_presence(condition, self.from_condition is not None)
-        features = None if condition is None or self.from_condition is None else self.from_condition(condition)
+        features = (
+            None if condition is None or self.from_condition is None else self.from_condition(self.features(condition))
+        )
 
         def velocity(x: Tensor, t: Tensor, _: Tensor | None = None, duration: Tensor | None = None) -> Tensor:
             if condition is not None:

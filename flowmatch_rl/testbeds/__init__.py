@@ -2,6 +2,7 @@ from flowmatch_rl.testbeds.bandits.base import Bandit, PlanarBandit, ProductBand
 from flowmatch_rl.testbeds.bandits.planar import FourModes, TwoMoonsEnergy
 from flowmatch_rl.testbeds.bandits.products import Bimodal, Flat, Quadratic
 from flowmatch_rl.testbeds.densities import Checkerboard, EightGaussians, PlanarDensity, Rings, Spirals, TwoMoons
+from flowmatch_rl.testbeds.labelled import LabelledReward
 from flowmatch_rl.testbeds.policies.maze import MazeGoalPolicy, MazeLoopPolicy, MazeReachPolicy, Room
 from flowmatch_rl.testbeds.policies.simple import ConstantPolicy, LinearPolicy, RandomPolicy
 from flowmatch_rl.testbeds.processes.base import Process
@@ -47,6 +48,7 @@ __all__ = [
     "FullGaussianMixture",
     "FunctionReward",
     "GoalReward",
+    "LabelledReward",
     "LinearGaussianProcess",
     "LinearPolicy",
     "LinearReward",

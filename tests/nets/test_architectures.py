@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from flowmatch_rl.nets import (
     Architecture,
     FilmUNetArchitecture,
     FlowNetwork,
+    ObservationFeatures,
     VelocityArchitecture,
     ema_copy,
     update_ema,
@@ -246,13 +248,17 @@ def parsed(text: str) -> tuple[Holder, dict]:
 def test_velocity_architectures_are_configured_field_by_field() -> None:
     holder, written = parsed("holder: {velocity: {num_blocks: 5}}")
     assert holder.velocity == VelocityArchitecture(hidden_dim=7, num_blocks=5)
-    assert written["velocity"] == dataclasses.asdict(holder.velocity)
+    assert written["velocity"] == json.loads(json.dumps(dataclasses.asdict(holder.velocity)))
     assert holder.network == FilmUNetArchitecture(block_dims=(9,))
 
 
 @every_architecture
 def test_architectures_are_configured_by_class(architecture) -> None:
-    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(architecture).items()}
+    fields = {
+        key: dataclasses.asdict(value) if isinstance(value, ObservationFeatures) else value
+        for key, value in vars(architecture).items()
+    }
+    fields = json.loads(json.dumps(fields))
     name = type(architecture).__name__
     holder, _ = parsed(f"holder: {{network: {{class_path: {name}, init_args: {fields}}}}}".replace("'", ""))
     assert holder.network == architecture

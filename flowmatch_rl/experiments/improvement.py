@@ -1,0 +1,267 @@
+"""From an occupancy to a policy for any reward: the future states that values are made of, and what they can carry."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from torch import Tensor
+from tqdm import tqdm
+
+from flowmatch_rl.batches import OBSERVATION, Rollouts
+from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.data import PolicyData, TransitionStore
+from flowmatch_rl.data.futures import FutureSamples
+from flowmatch_rl.evaluation.action_information import modelled_effect
+from flowmatch_rl.evaluation.support import RewardSupport, reward_support
+from flowmatch_rl.files import exclusive
+from flowmatch_rl.inference import TrainedPolicy, load_occupancy
+from flowmatch_rl.models import Occupancy
+from flowmatch_rl.modules.occupancy_actor_critic import IMPROVED_CRITICS, IMPROVED_POLICY, OccupancyActorCritic
+from flowmatch_rl.nets import ObservationFeatures, VelocityArchitecture
+from flowmatch_rl.samplers import OdeSampler
+from flowmatch_rl.solvers import Euler
+from flowmatch_rl.types import Policy, Reward
+
+_STATES_AT_A_TIME, _FREQUENCIES = 128, 3
+_TRIED_STATES, _TRIED_ACTIONS, _TRIED_SAMPLES = 64, 16, 32
+_LEAST_STANDARD_ERRORS = 2.0
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How many future states are drawn from an occupancy, and how.
+
+    Args:
+        num_states: States N of the data set, at least 1.
+        num_members: Members M of the family in each state, at least 2.
+        num_samples: Future states K of each member, at least 2; all members of a state share their noise.
+        num_steps: Euler steps of each future state, at least 1.
+        seed: Seed of states, members and noise.
+
+    Raises:
+        UserError: If a number is out of its range.
+    """
+
+    num_states: int = 4_096
+    num_members: int = 16
+    num_samples: int = 8
+    num_steps: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range("[1, inf)", num_states=self.num_states, num_steps=self.num_steps)
+        check_range("[2, inf)", num_members=self.num_members, num_samples=self.num_samples)
+
+
+@torch.no_grad()
+def draw_futures(
+    model: Occupancy, store: TransitionStore, draws: Draws = Draws(), behavior: Policy | None = None
+) -> FutureSamples:
+    """Draw future states of members of the modelled family at states of a data set; no reward is needed.
+
+    Args:
+        model: The occupancy.
+        store: The data set.
+        draws: How many.
+        behavior: Policy whose actions are tried, each with a member of its own, for a model that knows no policy; the
+            members' own actions if None.
+
+    Returns:
+        Future states.
+
+    Raises:
+        UserError: If the model counts the current state, was learned from other states, or actions are missing.
+    """
+    _check(model, store, behavior)
+    generator = torch.Generator().manual_seed(draws.seed)
+    size, members = (draws.num_states, draws.num_members)
+    rows = torch.randint(len(store), (size,), generator=generator)
+    observation = store.transitions.get(OBSERVATION)[rows].to(model.device)
+    embeddings = model.draw_members(size * members, generator).unflatten(0, (size, members))
+    sampler, model.sampler = model.sampler, OdeSampler(Euler(num_steps=draws.num_steps))
+    actions, futures = [], []
+    try:
+        for start in tqdm(range(0, size, _STATES_AT_A_TIME), desc="future states", unit="batch", leave=False):
+            states, some = (part[start : start + _STATES_AT_A_TIME] for part in (observation, embeddings))
+            spread = states[:, None].expand(-1, members, -1)
+            acts = model.act(spread, some) if behavior is None else behavior.act(spread, None, generator)
+            noise = model.draw_noise(len(states), 1, draws.num_samples, generator=generator)
+            noise = noise.expand(-1, members, -1, -1)
+            futures.append(model.futures(noise, spread, acts, some, model.horizon.discount).cpu())
+            actions.append(acts.cpu())
+    finally:
+        model.sampler = sampler
+    return FutureSamples(
+        observation.cpu(),
+        torch.cat(actions),
+        embeddings.cpu(),
+        torch.cat(futures),
+        model.schema.columns,
+        model.horizon.discount,
+        f"{draws}, behavior {behavior}",
+    )
+
+
+def futures_path(checkpoint: str | Path, store: TransitionStore, draws: Draws, behavior: Policy | None) -> Path:
+    """Where the future states of a checkpoint are kept, beside it: another name for other weights, data or numbers."""
+    content = hashlib.sha256(Path(checkpoint).read_bytes())
+    content.update(f"{store.info} {draws} {behavior}".encode())
+    return Path(checkpoint).with_suffix(f".futures-{content.hexdigest()[:12]}.pt")
+
+
+@torch.no_grad()
+def check_sees_actions(model: Occupancy, store: TransitionStore, seed: int = 0) -> str:
+    """Refuse a model whose future states do not depend on the action.
+
+    Args:
+        model: The occupancy.
+        store: The data set.
+        seed: Seed of states, actions and noise.
+
+    Returns:
+        The action information, a line for people.
+
+    Raises:
+        UserError: If the variance due to the action cannot be told from none.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(store), (_TRIED_STATES,), generator=generator)
+    observation = store.transitions.get(OBSERVATION)[rows].to(model.device)
+    members = model.draw_members(_TRIED_STATES, generator)
+    size = (_TRIED_STATES, _TRIED_ACTIONS, model.inputs.action_dim)
+    actions = (2.0 * torch.rand(size, generator=generator) - 1.0).to(model.device)
+    rollouts = Rollouts(observation, actions[:, 0], members, None, None, None)
+    effect = modelled_effect(model, rollouts, actions, model.horizon.discount, _TRIED_SAMPLES, generator)
+    information, within = float(effect.information()), float(effect.within.mean())
+    error = float(effect.between.std()) / _TRIED_STATES**0.5 / within
+    if not information > _LEAST_STANDARD_ERRORS * error:
+        raise UserError(
+            f"the model does not see actions: information {information:.2g} +- {error:.2g} (variance of future states "
+            "due to the action over the rest), wanted above 0; train it longer, or at a lower discount"
+        )
+    return f"action       information {information:.2g} +- {error:.2g} (variance due to the action / other)"
+
+
+def support(samples: FutureSamples, store: TransitionStore, reward: Reward, scale: Tensor) -> RewardSupport:
+    """Whether the states of a data set carry the values of a reward.
+
+    Args:
+        samples: Future states of an occupancy.
+        store: The data set.
+        reward: The reward.
+        scale: Unit of each modelled entry, shape (D,).
+
+    Raises:
+        UserError: If the reward needs other columns, is not finite, or the same in all states of the data.
+    """
+
+    def worth(states: Tensor) -> Tensor:
+        return reward.evaluate(states, samples.columns).float()
+
+    entries = [store.info.columns.index(name) for name in samples.columns]
+    some = torch.linspace(0, len(store) - 1, min(len(store), 50_000)).long()
+    states = store.transitions.get(OBSERVATION)[some][:, entries]
+    futures = samples.futures.flatten(0, 2)
+    found = reward_support(states, worth(states), futures, worth(futures), scale)
+    if found.is_constant:
+        raise UserError(
+            f"the reward is {found.lowest:.3g} in all of {found.states:,} states of {store.path}: there is nothing to "
+            "improve; state a reward that some of the data's states are paid"
+        )
+    return found
+
+
+def _check(model: Occupancy, store: TransitionStore, behavior: Policy | None) -> None:
+    if model.horizon.first_state != "arrival":
+        raise UserError(f"improvement needs first_state 'arrival', this model has {model.horizon.first_state!r}")
+    if store.info.columns != model.inputs.schema.columns:
+        raise UserError(
+            f"the occupancy is of states ({', '.join(model.inputs.schema.columns[:4])}, ...), {store.path} holds "
+            f"({', '.join(store.info.columns[:4])}, ...)"
+        )
+    if model.policy is None and behavior is None:
+        raise UserError(
+            "this model was learned from actions in data and knows no policy: name a policy whose actions are tried, "
+            "such as a run of BehaviorCloning on the same data, with --behavior"
+        )
+
+
+def improve(
+    checkpoint: str | Path, reward: Reward, path: str, draws: Draws = Draws(), num_updates: int = 3_000, seed: int = 0
+) -> TrainedPolicy:
+    """Train a policy for a reward from an occupancy, without files but for the future states.
+
+    Args:
+        checkpoint: Checkpoint of the occupancy of a family of policies.
+        reward: Any reward of the modelled entries of the state.
+        path: Folder of the data set that it was learned from.
+        draws: Future states that values are made of, kept beside the checkpoint.
+        num_updates: Gradient steps, the first third of which learn from the occupancy.
+        seed: Seed of the run.
+
+    Returns:
+        The policy, a function of an observation.
+
+    Raises:
+        UserError: If the model does not see actions, or the data do not fit.
+    """
+    model, store = load_occupancy(checkpoint).model, TransitionStore.open(path)
+    check_sees_actions(model, store)
+    futures = kept_futures(checkpoint, model, store, draws)
+    support(FutureSamples.load(futures), store, reward, model.inputs.scale)
+    data = PolicyData(
+        path, num_updates=num_updates, epoch_updates=num_updates, verify=False, reward=reward, futures=str(futures)
+    )
+    seed_everything(seed, verbose=False)
+    features = observation_features(model)
+    module = OccupancyActorCritic(
+        **data.dimensions,
+        discount=model.horizon.discount,
+        critics=replace(IMPROVED_CRITICS, architecture=replace(IMPROVED_CRITICS.architecture, observations=features)),
+        policy=replace(IMPROVED_POLICY, network=VelocityArchitecture(hidden_dim=128, observations=features)),
+        occupancy_updates=max(1, num_updates // 3),
+    )
+    trainer = Trainer(
+        max_epochs=data.num_epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, datamodule=data)
+    return TrainedPolicy(module)
+
+
+def observation_features(model: Occupancy) -> ObservationFeatures:
+    """What networks make of states, in the units of an occupancy."""
+    schema = model.inputs.schema
+    return ObservationFeatures(schema.shift, schema.scale, _FREQUENCIES)
+
+
+def kept_futures(
+    checkpoint: str | Path,
+    model: Occupancy,
+    store: TransitionStore,
+    draws: Draws,
+    behavior: Policy | None = None,
+    path: str | None = None,
+) -> Path:
+    """The file of a checkpoint's future states, which are drawn if it is not there.
+
+    Args:
+        checkpoint: Checkpoint of the occupancy.
+        model: The occupancy.
+        store: The data set.
+        draws: How many.
+        behavior: Policy whose actions are tried; the members' own actions if None.
+        path: The file; one beside the checkpoint if None.
+    """
+    futures = Path(path) if path else futures_path(checkpoint, store, draws, behavior)
+    with exclusive(futures.with_suffix(".lock"), f"future states {futures}", wait=True):
+        if not futures.exists():
+            draw_futures(model, store, draws, behavior).save(futures)
+    return futures

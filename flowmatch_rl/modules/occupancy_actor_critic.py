@@ -1,0 +1,195 @@
+"""Actor-critic for any reward of the state: values from an occupancy, and a policy tilted from its family."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.batches import FamilyValues, Transition
+from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.models import (
+    Acting,
+    FlowPolicy,
+    FlowPolicyArchitecture,
+    GreedySelection,
+    LatentPolicy,
+    ParticleActor,
+)
+from flowmatch_rl.models.actor import Role
+from flowmatch_rl.modules.actor_critic import ActorCritic
+from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics
+from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture
+from flowmatch_rl.objectives import (
+    ConditionalFlowMatching,
+    DivergenceTemperature,
+    FlowObjective,
+    PolicyState,
+    Temperature,
+    expectile_loss,
+    tilt_divergence,
+)
+from flowmatch_rl.paths import ClipSquash
+from flowmatch_rl.samplers import OdeSampler
+from flowmatch_rl.schema import ActionBounds
+from flowmatch_rl.solvers import Euler
+
+IMPROVED_POLICY = FlowPolicyArchitecture(
+    squash=ClipSquash(), sampler=OdeSampler(Euler(num_steps=5)), network=VelocityArchitecture(hidden_dim=128)
+)
+IMPROVED_CRITICS = Critics(CriticArchitecture(layer_norm=True), "mean", ema_decay=0.95)
+"""Small networks, for a policy in minutes."""
+
+
+class OccupancyActorCritic(ActorCritic):
+    """Actor-critic whose policy improves on a family of policies, for a reward that the family was not made for.
+
+    An occupancy of the family gives the value of each member's action under any reward, as a mean over future states.
+    The critics learn from these values first: an upper expectile over the members is what the best of them would reach
+    (implicit generalised policy improvement). Then they learn from the transitions of the data and the policy's own
+    actions, which no single member takes for long, so that they come to say what the policy returns (fitted Q
+    evaluation). The policy is a flow toward ``family exp(Q / temperature)``, trained on actions of the members at
+    states of the data that are drawn by these weights.
+
+    Args:
+        observation_dim: Dimension S of the observation; taken from the data.
+        action_dim: Dimension A of the action; taken from the data.
+        action_bounds: Bounds of the action in the environment's unit, kept for ``load_policy``; taken from the data.
+        discount: Discount per environment step, in [0, 1); that of the occupancy.
+        temperature: Temperature of the policy in units of the return, positive, or a rule for it. A divergence is
+            measured with the members of a state.
+        policy: Path, network, sampler and squash of the policy.
+        objective: What its network predicts.
+        expectile: Expectile of the values over the members that take an action, in (0, 1). Values are means of a few
+            samples, whose noise an expectile above 0.5 takes for value.
+        occupancy_updates: Gradient steps in which the critics learn from the occupancy, at least 1; afterwards they
+            learn from transitions. As many as the run has keep the occupancy's values.
+        num_states: States of a batch that the policy is trained at, at least 1.
+        actions_per_state: Actions drawn at each of them, at least 1.
+        acting: How many particles an action is chosen from, and how.
+        critics: The critics and how their targets are made.
+        optimizer: Learning rates, clipping and resets.
+
+    Raises:
+        UserError: If a number is out of its range, or the temperature's rule cannot be measured.
+
+    Reference:
+        Farebrother et al., arXiv:2503.09817, for generalised policy improvement with an occupancy; Zheng et al.,
+        arXiv:2506.08902, for its implicit form; Le et al., arXiv:1903.08738, for fitted Q evaluation; Zhang et al.,
+        arXiv:2503.04975, for energy-weighted flow matching.
+    """
+
+    policy: FlowPolicy
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        action_bounds: ActionBounds | None = None,
+        discount: float = 0.99,
+        temperature: Temperature | float = DivergenceTemperature(nats=1.0),
+        policy: FlowPolicyArchitecture = IMPROVED_POLICY,
+        objective: FlowObjective = ConditionalFlowMatching(),
+        expectile: float = 0.5,
+        occupancy_updates: int = 1_000,
+        num_states: int = 64,
+        actions_per_state: int = 4,
+        acting: Acting = Acting(4, 4, 4, GreedySelection(), GreedySelection(), GreedySelection()),
+        critics: Critics = IMPROVED_CRITICS,
+        optimizer: ActorCriticOptimizer = ActorCriticOptimizer(1e-3, 1e-3, temperature_learning_rate=1e-2),
+    ) -> None:
+        check_range("(0, 1)", expectile=expectile)
+        check_range(
+            "[1, inf)",
+            occupancy_updates=occupancy_updates,
+            num_states=num_states,
+            actions_per_state=actions_per_state,
+        )
+        super().__init__(
+            observation_dim,
+            action_dim,
+            lambda: policy.build(observation_dim, action_dim, objective),
+            critics,
+            temperature,
+            discount,
+            optimizer,
+        )
+        if self.temperature_rule.needs_entropy or self.temperature_rule.needs_samples:
+            raise UserError(f"expected a temperature that is constant or tuned to a divergence, got {temperature}")
+        self.save_hyperparameters()
+        self.objective, self.acting, self.expectile = objective, acting, expectile
+        self.occupancy_updates, self.num_states, self.actions_per_state = (
+            occupancy_updates,
+            num_states,
+            actions_per_state,
+        )
+
+    @property
+    def behavior(self) -> LatentPolicy | None:
+        """None: the family of the occupancy is not a part of it."""
+        return None
+
+    def actor(self, role: Role) -> ParticleActor:
+        """The policy with the number of particles and the choice of a role."""
+        return self.acting.actor(role, self.policy, self.critics.values, self.temperature)
+
+    def losses(self, transition: Transition) -> tuple[dict[str, Tensor], PolicyState]:
+        """Losses of critics and policy."""
+        family = transition.family
+        if family is None:
+            raise UserError("OccupancyActorCritic needs data.futures, future states of an occupancy, got null")
+        if self.global_step < self.occupancy_updates:
+            losses = {"critic": self.occupancy_loss(family)}
+        else:
+            losses = self.value_losses(transition)
+        policy_loss, divergence = self.policy_loss(family)
+        self.means.add({"train/divergence": divergence})
+        return losses | {"policy": policy_loss}, PolicyState(None, None, self.action_dim, divergence)
+
+    def value_losses(self, transition: Transition) -> dict[str, Tensor]:
+        """The Bellman loss of the critics, for an action of the policy in the arrival state."""
+        next_action = self.policy.squash.action(self.actor("train").latent(transition.next_observation))
+        return {"critic": self.critic_loss(transition, next_action)}
+
+    def held_out_losses(self, transition: Transition) -> dict[str, Tensor]:
+        """The Bellman loss, and the discounted return expected from the states, with its standard error.
+
+        The error is that of the mean over the states, and of the critics among each other.
+        """
+        values = self.critics.online(transition.observation, self.actor("eval")(transition.observation))
+        of_states, of_members = values.mean(0), values.mean(1)
+        variance = of_states.var() / len(of_states) + of_members.var(correction=0) / len(of_members)
+        expected = {"expected_return": of_states.mean(), "expected_return_error": variance.sqrt()}
+        return super().held_out_losses(transition) | expected
+
+    def result_lines(self, metrics: Mapping[str, float]) -> list[str]:
+        """What a test measured, one line each; the expected return first."""
+        if "test/expected_return" not in metrics:
+            return super().result_lines(metrics)
+        mean, error = metrics["test/expected_return"], metrics["test/expected_return_error"]
+        expected = f"expected     discounted return of {mean:.4g} +- {error:.2g} from states of the data"
+        return [expected, *super().result_lines(metrics)]
+
+    def occupancy_loss(self, family: FamilyValues) -> Tensor:
+        """Expectile loss of the critics against the occupancy's values, one member per state, shape (); draws them.
+
+        Args:
+            family: Values of the members.
+        """
+        size, members = family.values.shape
+        chosen = torch.randint(members, (size,), device=family.values.device)
+        rows = torch.arange(size, device=family.values.device)
+        values = self.critics.online(family.observation, family.actions[rows, chosen])
+        return expectile_loss(values, family.values[rows, chosen].expand_as(values), self.expectile).mean()
+
+    def policy_loss(self, family: FamilyValues) -> tuple[Tensor, Tensor]:
+        """Loss on actions of the members, drawn by ``exp(Q / temperature)``, and the divergence from them, both ().
+
+        Args:
+            family: Actions of the members.
+        """
+        observation, actions = family.observation[: self.num_states], family.actions[: self.num_states]
+        tilt = self.critics.values(observation, actions) / self.temperature
+        index = torch.multinomial(tilt.softmax(-1), self.actions_per_state, replacement=True)
+        drawn = actions.gather(1, index[..., None].expand(-1, -1, actions.shape[-1])).flatten(0, 1)
+        states = observation.repeat_interleave(self.actions_per_state, 0)
+        return self.policy.cloning_loss(self.objective, states, drawn).mean(), tilt_divergence(tilt).mean()
