@@ -49,6 +49,7 @@ from flowmatch_rl.objectives import (
     TDCFM,
     TDDD,
     AnnealedTemperature,
+    BiasedChordCFM,
     CappedSignalWeight,
     ConditionalFlowMatching,
     ConstantTemperature,
@@ -267,6 +268,7 @@ OCCUPANCY_OBJECTIVES: list[OccupancyObjective] = [
     TD2CFM(),
     TDDD(),
     TD2DD(),
+    BiasedChordCFM(),
 ]
 
 TIME_DISTRIBUTIONS: list[TimeDistribution] = [

@@ -108,11 +108,13 @@ class OccupancyObjective(abc.ABC):
     ) -> tuple[Tensor, Tensor]:
         """Weighted squared errors of the direct and of the bootstrapped term; their sum is the loss.
 
-        No gradient flows into the EMA flow. Values of different objectives are not comparable: at the optimum
-        they still differ by the variance of their targets.
+        No gradient flows into the EMA flow. A condition that requires gradient, as one that holds an inferred latent,
+        receives that of the direct term alone: what the bootstrapped term aims at moves with the latent. Values of
+        different objectives are not comparable: at the optimum they still differ by the variance of their targets.
 
         Args:
-            field: The network, its prediction called with x of shape (B, 2, D), t (B, 2) and a condition (B, 1, C).
+            field: The network, its prediction called with x of shape (B, 2, D), t (B, 2) and a condition (B, 1, C), or
+                (B, 2, C) where the condition requires gradient.
             field_ema: The EMA flow, called with x of shape (B, D).
             backup: The backups.
             noise: Randomness.
@@ -136,8 +138,8 @@ class OccupancyObjective(abc.ABC):
         if future is not None:
             points, targets = [*points, future[0]], [*targets, future[1]]
             times, weights = [*times, noise.t_bootstrap], [*weights, backup.next_weight]
-        # Both terms share a condition, whose features are then computed once.
-        predicted = field.predict(torch.stack(points, 1), torch.stack(times, 1), backup.condition[:, None])
+        condition = _shared_condition(backup.condition, len(points))
+        predicted = field.predict(torch.stack(points, 1), torch.stack(times, 1), condition)
         error = (predicted - torch.stack(targets, 1)).square()
         error = error.sum(-1) if self.reduction == "sum" else error.mean(-1)
         terms = error * self._mixed(torch.stack(weights, 1), noise.branch)
@@ -241,6 +243,40 @@ class TD2CFM(OccupancyObjective):
 
 
 @dataclass(frozen=True)
+class BiasedChordCFM(OccupancyObjective):
+    """Biased, for comparison: the estimator of future states in the public code of InFOM.
+
+    The points are those of ``CoupledTDCFM``, between a bootstrapped sample and the noise that it was made from, the
+    targets those of ``TD2CFM``, the velocity of the EMA flow. That velocity belongs to the points that the flow leads
+    to. Points between the ends of a curved flow line have another distribution, so that the exact flow is not the
+    minimum of this loss, and not even the end of the path is right. Use ``TD2CFM``.
+
+    As in that code, bootstrapped samples start from the noise of the direct term. This changes the variance alone; the
+    bias remains with noise of their own.
+
+    Args:
+        mixing: As in ``OccupancyObjective``.
+        reduction: As in ``OccupancyObjective``.
+        solver: Solver of the bootstrapped samples.
+
+    Reference:
+        Zheng et al., Intention-Conditioned Flow Occupancy Models, arXiv:2506.08902, by its public code
+        (``flow_occupancy_loss``), without the clipping of samples to the range of the data.
+    """
+
+    prediction = "velocity"
+    bootstraps = True
+
+    solver: Solver = Midpoint(num_steps=10)
+
+    def bootstrap(self, field: Field, noise: BackupNoise, interval: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """Points between bootstrapped samples and their own noise, with the EMA flow's velocity there."""
+        x_1 = OdeSampler(self.solver).sample(field, noise.direct, *interval, torch.zeros_like)
+        x_t = field.path.sample(noise.direct, x_1, noise.t_bootstrap)
+        return x_t, field.predict(x_t, noise.t_bootstrap, None)
+
+
+@dataclass(frozen=True)
 class TDDD(OccupancyObjective):
     """The diffusion form of ``TDCFM``: predicts noise, bootstraps by DDIM, and re-noises the samples.
 
@@ -296,6 +332,16 @@ class TD2DD(OccupancyObjective):
     def bootstrap(self, field: Field, noise: BackupNoise, interval: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """Points that the EMA flow leads to, with the noise it predicts there."""
         return _followed(self.sampler, field, noise.start, noise.t_bootstrap, interval)
+
+
+def _shared_condition(condition: Tensor, num_terms: int) -> Tensor:
+    """The condition of both terms, shape (B, 1, C), whose features are then computed once.
+
+    Of shape (B, 2, C) where it requires gradient, which the second term is to have none of.
+    """
+    if num_terms == 1 or not condition.requires_grad:
+        return condition[:, None]
+    return torch.stack([condition, condition.detach()], 1)
 
 
 def _renoised(
