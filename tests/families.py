@@ -118,6 +118,7 @@ from flowmatch_rl.testbeds import (
     MazeLoopPolicy,
     MazeReachPolicy,
     PointMassMaze,
+    PolicyMixture,
     Process,
     Quadratic,
     QuadraticReward,
@@ -320,6 +321,7 @@ POLICIES: list[Policy] = [
     MazeReachPolicy(),
     MazeReachPolicy(room="bottom_right"),
     MazeGoalPolicy(),
+    PolicyMixture([ConstantPolicy([1.0]), ConstantPolicy([-1.0])]),
 ]
 
 REWARDS: list[Reward] = [

@@ -10,7 +10,7 @@ from flowmatch_rl.batches import read_rollouts
 from flowmatch_rl.callbacks.artifacts import write_figure, writes_files
 from flowmatch_rl.callbacks.curves import data_label, walls_of
 from flowmatch_rl.checks import check_range
-from flowmatch_rl.evaluation import sample_futures, sample_values
+from flowmatch_rl.evaluation import sample_futures, sample_values, with_members
 from flowmatch_rl.figures import (
     draw_future_marginals,
     draw_future_states,
@@ -61,7 +61,8 @@ class OccupancyFigures(Callback):
         if not (self.enabled and writes_files(trainer)) or batch_idx or dataloader_idx:
             return
         module: Any = pl_module
-        model, rollouts, label = module.model, read_rollouts(batch), data_label(trainer)
+        model, label = module.model, data_label(trainer)
+        rollouts = with_members(model, read_rollouts(batch))
         title = f"{label}: future states" if label else "future states"
         sample = sample_futures(model, rollouts, self.num_states, self.num_samples)
         plane = plane_of(sample, walls_of(trainer))

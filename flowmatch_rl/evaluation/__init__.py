@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         sample_futures,
         sample_values,
     )
+    from flowmatch_rl.evaluation.members import with_members
     from flowmatch_rl.evaluation.occupancy import FutureTests
     from flowmatch_rl.evaluation.policy import PolicySample, PosteriorProfile, sample_policy
     from flowmatch_rl.evaluation.view import describe_condition, differing_states
@@ -83,4 +84,5 @@ __all__ = [
     "sample_policy",
     "sample_values",
     "score_actions",
+    "with_members",
 ]

@@ -93,6 +93,37 @@ class TrainedOccupancy:
         """
         return _array(self._futures(number, *self._source(observation, action, embedding), discount, endless))
 
+    def draw_members(self, number: int) -> np.ndarray:
+        """Draw members of the family of policies, or latents of a model with intentions from their prior.
+
+        Args:
+            number: How many.
+
+        Returns:
+            Embeddings, shape (number, Z).
+
+        Raises:
+            UserError: If embeddings are known from data alone.
+        """
+        return _array(self.model.draw_members(number, self._generator))
+
+    def infer_members(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """Infer the latents behind actions, by a model with intentions; they are drawn anew at each call.
+
+        Args:
+            observation: States, shape (*batch, S).
+            action: Actions taken there, shape (*batch, A).
+
+        Returns:
+            Latents, shape (*batch, Z).
+
+        Raises:
+            UserError: If a shape does not fit, or the model has no intentions.
+        """
+        state = self._entries("state", observation, self.model.inputs.schema.sample_dim)
+        given = self._entries("action", action, self.model.inputs.action_dim, state.shape[:-1])
+        return _array(self.model.infer_members(state, self._bounds.standardise(given).float(), self._generator))
+
     def log_prob(
         self,
         state: np.ndarray,

@@ -6,6 +6,7 @@ from flowmatch_rl.models.forward_backward import ForwardBackwardModel
 from flowmatch_rl.models.gaussian_policy import GaussianPolicy, GaussianPolicyArchitecture
 from flowmatch_rl.models.generative import GenerativeModel
 from flowmatch_rl.models.goals import GoalTable
+from flowmatch_rl.models.intentions import IntentionEncoder, Intentions
 from flowmatch_rl.models.occupancy import Occupancy
 from flowmatch_rl.models.occupancy_inputs import Horizon, OccupancyInputs
 from flowmatch_rl.models.one_step_policy import OneStepPolicy, OneStepPolicyArchitecture
@@ -31,6 +32,8 @@ __all__ = [
     "GoalTable",
     "GreedySelection",
     "Horizon",
+    "IntentionEncoder",
+    "Intentions",
     "LatentPolicy",
     "Likelihood",
     "Occupancy",

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.models.flow import Flow, Likelihood
+from flowmatch_rl.models.intentions import Intentions
 from flowmatch_rl.models.noise import draw_normal, draw_uniform
 from flowmatch_rl.models.occupancy_inputs import OccupancyInputs
 from flowmatch_rl.nets import TerminationNetwork
@@ -27,6 +28,7 @@ class Occupancy(nn.Module):
         sampler: Sampler, deterministic.
         likelihood: How the log-density is computed.
         policy: The policy, or family of policies; None if it is known by its actions in data alone.
+        intentions: How policies that are known by data alone are told apart: members are then latents; None if not.
 
     Raises:
         UserError: If the sampler adds noise, or needs average velocities.
@@ -39,6 +41,7 @@ class Occupancy(nn.Module):
         sampler: Sampler,
         likelihood: Likelihood = Likelihood(),
         policy: Policy | None = None,
+        intentions: Intentions | None = None,
     ) -> None:
         super().__init__()
         if sampler.needs_normal_source or sampler.needs_average_velocity:
@@ -48,6 +51,8 @@ class Occupancy(nn.Module):
         self.flow, self.inputs, self.horizon = flow, inputs, inputs.horizon
         self.sampler, self.likelihood, self.policy = sampler, likelihood, policy
         self.termination = None if self.horizon.min_discount is None else TerminationNetwork(inputs.sample_dim)
+        state_dim, action_dim = inputs.schema.sample_dim, inputs.action_dim
+        self.encoder = None if intentions is None else intentions.build(state_dim, action_dim)
 
     @property
     def device(self) -> torch.device:
@@ -66,6 +71,8 @@ class Occupancy(nn.Module):
     def draw_members(self, number: int, generator: torch.Generator | None = None) -> Tensor:
         """Members of the family of policies, from the distribution that the family is trained and evaluated on.
 
+        Those of a model with intentions are latents from their prior N(0, I).
+
         Args:
             number: How many.
             generator: Source of randomness, on any device; the global one if None.
@@ -77,6 +84,8 @@ class Occupancy(nn.Module):
             UserError: If embeddings are known from data alone.
         """
         size = (number, self.inputs.embedding_dim)
+        if self.encoder is not None:
+            return draw_normal(size, self.device, generator)
         if self.policy is not None:
             return self.policy.embeddings(draw_uniform(size, self.device, generator))
         if self.inputs.embedding_dim:
@@ -85,6 +94,33 @@ class Occupancy(nn.Module):
                 "actions in data and knows no policy"
             )
         return torch.empty(size, device=self.device)
+
+    def latent_distribution(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of the latents behind actions, by the encoder of a model with intentions.
+
+        Args:
+            observation: States in the units of the environment, shape (*batch, S).
+            action: Actions taken there, in [-1, 1], shape (*batch, A).
+
+        Returns:
+            Both of shape (*batch, Z).
+
+        Raises:
+            UserError: If the model has no intentions.
+        """
+        if self.encoder is None:
+            raise UserError("expected a model with intentions: this one infers nothing from actions")
+        return self.encoder((observation - self.inputs.state_shift) / self.inputs.state_scale, action)
+
+    @torch.no_grad()
+    def infer_members(self, observation: Tensor, action: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Latents behind actions, drawn from what the encoder infers; arguments as ``latent_distribution``.
+
+        Returns:
+            Latents, shape (*batch, Z).
+        """
+        mean, log_std = self.latent_distribution(observation, action)
+        return mean + log_std.exp() * draw_normal(mean.shape, self.device, generator)
 
     def act(self, observation: Tensor, embedding: Tensor) -> Tensor:
         """Actions of the policy in [-1, 1], shape (*batch, A).

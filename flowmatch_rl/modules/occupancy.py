@@ -21,11 +21,19 @@ from flowmatch_rl.batches import (
     read_segment,
 )
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.evaluation import ExpansionSample, FutureTests, RolloutErrors, dynamics_lines, rollout_errors
-from flowmatch_rl.models import Flow, Horizon, Likelihood, Occupancy, OccupancyInputs
+from flowmatch_rl.evaluation import (
+    ExpansionSample,
+    FutureTests,
+    RolloutErrors,
+    dynamics_lines,
+    rollout_errors,
+    with_members,
+)
+from flowmatch_rl.models import Flow, Horizon, Intentions, Likelihood, Occupancy, OccupancyInputs
 from flowmatch_rl.modules.flow_training import FlowTraining
 from flowmatch_rl.modules.occupancy_backups import BackupMaker
-from flowmatch_rl.modules.occupancy_checks import check_policy, check_rewards
+from flowmatch_rl.modules.occupancy_checks import check_parts, check_rewards
+from flowmatch_rl.modules.occupancy_intentions import infer_latents
 from flowmatch_rl.modules.segments import AsObserved, ObservedSteps, SegmentMaker, Segments
 from flowmatch_rl.modules.settings import FlowOptimizer
 from flowmatch_rl.nets import Architecture, EmaSettings, FilmUNetArchitecture, ema_copy
@@ -61,6 +69,8 @@ class OccupancyModule(FlowTraining[Occupancy]):
         action_bounds: Bounds of the action in the environment's unit; taken from the data.
         policy: Policy, or family of policies, to model; None for the one that made the data, whose next actions the
             data must then hold.
+        intentions: How the policies behind the data are told apart, for data of several; None for one policy. The
+            embeddings of the data are then not used.
         objective: How the occupancy is learned.
         path: Path from noise to states.
         network: Shape of the network.
@@ -83,7 +93,11 @@ class OccupancyModule(FlowTraining[Occupancy]):
         Farebrother et al., Temporal Difference Flows, arXiv:2503.09817.
     """
 
-    loss_names: ClassVar = {"flow": "train/loss", "classifier of terminal states": "train/loss/termination"}
+    loss_names: ClassVar = {
+        "flow": "train/loss",
+        "classifier of terminal states": "train/loss/termination",
+        "encoder of intentions": "train/loss/intentions",
+    }
     progress_metrics = (("loss", "train/loss"), ("distance", "val/wasserstein"))
 
     def __init__(
@@ -93,6 +107,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
         embedding_dim: int = 0,
         action_bounds: ActionBounds | None = None,
         policy: Policy | None = None,
+        intentions: Intentions | None = None,
         objective: OccupancyObjective = TD2CFM(),
         path: AffinePath = AffinePath(),
         network: Architecture = FilmUNetArchitecture(),
@@ -112,8 +127,10 @@ class OccupancyModule(FlowTraining[Occupancy]):
             raise UserError("expected the schema of the data, got None")
         self.save_hyperparameters()
         self.objective, self.segments = objective, segments
+        self.intentions = intentions
         self.rewards, self.tests, self.optimizer, self.ema = rewards or {}, tests, optimizer, ema
         embedding_dim = embedding_dim if policy is None else policy.embedding_dim
+        embedding_dim = embedding_dim if intentions is None else intentions.latent_dim
         inputs = OccupancyInputs(schema, action_dim, embedding_dim, horizon, columns)
         self.flow = Flow(
             network.build(inputs.sample_dim, inputs.condition_dim),
@@ -125,13 +142,15 @@ class OccupancyModule(FlowTraining[Occupancy]):
         if objective.bootstraps:
             # States that the first field throws far out are forgotten at the rate of the clock alone.
             self.flow.network.begin_at_zero()
-        self.model = Occupancy(ema_copy(self.flow), inputs, sampler, likelihood, policy)
-        self._backups = BackupMaker(self.model, objective.bootstraps)
+        self.model = Occupancy(ema_copy(self.flow), inputs, sampler, likelihood, policy, intentions)
+        latent_term = "bootstrap" if intentions is None else intentions.term
+        self._backups = BackupMaker(self.model, objective.bootstraps, latent_term)
         self.dynamics = segments.build_dynamics(schema, action_dim)
         self._maker: SegmentMaker = AsObserved()
         self._warned = False
         self._clock: float | None = None
-        self._check_parts()
+        check_parts(self.model, objective, segments, self.tests)
+        self.check_rewards(needed=False)
 
     def on_train_start(self) -> None:
         """Warn of a run that is too short, and train the one-step model unless a checkpoint holds it.
@@ -197,7 +216,8 @@ class OccupancyModule(FlowTraining[Occupancy]):
         """What the training data must hold."""
         bootstraps = self.objective.bootstraps
         futures = None if bootstraps else self.model.horizon.draw
-        return SegmentNeeds(self.segments.observed_steps, self.policy is None and bootstraps, futures)
+        next_action = self.intentions is not None or (self.policy is None and bootstraps)
+        return SegmentNeeds(self.segments.observed_steps, next_action, futures)
 
     @property
     def action_trials(self) -> ActionTrials:
@@ -206,11 +226,16 @@ class OccupancyModule(FlowTraining[Occupancy]):
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of a batch."""
-        segment = read_segment(batch)
+        segment, divergence = read_segment(batch), None
+        if self.model.encoder is not None:
+            segment, divergence = infer_latents(self.model, segment)
         direct, bootstrap = self.loss(segment, batch.get("discount"))
         loss = (direct + bootstrap).mean()
         losses = {"train/loss": loss, "train/loss/direct": direct.mean(), "train/loss/bootstrap": bootstrap.mean()}
         self.means.add({**losses, **self._maker.metrics})
+        if self.intentions is not None and divergence is not None:
+            self.means.add({"train/loss/intentions": divergence.mean()})
+            loss = loss + self.intentions.kl_weight * divergence.mean()
         if self.model.termination is None:
             return loss
         arrival = self.model.inputs.standardise(segment.arrivals[:, 0])
@@ -219,15 +244,15 @@ class OccupancyModule(FlowTraining[Occupancy]):
         return loss + termination
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW on the flow's network, and on the classifier of terminal states where there is one."""
-        termination = self.model.termination
-        return self.optimizer.build([*self.flow.parameters(), *(termination.parameters() if termination else ())])
+        """AdamW on the flow's network, the classifier of terminal states and the encoder, where there are these."""
+        others = [part for part in (self.model.termination, self.model.encoder) if part is not None]
+        return self.optimizer.build([weight for part in (self.flow, *others) for weight in part.parameters()])
 
     def loss(self, segment: Segment, discount: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Direct and bootstrapped term of the loss, each of shape (B,).
 
         Args:
-            segment: Segments.
+            segment: Segments; for a model with intentions with their latents as embeddings.
             discount: Discounts that their futures were drawn for, shape (B,); drawn here if None.
         """
         size, policy = len(segment.observation), self.policy
@@ -252,7 +277,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Log distances between modelled and real future states, and warn of states outside the range of the data."""
-        rollouts = read_rollouts(batch)
+        rollouts = with_members(self.model, read_rollouts(batch))
         metrics = self.tests.validate(self.model, rollouts, torch.Generator().manual_seed(0))
         metrics |= self._dynamics_errors(rollouts)
         self.log_dict({f"val/{name}": value for name, value in metrics.items()}, batch_size=1, sync_dist=True)
@@ -268,14 +293,14 @@ class OccupancyModule(FlowTraining[Occupancy]):
     def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Log distances, likelihood and values under the configured rewards."""
         generator = torch.Generator().manual_seed(1)
-        rollouts = read_rollouts(batch)
+        rollouts = with_members(self.model, read_rollouts(batch))
         metrics = self.tests.test(self.model, rollouts, self.rewards, generator, self._gather)
         metrics |= self._dynamics_errors(rollouts)
         self.log_dict({f"test/{name}": value for name, value in metrics.items()}, batch_size=1, sync_dist=True)
 
     def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Future states in the units of the environment, with the states, actions and embeddings they follow."""
-        rollouts, number = read_rollouts(batch), self.tests.predict_samples
+        rollouts, number = with_members(self.model, read_rollouts(batch)), self.tests.predict_samples
         generator = torch.Generator().manual_seed((torch.initial_seed() + batch_idx) % 2**63)
         source = [rollouts.observation, rollouts.action, rollouts.embedding]
         rows = [part.repeat_interleave(number, 0) for part in source]
@@ -370,21 +395,5 @@ class OccupancyModule(FlowTraining[Occupancy]):
             "min_discount": horizon.min_discount,
             "first_state": horizon.first_state,
             "columns": self.hparams["columns"],
+            "latent_dim": None if self.intentions is None else self.intentions.latent_dim,
         }
-
-    def _check_parts(self) -> None:
-        """Raise where parts do not go together."""
-        policy, inputs = self.policy, self.model.inputs
-        if inputs.horizon.consistency > 0.0:
-            for holds, wanted, got in (
-                (policy is not None, "a policy that acts in modelled states", None),
-                (inputs.is_whole, "a model of the whole state", "columns"),
-                (self.objective.bootstraps, "an objective that bootstraps", self.objective),
-            ):
-                if not holds:
-                    raise UserError(f"consistency of horizons needs {wanted}, got {got}")
-        self.segments.check(policy, self.objective.bootstraps)
-        if policy is not None:
-            check_policy(policy, inputs.state_shift[None], inputs.schema.columns, inputs.action_dim)
-        self.check_rewards(needed=False)
-        inputs.horizon.check(torch.tensor(self.tests.discounts or [inputs.horizon.discount]), "tests.discounts")

@@ -9,6 +9,7 @@ from flowmatch_rl.batches import Segment
 from flowmatch_rl.models import Occupancy
 from flowmatch_rl.objectives import (
     Backup,
+    Term,
     backup_weights,
     choose_state,
     discounts_between,
@@ -24,10 +25,12 @@ class BackupMaker:
     Args:
         model: EMA occupancy.
         bootstraps: Whether the occupancy resumes at the end of a segment; otherwise segments hold a state of it.
+        latent_term: Term whose gradient reaches the latents of the segments.
     """
 
     model: Occupancy
     bootstraps: bool
+    latent_term: Term = "bootstrap"
 
     def make(self, segment: Segment, discount: Tensor) -> Backup:
         """One backup per segment.
@@ -54,7 +57,9 @@ class BackupMaker:
             states = torch.cat([states, landed[:, None]], dim=1)
             weights, rest = torch.cat([weights, (rest * ended)[:, None]], dim=1), rest * (1.0 - ended)
         state, state_weight = choose_state(states, weights, uniform)
-        return Backup(condition, self.model.inputs.standardise(state), state_weight, next_condition, rest)
+        return Backup(
+            condition, self.model.inputs.standardise(state), state_weight, next_condition, rest, self.latent_term
+        )
 
     def _future(self, segment: Segment, discount: Tensor) -> Tensor:
         """States of the occupancies from trajectories, shape (B, S)."""

@@ -1,4 +1,4 @@
-"""Checks that policies and rewards fit the states of a model."""
+"""Checks that the parts of a model go together, and that policies and rewards fit its states."""
 
 from collections.abc import Mapping
 
@@ -6,8 +6,41 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import UserError
+from flowmatch_rl.evaluation import FutureTests
+from flowmatch_rl.models import Occupancy
+from flowmatch_rl.modules.segments import Segments
+from flowmatch_rl.objectives import OccupancyObjective
 from flowmatch_rl.trust import UntrustedNameError
 from flowmatch_rl.types import Policy, Reward
+
+
+def check_parts(model: Occupancy, objective: OccupancyObjective, segments: Segments, tests: FutureTests) -> None:
+    """Raise where the parts of a model do not go together.
+
+    Args:
+        model: The model.
+        objective: How it is learned.
+        segments: How transitions become segments.
+        tests: What evaluations measure.
+
+    Raises:
+        UserError: If two do not.
+    """
+    policy, inputs = model.policy, model.inputs
+    if model.encoder is not None and policy is not None:
+        raise UserError(f"intentions are of policies known by data alone: expected policy null, got {policy}")
+    if inputs.horizon.consistency > 0.0:
+        for holds, wanted, got in (
+            (policy is not None, "a policy that acts in modelled states", None),
+            (inputs.is_whole, "a model of the whole state", "columns"),
+            (objective.bootstraps, "an objective that bootstraps", objective),
+        ):
+            if not holds:
+                raise UserError(f"consistency of horizons needs {wanted}, got {got}")
+    segments.check(policy, objective.bootstraps)
+    if policy is not None:
+        check_policy(policy, inputs.state_shift[None], inputs.schema.columns, inputs.action_dim)
+    inputs.horizon.check(torch.tensor(tests.discounts or [inputs.horizon.discount]), "tests.discounts")
 
 
 def check_policy(policy: Policy, state: Tensor, columns: tuple[str, ...], action_dim: int) -> None:

@@ -33,6 +33,7 @@ from flowmatch_rl.objectives.forward_backward import (
     reward_embedding,
     successor_density,
 )
+from flowmatch_rl.objectives.intentions import standard_normal_divergence
 from flowmatch_rl.objectives.occupancy import (
     TD2CFM,
     TD2DD,
@@ -44,6 +45,7 @@ from flowmatch_rl.objectives.occupancy import (
     CoupledTDCFM,
     MonteCarloCFM,
     OccupancyObjective,
+    Term,
 )
 from flowmatch_rl.objectives.offline import distilled_policy_loss, expectile_loss, tilt_divergence
 from flowmatch_rl.objectives.soft_policy import soft_policy_loss
@@ -85,6 +87,7 @@ __all__ = [
     "SampleSizeTemperature",
     "StepModel",
     "Temperature",
+    "Term",
     "TimeWeight",
     "UniformWeight",
     "ValueReduction",
@@ -112,6 +115,7 @@ __all__ = [
     "resumes_far",
     "reward_embedding",
     "soft_policy_loss",
+    "standard_normal_divergence",
     "successor_density",
     "temperature_loss",
     "tilt_divergence",

@@ -2,7 +2,7 @@
 
 import abc
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from flowmatch_rl.samplers import DdimSampler, OdeSampler, Sampler
 from flowmatch_rl.shapes import check_same_shape, check_shape
 from flowmatch_rl.solvers import Midpoint, Solver
 from flowmatch_rl.types import Prediction
+
+Term: TypeAlias = Literal["direct", "bootstrap"]
+"""A term of the loss: that of observed states, or that of the EMA flow."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Backup:
         state_weight: Weight of that state, shape (B,).
         next_condition: Where the rest of the occupancy is taken from the EMA flow, shape (B, C).
         next_weight: Weight of the rest, shape (B,).
+        latent_term: Term whose gradient reaches a condition that requires it, as one that holds an inferred latent; the
+            direct term where nothing is bootstrapped.
     """
 
     condition: Tensor
@@ -31,6 +36,7 @@ class Backup:
     state_weight: Tensor
     next_condition: Tensor
     next_weight: Tensor
+    latent_term: Term = "bootstrap"
 
 
 @dataclass(frozen=True)
@@ -108,9 +114,8 @@ class OccupancyObjective(abc.ABC):
     ) -> tuple[Tensor, Tensor]:
         """Weighted squared errors of the direct and of the bootstrapped term; their sum is the loss.
 
-        No gradient flows into the EMA flow. A condition that requires gradient, as one that holds an inferred latent,
-        receives that of the direct term alone: what the bootstrapped term aims at moves with the latent. Values of
-        different objectives are not comparable: at the optimum they still differ by the variance of their targets.
+        No gradient flows into the EMA flow. Values of different objectives are not comparable: at the optimum
+        they still differ by the variance of their targets.
 
         Args:
             field: The network, its prediction called with x of shape (B, 2, D), t (B, 2) and a condition (B, 1, C), or
@@ -138,7 +143,7 @@ class OccupancyObjective(abc.ABC):
         if future is not None:
             points, targets = [*points, future[0]], [*targets, future[1]]
             times, weights = [*times, noise.t_bootstrap], [*weights, backup.next_weight]
-        condition = _shared_condition(backup.condition, len(points))
+        condition = _condition_of_terms(backup, len(points))
         predicted = field.predict(torch.stack(points, 1), torch.stack(times, 1), condition)
         error = (predicted - torch.stack(targets, 1)).square()
         error = error.sum(-1) if self.reduction == "sum" else error.mean(-1)
@@ -334,14 +339,16 @@ class TD2DD(OccupancyObjective):
         return _followed(self.sampler, field, noise.start, noise.t_bootstrap, interval)
 
 
-def _shared_condition(condition: Tensor, num_terms: int) -> Tensor:
+def _condition_of_terms(backup: Backup, num_terms: int) -> Tensor:
     """The condition of both terms, shape (B, 1, C), whose features are then computed once.
 
-    Of shape (B, 2, C) where it requires gradient, which the second term is to have none of.
+    Of shape (B, 2, C) where it requires gradient, which one term is to have none of.
     """
+    condition = backup.condition
     if num_terms == 1 or not condition.requires_grad:
         return condition[:, None]
-    return torch.stack([condition, condition.detach()], 1)
+    terms = [condition, condition.detach()]
+    return torch.stack(terms if backup.latent_term == "direct" else terms[::-1], 1)
 
 
 def _renoised(

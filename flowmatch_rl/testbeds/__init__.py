@@ -4,6 +4,7 @@ from flowmatch_rl.testbeds.bandits.products import Bimodal, Flat, Quadratic
 from flowmatch_rl.testbeds.densities import Checkerboard, EightGaussians, PlanarDensity, Rings, Spirals, TwoMoons
 from flowmatch_rl.testbeds.labelled import LabelledReward
 from flowmatch_rl.testbeds.policies.maze import MazeGoalPolicy, MazeLoopPolicy, MazeReachPolicy, Room
+from flowmatch_rl.testbeds.policies.mixture import PolicyMixture
 from flowmatch_rl.testbeds.policies.simple import ConstantPolicy, LinearPolicy, RandomPolicy
 from flowmatch_rl.testbeds.processes.base import Process
 from flowmatch_rl.testbeds.processes.cells import CellProcess, discounted_occupancy
@@ -59,6 +60,7 @@ __all__ = [
     "PlanarDensity",
     "PlanarProcess",
     "PointMassMaze",
+    "PolicyMixture",
     "Process",
     "ProductBandit",
     "Quadratic",

@@ -24,7 +24,12 @@ CONVERSIONS = sorted(path.stem for path in (CONF / "convert").glob("*.yaml") if 
 TASKS = sorted((CONF / "occupancy").glob("*.yaml"))
 PRESETS = sorted((CONF / "occupancy" / "presets").glob("*.yaml"))
 OBJECTIVES = ["TDCFM", "CoupledTDCFM"]
-DATA_OF = {"maze_family": "maze_walks", "maze_goals": "maze", "maze_loop": "maze"}
+DATA_OF = {
+    "maze_family": "maze_walks",
+    "maze_goals": "maze",
+    "maze_intentions": "maze_two",
+    "maze_loop": "maze",
+}
 """Collections of the tasks that are not called like one."""
 LONG: dict[str, object] = {"num_transitions": 800, "num_envs": 2, "block_steps": 400}
 """Trajectories in which most of an occupancy at a discount of 0.99 is observed."""

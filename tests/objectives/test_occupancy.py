@@ -303,3 +303,37 @@ def test_bad_shapes_and_stochastic_samplers_are_refused() -> None:
         TD2CFM().loss(field, field, batch.backup(), dataclasses.replace(batch.noise, t_direct=torch.zeros(8, 1)))
     with pytest.raises(ValueError, match="deterministic"):
         TD2DD(sampler=DdimSampler(eta=0.5))
+
+
+@pytest.mark.parametrize("objective", OCCUPANCY_OBJECTIVES, ids=str)
+def test_a_latent_in_the_condition_learns_from_one_term(objective: OccupancyObjective) -> None:
+    batch, path = batch_of(16, seed=100), DIFFUSION if objective.prediction == "noise" else LINEAR
+    latent = batch.backup().condition.requires_grad_()
+
+    def predict(x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        assert condition is not None
+        return torch.tanh(x) * condition.sum(-1, keepdim=True)
+
+    field = Field(path, predict, objective.prediction)
+
+    def gradient(backup: Backup, *terms: int) -> Tensor:
+        losses = objective.loss(field, field, backup, batch.noise, (T_MIN, 1.0 - T_MIN))
+        (found,) = torch.autograd.grad(torch.stack([losses[i].sum() for i in terms]).sum(), latent, allow_unused=True)
+        return torch.zeros_like(latent) if found is None else found
+
+    for term, own, other in (("direct", 0, 1), ("bootstrap", 1, 0)):
+        backup = dataclasses.replace(batch.backup(), condition=latent, latent_term=term)
+        learns = own if objective.bootstraps else 0
+        assert gradient(backup, learns).any()
+        torch.testing.assert_close(gradient(backup, 0, 1), gradient(backup, learns), rtol=0, atol=0)
+        if objective.bootstraps:
+            assert not gradient(backup, other).any()
+
+
+def test_values_of_the_loss_do_not_depend_on_what_a_latent_learns_from() -> None:
+    batch, field = batch_of(16, seed=110), exact_field(TD2CFM(), LINEAR)
+    fixed = batch.backup()
+    wanted = TD2CFM().loss(field, field, fixed, batch.noise)
+    for term in ("direct", "bootstrap"):
+        backup = dataclasses.replace(fixed, condition=fixed.condition.clone().requires_grad_(), latent_term=term)
+        torch.testing.assert_close(TD2CFM().loss(field, field, backup, batch.noise), wanted)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flowmatch_rl.testbeds import ConstantPolicy, LinearPolicy, RandomPolicy
+from flowmatch_rl.testbeds import ConstantPolicy, LinearPolicy, MazeGoalPolicy, PolicyMixture, RandomPolicy
 from tests.combinations import one_test
 
 
@@ -29,6 +29,18 @@ def test_random_policy_fills_the_box_and_repeats_under_a_seed() -> None:
     torch.testing.assert_close(first.var(0), torch.full((2,), 1.0 / 3.0), rtol=0.0, atol=0.01)
 
 
+def test_one_policy_of_a_mixture_acts_and_each_is_equally_likely() -> None:
+    mixture = PolicyMixture([ConstantPolicy([0.5]), LinearPolicy([[1.0, 0.0]]), ConstantPolicy([-1.0])])
+    numbers = mixture.embeddings(torch.rand(9_000, 1, generator=torch.Generator().manual_seed(0)))
+    assert numbers.shape == (9_000, 1)
+    shares = torch.bincount(numbers[:, 0].long(), minlength=3) / 9_000
+    torch.testing.assert_close(shares, torch.full((3,), 1.0 / 3.0), rtol=0.0, atol=0.02)
+    state = torch.tensor([[[0.25, 9.0]], [[0.75, 9.0]]]).expand(2, 3, 2)
+    acting = torch.tensor([[[0.0], [1.0], [2.0]], [[2.0], [1.0], [0.0]]])
+    wanted = torch.tensor([[[0.5], [0.25], [-1.0]], [[-1.0], [0.75], [0.5]]])
+    assert torch.equal(mixture.act(state, acting), wanted)
+
+
 @pytest.mark.parametrize("policy", [LinearPolicy([[1.0]]), ConstantPolicy([0.0]), RandomPolicy(1)], ids=repr)
 def test_a_single_policy_refuses_an_embedding(policy) -> None:
     assert policy.embedding_dim == 0
@@ -47,6 +59,9 @@ def test_a_single_policy_refuses_an_embedding(policy) -> None:
         (lambda: LinearPolicy([[1.0, 2.0]]).act(torch.zeros(3, 3)), "(3, 2), got (3, 3)"),
         (lambda: ConstantPolicy([1.5]), "1.5"),
         (lambda: RandomPolicy(0), "got 0"),
+        (lambda: PolicyMixture([]), "single policies, at least one, got none"),
+        (lambda: PolicyMixture([MazeGoalPolicy()]), "single policies, at least one, got ['MazeGoalPolicy']"),
+        (lambda: PolicyMixture([RandomPolicy(1)]).act(torch.zeros(3, 1)), "got no embedding"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(make, words: str) -> None:
