@@ -39,6 +39,7 @@ BENCHMARKS = (
     "occupancy_bias",
     "occupancy_bootstraps",
     "occupancy_chained",
+    "occupancy_intentions",
     "expansion_cost",
     "occupancy_planning",
     "forward_backward",
