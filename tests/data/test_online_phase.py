@@ -57,7 +57,11 @@ def build(path: str, epoch: int = OFFLINE_EPOCHS, world_size: int = 1, **options
     phase = OnlinePhase(**sizes | options)
     data = PolicyData(path, epoch_updates=3, held_out=0.2, online=phase, **own)
     module = SimpleNamespace(
-        device=torch.device("cpu"), learns_from_rewards=True, collection_policy=policy, check_finite=lambda: None
+        device=torch.device("cpu"),
+        learns_from_rewards=True,
+        takes_goals=False,
+        collection_policy=policy,
+        check_finite=lambda: None,
     )
     data.trainer = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
         world_size=world_size, global_rank=0, lightning_module=module, current_epoch=epoch
