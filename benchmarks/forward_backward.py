@@ -37,8 +37,9 @@ SETTINGS: dict[str, Any] = {
 def evaluate(model: ForwardBackwardModel, reward: Reward) -> dict[str, float]:
     """Mean return of the policy of a reward, and its value at the starts by the model and as it came."""
     state = MAZE.start(torch.randn(EPISODES, 4, generator=torch.Generator().manual_seed(5)))
-    embedding = model.embedding(reward.evaluate(model.references, MAZE.columns))
-    predicted = model.value(state, model.act(state, embedding), embedding)
+    known = reward.evaluate(model.references, MAZE.columns)
+    embedding = model.embedding(known - known.mean())  # a constant changes no policy here, see load_forward_backward
+    predicted = model.value(state, model.act(state, embedding), embedding, model.embedding(known))
     rewards = []
     for _ in range(STEPS):
         state, _ = MAZE.step(state, model.act(state, embedding), torch.zeros(EPISODES, 4))

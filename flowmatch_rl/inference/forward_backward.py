@@ -22,15 +22,18 @@ class EmbeddedPolicy:
 
     Args:
         model: The trained model.
-        embedding: Embedding of the reward, shape (d,).
+        embedding: Embedding of the policy, shape (d,).
+        reward: Embedding of the reward that values are of, shape (d,).
         action_bounds: Bounds of the action in the environment's unit.
 
     Attributes:
-        embedding: The embedding, shape (d,).
+        embedding: The embedding of the policy, shape (d,).
     """
 
-    def __init__(self, model: ForwardBackwardModel, embedding: Tensor, action_bounds: ActionBounds) -> None:
-        self._model, self._embedding, self._bounds = model, embedding, action_bounds
+    def __init__(
+        self, model: ForwardBackwardModel, embedding: Tensor, reward: Tensor, action_bounds: ActionBounds
+    ) -> None:
+        self._model, self._embedding, self._reward, self._bounds = model, embedding, reward, action_bounds
         self.embedding: np.ndarray = embedding.cpu().numpy()
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
@@ -69,7 +72,7 @@ class EmbeddedPolicy:
             if given.shape != wanted:
                 raise UserError(f"expected actions of shape {wanted}, got {given.shape}")
             unit = self._bounds.standardise(torch.as_tensor(given, device=states.device)).float()
-        return self._model.value(states, unit, self._embedding).cpu().numpy()
+        return self._model.value(states, unit, self._embedding, self._reward).cpu().numpy()
 
     def _states(self, observation: np.ndarray) -> Tensor:
         return finite_states(self._model, observation)
@@ -92,13 +95,16 @@ class TrainedForwardBackward:
         """Names of the S entries of the state."""
         return self.model.columns
 
-    def policy(self, reward: RewardFunction, states: np.ndarray | None = None) -> EmbeddedPolicy:
+    def policy(self, reward: RewardFunction, states: np.ndarray | None = None, centred: bool = True) -> EmbeddedPolicy:
         """The policy of a reward, whose values at states of the data it is inferred from.
 
         Args:
             reward: Any reward of the state that a step arrives in.
             states: States of the data to evaluate it on, shape (N, S); those that the checkpoint holds if None. More of
                 them help where few have a reward.
+            centred: Whether the mean reward of the states is subtracted before the policy is inferred. Where episodes
+                do not end by themselves a constant reward changes no policy, but errors of a short training weigh less
+                without it. Values are of the reward as it is.
 
         Raises:
             UserError: If a shape does not fit, the reward needs an entry that the state lacks, or it is 0 or not
@@ -118,8 +124,10 @@ class TrainedForwardBackward:
                 f"the reward {reward} is 0 in all of the {len(given)} states of the data that it was evaluated on; "
                 "give states among which some have a reward"
             )
-        embedding = self.model.embedding(rewards.to(given), None if states is None else given)
-        return EmbeddedPolicy(self.model, embedding, self._bounds)
+        rewards = rewards.to(given)
+        own = self.model.embedding(rewards, given)
+        embedding = self.model.embedding(rewards - rewards.mean(), given) if centred else own
+        return EmbeddedPolicy(self.model, embedding, own, self._bounds)
 
     def value(self, reward: RewardFunction, observation: np.ndarray, action: np.ndarray | None = None) -> np.ndarray:
         """Values of a reward under its own policy; see ``EmbeddedPolicy.value``.

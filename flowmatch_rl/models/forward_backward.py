@@ -85,15 +85,17 @@ class ForwardBackwardModel(nn.Module):
         return action.reshape(*state.shape[:-1], -1)
 
     @torch.no_grad()
-    def value(self, state: Tensor, action: Tensor, embedding: Tensor) -> Tensor:
-        """Action values of the reward of an embedding under the policy of it, shape (*batch).
+    def value(self, state: Tensor, action: Tensor, embedding: Tensor, reward: Tensor | None = None) -> Tensor:
+        """Action values of a reward under the policy of an embedding, shape (*batch).
 
         Args:
             state: States in their units, shape (*batch, S).
             action: Actions in [-1, 1], shape (*batch, A).
-            embedding: Embedding of a reward, not brought onto the sphere, shape (d,).
+            embedding: Embedding of the policy, shape (d,).
+            reward: Embedding of the reward, not brought onto the sphere, shape (d,); that of the policy if None.
         """
+        reward = embedding if reward is None else reward
         check_shape("action", action, (*state.shape[:-1], self.action_dim))
         rows, actions = self.standardise(state).reshape(-1, state.shape[-1]), action.reshape(-1, self.action_dim)
         forward = self.networks.represent(rows, actions, on_sphere(embedding).expand(len(rows), -1))
-        return reduced_members(forward @ embedding, self.reduction).reshape(state.shape[:-1])
+        return reduced_members(forward @ reward, self.reduction).reshape(state.shape[:-1])

@@ -175,6 +175,24 @@ def test_a_loaded_representation_acts_for_any_reward(batch: tuple[int, ...], che
     np.testing.assert_allclose(doubled.value(state), 2.0 * values, rtol=1e-3, atol=1e-4)
 
 
+def test_a_constant_reward_changes_values_and_no_policy(checkpoint) -> None:
+    model, reward = load_forward_backward(checkpoint[1]), SpeedReward()
+    state = np.random.default_rng(0).normal(size=(6, 4)) * 0.1
+
+    def raised(states: np.ndarray) -> np.ndarray:
+        return reward.evaluate(torch.as_tensor(states), model.columns).numpy() + 3.0
+
+    plain, other = model.policy(reward), model.policy(raised)
+    np.testing.assert_allclose(other(state), plain(state), atol=1e-4)
+    constant = model.policy(lambda states: np.full(len(states), 3.0), centred=False).embedding
+    states, unit = torch.as_tensor(state).float(), model.model.act(torch.as_tensor(state).float(), torch.ones(6))
+    added = model.model.value(states, unit, torch.as_tensor(plain.embedding), torch.as_tensor(constant))
+    action = 2.0 * unit.numpy() * [1.0, 2.5] + [0.0, 5.0]
+    np.testing.assert_allclose(other.value(state, action), plain.value(state, action) + added.numpy(), atol=1e-3)
+    uncentred = [model.policy(each, centred=False)(state) for each in (reward, raised)]
+    assert not np.allclose(*uncentred, atol=1e-4)
+
+
 def test_rewards_are_evaluated_on_the_states_that_are_given(checkpoint) -> None:
     model = load_forward_backward(checkpoint[1])
     states = np.random.default_rng(1).normal(size=(50, 4)) * 0.1
