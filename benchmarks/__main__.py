@@ -43,6 +43,7 @@ BENCHMARKS = (
     "expansion_cost",
     "occupancy_planning",
     "forward_backward",
+    "any_reward",
     "occupancy_speed",
     "offline_tilt",
     "offline",
