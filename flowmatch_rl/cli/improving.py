@@ -23,11 +23,11 @@ from flowmatch_rl.experiments.improvement import (
     observation_features,
     support,
 )
-from flowmatch_rl.inference import CheckpointPolicy, load_occupancy
+from flowmatch_rl.inference import load_occupancy
 from flowmatch_rl.modules.occupancy_actor_critic import OccupancyActorCritic
 from flowmatch_rl.testbeds import FunctionReward, LabelledReward
 from flowmatch_rl.trust import allow_imports, name_function
-from flowmatch_rl.types import Reward
+from flowmatch_rl.types import Policy, Reward
 
 _OWN = ("--ckpt_path", "--reward", "--columns", "--path", "--futures", "--behavior", "--draws", "--allow_imports")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -70,9 +70,9 @@ def improve(args: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--behavior",
-        type=str | None,
+        type=Policy | None,
         default=None,
-        help="Checkpoint of a policy whose actions are tried, where the occupancy knows no policy.",
+        help="Policy whose actions are tried beside those of the occupancy's, such as a CheckpointPolicy.",
     )
     parser.add_class_arguments(Draws, "draws")
     parser.add_argument("--allow_imports", type=list[str], default=[], help=ALLOW_IMPORTS)
@@ -93,8 +93,7 @@ def _prepare(options: dict[str, Any]) -> dict[str, Any]:
     if path is None:
         raise UserError(f"there is no configuration of a run beside {checkpoint}; name its data set with --path")
     store = TransitionStore.open(path)
-    behavior = None if options["behavior"] is None else CheckpointPolicy(options["behavior"])
-    draws = options["draws"]
+    draws, behavior = options["draws"], options["behavior"]
     described, reward = _reward(options["reward"], options["columns"], occupancy.columns)
     print(check_sees_actions(model, store), flush=True)
     futures = kept_futures(checkpoint, model, store, draws, behavior, options["futures"])
@@ -161,7 +160,7 @@ def _split(args: Sequence[str]) -> tuple[list[str], list[str]]:
     place = 0
     while place < len(args):
         name = args[place].partition("=")[0]
-        mine = name in _OWN or name.startswith("--draws.") or name in ("-h", "--help")
+        mine = name in _OWN or name.startswith(("--draws.", "--behavior.")) or name in ("-h", "--help")
         part = own if mine else rest
         part.append(args[place])
         takes = "=" not in args[place] and place + 1 < len(args) and not args[place + 1].startswith(("--", "-c"))

@@ -65,8 +65,8 @@ def draw_futures(
         model: The occupancy.
         store: The data set.
         draws: How many.
-        behavior: Policy whose actions are tried, each with a member of its own, for a model that knows no policy; the
-            members' own actions if None.
+        behavior: Policy, or family of policies, whose actions are tried too, by every other member; by all of them
+            where the model knows no policy. None for the members' own actions alone.
 
     Returns:
         Future states.
@@ -86,7 +86,7 @@ def draw_futures(
         for start in tqdm(range(0, size, _STATES_AT_A_TIME), desc="future states", unit="batch", leave=False):
             states, some = (part[start : start + _STATES_AT_A_TIME] for part in (observation, embeddings))
             spread = states[:, None].expand(-1, members, -1)
-            acts = model.act(spread, some) if behavior is None else behavior.act(spread, None, generator)
+            acts = _tried_actions(model, spread, some, behavior, generator)
             noise = model.draw_noise(len(states), 1, draws.num_samples, generator=generator)
             noise = noise.expand(-1, members, -1, -1)
             futures.append(model.futures(noise, spread, acts, some, model.horizon.discount).cpu())
@@ -102,6 +102,21 @@ def draw_futures(
         model.horizon.discount,
         f"{draws}, behavior {behavior}",
     )
+
+
+def _tried_actions(
+    model: Occupancy, states: Tensor, members: Tensor, behavior: Policy | None, generator: torch.Generator
+) -> Tensor:
+    """First actions in states (B, M, S), shape (B, M, A): of the members, and of the behaviour by every other one."""
+    if behavior is None:
+        return model.act(states, members)
+    uniform = torch.rand(states[..., 0].numel(), behavior.embedding_dim, generator=generator).to(states.device)
+    embedding = behavior.embeddings(uniform).unflatten(0, states.shape[:2]) if behavior.embedding_dim else None
+    tried = behavior.act(states, embedding)
+    if model.policy is None:
+        return tried
+    own = torch.arange(states.shape[1], device=states.device) % 2 == 0
+    return torch.where(own[:, None], model.act(states, members), tried)
 
 
 def futures_path(checkpoint: str | Path, store: TransitionStore, draws: Draws, behavior: Policy | None) -> Path:
@@ -257,7 +272,7 @@ def kept_futures(
         model: The occupancy.
         store: The data set.
         draws: How many.
-        behavior: Policy whose actions are tried; the members' own actions if None.
+        behavior: Policy whose actions are tried too; see ``draw_futures``.
         path: The file; one beside the checkpoint if None.
     """
     futures = Path(path) if path else futures_path(checkpoint, store, draws, behavior)

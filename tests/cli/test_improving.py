@@ -16,7 +16,7 @@ from flowmatch_rl.data.futures import FutureSamples
 from flowmatch_rl.experiments import improvement
 from flowmatch_rl.experiments.improvement import Draws, check_sees_actions, draw_futures
 from flowmatch_rl.inference import load_occupancy, load_policy
-from flowmatch_rl.testbeds import SpeedReward
+from flowmatch_rl.testbeds import ConstantPolicy, MazeGoalPolicy, SpeedReward
 from tests.cli.support import CONF, Outcome, call, collect, occupancy_arguments
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -187,6 +187,40 @@ def test_the_members_of_a_state_share_their_noise(checkpoint) -> None:
     rows = held.observation[:, None].expand(-1, 3, -1)
     assert torch.equal(held.actions, model.act(rows, held.embeddings))
     assert float(held.embeddings.std(1).mean()) > 0.1
+
+
+def test_every_other_action_is_one_of_the_behaviour(checkpoint) -> None:
+    model, store = load_occupancy(checkpoint).model, TransitionStore.open(str(checkpoint.parents[2] / "maze"))
+    drawing: Any = model
+    drawing.futures = lambda noise, *_: noise
+    held = draw_futures(model, store, Draws(num_states=5, num_members=4), ConstantPolicy([0.25, -0.5]))
+    own = model.act(held.observation[:, None].expand(-1, 4, -1), held.embeddings)
+    assert torch.equal(held.actions[:, ::2], own[:, ::2])
+    assert torch.equal(held.actions[:, 1::2], torch.tensor([0.25, -0.5]).expand(5, 2, 2))
+    # A family has members of its own; a model that knows no policy leaves it all actions.
+    goals = draw_futures(model, store, Draws(num_states=5, num_members=4), MazeGoalPolicy())
+    assert not torch.equal(goals.actions[:, 1::2], own[:, 1::2])
+    drawing.policy, drawing.draw_members = None, lambda number, generator: torch.zeros(number, 2)
+    only = draw_futures(model, store, Draws(num_states=5, num_members=4), ConstantPolicy([0.25, -0.5]))
+    assert torch.equal(only.actions, torch.tensor([0.25, -0.5]).expand(5, 4, 2))
+
+
+def test_a_second_round_starts_from_the_occupancy_of_the_new_policy(checkpoint, tmp_path) -> None:
+    assert improve(checkpoint, "SpeedReward", tmp_path / "first").code == 0
+    policy = {"class_path": "CheckpointPolicy", "init_args": {"path": str(tmp_path / "first/checkpoints/last.ckpt")}}
+    run = {
+        "data__path": checkpoint.parents[2] / "maze",
+        "trainer__default_root_dir": tmp_path / "occupancy",
+        "model__network__init_args__hidden_dim": 16,
+        "model__policy": json.dumps(policy),
+    }
+    outcome = call(occupancy_arguments("fit", CONF / "occupancy" / "maze_goals.yaml", **run))
+    assert outcome.code == 0, outcome.err
+    second = tmp_path / "occupancy" / "checkpoints" / "last.ckpt"
+    outcome = improve(second, "SpeedReward", tmp_path / "second", "--behavior=MazeGoalPolicy")
+    assert outcome.code == 0, outcome.err
+    kept = FutureSamples.load(next(iter(second.parent.glob("*.futures-*.pt"))))
+    assert kept.embeddings.shape == (12, 3, 0)
 
 
 def test_a_model_of_actions_in_data_needs_a_behaviour(checkpoint) -> None:
