@@ -23,15 +23,25 @@ from flowmatch_rl.experiments.improvement import (
     observation_features,
     support,
 )
-from flowmatch_rl.inference import load_occupancy
+from flowmatch_rl.inference import load_dynamics, load_occupancy
 from flowmatch_rl.modules.occupancy_actor_critic import OccupancyActorCritic
 from flowmatch_rl.testbeds import FunctionReward, LabelledReward
 from flowmatch_rl.trust import allow_imports, name_function
 from flowmatch_rl.types import Policy, Reward
 
-_OWN = ("--ckpt_path", "--reward", "--columns", "--path", "--futures", "--behavior", "--draws", "--allow_imports")
+_OWN = (
+    "--ckpt_path",
+    "--reward",
+    "--columns",
+    "--path",
+    "--futures",
+    "--behavior",
+    "--dynamics",
+    "--draws",
+    "--allow_imports",
+)
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_UPDATES, _EVALUATIONS = 3_000, 1_000
+_UPDATES, _EVALUATIONS = 2_000, 1_000
 
 
 def improve(args: Sequence[str]) -> int:
@@ -74,6 +84,13 @@ def improve(args: Sequence[str]) -> int:
         default=None,
         help="Policy whose actions are tried beside those of the occupancy's, such as a CheckpointPolicy.",
     )
+    parser.add_argument(
+        "--dynamics",
+        type=str | None,
+        default=None,
+        help="Checkpoint of a one-step model (DynamicsModule) of the same data, in which the expected return is "
+        "measured; the critics state it if null.",
+    )
     parser.add_class_arguments(Draws, "draws")
     parser.add_argument("--allow_imports", type=list[str], default=[], help=ALLOW_IMPORTS)
     own, rest = _split(args)
@@ -94,6 +111,8 @@ def _prepare(options: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"there is no configuration of a run beside {checkpoint}; name its data set with --path")
     store = TransitionStore.open(path)
     draws, behavior = options["draws"], options["behavior"]
+    if options["dynamics"] is not None:
+        load_dynamics(options["dynamics"], allow=options["allow_imports"])
     described, reward = _reward(options["reward"], options["columns"], occupancy.columns)
     print(check_sees_actions(model, store), flush=True)
     futures = kept_futures(checkpoint, model, store, draws, behavior, options["futures"])
@@ -105,6 +124,7 @@ def _prepare(options: dict[str, Any]) -> dict[str, Any]:
             "class_path": OccupancyActorCritic.__name__,
             "init_args": {
                 "discount": samples.discount,
+                "dynamics": options["dynamics"],
                 "critics": {"architecture": {"observations": features}},
                 "policy": {"network": {"observations": features}},
             },

@@ -95,13 +95,13 @@ class EpisodeData(DataModule, abc.ABC):
         self.environment = environment
         self.eval_episodes, self.test_episodes, self.eval_seed = eval_episodes, test_episodes, eval_seed
         self.max_episode_steps, self.action_chunk = max_episode_steps, action_chunk
-        self._reward_of = reward_of
+        self.reward_of = reward_of
         self._evaluation_envs: dict[int, EnvBase] = {}
 
     @property
     def return_range(self) -> tuple[float, float] | None:
         """Returns that count as 0 and as 1, see ``Environment``; None where the rewards are not the environment's."""
-        return None if self.environment is None or self._reward_of is not None else self.environment.return_range
+        return None if self.environment is None or self.reward_of is not None else self.environment.return_range
 
     @property
     def module(self) -> ActingModule:
@@ -161,9 +161,9 @@ class EpisodeData(DataModule, abc.ABC):
         env, seed = self._evaluation_envs[part], seed + self.rank * number
         policy = self.acting_policy(self.module.evaluation_policy())
         steps = roll_out_episodes(env, policy, seed, self.max_episode_steps)
-        if self._reward_of is None:
+        if self.reward_of is None:
             return steps
-        return steps.exclude(SUCCESS).set(REWARD, self._reward_of(steps[NEXT_OBSERVATION])[..., None])
+        return steps.exclude(SUCCESS).set(REWARD, self.reward_of(steps[NEXT_OBSERVATION])[..., None])
 
     def acting_policy(self, policy: TensorDictModuleBase) -> TensorDictModuleBase:
         """A policy of the module as it acts in the environment, one action at a time.

@@ -204,7 +204,7 @@ def _check(model: Occupancy, store: TransitionStore, behavior: Policy | None) ->
 
 
 def improve(
-    checkpoint: str | Path, reward: Reward, path: str, draws: Draws = Draws(), num_updates: int = 3_000, seed: int = 0
+    checkpoint: str | Path, reward: Reward, path: str, draws: Draws = Draws(), num_updates: int = 2_000, seed: int = 0
 ) -> TrainedPolicy:
     """Train a policy for a reward from an occupancy, without files but for the future states.
 
@@ -213,7 +213,7 @@ def improve(
         reward: Any reward of the modelled entries of the state.
         path: Folder of the data set that it was learned from.
         draws: Future states that values are made of, kept beside the checkpoint.
-        num_updates: Gradient steps, the first third of which learn from the occupancy.
+        num_updates: Gradient steps, the first half of which learn from the occupancy.
         seed: Seed of the run.
 
     Returns:
@@ -236,7 +236,7 @@ def improve(
         discount=model.horizon.discount,
         critics=replace(IMPROVED_CRITICS, architecture=replace(IMPROVED_CRITICS.architecture, observations=features)),
         policy=replace(IMPROVED_POLICY, network=VelocityArchitecture(hidden_dim=128, observations=features)),
-        occupancy_updates=max(1, num_updates // 3),
+        occupancy_updates=max(1, num_updates // 2),
     )
     trainer = Trainer(
         max_epochs=data.num_epochs,

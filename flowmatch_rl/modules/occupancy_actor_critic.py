@@ -1,14 +1,20 @@
 """Actor-critic for any reward of the state: values from an occupancy, and a policy tilted from its family."""
 
+import functools
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowmatch_rl.batches import FamilyValues, Transition
-from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.checkpoints import read_checkpoint
+from flowmatch_rl.checks import MissingFileError, UserError, check_range
+from flowmatch_rl.evaluation.modelled_return import ModelledReturn, modelled_return
 from flowmatch_rl.models import (
     Acting,
+    Dynamics,
     FlowPolicy,
     FlowPolicyArchitecture,
     GreedySelection,
@@ -17,6 +23,8 @@ from flowmatch_rl.models import (
 )
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.actor_critic import ActorCritic
+from flowmatch_rl.modules.dynamics import DynamicsModule
+from flowmatch_rl.modules.loading import build_module
 from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics
 from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture
 from flowmatch_rl.objectives import (
@@ -38,6 +46,9 @@ IMPROVED_POLICY = FlowPolicyArchitecture(
 )
 IMPROVED_CRITICS = Critics(CriticArchitecture(layer_norm=True), "mean", ema_decay=0.95)
 """Small networks, for a policy in minutes."""
+
+_FOLLOWED = 512
+"""States that the policy is followed from in a one-step model."""
 
 
 class OccupancyActorCritic(ActorCritic):
@@ -68,8 +79,11 @@ class OccupancyActorCritic(ActorCritic):
         acting: How many particles an action is chosen from, and how.
         critics: The critics and how their targets are made.
         optimizer: Learning rates, clipping and resets.
+        dynamics: Checkpoint of a ``DynamicsModule`` of the same data, in whose model the policy is followed to measure
+            the expected return; None for what the critics say.
 
     Raises:
+        MissingFileError: If there is no such checkpoint, once it is needed.
         UserError: If a number is out of its range, or the temperature's rule cannot be measured.
 
     Reference:
@@ -91,11 +105,12 @@ class OccupancyActorCritic(ActorCritic):
         objective: FlowObjective = ConditionalFlowMatching(),
         expectile: float = 0.5,
         occupancy_updates: int = 1_000,
-        num_states: int = 64,
+        num_states: int = 32,
         actions_per_state: int = 4,
-        acting: Acting = Acting(4, 4, 4, GreedySelection(), GreedySelection(), GreedySelection()),
+        acting: Acting = Acting(2, 2, 2, GreedySelection(), GreedySelection(), GreedySelection()),
         critics: Critics = IMPROVED_CRITICS,
         optimizer: ActorCriticOptimizer = ActorCriticOptimizer(1e-3, 1e-3, temperature_learning_rate=1e-2),
+        dynamics: str | None = None,
     ) -> None:
         check_range("(0, 1)", expectile=expectile)
         check_range(
@@ -117,6 +132,7 @@ class OccupancyActorCritic(ActorCritic):
             raise UserError(f"expected a temperature that is constant or tuned to a divergence, got {temperature}")
         self.save_hyperparameters()
         self.objective, self.acting, self.expectile = objective, acting, expectile
+        self._dynamics = dynamics
         self.occupancy_updates, self.num_states, self.actions_per_state = (
             occupancy_updates,
             num_states,
@@ -159,15 +175,40 @@ class OccupancyActorCritic(ActorCritic):
         of_states, of_members = values.mean(0), values.mean(1)
         variance = of_states.var() / len(of_states) + of_members.var(correction=0) / len(of_members)
         expected = {"expected_return": of_states.mean(), "expected_return_error": variance.sqrt()}
+        if self._dynamics is not None:
+            modelled = self.modelled_return(transition.observation[:_FOLLOWED])
+            expected |= {"modelled_return": modelled.mean, "modelled_return_error": modelled.error}
         return super().held_out_losses(transition) | expected
+
+    def modelled_return(self, states: Tensor) -> ModelledReturn:
+        """Discounted return of the policy as it acts in evaluations, in the one-step model.
+
+        Args:
+            states: States it starts from, shape (B, S).
+
+        Raises:
+            MissingFileError: If there is no checkpoint of the model.
+            UserError: If it is of another kind, or there is none.
+        """
+        if self._dynamics is None:
+            raise UserError("the expected return in a one-step model needs model.dynamics, its checkpoint, got null")
+        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if not Path(self._dynamics).is_file():
+            raise MissingFileError(f"there is no checkpoint {self._dynamics!r} of a one-step model")
+        dynamics = _read_dynamics(self._dynamics, Path(self._dynamics).stat().st_mtime_ns, str(self.device))
+        return modelled_return(dynamics, self.actor("eval"), states, data.reward_of, self.critics.discount)
 
     def result_lines(self, metrics: Mapping[str, float]) -> list[str]:
         """What a test measured, one line each; the expected return first."""
         if "test/expected_return" not in metrics:
             return super().result_lines(metrics)
         mean, error = metrics["test/expected_return"], metrics["test/expected_return_error"]
-        expected = f"expected     discounted return of {mean:.4g} +- {error:.2g} from states of the data"
-        return [expected, *super().result_lines(metrics)]
+        by = "" if self._dynamics is None else ", by the critics"
+        lines = [f"expected     discounted return of {mean:.4g} +- {error:.2g} from states of the data{by}"]
+        if self._dynamics is not None:
+            mean, error = metrics["test/modelled_return"], metrics["test/modelled_return_error"]
+            lines.insert(0, f"expected     discounted return of {mean:.4g} +- {error:.2g} from states of the data")
+        return [*lines, *super().result_lines(metrics)]
 
     def occupancy_loss(self, family: FamilyValues) -> Tensor:
         """Expectile loss of the critics against the occupancy's values, one member per state, shape (); draws them.
@@ -193,3 +234,13 @@ class OccupancyActorCritic(ActorCritic):
         drawn = actions.gather(1, index[..., None].expand(-1, -1, actions.shape[-1])).flatten(0, 1)
         states = observation.repeat_interleave(self.actions_per_state, 0)
         return self.policy.cloning_loss(self.objective, states, drawn).mean(), tilt_divergence(tilt).mean()
+
+
+@functools.lru_cache(maxsize=2)
+def _read_dynamics(path: str, modified_ns: int, device: str) -> Dynamics:
+    """The one-step model of a file, read again where it has changed."""
+    content = read_checkpoint(path)
+    if "dynamics" not in content:
+        raise UserError(f"{path} is not a checkpoint of a one-step model")
+    with torch.random.fork_rng(devices=[]):
+        return build_module(DynamicsModule, content, path).dynamics.to(device).eval()
