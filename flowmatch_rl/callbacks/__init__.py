@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         LearningCurve,
         PolicyCurve,
         PolicyFigures,
+        ValueMapFigure,
     )
     from flowmatch_rl.callbacks.first_lines import header
     from flowmatch_rl.callbacks.flow_figures import FlowFigures
@@ -51,6 +52,7 @@ __all__ = [
     "SampleWriter",
     "Throughput",
     "Tracker",
+    "ValueMapFigure",
     "Video",
     "header",
     "summary",

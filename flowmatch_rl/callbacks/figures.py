@@ -12,8 +12,23 @@ from flowmatch_rl.callbacks.artifacts import write_figure, writes_files
 from flowmatch_rl.callbacks.curves import Curve, data_label, metric
 from flowmatch_rl.callbacks.progress import env_step_counter
 from flowmatch_rl.checks import check_range
-from flowmatch_rl.evaluation import Calibration, Episodes, PolicyPoint, ReturnPoint, differing_states, sample_policy
-from flowmatch_rl.figures import Figure, draw_calibration, draw_episodes, draw_learning_curve, draw_policy
+from flowmatch_rl.evaluation import (
+    Calibration,
+    Episodes,
+    PolicyPoint,
+    ReturnPoint,
+    differing_states,
+    map_values,
+    sample_policy,
+)
+from flowmatch_rl.figures import (
+    Figure,
+    draw_calibration,
+    draw_episodes,
+    draw_learning_curve,
+    draw_policy,
+    draw_value_map,
+)
 from flowmatch_rl.schema import ActionBounds
 
 
@@ -92,18 +107,18 @@ class EpisodesFigure(Callback, abc.ABC):
         counter, data = env_step_counter(trainer), trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         number = pl_module.gradient_steps if counter is None else counter.env_steps
         title = f"{data_label(trainer)} after {number:,} {'gradient' if counter is None else 'environment'} steps"
-        figure = self.draw(pl_module, batch, data.spaces.action_bounds, title)
+        figure = self.draw(pl_module, batch, data, title)
         if figure is not None:
             write_figure(trainer, figure, self.picture)
 
     @abc.abstractmethod
-    def draw(self, module: Any, batch: TensorDictBase, bounds: ActionBounds, title: str) -> Figure | None:
+    def draw(self, module: Any, batch: TensorDictBase, data: Any, title: str) -> Figure | None:
         """Draw the figure; None where there is nothing to draw.
 
         Args:
             module: The module.
             batch: Whole episodes, batch size (N, T), see ``roll_out_episodes``.
-            bounds: Bounds of the action, in the environment's unit.
+            data: The data module.
             title: Title.
         """
 
@@ -116,9 +131,10 @@ class EpisodeFigure(EpisodesFigure):
 
     picture = "episode.png"
 
-    def draw(self, module: Any, batch: TensorDictBase, bounds: ActionBounds, title: str) -> Figure:
+    def draw(self, module: Any, batch: TensorDictBase, data: Any, title: str) -> Figure:
         """The best and the worst episode."""
         held = batch.select(ACTION, REWARD, "mask").cpu()
+        bounds: ActionBounds = data.spaces.action_bounds
         action = bounds.restore(held[ACTION]).float()
         episodes = Episodes(held[REWARD].squeeze(-1), action, held["mask"])
         return draw_episodes(episodes, bounds, title)
@@ -132,12 +148,29 @@ class CalibrationFigure(EpisodesFigure):
 
     picture = "calibration.png"
 
-    def draw(self, module: Any, batch: TensorDictBase, bounds: ActionBounds, title: str) -> Figure | None:
+    def draw(self, module: Any, batch: TensorDictBase, data: Any, title: str) -> Figure | None:
         """Values over returns; None without values, or where no return is known."""
         calibration: Calibration | None = module.calibration(batch)
         if calibration is None or not bool(calibration.known.any()):
             return None
         return draw_calibration(calibration, title)
+
+
+class ValueMapFigure(EpisodesFigure):
+    """Draws ``figures/value_map.png``: reward and value over the plane, samples of the policy's action, and a roll-out.
+
+    Drawn where the environment is made of a process in the plane and the data state a reward.
+    """
+
+    picture = "value_map.png"
+
+    def draw(self, module: Any, batch: TensorDictBase, data: Any, title: str) -> Figure | None:
+        """Reward, value and the first episode in the plane; None where there is no plane or no reward of states."""
+        if data.plane is None or data.reward is None:
+            return None
+        first = batch[OBSERVATION][0, batch["mask"][0]]
+        found = map_values(module.actor("eval"), data.reward, data.plane, [first], module.device)
+        return draw_value_map(found, title)
 
 
 class PolicyFigures(EpisodesFigure):
@@ -161,11 +194,12 @@ class PolicyFigures(EpisodesFigure):
         self.num_states = num_states
         self.num_particles = num_particles
 
-    def draw(self, module: Any, batch: TensorDictBase, bounds: ActionBounds, title: str) -> Figure:
+    def draw(self, module: Any, batch: TensorDictBase, data: Any, title: str) -> Figure:
         """The flow at some states of the first episode."""
         length = int(batch["mask"][0].sum())
         observation, action = batch[OBSERVATION][0, :length], batch.get(ACTION_CHUNK, batch[ACTION])[0, :length]
         steps = differing_states(observation, self.num_states)
+        bounds: ActionBounds = data.spaces.action_bounds
         sample = sample_policy(
             module.policy,
             module.critics.values,

@@ -24,11 +24,19 @@ from flowmatch_rl.callbacks import (
     PolicyFigures,
     PosteriorFigures,
     SampleWriter,
+    ValueMapFigure,
     Video,
 )
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.data import BanditData, OfflineData, OnlineData, PolicyData, SampleData, SampleRequests
-from flowmatch_rl.modules import ActorCritic, BehaviorCloning, DynamicsModule, ForwardBackward, OccupancyModule
+from flowmatch_rl.modules import (
+    ActorCritic,
+    BehaviorCloning,
+    DynamicsModule,
+    ForwardBackward,
+    OccupancyActorCritic,
+    OccupancyModule,
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,11 @@ def _(model: BehaviorCloning) -> Wiring:
 @model_wiring.register
 def _(model: ActorCritic) -> Wiring:
     return Wiring((CalibrationFigure(),), ())
+
+
+@model_wiring.register
+def _(model: OccupancyActorCritic) -> Wiring:
+    return Wiring((CalibrationFigure(), ValueMapFigure()), ())
 
 
 @model_wiring.register

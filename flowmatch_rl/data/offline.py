@@ -17,10 +17,9 @@ from flowmatch_rl.data.transitions.rollouts import Trajectories, follow_policy, 
 from flowmatch_rl.data.transitions.segments import SegmentReader
 from flowmatch_rl.data.transitions.store import TransitionStore
 from flowmatch_rl.envs.environments import Environment
-from flowmatch_rl.envs.process import ProcessEnvironment
+from flowmatch_rl.envs.process import planar_process
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.seeds import process_seed
-from flowmatch_rl.testbeds import PlanarProcess
 from flowmatch_rl.types import Policy
 
 _MOST_HELD_OUT = 0.25
@@ -161,8 +160,8 @@ class OfflineData(DataModule):
 
         Of shape (W, 4); None for an environment that is not in the plane.
         """
-        process = self.environment.process if isinstance(self.environment, ProcessEnvironment) else None
-        return process.walls() if isinstance(process, PlanarProcess) else None
+        process = planar_process(self.environment)
+        return None if process is None else process.walls()
 
     @property
     def _module(self) -> OccupancyLearner:

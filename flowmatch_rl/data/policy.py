@@ -21,8 +21,10 @@ from flowmatch_rl.data.transitions.reader import TransitionReader
 from flowmatch_rl.data.transitions.store import TransitionStore
 from flowmatch_rl.envs.building import Spaces, examine
 from flowmatch_rl.envs.environments import Environment
+from flowmatch_rl.envs.process import planar_process
 from flowmatch_rl.schema import ActionBounds
 from flowmatch_rl.seeds import process_seed
+from flowmatch_rl.testbeds import PlanarProcess
 from flowmatch_rl.types import Reward
 
 _MOST_EVALUATED = 4_096
@@ -154,6 +156,11 @@ class PolicyData(EpisodeData):
             "action_bounds": self.spaces.action_bounds.repeated(self.action_chunk),
         }
         return dimensions if self._goal_schema is None else dimensions | {"goal_schema": self._goal_schema}
+
+    @property
+    def plane(self) -> PlanarProcess | None:
+        """The process in the plane that the environment is made of; None if there is none."""
+        return planar_process(self.environment)
 
     @property
     def outline(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.envs.ogbench import OgbenchEnvironment
     from flowmatch_rl.envs.open_loop import OpenLoop
     from flowmatch_rl.envs.oracles import NavigateOracle, NoisyOracle, Oracle, PlayOracle
-    from flowmatch_rl.envs.process import ProcessEnv, ProcessEnvironment
+    from flowmatch_rl.envs.process import ProcessEnv, ProcessEnvironment, planar_process
     from flowmatch_rl.envs.rendered import RenderedEnvironment
     from flowmatch_rl.envs.rollouts import roll_out_episodes
     from flowmatch_rl.envs.vectors import VectorObservations
@@ -37,6 +37,7 @@ __all__ = [
     "VectorObservations",
     "build_environment",
     "examine",
+    "planar_process",
     "roll_out_episodes",
     "spaces_of",
 ]

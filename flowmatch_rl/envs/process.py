@@ -150,9 +150,16 @@ class ProcessEnvironment(Environment):
         return 50.0
 
     def _plane(self) -> PlanarProcess:
-        if not isinstance(self.process, PlanarProcess):
+        plane = planar_process(self)
+        if plane is None:
             raise UserError(f"only processes in the plane can be drawn, and {self.label} is none")
-        return self.process
+        return plane
+
+
+def planar_process(environment: Environment | None) -> PlanarProcess | None:
+    """The process in the plane that an environment is made of; None if it is made of none."""
+    process = environment.process if isinstance(environment, ProcessEnvironment) else None
+    return process if isinstance(process, PlanarProcess) else None
 
 
 def _bare(env: EnvBase) -> ProcessEnv:

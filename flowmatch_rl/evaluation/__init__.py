@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.evaluation.members import with_members
     from flowmatch_rl.evaluation.occupancy import FutureTests
     from flowmatch_rl.evaluation.policy import PolicySample, PosteriorProfile, sample_policy
+    from flowmatch_rl.evaluation.value_map import ValueMap, map_values
     from flowmatch_rl.evaluation.view import describe_condition, differing_states
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
@@ -63,6 +64,7 @@ __all__ = [
     "RolloutErrors",
     "StepErrors",
     "ValueComparison",
+    "ValueMap",
     "behavior_distance",
     "calibrate",
     "check_estimator",
@@ -75,6 +77,7 @@ __all__ = [
     "estimator_errors",
     "exact_posterior_mean",
     "field_on_grid",
+    "map_values",
     "names_of",
     "normalised_score",
     "real_futures",

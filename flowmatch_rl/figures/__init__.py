@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.figures.policy import draw_policy
     from flowmatch_rl.figures.posterior import draw_posterior
     from flowmatch_rl.figures.style import save_figure
+    from flowmatch_rl.figures.value_map import draw_value_map
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -45,6 +46,7 @@ __all__ = [
     "draw_samples",
     "draw_steps",
     "draw_trajectories",
+    "draw_value_map",
     "draw_values",
     "flow_frames",
     "horizon",

@@ -83,6 +83,7 @@ def test_a_reward_makes_a_policy_and_a_second_one_finds_the_future_states(checkp
         "return ",
     ):
         assert words in outcome.out, words
+    assert (tmp_path / "fast" / "figures" / "value_map.png").exists()
     policy = load_policy(tmp_path / "fast" / "checkpoints" / "last.ckpt")
     action = policy(np.zeros((3, 4), np.float32))
     assert action.shape == (3, 2)
