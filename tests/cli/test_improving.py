@@ -244,3 +244,27 @@ def test_three_lines_of_python_make_a_policy(checkpoint) -> None:
     path, draws = str(checkpoint.parents[2] / "maze"), Draws(12, 3, 2, 1)
     policy = improvement.improve(checkpoint, SpeedReward(), path, draws, num_updates=4)
     assert policy(np.zeros((2, 4), np.float32)).shape == (2, 2)
+
+
+def test_intentions_and_a_clone_of_the_data_make_a_policy(tmp_path) -> None:
+    path = collect(tmp_path / "two", "maze_two", num_transitions=800, block_steps=100)
+    run = {"data__path": path, "trainer__default_root_dir": tmp_path / "occupancy", "data__eval_steps": 50}
+    run |= {"model__network__init_args__hidden_dim": 16}
+    outcome = call(occupancy_arguments("fit", CONF / "occupancy" / "maze_intentions.yaml", **run))
+    assert outcome.code == 0, outcome.err
+    sizes = {name: value for name, value in SIZES.items() if name.startswith(("trainer.", "data.num", "data.epoch"))}
+    words = ["fit", "--model=BehaviorCloning", "--data=PolicyData", f"--data.path={path}"]
+    words += [f"--{name}={value}" for name, value in sizes.items()]
+    outcome = call([*words, f"--trainer.default_root_dir={tmp_path / 'cloned'}"])
+    assert outcome.code == 0, outcome.err
+    occupancy = tmp_path / "occupancy" / "checkpoints" / "last.ckpt"
+    refused = improve(occupancy, "SpeedReward", tmp_path / "alone")
+    assert refused.code == 2
+    assert "--behavior" in refused.err
+    clone = {"class_path": "CheckpointPolicy", "init_args": {"path": str(tmp_path / "cloned/checkpoints/last.ckpt")}}
+    outcome = improve(occupancy, "SpeedReward", tmp_path / "run", f"--behavior={json.dumps(clone)}")
+    assert outcome.code == 0, outcome.err
+    kept = FutureSamples.load(next(iter(occupancy.parent.glob("*.futures-*.pt"))))
+    # One action and one intention per member, both drawn.
+    assert float(kept.actions.std(1).mean()) > 0.01
+    assert float(kept.embeddings.std(1).mean()) > 0.1
