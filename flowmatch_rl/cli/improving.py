@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from flowmatch_rl.batches import TERMINATED
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.cli.names import known_names
 from flowmatch_rl.cli.parser import ALLOW_IMPORTS, make_parser, read_options, user_errors
@@ -114,6 +115,8 @@ def _prepare(options: dict[str, Any]) -> dict[str, Any]:
     if options["dynamics"] is not None:
         load_dynamics(options["dynamics"], allow=options["allow_imports"])
     described, reward = _reward(options["reward"], options["columns"], occupancy.columns)
+    if ends := int(store.transitions.get(TERMINATED).sum()):
+        print(f"warning      {ends:,} transitions are terminal: an occupancy counts a terminal state's reward for ever")
     print(check_sees_actions(model, store), flush=True)
     futures = kept_futures(checkpoint, model, store, draws, behavior, options["futures"])
     samples = FutureSamples.load(futures)
