@@ -9,13 +9,15 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from flowmatch_rl.batches import FAMILY_ACTIONS, FAMILY_OBSERVATION, FAMILY_VALUES
+from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.checks import MissingFileError, UserError
 from flowmatch_rl.data.transitions.store import TransitionStore
 from flowmatch_rl.files import atomic_path
 from flowmatch_rl.shapes import check_shape
 from flowmatch_rl.types import Reward
 
-_FORMAT = "futures"
+_FORMAT = "future_samples"
+_PARTS = ("observation", "actions", "embeddings", "futures", "columns", "discount", "source")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ class FutureSamples:
     def save(self, path: str | Path) -> None:
         """Write them to a file, as a whole or not at all."""
         with atomic_path(path) as partial:
-            torch.save({"format": _FORMAT} | vars(self), partial)
+            torch.save({_FORMAT: 1} | vars(self), partial)
 
     @classmethod
     def load(cls, path: str | Path) -> "FutureSamples":
@@ -82,12 +84,10 @@ class FutureSamples:
         if not Path(path).is_file():
             raise MissingFileError(f"there is no file of future states {str(path)!r}")
         try:
-            held = torch.load(path, weights_only=True)
-        except Exception as error:
+            held = read_checkpoint(path, parts=(_FORMAT, *_PARTS))
+        except UserError as error:
             raise UserError(f"{path} is not a file of future states, or a damaged one") from error
-        if not isinstance(held, dict) or held.pop("format", None) != _FORMAT:
-            raise UserError(f"{path} is not a file of future states")
-        return cls(**held)
+        return cls(**{name: held[name] for name in _PARTS})
 
 
 class FamilyReader:
