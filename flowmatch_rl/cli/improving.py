@@ -20,6 +20,7 @@ from flowmatch_rl.data.futures import FutureSamples
 from flowmatch_rl.experiments.improvement import (
     Draws,
     check_sees_actions,
+    condition_features,
     kept_futures,
     observation_features,
     support,
@@ -121,15 +122,15 @@ def _prepare(options: dict[str, Any]) -> dict[str, Any]:
     futures = kept_futures(checkpoint, model, store, draws, behavior, options["futures"])
     samples = FutureSamples.load(futures)
     print("\n".join(support(samples, store, reward, model.inputs.scale).lines(samples.columns)), flush=True)
-    features = dataclasses.asdict(observation_features(model))
+    features = observation_features(model)
     return {
         "model": {
             "class_path": OccupancyActorCritic.__name__,
             "init_args": {
                 "discount": samples.discount,
                 "dynamics": options["dynamics"],
-                "critics": {"architecture": {"observations": features}},
-                "policy": {"network": {"observations": features}},
+                "critics": {"architecture": {"observations": dataclasses.asdict(features)}},
+                "policy": {"network": condition_features(features)},
             },
         },
         "data": {

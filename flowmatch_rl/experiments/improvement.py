@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
@@ -19,7 +20,7 @@ from flowmatch_rl.files import exclusive
 from flowmatch_rl.inference import TrainedPolicy, load_occupancy
 from flowmatch_rl.models import Occupancy
 from flowmatch_rl.modules.occupancy_actor_critic import IMPROVED_CRITICS, IMPROVED_POLICY, OccupancyActorCritic
-from flowmatch_rl.nets import ObservationFeatures, VelocityArchitecture
+from flowmatch_rl.nets import ObservationFeatures
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.solvers import Euler
 from flowmatch_rl.types import Policy, Reward
@@ -235,7 +236,7 @@ def improve(
         **data.dimensions,
         discount=model.horizon.discount,
         critics=replace(IMPROVED_CRITICS, architecture=replace(IMPROVED_CRITICS.architecture, observations=features)),
-        policy=replace(IMPROVED_POLICY, network=VelocityArchitecture(hidden_dim=128, observations=features)),
+        policy=replace(IMPROVED_POLICY, network=replace(IMPROVED_POLICY.network, **condition_features(features))),
         occupancy_updates=max(1, num_updates // 2),
     )
     trainer = Trainer(
@@ -255,6 +256,15 @@ def observation_features(model: Occupancy) -> ObservationFeatures:
     """What networks make of states, in the units of an occupancy."""
     schema = model.inputs.schema
     return ObservationFeatures(schema.shift, schema.scale, _FREQUENCIES)
+
+
+def condition_features(features: ObservationFeatures) -> dict[str, Any]:
+    """Arguments of a velocity network whose condition has these features."""
+    return {
+        "condition_mean": features.mean,
+        "condition_std": features.std,
+        "num_frequencies": features.num_frequencies,
+    }
 
 
 def kept_futures(

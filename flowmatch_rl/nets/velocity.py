@@ -34,7 +34,9 @@ class VelocityArchitecture(Architecture):
         balanced_inputs: Whether sample, time, duration and condition start with equal weight in the first layer.
             Otherwise every feature does, and a sample of few dimensions is initially dominated by the features of the
             time.
-        observations: Units of the condition, and waves of it as further inputs.
+        condition_mean: What is taken from each entry of the condition; nothing if empty. See ``ObservationFeatures``.
+        condition_std: What each entry is then divided by; 1 if empty.
+        num_frequencies: Frequencies at which sines and cosines of the condition are inputs too.
     """
 
     hidden_dim: int = 256
@@ -44,7 +46,9 @@ class VelocityArchitecture(Architecture):
     max_frequency: float = 1.0
     residual: bool = True
     balanced_inputs: bool = False
-    observations: ObservationFeatures = ObservationFeatures()
+    condition_mean: tuple[float, ...] = ()
+    condition_std: tuple[float, ...] = ()
+    num_frequencies: int = 0
 
     def build(self, sample_dim: int, condition_dim: int, takes_duration: bool = False) -> "VelocityNetwork":
         """Build the network; see ``Architecture``."""
@@ -78,8 +82,12 @@ class VelocityNetwork(FlowNetwork):
         self.embed_time = SinusoidalEmbedding(architecture.time_features, architecture.max_frequency)
         self.from_sample = nn.Linear(sample_dim, width)
         self.from_time = nn.Linear(architecture.time_features, width, bias=False)
-        self.features = architecture.observations.build(condition_dim)
-        condition_dim = architecture.observations.dimension(condition_dim)
+        # Plain numbers, since a network that is configured by its class has no objects in its arguments.
+        features = ObservationFeatures(
+            tuple(architecture.condition_mean), tuple(architecture.condition_std), architecture.num_frequencies
+        )
+        self.features = features.build(condition_dim)
+        condition_dim = features.dimension(condition_dim)
         self.from_condition = nn.Linear(condition_dim, width, bias=False) if condition_dim else None
         self.from_duration = nn.Linear(architecture.time_features, width, bias=False) if takes_duration else None
         self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(architecture.num_blocks))

@@ -14,7 +14,6 @@ from flowmatch_rl.nets import (
     Architecture,
     FilmUNetArchitecture,
     FlowNetwork,
-    ObservationFeatures,
     VelocityArchitecture,
     ema_copy,
     update_ema,
@@ -254,11 +253,7 @@ def test_velocity_architectures_are_configured_field_by_field() -> None:
 
 @every_architecture
 def test_architectures_are_configured_by_class(architecture) -> None:
-    fields = {
-        key: dataclasses.asdict(value) if isinstance(value, ObservationFeatures) else value
-        for key, value in vars(architecture).items()
-    }
-    fields = json.loads(json.dumps(fields))
+    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(architecture).items()}
     name = type(architecture).__name__
     holder, _ = parsed(f"holder: {{network: {{class_path: {name}, init_args: {fields}}}}}".replace("'", ""))
     assert holder.network == architecture

@@ -46,8 +46,8 @@ def test_a_critic_gives_the_same_values_in_other_units() -> None:
 
 def test_a_flow_takes_the_same_condition_in_other_units() -> None:
     torch.manual_seed(0)
-    standard = VelocityArchitecture(16, observations=ObservationFeatures(num_frequencies=2)).build(3, 2)
-    scaled = VelocityArchitecture(16, observations=UNITS).build(3, 2)
+    standard = VelocityArchitecture(16, num_frequencies=2).build(3, 2)
+    scaled = VelocityArchitecture(16, condition_mean=UNITS.mean, condition_std=UNITS.std, num_frequencies=2).build(3, 2)
     scaled.load_state_dict(standard.state_dict())
     x, t, z = torch.randn(7, 3), torch.rand(7), torch.randn(7, 2)
     condition = z * torch.tensor(UNITS.std) + torch.tensor(UNITS.mean)
