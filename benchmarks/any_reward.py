@@ -3,7 +3,7 @@
 One occupancy of the policies that go to a point is learned from random forces, without rewards (discount .95, an action
 is held for four steps). For each reward ``improve`` trains critics and a policy from it and the same data. Returns are
 undiscounted sums over episodes of 120 decisions, means over 100 episodes from random starts at rest, those of
-``occupancy_planning``, which chooses among 16 policies every four decisions and is measured beside. ``stated`` is the
+``occupancy_planning``, which chooses among 16 policies every four decisions and is measured beside, on the first seed. ``stated`` is the
 discounted return from the starts of the policy in a one-step model of the same data, ``critic`` what the critics state,
 ``followed`` that of the episodes. Seconds are CPU time of one thread, without the occupancy (about three minutes), the
 one-step model (one) and the future states (half a minute), which are made once for all rewards. Rewards of two
@@ -129,7 +129,7 @@ def planned(model: Occupancy, reward: Reward) -> tuple[Tensor, float]:
 
 
 def evaluated(policy: TrainedPolicy, reward: Reward, model: Dynamics) -> dict[str, Any]:
-    """What a policy returns, what was stated of it, and seconds per decision of one state."""
+    """What a policy returns, and what was stated of it."""
     module: Any = policy.module
     actor, generator = module.actor("eval"), torch.Generator().manual_seed(0)
     starts = MAZE.start(torch.randn(EPISODES, 4, generator=torch.Generator().manual_seed(5)))
@@ -142,10 +142,6 @@ def evaluated(policy: TrainedPolicy, reward: Reward, model: Dynamics) -> dict[st
         DISCOUNT,
     ).returns
     returns, followed, last = follow(lambda states: actor(states, generator), reward)
-    began = time.perf_counter()
-    for _ in range(100):
-        actor(starts[:1], generator)
-    seconds = (time.perf_counter() - began) / 100
     error = float((stated - followed).std()) / EPISODES**0.5
     gap = abs(float(stated.mean() - followed.mean()))
     left = float((last[:, 0] < 0.0).float().mean()), float((last[:, 1] < 0.0).float().mean())
@@ -157,8 +153,19 @@ def evaluated(policy: TrainedPolicy, reward: Reward, model: Dynamics) -> dict[st
         "followed": float(followed.mean()),
         "value_holds": gap <= 3.0 * error + 0.05 * abs(float(followed.mean())),
         "sides": left,
-        "ms_per_action": 1000.0 * seconds,
     }
+
+
+def seconds_per_decision(policy: TrainedPolicy, decisions: int = 200) -> tuple[float, float]:
+    """Seconds that the policy takes to act in one state, as it is loaded, and compiled."""
+    state, spent = MAZE.start(torch.zeros(1, 4)).numpy(), []
+    for each in (policy, TrainedPolicy(policy.module, compile=True)):
+        each(state)
+        began = time.perf_counter()
+        for _ in range(decisions):
+            each(state)
+        spent.append((time.perf_counter() - began) / decisions)
+    return spent[0], spent[1]
 
 
 def occupancy(seed: int) -> Path:
@@ -197,9 +204,12 @@ def run(seeds: Sequence[int] = SEEDS, plans: bool = True) -> dict[str, Any]:
             policy = improve(checkpoint, reward, "data/maze", seed=seed)
             seconds = time.process_time() - began
             row = evaluated(policy, reward, step) | {"seconds": seconds}
-            if plans and name in PLANNED and seed == seeds[0]:
+            if plans and seed == seeds[0]:
                 returns, per_plan = planned(model, reward)
                 row |= {"planning": float(returns.mean()), "plan_ms": 1000.0 * per_plan}
+            if name in PLANNED and seed == seeds[0]:
+                plain, compiled = seconds_per_decision(policy)
+                row |= {"ms_per_action": 1000.0 * plain, "ms_compiled": 1000.0 * compiled}
             found[name].append(row)
             print(seed, name, row, flush=True)
     return {
@@ -227,5 +237,6 @@ def _row(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "rarer_optimum": ", ".join(f"{each:.0%}" for each in rarer) if name in TWO_OPTIMA else "-",
         "seconds": of("seconds", "{:.0f}"),
         "ms_per_action": of("ms_per_action", "{:.2f}"),
+        "ms_compiled": of("ms_compiled", "{:.2f}"),
         "plan_ms": of("plan_ms", "{:.2f}"),
     }

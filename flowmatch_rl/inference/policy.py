@@ -30,13 +30,17 @@ class TrainedPolicy:
         seed: Seed of the policy's noise.
         samples: Whether it acts by a sample of the policy, at the temperature that it was trained at, in place of what
             evaluations choose.
+        compile: Whether it acts by ``torch.compile``, for many single observations: the first action takes about half
+            a minute, those that follow a third of the time or less.
     """
 
-    def __init__(self, module: PolicyModule, seed: int = 0, samples: bool = False) -> None:
+    def __init__(self, module: PolicyModule, seed: int = 0, samples: bool = False, compile: bool = False) -> None:
         self.module = module.eval()
         self._actor = module.actor("eval")
         if samples:
             self._actor = self._actor.sampling()
+        if compile:
+            self._actor = self._actor.compiled()
         self._generator = torch.Generator().manual_seed(seed)
         self._bounds: ActionBounds = module.hparams["action_bounds"] or ActionBounds.unit(module.action_dim)
 
@@ -117,7 +121,11 @@ class TrainedPolicy:
 
 
 def load_policy(
-    checkpoint: str | Path, device: str = "cpu", samples: bool = False, allow: Collection[str] = ()
+    checkpoint: str | Path,
+    device: str = "cpu",
+    samples: bool = False,
+    allow: Collection[str] = (),
+    compile: bool = False,
 ) -> TrainedPolicy:
     """Load the policy of a checkpoint.
 
@@ -127,6 +135,7 @@ def load_policy(
         samples: Whether it acts by a sample of the policy, at the temperature that it was trained at, in place of what
             evaluations choose: the best of several by default.
         allow: Packages whose classes it may name, beside this one and those that were imported.
+        compile: Whether it acts by ``torch.compile``, see ``TrainedPolicy``.
 
     Returns:
         The policy, a function of an observation, and of a goal if it is a family.
@@ -135,7 +144,7 @@ def load_policy(
         FileNotFoundError: If there is no such file.
         UserError: If it is not a checkpoint of a policy, or names a class of another package.
     """
-    return TrainedPolicy(load_policy_module(checkpoint, device, allow), samples=samples)
+    return TrainedPolicy(load_policy_module(checkpoint, device, allow), samples=samples, compile=compile)
 
 
 def load_policy_module(checkpoint: str | Path, device: str = "cpu", allow: Collection[str] = ()) -> PolicyModule:

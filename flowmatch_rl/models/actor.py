@@ -121,6 +121,11 @@ class ParticleActor:
         """The actor that acts by plain samples of the policy."""
         return replace(self, num_particles=1, selection=FirstSelection(), noise_scale=1.0)
 
+    def compiled(self) -> "ParticleActor":
+        """The same actor with ``torch.compile``; the sampling of its policy is compiled for every use of the policy."""
+        self.policy.compile_sampling()
+        return replace(self, values=torch.compile(self.values) if self.selection.needs_values else self.values)
+
     @property
     def description(self) -> str:
         """How it acts, in some words."""

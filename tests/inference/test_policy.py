@@ -101,6 +101,28 @@ def test_loaded_policy_equals_the_saved_modules(tmp_path) -> None:
     )
 
 
+@pytest.mark.parametrize(("samples", "wanted"), [(False, 2), (True, 1)], ids=["best particle", "sample"])
+def test_compiled_policy_is_one_graph_for_its_sampling_and_one_for_values(
+    samples, wanted, tmp_path, monkeypatch
+) -> None:
+    """Traced with the backend that computes eagerly: a graph that breaks raises."""
+    path, observation = checkpoint(module(action_bounds=BOUNDS), tmp_path), np.random.default_rng(0).normal(size=(1, S))
+    plain = load_policy(path, samples=samples)(observation)
+    compile_function, graphs = torch.compile, []
+
+    def traced(function):
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return graph.forward
+
+        return compile_function(function, backend=backend, fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    policy = load_policy(path, samples=samples, compile=True)
+    np.testing.assert_allclose(policy(observation), plain, rtol=1e-5, atol=1e-6)
+    assert len(graphs) == wanted
+
+
 @one_test
 @pytest.mark.parametrize("shape", [(), (S + 1,), (S, 1), (0,), (4, S - 1)], ids=str)
 def test_observation_of_another_shape_is_refused_with_both_shapes(shape) -> None:
