@@ -16,13 +16,12 @@ from flowmatch_rl.data.collecting import Collection
 from flowmatch_rl.data.episodes import ActingModule, EpisodeData
 from flowmatch_rl.data.futures import FamilyReader
 from flowmatch_rl.data.online_phase import OnlinePhase, mix
+from flowmatch_rl.data.spaces import shared_spaces
 from flowmatch_rl.data.transitions.goals import Goals
 from flowmatch_rl.data.transitions.reader import TransitionReader
 from flowmatch_rl.data.transitions.store import TransitionStore
-from flowmatch_rl.envs.building import Spaces, examine
 from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.envs.process import planar_process
-from flowmatch_rl.schema import ActionBounds
 from flowmatch_rl.seeds import process_seed
 from flowmatch_rl.testbeds import PlanarProcess
 from flowmatch_rl.types import Reward
@@ -120,7 +119,7 @@ class PolicyData(EpisodeData):
                 f"a family of policies needs a goal to act, and is evaluated on held-out rows alone: with data.goals "
                 f"data.environment must be null, got {environment.label}"
             )
-        self.spaces = self._spaces()
+        self.spaces = shared_spaces(self.store.info, environment)
         if action_chunk > 1 and n_steps not in (1, action_chunk):
             raise UserError(f"n_steps must be 1 or action_chunk {action_chunk}, got {n_steps}")
         self.batch_size, self.num_updates, self.n_steps = batch_size, num_updates, max(n_steps, action_chunk)
@@ -372,33 +371,3 @@ class PolicyData(EpisodeData):
                 self.store, self.n_steps, self.batch_size, seed, *rows, self.action_chunk, self.goals
             )
         return self._reader
-
-    def _spaces(self) -> Spaces:
-        """Dimensions of the data set, which the environment must share."""
-        info = self.store.info
-        if self.environment is None:
-            bounds = info.action_bounds or ActionBounds.unit(info.action_dim)
-            return Spaces(info.observation_dim, info.action_dim, bounds)
-        spaces, columns = examine(self.environment)
-        same = not self.environment.names_columns or columns == info.columns
-        if not same or (spaces.observation_dim, spaces.action_dim) != (info.observation_dim, info.action_dim):
-            raise UserError(
-                f"{self.environment.label} has observations of dimension {spaces.observation_dim} and actions of "
-                f"dimension {spaces.action_dim}, the data set {info.observation_dim} ({', '.join(info.columns[:4])}"
-                f"{', ...' if len(info.columns) > 4 else ''}) and {info.action_dim}"
-            )
-        if info.action_bounds is not None:
-            _check_bounds(self.environment.label, spaces.action_bounds, info.action_bounds)
-        return spaces
-
-
-def _check_bounds(label: str, own: ActionBounds, stored: ActionBounds) -> None:
-    """Raise unless actions in [-1, 1] mean the same in the data set and in the environment."""
-    bounds = zip(own.low, own.high, stored.low, stored.high, strict=True)
-    for entry, (low, high, stored_low, stored_high) in enumerate(bounds):
-        # One of the two may have been rounded to float32, or to text.
-        if max(abs(low - stored_low), abs(high - stored_high)) > 1e-5 * max(abs(low), abs(high)):
-            raise UserError(
-                f"{label} bounds entry {entry} of the action by [{low:g}, {high:g}], the data set by "
-                f"[{stored_low:g}, {stored_high:g}]"
-            )
