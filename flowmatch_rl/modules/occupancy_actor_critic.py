@@ -35,6 +35,7 @@ from flowmatch_rl.objectives import (
     Temperature,
     expectile_loss,
     tilt_divergence,
+    tilted_actions,
 )
 from flowmatch_rl.paths import ClipSquash
 from flowmatch_rl.samplers import OdeSampler
@@ -230,8 +231,8 @@ class OccupancyActorCritic(ActorCritic):
         """
         observation, actions = family.observation[: self.num_states], family.actions[: self.num_states]
         tilt = self.critics.values(observation, actions) / self.temperature
-        index = torch.multinomial(tilt.softmax(-1), self.actions_per_state, replacement=True)
-        drawn = actions.gather(1, index[..., None].expand(-1, -1, actions.shape[-1])).flatten(0, 1)
+        uniform = torch.rand(len(tilt), self.actions_per_state, device=tilt.device)
+        drawn = tilted_actions(actions, tilt, uniform).flatten(0, 1)
         states = observation.repeat_interleave(self.actions_per_state, 0)
         return self.policy.cloning_loss(self.objective, states, drawn).mean(), tilt_divergence(tilt).mean()
 

@@ -47,7 +47,7 @@ from flowmatch_rl.objectives.occupancy import (
     OccupancyObjective,
     Term,
 )
-from flowmatch_rl.objectives.offline import distilled_policy_loss, expectile_loss, tilt_divergence
+from flowmatch_rl.objectives.offline import distilled_policy_loss, expectile_loss, tilt_divergence, tilted_actions
 from flowmatch_rl.objectives.soft_policy import soft_policy_loss
 from flowmatch_rl.objectives.temperature import (
     AnnealedTemperature,
@@ -119,5 +119,6 @@ __all__ = [
     "successor_density",
     "temperature_loss",
     "tilt_divergence",
+    "tilted_actions",
     "time_constants",
 ]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import check_range
-from flowmatch_rl.shapes import check_same_shape
+from flowmatch_rl.shapes import check_same_shape, check_shape
 
 
 def expectile_loss(values: Tensor, target: Tensor, expectile: float) -> Tensor:
@@ -80,3 +80,28 @@ def tilt_divergence(log_weights: Tensor) -> Tensor:
     """
     log_normalised = log_weights.log_softmax(-1)
     return (log_normalised.exp() * log_normalised).sum(-1) + math.log(log_weights.shape[-1])
+
+
+def tilted_actions(actions: Tensor, log_weights: Tensor, uniform: Tensor) -> Tensor:
+    """Actions drawn with replacement by weights ``softmax(log_weights)``.
+
+    Args:
+        actions: M actions of each state, shape (B, M, A).
+        log_weights: Logarithm of their weights, up to a constant per state, shape (B, M).
+        uniform: Uniform noise in [0, 1), shape (B, K).
+
+    Returns:
+        Actions, shape (B, K, A).
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    size, members, width = actions.shape
+    check_shape("log_weights", log_weights, (size, members))
+    check_shape("uniform", uniform, (size, uniform.shape[-1]))
+    cumulative = log_weights.softmax(-1).cumsum(-1)
+    # Rounding may leave the sum below 1, and noise above the sum would draw the last action, whatever its weight.
+    place = uniform * cumulative[:, -1:]
+    index = torch.searchsorted(cumulative.to(place.dtype), place, right=True)
+    index = index.clamp(max=members - 1)  # of weights that are not finite, whose run ends with a message elsewhere
+    return actions.gather(1, index[..., None].expand(-1, -1, width))

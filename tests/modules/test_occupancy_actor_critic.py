@@ -1,6 +1,7 @@
 """Values from an occupancy, and a policy that is tilted from its family."""
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,13 +95,15 @@ def test_the_expectile_of_the_members_that_take_an_action_is_learned() -> None:
 
 def test_the_policy_learns_the_actions_of_the_family_tilted_by_value() -> None:
     torch.manual_seed(0)
-    module = build(temperature=0.5, actions_per_state=8)
+    exact = replace(FLOW, sampler=OdeSampler(Euler(20)))  # fewer steps draw too much of the more probable action
+    module = build(temperature=0.5, actions_per_state=8, policy=exact)
     actions = torch.tensor([-0.6, 0.6])[:, None].expand(2, A)
     family = FamilyValues(torch.zeros(B, S), actions.expand(B, 2, A), torch.zeros(B, 2))
     module.critics.values = lambda _, acts: acts[..., 0]  # the second action is worth 1.2 more, or 2.4 temperatures
     optimizer = torch.optim.Adam(module.policy.parameters(), 3e-3)
     divergence = torch.zeros(())
-    for _ in range(1500):
+    for step in range(1000):
+        optimizer.param_groups[0]["lr"] = 3e-3 if step < 700 else 3e-4
         loss, divergence = module.policy_loss(family)
         optimizer.zero_grad()
         loss.backward()
@@ -108,7 +111,7 @@ def test_the_policy_learns_the_actions_of_the_family_tilted_by_value() -> None:
     drawn = module.policy.squash.action(module.policy.sample_latents(torch.zeros(1, S), torch.randn(1, 4000, A)))
     share = float((drawn[0, :, 0] > 0.0).float().mean())
     wanted = float(torch.sigmoid(torch.tensor(2.4)))
-    assert share == pytest.approx(wanted, abs=0.05)
+    assert share == pytest.approx(wanted, abs=0.03)
     p = torch.tensor([wanted, 1.0 - wanted])
     assert float(divergence) == pytest.approx(float((p * (2.0 * p).log()).sum()), abs=1e-4)
 
