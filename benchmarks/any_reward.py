@@ -3,11 +3,11 @@
 One occupancy of the policies that go to a point is learned from random forces, without rewards (discount .95, an action
 is held for four steps). For each reward ``improve`` trains critics and a policy from it and the same data. Returns are
 undiscounted sums over episodes of 120 decisions, means over 100 episodes from random starts at rest, those of
-``occupancy_planning``, which chooses among 16 policies every four decisions and is measured beside, on the first seed. ``stated`` is the
-discounted return from the starts of the policy in a one-step model of the same data, ``critic`` what the critics state,
-``followed`` that of the episodes. Seconds are CPU time of one thread, without the occupancy (about three minutes), the
-one-step model (one) and the future states (half a minute), which are made once for all rewards. Rewards of two
-optima have two equally good places; the share of episodes that end at the rarer one is shown.
+``occupancy_planning``, which chooses among 16 policies every four decisions and is measured beside, on the first seed.
+``stated`` is the discounted return from the starts of the policy in a one-step model of the same data, ``critic`` what
+the critics state, ``followed`` that of the episodes. Seconds are CPU time of one thread, without the occupancy (about
+three minutes), the one-step model (one) and the future states (half a minute), which are made once for all rewards.
+Rewards of two optima have two equally good places; the share of episodes that end at the rarer one is shown.
 """
 
 import time
@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.occupancy_planning import CANDIDATES, DISCOUNT, EPISODES, MAZE, POLICY, REPLAN_STEPS, SAMPLES, STEPS
 from flowmatch_rl.cli import run as command
 from flowmatch_rl.data import TransitionStore
-from flowmatch_rl.evaluation.modelled_return import modelled_return
+from flowmatch_rl.evaluation.expected_return import modelled_return
 from flowmatch_rl.experiments.improvement import Draws, improve, kept_futures
 from flowmatch_rl.inference import load_dynamics, load_occupancy
 from flowmatch_rl.inference.policy import TrainedPolicy

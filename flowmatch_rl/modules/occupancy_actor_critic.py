@@ -11,7 +11,7 @@ from torch import Tensor
 from flowmatch_rl.batches import FamilyValues, Transition
 from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.checks import MissingFileError, UserError, check_range
-from flowmatch_rl.evaluation.modelled_return import ModelledReturn, modelled_return
+from flowmatch_rl.evaluation.expected_return import ModelledReturn, modelled_return, stated_return
 from flowmatch_rl.models import (
     Acting,
     Dynamics,
@@ -168,14 +168,10 @@ class OccupancyActorCritic(ActorCritic):
         return {"critic": self.critic_loss(transition, next_action)}
 
     def held_out_losses(self, transition: Transition) -> dict[str, Tensor]:
-        """The Bellman loss, and the discounted return expected from the states, with its standard error.
-
-        The error is that of the mean over the states, and of the critics among each other.
-        """
+        """The Bellman loss, and the discounted return expected from the states, with its standard error."""
         values = self.critics.online(transition.observation, self.actor("eval")(transition.observation))
-        of_states, of_members = values.mean(0), values.mean(1)
-        variance = of_states.var() / len(of_states) + of_members.var(correction=0) / len(of_members)
-        expected = {"expected_return": of_states.mean(), "expected_return_error": variance.sqrt()}
+        mean, error = stated_return(values)
+        expected = {"expected_return": mean, "expected_return_error": error}
         if self._dynamics is not None:
             modelled = self.modelled_return(transition.observation[:_FOLLOWED])
             expected |= {"modelled_return": modelled.mean, "modelled_return_error": modelled.error}

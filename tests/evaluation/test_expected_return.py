@@ -1,4 +1,4 @@
-"""The return of a policy in a one-step model."""
+"""The return expected of a policy, by critics and in a one-step model."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.evaluation.modelled_return import modelled_return
+from flowmatch_rl.evaluation.expected_return import modelled_return, stated_return
 from flowmatch_rl.models.dynamics import Step
 
 
@@ -55,3 +55,14 @@ def test_a_discount_of_zero_is_one_step() -> None:
     measured = found(lambda states: states[:, 0], discount=0.0)
     assert measured.steps == 1
     torch.testing.assert_close(measured.returns, torch.tensor([1.0, 11.0], dtype=torch.float64))
+
+
+def test_the_return_that_critics_state_has_the_error_of_states_and_of_critics() -> None:
+    states = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
+    mean, error = stated_return(states[None])
+    assert float(mean) == 3.0
+    assert float(error) == pytest.approx((14.0 / 3.0 / 4.0) ** 0.5)
+    mean, error = stated_return(torch.stack([states - 2.0, states + 4.0]))
+    assert float(mean) == 4.0
+    # Critics 6 apart have a standard deviation of 3, of which the mean of two has a variance of 9 / 2.
+    assert float(error) == pytest.approx((14.0 / 3.0 / 4.0 + 4.5) ** 0.5)

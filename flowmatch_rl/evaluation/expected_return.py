@@ -1,4 +1,4 @@
-"""The discounted return of a policy in a one-step model of its environment."""
+"""The discounted return expected of a policy, by its critics and in a one-step model of its environment."""
 
 import math
 from collections.abc import Callable
@@ -13,6 +13,22 @@ from flowmatch_rl.shapes import check_shape
 
 _REST = 0.01
 """Weight of what lies beyond the last step."""
+
+
+def stated_return(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Discounted return that critics state, and its standard error.
+
+    The error is that of the mean over the states, and of the critics among each other.
+
+    Args:
+        values: Values that M critics state for B states, units of the return, shape (M, B), B at least 2.
+
+    Returns:
+        Mean and standard error, each of shape ().
+    """
+    of_states, of_members = values.mean(0), values.mean(1)
+    variance = of_states.var() / len(of_states) + of_members.var(correction=0) / len(of_members)
+    return values.mean(), variance.sqrt()
 
 
 @dataclass(frozen=True)
