@@ -3,7 +3,7 @@
 One occupancy of the policies that go to a point is learned from random forces, without rewards (discount .95, an action
 is held for four steps). For each reward ``improve`` trains critics and a policy from it and the same data. Returns are
 undiscounted sums over episodes of 120 decisions, means over 100 episodes from random starts at rest, those of
-``occupancy_planning``, which chooses among 16 policies every four decisions and is measured beside, on the first seed.
+``occupancy_planning``, which chooses among 16 policies every four decisions and is measured beside on the first seed.
 ``stated`` is the discounted return from the starts of the policy in a one-step model of the same data, ``critic`` what
 the critics state, ``followed`` that of the episodes. Seconds are CPU time of one thread, without the occupancy (about
 three minutes), the one-step model (one) and the future states (half a minute), which are made once for all rewards.
