@@ -1,5 +1,6 @@
-"""Shape checks that prevent silent broadcasting."""
+"""Shape checks that prevent silent broadcasting, and rows at even distances."""
 
+import torch
 from torch import Tensor
 
 
@@ -49,3 +50,17 @@ def check_shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
     """
     if tuple(x.shape) != expected:
         raise ValueError(f"expected {name} of shape {expected}, got {tuple(x.shape)}")
+
+
+def even_rows(number: int, most: int) -> Tensor:
+    """Indices of rows at even distances, from the first to the last; all rows where there are few.
+
+    Args:
+        number: Rows there are, at least 1.
+        most: Rows to choose at most, at least 2.
+
+    Returns:
+        Indices, ascending, shape (min(number, most),).
+    """
+    # In float32 the last index of more than 2^24 rows may be that of a row beyond them.
+    return torch.linspace(0, number - 1, min(number, most), dtype=torch.float64).long()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flowmatch_rl.shapes import append_dims, check_same_shape, check_shape
+from flowmatch_rl.shapes import append_dims, check_same_shape, check_shape, even_rows
 from tests.combinations import one_test
 
 
@@ -68,3 +68,10 @@ def test_a_wanted_shape_passes_and_another_one_is_named() -> None:
         check_shape("noise", torch.zeros(3, 2), (2, 3))
     with pytest.raises(ValueError):
         check_shape("noise", torch.zeros(2, 1), (2, 3))
+
+
+def test_even_rows_reach_from_the_first_to_the_last() -> None:
+    assert even_rows(9, 3).tolist() == [0, 4, 8]
+    assert even_rows(4, 10).tolist() == [0, 1, 2, 3]
+    assert even_rows(1, 10).tolist() == [0]
+    assert int(even_rows(30_000_000, 5)[-1]) == 29_999_999

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowmatch_rl.shapes import check_shape
+from flowmatch_rl.shapes import check_shape, even_rows
 
 FEWEST_PAYING = 100.0
 """Effective number of states that pay below which a reward is hardly supported."""
@@ -95,17 +95,13 @@ def reward_support(
     lowest, highest = rewards.min(), rewards.max()
     above = (rewards - lowest).double()
     paying = float(above.sum().square() / above.square().sum().clamp_min(torch.finfo(torch.float64).tiny))
-    known = states[_evenly(len(states), _MOST_STATES)] / scale
-    own = known[_evenly(len(known), _MOST_FUTURES)]
+    known = states[even_rows(len(states), _MOST_STATES)] / scale
+    own = known[even_rows(len(known), _MOST_FUTURES)]
     limit = torch.cat([torch.cdist(part, known).topk(2, largest=False).values[:, 1] for part in own.split(_ROWS)])
-    rows = _evenly(len(futures), _MOST_FUTURES)
+    rows = even_rows(len(futures), _MOST_FUTURES)
     asked, worth = futures[rows] / scale, (future_rewards[rows] - lowest).clamp_min(0.0).double()
     far = torch.cat([torch.cdist(part, known).amin(1) for part in asked.split(_ROWS)]) > limit.quantile(0.99)
     lost = worth * far
     place = (lost[:, None] * futures[rows]).sum(0) / lost.sum() if float(lost.sum()) > 0.0 else None
     outside = float(lost.sum() / worth.sum()) if float(worth.sum()) > 0.0 else 0.0
     return RewardSupport(len(states), float(lowest), float(highest), paying, outside, place)
-
-
-def _evenly(number: int, most: int) -> Tensor:
-    return torch.linspace(0, number - 1, min(number, most)).long()

@@ -22,6 +22,7 @@ from flowmatch_rl.models import Occupancy
 from flowmatch_rl.modules.occupancy_actor_critic import IMPROVED_CRITICS, IMPROVED_POLICY, OccupancyActorCritic
 from flowmatch_rl.nets import ObservationFeatures
 from flowmatch_rl.samplers import OdeSampler
+from flowmatch_rl.shapes import even_rows
 from flowmatch_rl.solvers import Euler
 from flowmatch_rl.types import Policy, Reward
 
@@ -177,7 +178,7 @@ def support(samples: FutureSamples, store: TransitionStore, reward: Reward, scal
         return reward.evaluate(states, samples.columns).float()
 
     entries = [store.info.columns.index(name) for name in samples.columns]
-    some = torch.linspace(0, len(store) - 1, min(len(store), 50_000)).long()
+    some = even_rows(len(store), 50_000)
     states = store.transitions.get(OBSERVATION)[some][:, entries]
     futures = samples.futures.flatten(0, 2)
     found = reward_support(states, worth(states), futures, worth(futures), scale)

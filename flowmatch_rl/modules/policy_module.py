@@ -17,6 +17,7 @@ from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.watched import WatchedModule
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.seeds import process_seed
+from flowmatch_rl.shapes import even_rows
 
 _MOST_SCORED = 256
 """Held-out states that the policy is compared with the data in, at most."""
@@ -210,7 +211,7 @@ class PolicyModule(WatchedModule, abc.ABC):
 
     def _scores(self, transition: Transition) -> dict[str, Tensor]:
         """How near the policy stays to the actions of the data as it acts in evaluations, and to their behaviour."""
-        places = torch.linspace(0, len(transition.action) - 1, min(_MOST_SCORED, len(transition.action))).long()
+        places = even_rows(len(transition.action), _MOST_SCORED)
         rows = transition.observation[places], transition.action[places]
         seed = process_seed(0, self.global_rank)
         score = score_actions(self.actor("eval"), *rows, seed=seed)

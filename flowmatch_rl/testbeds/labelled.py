@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import MissingFileError, UserError
+from flowmatch_rl.shapes import even_rows
 from flowmatch_rl.types import Reward
 
 LABEL = "reward"
@@ -121,7 +122,7 @@ def _read(path: str) -> tuple[tuple[str, ...], Tensor, Tensor]:
         raise UserError(f"{path} must hold at least 2 rows of {len(names)} finite numbers, got {tuple(table.shape)}")
     place = names.index(LABEL)
     columns = tuple(name for name in names if name != LABEL)
-    table = table[torch.linspace(0, len(table) - 1, min(len(table), _MOST_ROWS)).long()]
+    table = table[even_rows(len(table), _MOST_ROWS)]
     labels = table[:, place]
     if bool((labels == labels[0]).all()):
         raise UserError(f"{path} labels all states with {float(labels[0]):g}: there is nothing to learn")
