@@ -25,7 +25,8 @@ from flowmatch_rl.experiments.improvement import (
     observation_features,
     support,
 )
-from flowmatch_rl.inference import load_dynamics, load_occupancy
+from flowmatch_rl.inference import load_occupancy
+from flowmatch_rl.modules.dynamics import load_dynamics
 from flowmatch_rl.modules.occupancy_actor_critic import OccupancyActorCritic
 from flowmatch_rl.testbeds import FunctionReward, LabelledReward
 from flowmatch_rl.trust import allow_imports, name_function
@@ -114,7 +115,8 @@ def _prepare(options: dict[str, Any]) -> dict[str, Any]:
     store = TransitionStore.open(path)
     draws, behavior = options["draws"], options["behavior"]
     if options["dynamics"] is not None:
-        load_dynamics(options["dynamics"], allow=options["allow_imports"])
+        info = store.info
+        load_dynamics(options["dynamics"], info.schema, info.action_dim, info.action_bounds)
     described, reward = _reward(options["reward"], options["columns"], occupancy.columns)
     if ends := int(store.transitions.get(TERMINATED).sum()):
         print(f"warning      {ends:,} transitions are terminal: an occupancy counts a terminal state's reward for ever")

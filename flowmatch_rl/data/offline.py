@@ -1,5 +1,6 @@
 """Offline data: segments of a data set of transitions, and trajectories to evaluate on."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator
@@ -18,7 +19,6 @@ from flowmatch_rl.data.transitions.segments import SegmentReader
 from flowmatch_rl.data.transitions.store import TransitionStore
 from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.envs.process import planar_process
-from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.seeds import process_seed
 from flowmatch_rl.types import Policy
 
@@ -121,11 +121,8 @@ class OfflineData(DataModule):
         """Arguments of a model that this data determines."""
         info = self.store.info
         low, high = self._range
-        units = info.column_units if any(info.column_units) else ()
         return {
-            "schema": TableSchema(
-                info.columns, info.observation_mean, info.observation_std, low=low, high=high, units=units
-            ),
+            "schema": dataclasses.replace(info.schema, low=low, high=high),
             "action_dim": info.action_dim,
             "embedding_dim": info.embedding_dim,
             "action_bounds": info.action_bounds,

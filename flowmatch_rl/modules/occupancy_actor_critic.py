@@ -2,15 +2,13 @@
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowmatch_rl.batches import FamilyValues, Transition
-from flowmatch_rl.checkpoints import read_checkpoint
-from flowmatch_rl.checks import MissingFileError, UserError, check_range
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.evaluation.expected_return import ModelledReturn, modelled_return, stated_return
 from flowmatch_rl.models import (
     Acting,
@@ -23,8 +21,7 @@ from flowmatch_rl.models import (
 )
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.actor_critic import ActorCritic
-from flowmatch_rl.modules.dynamics import DynamicsModule
-from flowmatch_rl.modules.loading import build_module
+from flowmatch_rl.modules.dynamics import load_dynamics
 from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics
 from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture
 from flowmatch_rl.objectives import (
@@ -40,6 +37,7 @@ from flowmatch_rl.objectives import (
 from flowmatch_rl.paths import ClipSquash
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.schema import ActionBounds
+from flowmatch_rl.shapes import even_rows
 from flowmatch_rl.solvers import Euler
 
 IMPROVED_POLICY = FlowPolicyArchitecture(
@@ -173,7 +171,7 @@ class OccupancyActorCritic(ActorCritic):
         mean, error = stated_return(values)
         expected = {"expected_return": mean, "expected_return_error": error}
         if self._dynamics is not None:
-            modelled = self.modelled_return(transition.observation[:_FOLLOWED])
+            modelled = self.modelled_return(transition.observation[even_rows(len(values[0]), _FOLLOWED)])
             expected |= {"modelled_return": modelled.mean, "modelled_return_error": modelled.error}
         return super().held_out_losses(transition) | expected
 
@@ -185,15 +183,22 @@ class OccupancyActorCritic(ActorCritic):
 
         Raises:
             MissingFileError: If there is no checkpoint of the model.
-            UserError: If it is of another kind, or there is none.
+            UserError: If none is named, or it is of another kind, or of other states or actions than the data.
         """
+        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        dynamics = self._one_step_model.to(self.device)
+        return modelled_return(dynamics, self.actor("eval"), states, data.reward_of, self.critics.discount)
+
+    @functools.cached_property  # which makes it no part of the module's weights
+    def _one_step_model(self) -> Dynamics:
+        """The one-step model, read where it is first needed; draws nothing."""
         if self._dynamics is None:
             raise UserError("the expected return in a one-step model needs model.dynamics, its checkpoint, got null")
         data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if not Path(self._dynamics).is_file():
-            raise MissingFileError(f"there is no checkpoint {self._dynamics!r} of a one-step model")
-        dynamics = _read_dynamics(self._dynamics, Path(self._dynamics).stat().st_mtime_ns, str(self.device))
-        return modelled_return(dynamics, self.actor("eval"), states, data.reward_of, self.critics.discount)
+        info = data.store.info
+        with torch.random.fork_rng(devices=[]):
+            model = load_dynamics(self._dynamics, info.schema, info.action_dim, info.action_bounds)
+        return model.requires_grad_(False).eval()
 
     def result_lines(self, metrics: Mapping[str, float]) -> list[str]:
         """What a test measured, one line each; the expected return first."""
@@ -231,13 +236,3 @@ class OccupancyActorCritic(ActorCritic):
         drawn = tilted_actions(actions, tilt, uniform).flatten(0, 1)
         states = observation.repeat_interleave(self.actions_per_state, 0)
         return self.policy.cloning_loss(self.objective, states, drawn).mean(), tilt_divergence(tilt).mean()
-
-
-@functools.lru_cache(maxsize=2)
-def _read_dynamics(path: str, modified_ns: int, device: str) -> Dynamics:
-    """The one-step model of a file, read again where it has changed."""
-    content = read_checkpoint(path)
-    if "dynamics" not in content:
-        raise UserError(f"{path} is not a checkpoint of a one-step model")
-    with torch.random.fork_rng(devices=[]):
-        return build_module(DynamicsModule, content, path).dynamics.to(device).eval()

@@ -127,6 +127,7 @@ def test_files_functions_and_labels_name_rewards(checkpoint, tmp_path) -> None:
         ("{class_path: SpeedReward, init_args: {columns: [vx, vz]}}", [], "vz"),
         ("SpeedReward", ["--columns=[x]"], "columns are those of a function"),
         ("SpeedReward", ["--path=nowhere"], "nowhere"),
+        ("SpeedReward", ["--dynamics=nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
         ("no_such_module:reward", [], "no_such_module"),
         ("nowhere.yaml", [], "nowhere.yaml"),
         ("nowhere.csv", [], "nowhere.csv"),

@@ -2,6 +2,8 @@
 
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,14 +11,17 @@ import torch
 from tensordict import TensorDict
 
 from flowmatch_rl.batches import FamilyValues, read_transition
-from flowmatch_rl.checks import UserError
+from flowmatch_rl.checks import MissingFileError, UserError
+from flowmatch_rl.data.transitions.store import StoreInfo
+from flowmatch_rl.evaluation.expected_return import ModelledReturn
 from flowmatch_rl.inference import load_policy
-from flowmatch_rl.models import FlowPolicyArchitecture
-from flowmatch_rl.modules import Critics, OccupancyActorCritic
-from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture
+from flowmatch_rl.models import DeterministicDynamics, FlowPolicyArchitecture
+from flowmatch_rl.modules import Critics, DynamicsModule, OccupancyActorCritic
+from flowmatch_rl.nets import CriticArchitecture, DynamicsArchitecture, VelocityArchitecture
 from flowmatch_rl.objectives import DivergenceTemperature, EntropyTemperature, SampleSizeTemperature
 from flowmatch_rl.paths import ClipSquash
 from flowmatch_rl.samplers import OdeSampler
+from flowmatch_rl.schema import ActionBounds
 from flowmatch_rl.solvers import Euler
 from tests.modules.options import quiet_trainer
 from tests.modules.test_reverse_flow_actor_critic import A, B, S, transitions
@@ -24,6 +29,12 @@ from tests.modules.test_reverse_flow_actor_critic import A, B, S, transitions
 NETWORK = VelocityArchitecture(hidden_dim=16, time_features=8)
 FLOW = FlowPolicyArchitecture(squash=ClipSquash(), network=NETWORK, sampler=OdeSampler(Euler(3)))
 M = 5
+STORE: dict[str, Any] = {
+    "action_dim": A,
+    "ordered": True,
+    "observation_mean": (0.0,) * S,
+    "observation_std": (1.0,) * S,
+}
 
 
 def build(**options: Any) -> Any:
@@ -142,6 +153,75 @@ def test_the_expected_return_comes_with_the_error_of_states_and_critics() -> Non
     assert float(more["expected_return_error"]) > 1.0
     lines = module.result_lines({"test/expected_return": 1.5, "test/expected_return_error": 0.25})
     assert lines[0] == "expected     discounted return of 1.5 +- 0.25 from states of the data"
+
+
+def one_step_model(folder: Path, **options: Any) -> Path:
+    """A checkpoint of a one-step model of states x, y, z."""
+    known = {"schema": StoreInfo(num_transitions=1, columns=("x", "y", "z"), **STORE).schema, "action_dim": A} | options
+    module: Any = DynamicsModule(**known, dynamics=DeterministicDynamics(DynamicsArchitecture(2, 8, 1)))
+    module.trainer = quiet_trainer()
+    content: dict[str, Any] = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    module.on_save_checkpoint(content)
+    torch.save(content, folder / "dynamics.ckpt")
+    return folder / "dynamics.ckpt"
+
+
+def with_data(module: Any, **changes: Any) -> Any:
+    """The module beside a data set whose states are worth their first entry."""
+    info = StoreInfo(**{"num_transitions": 1, "columns": ("x", "y", "z")} | STORE | changes)
+    module.trainer.datamodule = SimpleNamespace(store=SimpleNamespace(info=info), reward_of=lambda states: states[:, 0])
+    return module
+
+
+def test_the_policy_is_followed_in_a_one_step_model_that_is_read_once(tmp_path) -> None:
+    path = one_step_model(tmp_path)
+    module, transition = with_data(build(dynamics=str(path))), read_transition(batch())
+    weights, before = set(module.state_dict()), torch.get_rng_state()
+    assert not any(each.requires_grad for each in module._one_step_model.parameters())
+    assert torch.equal(before, torch.get_rng_state())
+    found = module.held_out_losses(transition)
+    path.unlink()
+    again = module.held_out_losses(transition)
+    assert {"modelled_return", "modelled_return_error"} <= again.keys() == found.keys()
+    assert set(module.state_dict()) == weights
+    lines = module.result_lines({f"test/{name}": float(value) for name, value in found.items()})
+    assert lines[0].endswith("from states of the data")
+    assert lines[1].endswith("by the critics")
+
+
+def test_the_states_that_are_followed_are_spread_over_the_batch() -> None:
+    module, followed = build(dynamics="some.ckpt"), []
+    module.modelled_return = lambda states: followed.append(states) or ModelledReturn(torch.zeros(2), 0.0, 1)
+    held = transitions(1537)
+    held["observation"][:] = torch.arange(1537.0)[:, None]
+    module.held_out_losses(read_transition(held))
+    assert followed[0].shape == (512, S)
+    assert float(followed[0][0, 0]) == 0.0
+    assert float(followed[0][-1, 0]) == 1536.0
+    assert followed[0][:, 0].diff().unique().tolist() == [3.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"columns": ("x", "y", "w")}, r"trained on states \(x, y, z\), this data set has \(x, y, w\)"),
+        ({"action_high": (2.0,) * A}, "trained on actions within"),
+    ],
+    ids=["states", "bounds"],
+)
+def test_a_one_step_model_of_other_data_is_refused(changes: dict[str, Any], wanted: str, tmp_path) -> None:
+    path = one_step_model(tmp_path, action_bounds=ActionBounds.unit(A))
+    bounds = {"action_low": (-1.0,) * A, "action_high": (1.0,) * A}
+    with_data(build(dynamics=str(path)), **bounds).modelled_return(torch.zeros(2, S))
+    with pytest.raises(UserError, match=wanted):
+        with_data(build(dynamics=str(path)), **bounds | changes).modelled_return(torch.zeros(2, S))
+
+
+def test_a_one_step_model_that_is_not_there_is_named() -> None:
+    with pytest.raises(MissingFileError, match=r"nowhere\.ckpt"):
+        with_data(build(dynamics="nowhere.ckpt")).modelled_return(torch.zeros(2, S))
+    with pytest.raises(UserError, match=r"needs model\.dynamics, its checkpoint, got null"):
+        with_data(build()).modelled_return(torch.zeros(2, S))
 
 
 def test_a_batch_without_values_of_a_family_is_refused() -> None:

@@ -29,7 +29,7 @@ from flowmatch_rl.batches import (
 from flowmatch_rl.checks import MissingFileError, UserError, check_range, first_names
 from flowmatch_rl.data.transitions.checksums import check_checksums
 from flowmatch_rl.data.transitions.moments import column_moments
-from flowmatch_rl.schema import ActionBounds, with_unit
+from flowmatch_rl.schema import ActionBounds, TableSchema, with_unit
 from flowmatch_rl.types import Reward
 
 FORMAT_VERSION = 1
@@ -182,6 +182,12 @@ class StoreInfo:
     def column_units(self) -> tuple[str, ...]:
         """Unit of each column; empty where it is not known."""
         return tuple(self.units.get(name, "") for name in self.columns)
+
+    @property
+    def schema(self) -> TableSchema:
+        """Names and units of the columns, and their means and standard deviations."""
+        units = self.column_units if any(self.column_units) else ()
+        return TableSchema(self.columns, self.observation_mean, self.observation_std, units=units)
 
     @property
     def labels(self) -> tuple[str, ...]:
