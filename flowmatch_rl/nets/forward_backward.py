@@ -1,6 +1,5 @@
 """Networks of forward-backward representations: F, B, and the policies of all embeddings."""
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from flowmatch_rl.checks import check_range, check_word
 from flowmatch_rl.nets.architecture import ACTIVATIONS, Activation
 from flowmatch_rl.nets.layer_norm import EPSILON
+from flowmatch_rl.nets.observations import ObservationFeatures
 from flowmatch_rl.objectives import on_sphere
 from flowmatch_rl.shapes import check_same_shape
 
@@ -64,9 +64,9 @@ class ForwardBackwardNetworks(nn.Module):
 
     def __init__(self, architecture: ForwardBackwardArchitecture, state_dim: int, action_dim: int) -> None:
         super().__init__()
-        features = state_dim * (1 + 2 * architecture.num_frequencies)
-        dimension = architecture.embedding_dim
-        self.embedding_dim, self._frequencies = dimension, architecture.num_frequencies
+        waves = ObservationFeatures(num_frequencies=architecture.num_frequencies)
+        features, dimension = waves.dimension(state_dim), architecture.embedding_dim
+        self.embedding_dim, self._features = dimension, waves.build(state_dim)
         self._on_sphere = architecture.normalise_backward
         members, with_embedding = architecture.num_members, features + dimension
         self.forward_layers = _Layers(architecture, members, (features + action_dim, with_embedding), dimension)
@@ -110,10 +110,6 @@ class ForwardBackwardNetworks(nn.Module):
         check_same_shape(state=state[:, 0], embedding=embedding[:, 0])
         features = self._features(state)
         return self.policy_layers(features, torch.cat([features, embedding], dim=-1))[0].tanh()
-
-    def _features(self, state: Tensor) -> Tensor:
-        angles = [0.5 * math.pi * 2.0**octave * state for octave in range(self._frequencies)]
-        return torch.cat([state, *(wave(angle) for angle in angles for wave in (torch.sin, torch.cos))], dim=-1)
 
 
 class _Layers(nn.Module):
