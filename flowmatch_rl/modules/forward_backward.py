@@ -15,6 +15,7 @@ from flowmatch_rl.modules.single_optimizer import SingleOptimizer
 from flowmatch_rl.nets import EmaSettings, ForwardBackwardArchitecture, ForwardBackwardNetworks, ema_copy
 from flowmatch_rl.objectives import (
     ValueReduction,
+    distilled_policy_loss,
     forward_backward_loss,
     on_sphere,
     orthonormality_loss,
@@ -175,7 +176,7 @@ class ForwardBackward(SingleOptimizer):
         return normal[0].to(device), normal[1].to(device), uniform.to(device)
 
     def policy_loss(self, state: Tensor, data_action: Tensor, embedding: Tensor) -> Tensor:
-        """Loss of the policies, whose gradient reaches them alone, shape ().
+        """Loss of the policies, shape (); its gradient reaches them alone, and its value means nothing.
 
         Args:
             state: Standardised states, shape (B, S).
@@ -190,10 +191,7 @@ class ForwardBackward(SingleOptimizer):
         (slope,) = torch.autograd.grad(value.sum(), point)
         scale = value.detach().abs().mean().clamp_min(1e-6)
         self.means.add({"train/policy_value": value.detach().mean()})
-        climb = value.detach() + ((action - point.detach()) * slope).sum(
-            -1
-        )  # its value and its gradient are those of Q
-        return (self.cloning * (action - data_action).square().mean(-1) - climb / scale).mean()
+        return distilled_policy_loss(action, action, slope, data_action, self.cloning, scale).mean()
 
     def after_update(self) -> None:
         """Move the target networks."""

@@ -49,7 +49,8 @@ def distilled_policy_loss(
         latent: Actions before they are clipped, with gradient, shape (B, A).
         action: Actions, with gradient, shape (B, A).
         action_gradient: Gradient of the action value at the actions, detached, shape (B, A).
-        behavior_action: Actions of the behaviour flow from the same noise, detached, shape (B, A).
+        behavior_action: Actions to stay near, such as those of the behaviour flow from the same noise, detached, shape
+            (B, A).
         alpha: Weight of the distance, in units of the return over ``scale``, at least 0.
         scale: What values are divided by, shape (), or 1.
 

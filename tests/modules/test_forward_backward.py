@@ -88,16 +88,16 @@ def test_each_loss_reaches_its_own_networks(cloning: float, folder: Path) -> Non
 
 
 def test_the_policy_climbs_its_own_action_value(folder: Path) -> None:
-    """The gradient of its loss is that of -F(s, pi(s, z), z)^T z over the mean magnitude."""
-    module, batch = module_of(data_of(folder), reduction="min"), batch_of(folder)
+    """The gradient of its loss is that of -F(s, pi(s, z), z)^T z over the mean magnitude, and of the cloning."""
+    module, batch = module_of(data_of(folder), reduction="min", cloning=0.7), batch_of(folder)
     networks, embedding = module.model.networks, on_sphere(torch.randn(64, 6))
     state = module.model.standardise(batch.observation)
     module.policy_loss(state, batch.action, embedding).backward()
     found = [weight.grad.clone() for weight in networks.policy_layers.parameters() if weight.grad is not None]
     module.zero_grad()
-    forward = networks.represent(state, networks.act(state, embedding), embedding)
-    value = (forward * embedding).sum(-1).amin(0)
-    (-value.mean() / value.detach().abs().mean()).backward()
+    action = networks.act(state, embedding)
+    value = (networks.represent(state, action, embedding) * embedding).sum(-1).amin(0)
+    (0.7 * (action - batch.action).square().mean() - value.mean() / value.detach().abs().mean()).backward()
     for grad, weight in zip(found, networks.policy_layers.parameters(), strict=True):
         assert weight.grad is not None
         torch.testing.assert_close(grad, weight.grad, atol=1e-6, rtol=1e-4)
