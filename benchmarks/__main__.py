@@ -44,6 +44,7 @@ BENCHMARKS = (
     "occupancy_planning",
     "forward_backward",
     "any_reward",
+    "any_reward_peers",
     "occupancy_speed",
     "offline_tilt",
     "offline",

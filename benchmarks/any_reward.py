@@ -7,9 +7,11 @@ undiscounted sums over episodes of 120 decisions, means over 100 episodes from r
 ``stated`` is the discounted return from the starts of the policy in a one-step model of the same data, ``critic`` what
 the critics state, ``followed`` that of the episodes. Seconds are CPU time of one thread, without the occupancy (about
 three minutes), the one-step model (one) and the future states (half a minute), which are made once for all rewards.
-Rewards of two optima have two equally good places; the share of episodes that end at the rarer one is shown.
+Rewards of two optima have two equally good places; the share of episodes that end at the rarer one is shown. What was
+measured is kept under ``runs/any_reward``, where an interrupted benchmark finds it.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ from flowmatch_rl.cli import run as command
 from flowmatch_rl.data import TransitionStore
 from flowmatch_rl.evaluation.expected_return import modelled_return
 from flowmatch_rl.experiments.improvement import Draws, improve, kept_futures
+from flowmatch_rl.files import write_json
 from flowmatch_rl.inference import load_dynamics, load_occupancy
 from flowmatch_rl.inference.policy import TrainedPolicy
 from flowmatch_rl.models import Dynamics, Occupancy
@@ -168,12 +171,17 @@ def seconds_per_decision(policy: TrainedPolicy, decisions: int = 200) -> tuple[f
     return spent[0], spent[1]
 
 
+def collect() -> None:
+    """Make the data set if it is not there."""
+    if not Path("data/maze").exists():
+        _call(["collect", "-c=conf/collect/maze.yaml", "--output=data/maze"])
+
+
 def occupancy(seed: int) -> Path:
     """The checkpoint of an occupancy, trained if it is not there."""
     folder = Path("runs") / "any_reward" / f"occupancy_{seed}"
     if not (folder / "result.json").exists():
-        if not Path("data/maze").exists():
-            _call(["collect", "-c=conf/collect/maze.yaml", "--output=data/maze"])
+        collect()
         given = ["-c=conf/occupancy/maze_goals.yaml", f"--data.num_updates={UPDATES}", f"--seed_everything={seed}"]
         _call(["fit", *given, f"--trainer.default_root_dir={folder}", "--trainer.logger=false"])
     return folder / "checkpoints" / "last.ckpt"
@@ -192,31 +200,51 @@ def _call(words: Sequence[str]) -> None:
         raise SystemExit(code)
 
 
-def run(seeds: Sequence[int] = SEEDS, plans: bool = True) -> dict[str, Any]:
+def kept(seed: int, name: str, folder: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was measured of a reward with a seed, measured if it is not there."""
+    path = Path("runs") / "any_reward" / folder / str(seed) / f"{name.replace(' ', '_').replace(',', '')}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, measure())
+    found: dict[str, Any] = json.loads(path.read_text())
+    print(seed, name, found, flush=True)
+    return found
+
+
+def improved(seed: int, reward: Reward, times: bool) -> dict[str, Any]:
+    """What a policy made by ``improve`` is worth, and its cost."""
+    checkpoint, step = occupancy(seed), one_step_model()
+    kept_futures(checkpoint, load_occupancy(checkpoint).model, TransitionStore.open("data/maze"), Draws())
+    began = time.process_time()
+    policy = improve(checkpoint, reward, "data/maze", seed=seed)
+    row = {"seconds": time.process_time() - began} | evaluated(policy, reward, step)
+    if times:
+        plain, compiled = seconds_per_decision(policy)
+        row |= {"ms_per_action": 1000.0 * plain, "ms_compiled": 1000.0 * compiled}
+    return row
+
+
+def planning(seed: int, reward: Reward) -> dict[str, Any]:
+    """What planning returns, and its cost."""
+    returns, seconds = planned(load_occupancy(occupancy(seed)).model, reward)
+    return {"planning": float(returns.mean()), "plan_ms": 1000.0 * seconds}
+
+
+def run(seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
     """One row per reward: mean over seeds of returns, and how many seeds state them within the bound."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in REWARDS}
-    for seed in seeds:
-        checkpoint = occupancy(seed)
-        model, step = load_occupancy(checkpoint).model, one_step_model()
-        kept_futures(checkpoint, model, TransitionStore.open("data/maze"), Draws())
-        for name, reward in REWARDS.items():
-            began = time.process_time()
-            policy = improve(checkpoint, reward, "data/maze", seed=seed)
-            seconds = time.process_time() - began
-            row = evaluated(policy, reward, step) | {"seconds": seconds}
-            if plans and seed == seeds[0]:
-                returns, per_plan = planned(model, reward)
-                row |= {"planning": float(returns.mean()), "plan_ms": 1000.0 * per_plan}
-            if name in PLANNED and seed == seeds[0]:
-                plain, compiled = seconds_per_decision(policy)
-                row |= {"ms_per_action": 1000.0 * plain, "ms_compiled": 1000.0 * compiled}
-            found[name].append(row)
-            print(seed, name, row, flush=True)
+    rows = []
+    for name, reward in REWARDS.items():
+        found = []
+        for seed in seeds:
+            times = seed == seeds[0] and name in PLANNED
+            found.append(kept(seed, name, "improve", lambda s=seed, r=reward, t=times: improved(s, r, t)))
+        found[0] |= kept(seeds[0], name, "planning", lambda r=reward: planning(seeds[0], r))
+        rows.append(_row(name, found))
     return {
         "title": "A policy for any reward from one occupancy",
         "seeds": len(seeds),
         "occupancy_updates": UPDATES,
-        "rows": [_row(name, rows) for name, rows in found.items()],
+        "rows": rows,
     }
 
 

@@ -1,0 +1,81 @@
+"""Other methods on the data and rewards of ``any_reward``, with as many minutes: one thread of the same machine.
+
+Forward-backward representations learn from the data without rewards for as long as occupancy, future states, one-step
+model and one reward take together; flow Q-learning learns each reward from relabelled transitions for as long as
+``improve`` does. The weight of its distillation is the best of 0.01, 0.1 and 1 on four of the rewards with one seed.
+Returns are undiscounted, means over the same 100 episodes. What was measured is kept under ``runs/any_reward``.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+from benchmarks.any_reward import PLANNED, REWARDS, SEEDS, follow, kept
+from benchmarks.forward_backward import evaluate, trained
+from flowmatch_rl.data import PolicyData
+from flowmatch_rl.models import ForwardBackwardModel
+from flowmatch_rl.modules import Critics, FlowQLearning
+from flowmatch_rl.types import Reward
+
+REPRESENTATION_UPDATES, UPDATES, ALPHA = 4_300, 1_500, 0.1
+
+
+def flow_q_learning(reward: Reward, seed: int) -> dict[str, float]:
+    """Mean return of flow Q-learning on the data with this reward, and CPU seconds of its training."""
+    data = PolicyData("data/maze", num_updates=UPDATES, epoch_updates=UPDATES, verify=False, reward=reward)
+    seed_everything(seed, verbose=False)
+    module = FlowQLearning(
+        **data.dimensions, discount=0.95, alpha=ALPHA, normalise_values=True, critics=Critics(ema_decay=0.99)
+    )
+    trainer = Trainer(
+        max_epochs=data.num_epochs,
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    began = time.process_time()
+    trainer.fit(module, datamodule=data)
+    seconds, generator = time.process_time() - began, torch.Generator().manual_seed(0)
+    actor = module.cpu().eval().actor("eval")
+    returns, _, _ = follow(lambda states: actor(states, generator), reward)
+    return {"return": float(returns.mean()), "seconds": seconds}
+
+
+def run(seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
+    """One row per reward; flow Q-learning learns those that planning was published for with all seeds."""
+    collect()
+    found: dict[str, list[list[float]]] = {name: [[], []] for name in REWARDS}
+    for seed in seeds:
+        models: list[tuple[ForwardBackwardModel, float]] = []
+
+        def represented(reward: Reward, seed: int = seed, models: list[Any] = models) -> dict[str, float]:
+            if not models:
+                module, seconds = trained("data/maze", REPRESENTATION_UPDATES, seed)
+                models.append((module.model, seconds))
+            return evaluate(models[0][0], reward) | {"seconds": models[0][1]}
+
+        for name, reward in REWARDS.items():
+            row = kept(seed, name, "forward_backward", lambda r=reward: represented(r))
+            found[name][0].append(row["return"])
+            if seed == seeds[0] or name in PLANNED:
+                row = kept(seed, name, "flow_q_learning", lambda r=reward, s=seed: flow_q_learning(r, s))
+                found[name][1].append(row["return"])
+    return {
+        "title": "Forward-backward representations and flow Q-learning on the rewards of any_reward",
+        "seeds": len(seeds),
+        "rows": [
+            {"reward": name, "forward_backward": _listed(represented), "flow_q_learning": _listed(learned)}
+            for name, (represented, learned) in found.items()
+        ],
+    }
+
+
+def _listed(returns: Sequence[float]) -> str:
+    return ", ".join(f"{each:.4g}" for each in returns)
