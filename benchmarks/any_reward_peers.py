@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from benchmarks.any_reward import PLANNED, REWARDS, SEEDS, follow, kept
+from benchmarks.any_reward import PLANNED, REWARDS, SEEDS, collect, follow, kept
 from benchmarks.forward_backward import evaluate, trained
 from flowmatch_rl.data import PolicyData
 from flowmatch_rl.models import ForwardBackwardModel
