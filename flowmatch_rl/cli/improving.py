@@ -123,7 +123,9 @@ def _prepare(options: dict[str, Any]) -> dict[str, Any]:
     print(check_sees_actions(model, store), flush=True)
     futures = kept_futures(checkpoint, model, store, draws, behavior, options["futures"])
     samples = FutureSamples.load(futures)
-    print("\n".join(support(samples, store, reward, model.inputs.scale).lines(samples.columns)), flush=True)
+    found = support(samples, store, reward, model.inputs.scale)
+    weak = [f"{'warning':<12} {text}" for text in found.warnings(samples.columns)]
+    print("\n".join([found.line(), *weak]), flush=True)
     features = observation_features(model)
     return {
         "model": {

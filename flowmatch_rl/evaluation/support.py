@@ -41,30 +41,29 @@ class RewardSupport:
         """Whether all states are worth the same."""
         return self.highest == self.lowest
 
-    @property
-    def is_weak(self) -> bool:
-        """Whether few states pay, or much is promised outside the data."""
-        return self.paying < FEWEST_PAYING or self.outside > MOST_OUTSIDE
+    def line(self) -> str:
+        """What was found, for people."""
+        return (
+            f"{'support':<12} rewards of {self.states:,} states of the data lie in [{self.lowest:.3g}, "
+            f"{self.highest:.3g}]; as many pay as {self.paying:,.0f} equal ones"
+        )
 
-    def lines(self, columns: tuple[str, ...]) -> list[str]:
-        """What was found, for people.
+    def warnings(self, columns: tuple[str, ...]) -> list[str]:
+        """Why the data hardly support the reward, one text per reason; empty if they do.
 
         Args:
             columns: Names of the D entries of a state.
         """
-        found = [
-            f"support      rewards of {self.states:,} states of the data lie in [{self.lowest:.3g}, "
-            f"{self.highest:.3g}]; as many pay as {self.paying:,.0f} equal ones"
-        ]
+        found = []
         if self.paying < FEWEST_PAYING:
-            found.append("warning      the data hardly reach what the reward asks for: few states pay")
+            found.append("the data hardly reach what the reward asks for: few states pay")
         if self.outside > MOST_OUTSIDE and self.place is not None:
             near = ", ".join(
                 f"{name} {value:.3g}" for name, value in zip(columns[:4], self.place.tolist()[:4], strict=True)
             )
             found.append(
-                f"warning      {self.outside:.0%} of the reward of modelled states lies where the data have none, "
-                f"around {near}: do not trust its value"
+                f"{self.outside:.0%} of the reward of modelled states lies where the data have none, around {near}: do "
+                "not trust its value"
             )
         return found
 

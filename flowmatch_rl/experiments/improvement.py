@@ -1,6 +1,7 @@
 """From an occupancy to a policy for any reward: the future states that values are made of, and what they can carry."""
 
 import hashlib
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,8 @@ def improve(
 ) -> TrainedPolicy:
     """Train a policy for a reward from an occupancy, without files but for the future states.
 
+    Warns of a reward that the data hardly support.
+
     Args:
         checkpoint: Checkpoint of the occupancy of a family of policies.
         reward: Any reward of the modelled entries of the state.
@@ -227,7 +230,9 @@ def improve(
     model, store = load_occupancy(checkpoint).model, TransitionStore.open(path)
     check_sees_actions(model, store)
     futures = kept_futures(checkpoint, model, store, draws)
-    support(FutureSamples.load(futures), store, reward, model.inputs.scale)
+    samples = FutureSamples.load(futures)
+    for text in support(samples, store, reward, model.inputs.scale).warnings(samples.columns):
+        warnings.warn(text, stacklevel=2)
     data = PolicyData(
         path, num_updates=num_updates, epoch_updates=num_updates, verify=False, reward=reward, futures=str(futures)
     )
@@ -242,7 +247,7 @@ def improve(
     )
     trainer = Trainer(
         max_epochs=data.num_epochs,
-        accelerator="cpu",
+        devices=1,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

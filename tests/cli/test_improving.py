@@ -16,7 +16,7 @@ from flowmatch_rl.data.futures import FutureSamples
 from flowmatch_rl.experiments import improvement
 from flowmatch_rl.experiments.improvement import Draws, check_sees_actions, draw_futures
 from flowmatch_rl.inference import load_occupancy, load_policy
-from flowmatch_rl.testbeds import ConstantPolicy, MazeGoalPolicy, SpeedReward
+from flowmatch_rl.testbeds import BoxReward, ConstantPolicy, MazeGoalPolicy, SpeedReward
 from tests.cli.support import CONF, Outcome, call, collect, occupancy_arguments
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -245,6 +245,13 @@ def test_three_lines_of_python_make_a_policy(checkpoint) -> None:
     path, draws = str(checkpoint.parents[2] / "maze"), Draws(12, 3, 2, 1)
     policy = improvement.improve(checkpoint, SpeedReward(), path, draws, num_updates=4)
     assert policy(np.zeros((2, 4), np.float32)).shape == (2, 2)
+
+
+def test_python_warns_of_a_reward_that_few_states_are_paid(checkpoint) -> None:
+    path, draws = str(checkpoint.parents[2] / "maze"), Draws(12, 3, 2, 1)
+    x, y = TransitionStore.open(path).transitions["observation"][0, :2].tolist()
+    with pytest.warns(UserWarning, match="few states pay"):
+        improvement.improve(checkpoint, BoxReward((x - 1e-3, y - 1e-3), (x, y)), path, draws, num_updates=1)
 
 
 def test_intentions_and_a_clone_of_the_data_make_a_policy(tmp_path) -> None:

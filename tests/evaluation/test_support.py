@@ -15,8 +15,8 @@ def test_futures_like_the_data_are_supported() -> None:
     states, futures = square(4000), square(1000, seed=1)
     found = reward_support(states, states[:, 0], futures, futures[:, 0], ONE)
     assert found.outside < 0.05
-    assert not found.is_weak
-    assert len(found.lines(("x", "y"))) == 1
+    assert found.warnings(("x", "y")) == []
+    assert found.line().startswith("support      rewards of 4,000 states")
 
 
 def test_reward_outside_the_data_is_named_with_its_place() -> None:
@@ -28,7 +28,7 @@ def test_reward_outside_the_data_is_named_with_its_place() -> None:
     assert abs(found.outside - share) < 0.05
     assert found.place is not None
     torch.testing.assert_close(found.place.float(), far.mean(0), atol=0.05, rtol=0.0)
-    assert any("around x 3.05, y 0.5" in line for line in found.lines(("x", "y")))
+    assert "around x 3.05, y 0.5" in found.warnings(("x", "y"))[0]
 
 
 def test_distances_are_in_the_given_units() -> None:
@@ -42,8 +42,8 @@ def test_few_states_that_pay_are_weak_support() -> None:
     rewards = (torch.arange(4000) < 7).float()
     found = reward_support(states, rewards, states, rewards, ONE)
     assert abs(found.paying - 7.0) < 1e-6
-    assert found.is_weak
-    assert "few states pay" in found.lines(("x", "y"))[1]
+    (warning,) = found.warnings(("x", "y"))
+    assert "few states pay" in warning
 
 
 def test_equal_rewards_are_constant() -> None:
