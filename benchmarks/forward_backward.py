@@ -7,15 +7,13 @@ the policy of the embedding acts in episodes of 120 decisions from the same star
 """
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
 
 from benchmarks.occupancy_planning import DISCOUNT, EPISODES, MAZE, REWARDS, STEPS
-from benchmarks.occupancy_runs import collected
+from benchmarks.occupancy_runs import collected, fitted_module
 from flowmatch_rl.data import OfflineData
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.models import ForwardBackwardModel
@@ -57,23 +55,9 @@ def evaluate(model: ForwardBackwardModel, reward: Reward) -> dict[str, float]:
 def trained(path: str, updates: int, seed: int = 0) -> tuple[ForwardBackward, float]:
     """A representation trained on a data set, and CPU seconds of the training."""
     data = OfflineData(path, batch_size=256, num_updates=updates, epoch_updates=updates)
-    seed_everything(seed, verbose=False)
     known = {name: value for name, value in data.dimensions.items() if name != "embedding_dim"}
-    module = ForwardBackward(**known, **SETTINGS)
-    trainer = Trainer(
-        max_epochs=data.num_epochs,
-        accelerator="gpu" if torch.cuda.is_available() else "cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        log_every_n_steps=100,
-    )
-    began = time.thread_time()
-    trainer.fit(module, datamodule=data)
-    return module.cpu().eval(), time.thread_time() - began
+    module, _, seconds = fitted_module(data, seed, lambda: ForwardBackward(**known, **SETTINGS))
+    return module.cpu().eval(), seconds
 
 
 def run(updates: int = UPDATES) -> dict[str, Any]:

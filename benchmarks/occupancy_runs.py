@@ -1,17 +1,20 @@
-"""Occupancy models trained and tested as the command line would."""
+"""Occupancy models, and other modules, trained and tested as the command line would."""
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import LightningModule, Trainer, seed_everything
 
 from flowmatch_rl.data import OfflineData, collect_transitions
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.modules import FlowOptimizer, OccupancyModule
 from flowmatch_rl.types import Policy
+
+Module = TypeVar("Module", bound=LightningModule)
 
 OPTIMIZER = FlowOptimizer(1e-3, weight_decay=1e-3)
 """For runs that are short of those of the paper."""
@@ -28,22 +31,27 @@ def trained(
     data: OfflineData, seed: int, kind: type[OccupancyModule] = OccupancyModule, **arguments: Any
 ) -> tuple[OccupancyModule, dict[str, float]]:
     """A model trained on the whole run of the data, what its test finds, and CPU seconds of the training."""
-    module, trainer, seconds = _fitted(data, seed, kind, arguments)
+    module, trainer, seconds = fitted_module(data, seed, lambda: kind(**data.dimensions, **arguments))
     trainer.test(module, datamodule=data, verbose=False)
     return module, _metrics(trainer) | {"seconds": seconds}
 
 
 def fitted(data: OfflineData, seed: int, **arguments: Any) -> tuple[OccupancyModule, dict[str, float]]:
     """A model trained on the whole run of the data, what the training logged last, and its CPU seconds."""
-    module, trainer, seconds = _fitted(data, seed, OccupancyModule, arguments)
+    module, trainer, seconds = fitted_module(data, seed, lambda: OccupancyModule(**data.dimensions, **arguments))
     return module, _metrics(trainer) | {"seconds": seconds}
 
 
-def _fitted(
-    data: OfflineData, seed: int, kind: type[OccupancyModule], arguments: dict[str, Any]
-) -> tuple[OccupancyModule, Trainer, float]:
+def fitted_module(data: OfflineData, seed: int, build: Callable[[], Module]) -> tuple[Module, Trainer, float]:
+    """A module trained on the whole run of the data, its trainer, and CPU seconds of the training.
+
+    Args:
+        data: The data.
+        seed: Seed of the module and of the run.
+        build: Makes the module, once the seed is set.
+    """
     seed_everything(seed, verbose=False)
-    module = kind(**data.dimensions, **arguments)
+    module = build()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             max_epochs=data.num_epochs,
