@@ -104,6 +104,18 @@ def test_the_expectile_of_the_members_that_take_an_action_is_learned() -> None:
     assert learned[0.9] == pytest.approx(90.0 / 13.0, abs=0.7)
 
 
+def test_each_value_is_learned_for_the_action_that_it_belongs_to() -> None:
+    """Critics that state the sum of state and action make no error for values that are that sum."""
+    module, family = build(), read_transition(batch()).family
+    assert family is not None
+    module.critics.online.forward = lambda states, actions: (states.sum(-1) + actions.sum(-1)).expand(2, -1)
+    values = family.observation.sum(-1, keepdim=True) + family.actions.sum(-1)
+    own = FamilyValues(family.observation, family.actions, values)
+    assert float(module.occupancy_loss(own)) == pytest.approx(0.0, abs=1e-10)
+    others = FamilyValues(family.observation, family.actions, values.roll(1, 1))
+    assert float(module.occupancy_loss(others)) > 0.01
+
+
 def test_the_policy_learns_the_actions_of_the_family_tilted_by_value() -> None:
     torch.manual_seed(0)
     exact = replace(FLOW, sampler=OdeSampler(Euler(20)))  # fewer steps draw too much of the more probable action
