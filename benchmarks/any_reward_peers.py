@@ -6,15 +6,14 @@ model and one reward take together; flow Q-learning learns each reward from rela
 Returns are undiscounted, means over the same 100 episodes. What was measured is kept under ``runs/any_reward``.
 """
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
 
 from benchmarks.any_reward import PLANNED, REWARDS, SEEDS, collect, follow, kept
 from benchmarks.forward_backward import evaluate, trained
+from benchmarks.occupancy_runs import fitted_module
 from flowmatch_rl.data import PolicyData
 from flowmatch_rl.models import ForwardBackwardModel
 from flowmatch_rl.modules import Critics, FlowQLearning
@@ -26,23 +25,9 @@ REPRESENTATION_UPDATES, UPDATES, ALPHA = 4_300, 1_500, 0.1
 def flow_q_learning(reward: Reward, seed: int) -> dict[str, float]:
     """Mean return of flow Q-learning on the data with this reward, and CPU seconds of its training."""
     data = PolicyData("data/maze", num_updates=UPDATES, epoch_updates=UPDATES, verify=False, reward=reward)
-    seed_everything(seed, verbose=False)
-    module = FlowQLearning(
-        **data.dimensions, discount=0.95, alpha=ALPHA, normalise_values=True, critics=Critics(ema_decay=0.99)
-    )
-    trainer = Trainer(
-        max_epochs=data.num_epochs,
-        accelerator="gpu" if torch.cuda.is_available() else "cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
-    began = time.process_time()
-    trainer.fit(module, datamodule=data)
-    seconds, generator = time.process_time() - began, torch.Generator().manual_seed(0)
+    options: dict[str, Any] = {"alpha": ALPHA, "normalise_values": True, "critics": Critics(ema_decay=0.99)}
+    module, _, seconds = fitted_module(data, seed, lambda: FlowQLearning(**data.dimensions, discount=0.95, **options))
+    generator = torch.Generator().manual_seed(0)
     actor = module.cpu().eval().actor("eval")
     returns, _, _ = follow(lambda states: actor(states, generator), reward)
     return {"return": float(returns.mean()), "seconds": seconds}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 
-from flowmatch_rl.data import OfflineData, collect_transitions
+from flowmatch_rl.data import OfflineData, PolicyData, collect_transitions
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.modules import FlowOptimizer, OccupancyModule
 from flowmatch_rl.types import Policy
@@ -42,7 +42,9 @@ def fitted(data: OfflineData, seed: int, **arguments: Any) -> tuple[OccupancyMod
     return module, _metrics(trainer) | {"seconds": seconds}
 
 
-def fitted_module(data: OfflineData, seed: int, build: Callable[[], Module]) -> tuple[Module, Trainer, float]:
+def fitted_module(
+    data: OfflineData | PolicyData, seed: int, build: Callable[[], Module]
+) -> tuple[Module, Trainer, float]:
     """A module trained on the whole run of the data, its trainer, and CPU seconds of the training.
 
     Args:
