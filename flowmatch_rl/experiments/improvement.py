@@ -207,7 +207,13 @@ def _check(model: Occupancy, store: TransitionStore, behavior: Policy | None) ->
 
 
 def improve(
-    checkpoint: str | Path, reward: Reward, path: str, draws: Draws = Draws(), num_updates: int = 2_000, seed: int = 0
+    checkpoint: str | Path,
+    reward: Reward,
+    path: str,
+    draws: Draws = Draws(),
+    num_updates: int = 2_000,
+    seed: int = 0,
+    behavior: Policy | None = None,
 ) -> TrainedPolicy:
     """Train a policy for a reward from an occupancy, without files but for the future states.
 
@@ -220,6 +226,7 @@ def improve(
         draws: Future states that values are made of, kept beside the checkpoint.
         num_updates: Gradient steps, the first half of which learn from the occupancy.
         seed: Seed of the run.
+        behavior: Policy whose actions are tried too, see ``draw_futures``.
 
     Returns:
         The policy, a function of an observation.
@@ -229,7 +236,7 @@ def improve(
     """
     model, store = load_occupancy(checkpoint).model, TransitionStore.open(path)
     check_sees_actions(model, store)
-    futures = kept_futures(checkpoint, model, store, draws)
+    futures = kept_futures(checkpoint, model, store, draws, behavior)
     samples = FutureSamples.load(futures)
     for text in support(samples, store, reward, model.inputs.scale).warnings(samples.columns):
         warnings.warn(text, stacklevel=2)

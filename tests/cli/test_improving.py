@@ -247,6 +247,14 @@ def test_three_lines_of_python_make_a_policy(checkpoint) -> None:
     assert policy(np.zeros((2, 4), np.float32)).shape == (2, 2)
 
 
+def test_python_tries_the_actions_of_a_behaviour_too(checkpoint) -> None:
+    path, draws, other = str(checkpoint.parents[2] / "maze"), Draws(11, 4, 2, 1), ConstantPolicy([0.25, -0.5])
+    improvement.improve(checkpoint, SpeedReward(), path, draws, num_updates=1, behavior=other)
+    store = TransitionStore.open(path)
+    kept = FutureSamples.load(improvement.futures_path(checkpoint, store, draws, other))
+    assert torch.equal(kept.actions[:, 1::2], torch.tensor([0.25, -0.5]).expand(11, 2, 2))
+
+
 def test_python_warns_of_a_reward_that_few_states_are_paid(checkpoint) -> None:
     path, draws = str(checkpoint.parents[2] / "maze"), Draws(12, 3, 2, 1)
     x, y = TransitionStore.open(path).transitions["observation"][0, :2].tolist()
