@@ -45,6 +45,7 @@ BENCHMARKS = (
     "forward_backward",
     "any_reward",
     "any_reward_peers",
+    "any_reward_body",
     "occupancy_speed",
     "offline_tilt",
     "offline",

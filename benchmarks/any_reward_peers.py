@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.any_reward import PLANNED, REWARDS, SEEDS, collect, follow, kept
+from benchmarks.any_reward import PLANNED, REWARDS, SEEDS, WORLD, follow
 from benchmarks.forward_backward import evaluate, trained
 from benchmarks.occupancy_runs import fitted_module
 from flowmatch_rl.data import PolicyData
@@ -29,13 +29,13 @@ def flow_q_learning(reward: Reward, seed: int) -> dict[str, float]:
     module, _, seconds = fitted_module(data, seed, lambda: FlowQLearning(**data.dimensions, discount=0.95, **options))
     generator = torch.Generator().manual_seed(0)
     actor = module.cpu().eval().actor("eval")
-    returns, _, _ = follow(lambda states: actor(states, generator), reward)
+    returns, _ = WORLD.paid(follow(lambda states: actor(states, generator)), reward)
     return {"return": float(returns.mean()), "seconds": seconds}
 
 
 def run(seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
     """One row per reward; flow Q-learning learns those that planning was published for with all seeds."""
-    collect()
+    WORLD.collect()
     found: dict[str, list[list[float]]] = {name: [[], []] for name in REWARDS}
     for seed in seeds:
         models: list[tuple[ForwardBackwardModel, float]] = []
@@ -47,10 +47,10 @@ def run(seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
             return evaluate(models[0][0], reward) | {"seconds": models[0][1]}
 
         for name, reward in REWARDS.items():
-            row = kept(seed, name, "forward_backward", lambda r=reward: represented(r))
+            row = WORLD.kept(seed, name, "forward_backward", lambda r=reward: represented(r))
             found[name][0].append(row["return"])
             if seed == seeds[0] or name in PLANNED:
-                row = kept(seed, name, "flow_q_learning", lambda r=reward, s=seed: flow_q_learning(r, s))
+                row = WORLD.kept(seed, name, "flow_q_learning", lambda r=reward, s=seed: flow_q_learning(r, s))
                 found[name][1].append(row["return"])
     return {
         "title": "Forward-backward representations and flow Q-learning on the rewards of any_reward",

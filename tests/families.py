@@ -117,6 +117,7 @@ from flowmatch_rl.testbeds import (
     MazeGoalPolicy,
     MazeLoopPolicy,
     MazeReachPolicy,
+    PointGoalPolicy,
     PointMassMaze,
     PolicyMixture,
     Process,
@@ -321,6 +322,7 @@ POLICIES: list[Policy] = [
     MazeReachPolicy(),
     MazeReachPolicy(room="bottom_right"),
     MazeGoalPolicy(),
+    PointGoalPolicy(gain=2.0, damping=0.5, half_width=1.5, action_dim=1),
     PolicyMixture([ConstantPolicy([1.0]), ConstantPolicy([-1.0])]),
 ]
 

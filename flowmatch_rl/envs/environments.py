@@ -217,11 +217,20 @@ class DMControlEnvironment(SimulatedEnvironment):
         domain: Body, such as ``walker``.
         task: Task of that body, such as ``run``.
         camera: Camera of the videos.
+        action_repeat: Control steps that each action is held for, at least 1; they count as one step, whose reward is
+            the sum of theirs.
+
+    Raises:
+        UserError: If ``action_repeat`` is below 1.
     """
 
     domain: str
     task: str
     camera: int = 0
+    action_repeat: int = 1
+
+    def __post_init__(self) -> None:
+        check_range("[1, inf)", action_repeat=self.action_repeat)
 
     @property
     def label(self) -> str:
@@ -245,7 +254,7 @@ class DMControlEnvironment(SimulatedEnvironment):
             raise UserError(f"unknown DeepMind Control task {self.label!r}{hint}")
         if render and (reason := reason_without_backend()):
             raise UserError(reason)
-        return ControlSuiteEnv(self.domain, self.task, Guard(self.label, None, reports))
+        return ControlSuiteEnv(self.domain, self.task, self.action_repeat, Guard(self.label, None, reports))
 
     def column_names(self, env: EnvBase) -> tuple[str, ...]:
         """Names of the entries of an observation, ``key_0``, ``key_1`` and so on for an entry ``key``."""
@@ -258,7 +267,7 @@ class DMControlEnvironment(SimulatedEnvironment):
 
     def frames_per_second(self, env: EnvBase) -> float:
         """Environment steps per second of simulated time, for videos."""
-        return 1.0 / float(_raw(env).control_timestep())
+        return 1.0 / (self.action_repeat * float(_raw(env).control_timestep()))
 
 
 def _says_no_deprecation(record: logging.LogRecord) -> bool:
@@ -287,11 +296,12 @@ class ControlSuiteEnv(Guarded, DMControlEnv):
     Args:
         domain: Body.
         task: Task of that body.
+        action_repeat: Control steps that each action is held for.
         guard: Its guard.
     """
 
-    def __init__(self, domain: str, task: str, guard: Guard) -> None:
-        super().__init__(domain, task)
+    def __init__(self, domain: str, task: str, action_repeat: int, guard: Guard) -> None:
+        super().__init__(domain, task, frame_skip=action_repeat)
         self.guard = guard
 
 

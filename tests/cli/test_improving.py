@@ -40,7 +40,6 @@ SIZES = {
     "trainer.accelerator": "cpu",
     "video.enabled": "false",
 }
-MAZE = CONF / "improve" / "maze.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -62,10 +61,11 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def improve(checkpoint: Path, reward: str, folder: Path, *more: str, **changes: Any) -> Outcome:
+    conf = CONF / "improve" / f"{changes.pop('config', 'maze')}.yaml"
     sizes = {name: value for name, value in (SIZES | changes).items() if value is not None}
     options = [f"--{name}={value}" for name, value in sizes.items()]
     place = f"--trainer.default_root_dir={folder}"
-    return call(["improve", f"-c={MAZE}", f"--ckpt_path={checkpoint}", f"--reward={reward}", place, *options, *more])
+    return call(["improve", f"-c={conf}", f"--ckpt_path={checkpoint}", f"--reward={reward}", place, *options, *more])
 
 
 def corner(states: Tensor) -> Tensor:
@@ -101,6 +101,22 @@ def test_a_reward_makes_a_policy_and_a_second_one_finds_the_future_states(checkp
     written_config = yaml.safe_load((tmp_path / "box" / "config.yaml").read_text())
     assert written_config["data"]["init_args"]["reward"]["class_path"].endswith("BoxReward")
     assert written_config["model"]["init_args"]["discount"] == 0.95
+
+
+def test_a_body_of_a_simulator_is_given_a_policy(tmp_path) -> None:
+    path = collect(tmp_path / "data", "point_mass", num_transitions=80, num_envs=2, block_steps=20)
+    run = {"data__path": path, "trainer__default_root_dir": tmp_path / "occupancy", "data__environment": "null"}
+    outcome = call(occupancy_arguments("fit", CONF / "occupancy" / "point_mass.yaml", **run))
+    assert outcome.code == 0, outcome.err
+    occupancy = tmp_path / "occupancy" / "checkpoints" / "last.ckpt"
+    reward = '{"class_path": "SpeedReward", "init_args": {"columns": ["velocity_0", "velocity_1"], "scale": 0.1}}'
+    changes = {"config": "point_mass", "data.environment.init_args.max_steps": None, "data.max_episode_steps": 5}
+    outcome = improve(occupancy, reward, tmp_path / "run", **changes)
+    assert outcome.code == 0, outcome.err
+    assert "return " in outcome.out
+    assert not (tmp_path / "run" / "figures" / "value_map.png").exists()
+    policy = load_policy(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert policy(np.zeros((3, 4), np.float32)).shape == (3, 2)
 
 
 def test_files_functions_and_labels_name_rewards(checkpoint, tmp_path) -> None:

@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from tensordict.nn import TensorDictModule
 
 import tests.toys as toys
 from flowmatch_rl.checks import UserError
@@ -98,6 +99,19 @@ def test_time_limit_truncates_and_does_not_terminate(environment, limit) -> None
     assert last["next", "done"].all()
     assert not last["next", "terminated"].any()
     assert last["next", "step_count"].item() == limit
+
+
+def test_a_repeated_action_is_one_step_with_the_sum_of_the_rewards() -> None:
+    def rolled_out(repeat: int, steps: int):
+        env = build_environment(DMControlEnvironment("cartpole", "balance", action_repeat=repeat))
+        env.set_seed(3)
+        return env.rollout(steps, TensorDictModule(lambda _: torch.tensor([-0.3]), ["observation"], ["action"]))
+
+    single, repeated = rolled_out(1, 14), rolled_out(7, 2)
+    assert torch.equal(repeated["next", "observation"], single["next", "observation"][6::7])
+    assert single["next", "reward"].min() > 1e-4
+    wanted = single["next", "reward"].reshape(2, 7).sum(1, keepdim=True)
+    torch.testing.assert_close(repeated["next", "reward"], wanted)
 
 
 def test_fall_terminates_and_does_not_truncate() -> None:

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from flowmatch_rl.testbeds import ConstantPolicy, LinearPolicy, MazeGoalPolicy, PolicyMixture, RandomPolicy
+from flowmatch_rl.testbeds import (
+    ConstantPolicy,
+    LinearPolicy,
+    MazeGoalPolicy,
+    PointGoalPolicy,
+    PolicyMixture,
+    RandomPolicy,
+)
 from tests.combinations import one_test
 
 
@@ -41,6 +48,20 @@ def test_one_policy_of_a_mixture_acts_and_each_is_equally_likely() -> None:
     assert torch.equal(mixture.act(state, acting), wanted)
 
 
+def test_members_of_a_feedback_law_rest_at_their_goals() -> None:
+    policy = PointGoalPolicy(gain=3.0, damping=2.0, half_width=1.5, action_dim=3)
+    goals = policy.embeddings(torch.rand(50, 3, generator=torch.Generator().manual_seed(0)))
+    assert goals.abs().max() <= 1.0
+    assert goals.amin() < -0.9
+    state = torch.zeros(50, 6)
+    for _ in range(200):
+        action = policy.act(state, goals)
+        assert action.abs().max() <= 1.0
+        velocity = state[:, 3:] + 0.1 * action
+        state = torch.cat([state[:, :3] + 0.1 * velocity, velocity], -1)
+    torch.testing.assert_close(state, torch.cat([1.5 * goals, torch.zeros(50, 3)], -1), rtol=0.0, atol=1e-3)
+
+
 @pytest.mark.parametrize("policy", [LinearPolicy([[1.0]]), ConstantPolicy([0.0]), RandomPolicy(1)], ids=repr)
 def test_a_single_policy_refuses_an_embedding(policy) -> None:
     assert policy.embedding_dim == 0
@@ -59,6 +80,9 @@ def test_a_single_policy_refuses_an_embedding(policy) -> None:
         (lambda: LinearPolicy([[1.0, 2.0]]).act(torch.zeros(3, 3)), "(3, 2), got (3, 3)"),
         (lambda: ConstantPolicy([1.5]), "1.5"),
         (lambda: RandomPolicy(0), "got 0"),
+        (lambda: PointGoalPolicy(1.0, 1.0, 0.0), "half_width must be"),
+        (lambda: PointGoalPolicy(1.0, 1.0, 1.0).act(torch.zeros(3, 4)), "no embedding"),
+        (lambda: PointGoalPolicy(1.0, 1.0, 1.0).act(torch.zeros(3, 3), torch.zeros(3, 2)), "(3, 4), got (3, 3)"),
         (lambda: PolicyMixture([]), "single policies, at least one, got none"),
         (lambda: PolicyMixture([MazeGoalPolicy()]), "single policies, at least one, got ['MazeGoalPolicy']"),
         (lambda: PolicyMixture([RandomPolicy(1)]).act(torch.zeros(3, 1)), "got no embedding"),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.shapes import check_shape
-from flowmatch_rl.types import SinglePolicy
+from flowmatch_rl.types import Policy, SinglePolicy
 
 
 @dataclass(frozen=True)
@@ -107,3 +107,54 @@ class RandomPolicy(SinglePolicy):
             generator=generator,
         )
         return 2.0 * uniform - 1.0
+
+
+@dataclass(frozen=True)
+class PointGoalPolicy(Policy):
+    """The family of feedback laws that bring a body to a goal and hold it there (proportional-derivative control).
+
+    The observation is the position, A numbers, then its velocity, A numbers; the action pushes along the same axes:
+    ``a = gain (goal - position) - damping velocity``, clamped to [-1, 1]. The embedding of a member is its goal divided
+    by ``half_width`` (Z = A).
+
+    Args:
+        gain: Action per distance from the goal, positive.
+        damping: Action per unit of the velocity, at least 0.
+        half_width: Half the side of the cube around the origin in which goals are uniform, positive.
+        action_dim: Dimension A, at least 1.
+
+    Raises:
+        UserError: If a number is out of its range.
+    """
+
+    is_random: ClassVar = False
+    gain: float
+    damping: float
+    half_width: float
+    action_dim: int = 2
+
+    def __post_init__(self) -> None:
+        check_range("(0, inf)", gain=self.gain, half_width=self.half_width)
+        check_range("[0, inf)", damping=self.damping)
+        check_range("[1, inf)", action_dim=self.action_dim)
+
+    @property
+    def embedding_dim(self) -> int:
+        """The goal's position."""
+        return self.action_dim
+
+    def embeddings(self, uniform: Tensor) -> Tensor:
+        """Goals uniform over the cube, in units of ``half_width``, shape (B, A)."""
+        return 2.0 * uniform - 1.0
+
+    def act(
+        self, observation: Tensor, embedding: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Actions, shape (*batch, A), for observations of shape (*batch, 2 A) and goals of shape (*batch, A)."""
+        if embedding is None:
+            raise ValueError(f"expected goals of shape (*batch, {self.action_dim}), got no embedding")
+        check_shape("observation", observation, (*observation.shape[:-1], 2 * self.action_dim))
+        check_shape("embedding", embedding, (*observation.shape[:-1], self.action_dim))
+        position, velocity = observation.split(self.action_dim, -1)
+        offset = self.half_width * embedding.to(observation) - position
+        return (self.gain * offset - self.damping * velocity).clamp(-1.0, 1.0)
