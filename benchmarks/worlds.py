@@ -160,12 +160,12 @@ def seconds_per_decision(policy: TrainedPolicy, state: Tensor, decisions: int = 
     return spent[0], spent[1]
 
 
-def improved(world: World, seed: int, reward: Reward) -> dict[str, Any]:
+def improved(world: World, seed: int, reward: Reward, behavior: Policy | None = None) -> dict[str, Any]:
     """What a policy made by ``improve`` is worth, and its cost."""
     checkpoint, step, path = world.train_occupancy(seed), world.train_dynamics(), world.collect()
-    kept_futures(checkpoint, load_occupancy(checkpoint).model, TransitionStore.open(path), Draws())
+    kept_futures(checkpoint, load_occupancy(checkpoint).model, TransitionStore.open(path), Draws(), behavior)
     began = time.process_time()
-    policy = improve(checkpoint, reward, path, seed=seed)
+    policy = improve(checkpoint, reward, path, seed=seed, behavior=behavior)
     return {"seconds": time.process_time() - began} | evaluated(world, policy, reward, step)
 
 
