@@ -151,7 +151,8 @@ def evaluated(world: World, policy: TrainedPolicy, reward: Reward, model: Dynami
 def seconds_per_decision(policy: TrainedPolicy, state: Tensor, decisions: int = 200) -> tuple[float, float]:
     """Seconds that the policy takes to act in one state (1, S), as it is loaded, and compiled."""
     spent = []
-    for each in (policy, TrainedPolicy(policy.module, compile=True)):
+    for compiled in (False, True):  # the plain one first: compiling is of the policy, not of the object that acts by it
+        each = TrainedPolicy(policy.module, compile=compiled)
         each(state.numpy())
         began = time.perf_counter()
         for _ in range(decisions):
