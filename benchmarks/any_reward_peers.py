@@ -2,7 +2,7 @@
 
 Forward-backward representations learn from the data without rewards for as long as occupancy, future states, one-step
 model and one reward take together; flow Q-learning learns each reward from relabelled transitions for as long as
-``improve`` does. The weight of its distillation is the best of 0.01, 0.1 and 1 on four of the rewards with one seed.
+``improve`` does. The weight of its distillation, 0.1, did better than 1 on the first of the rewards.
 Returns are undiscounted, means over the same 100 episodes. What was measured is kept under ``runs/any_reward``.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.any_reward import PLANNED, REWARDS, SEEDS, WORLD, follow
+from benchmarks.any_reward import REWARDS, SEEDS, WORLD, follow
 from benchmarks.forward_backward import evaluate, trained
 from benchmarks.occupancy_runs import fitted_module
 from flowmatch_rl.data import PolicyData
@@ -19,7 +19,9 @@ from flowmatch_rl.models import ForwardBackwardModel
 from flowmatch_rl.modules import Critics, FlowQLearning
 from flowmatch_rl.types import Reward
 
-REPRESENTATION_UPDATES, UPDATES, ALPHA = 4_300, 1_500, 0.1
+REPRESENTATION_UPDATES, UPDATES, ALPHA = 10_000, 1_500, 0.1
+LEARNED = tuple(REWARDS)[:9]
+"""Rewards for flow Q-learning, with the first seed."""
 
 
 def flow_q_learning(reward: Reward, seed: int) -> dict[str, float]:
@@ -34,7 +36,7 @@ def flow_q_learning(reward: Reward, seed: int) -> dict[str, float]:
 
 
 def run(seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
-    """One row per reward; flow Q-learning learns those that planning was published for with all seeds."""
+    """One row per reward: returns of all seeds, of flow Q-learning the first one's."""
     WORLD.collect()
     found: dict[str, list[list[float]]] = {name: [[], []] for name in REWARDS}
     for seed in seeds:
@@ -49,7 +51,7 @@ def run(seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
         for name, reward in REWARDS.items():
             row = WORLD.kept(seed, name, "forward_backward", lambda r=reward: represented(r))
             found[name][0].append(row["return"])
-            if seed == seeds[0] or name in PLANNED:
+            if seed == seeds[0] and name in LEARNED:
                 row = WORLD.kept(seed, name, "flow_q_learning", lambda r=reward, s=seed: flow_q_learning(r, s))
                 found[name][1].append(row["return"])
     return {
@@ -63,4 +65,4 @@ def run(seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
 
 
 def _listed(returns: Sequence[float]) -> str:
-    return ", ".join(f"{each:.4g}" for each in returns)
+    return ", ".join(f"{each:.4g}" for each in returns) or "-"
