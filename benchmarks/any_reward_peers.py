@@ -2,7 +2,7 @@
 
 Forward-backward representations learn from the data without rewards for as long as occupancy, future states, one-step
 model and one reward take together; flow Q-learning learns each reward from relabelled transitions for as long as
-``improve`` does. The weight of its distillation, 0.1, did better than 1 on the first of the rewards.
+``improve`` does. The weight of its distillation, 0.1, did better than 1 on the mean of two rewards.
 Returns are undiscounted, means over the same 100 episodes. What was measured is kept under ``runs/any_reward``.
 """
 

@@ -31,7 +31,7 @@ class TrainedPolicy:
         samples: Whether it acts by a sample of the policy, at the temperature that it was trained at, in place of what
             evaluations choose.
         compile: Whether it acts by ``torch.compile``, for many single observations: the first action takes about half
-            a minute, those that follow a third of the time or less.
+            a minute, those that follow less time.
     """
 
     def __init__(self, module: PolicyModule, seed: int = 0, samples: bool = False, compile: bool = False) -> None:
