@@ -51,6 +51,7 @@ class FutureSamples:
         check_shape("embeddings", self.embeddings, (size, members, self.embeddings.shape[-1]))
         check_shape("futures", self.futures, (*self.futures.shape[:3], len(self.columns)))
 
+    @torch.no_grad()
     def values(self, reward_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Estimated values of the actions under a reward, each a mean over K samples.
 

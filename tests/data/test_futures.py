@@ -39,6 +39,9 @@ def test_a_value_is_the_mean_reward_over_one_minus_the_discount() -> None:
     held = samples()
     wanted = 2.0 * held.futures[..., 0].mean(-1) / 0.25
     torch.testing.assert_close(held.values(reward_of), wanted)
+    learned = torch.tensor(1.0, requires_grad=True)
+    assert torch.equal(held.values(lambda states: learned * reward_of(states)), held.values(reward_of))
+    assert not held.values(lambda states: learned * reward_of(states)).requires_grad
 
 
 def test_files_keep_everything(tmp_path) -> None:

@@ -32,6 +32,22 @@ class NotEverywhere(Reward):
         return torch.where(values[..., 0] == 2.0, torch.nan, 1.0)
 
 
+@dataclass(frozen=True)
+class Learned(Reward):
+    """A reward with weights that a user has trained."""
+
+    needed_columns = ("time",)  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    def of_columns(self, values: Tensor) -> Tensor:
+        return (values * torch.nn.Parameter(torch.tensor([2.0]))).sum(-1)
+
+
+def test_rewards_need_no_gradient(tmp_path: Path) -> None:
+    rewards = trajectory_store(tmp_path / "set").relabelled(Learned()).transitions.get(REWARD)
+    assert not rewards.requires_grad
+    assert float(rewards.max()) == 10.0
+
+
 @pytest.mark.parametrize(("n_steps", "chunk"), [(1, 1), (3, 1), (3, 3)])
 def test_every_step_has_the_reward_of_the_state_that_it_arrives_in(n_steps: int, chunk: int, tmp_path: Path) -> None:
     store = trajectory_store(tmp_path / "set", [*TRAJECTORIES[:1], *TRAJECTORIES[2:3]], has_rewards=False)

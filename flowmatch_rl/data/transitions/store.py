@@ -278,6 +278,7 @@ class TransitionStore:
                 "converted, set data.reward, or imitate its actions instead"
             )
 
+    @torch.no_grad()
     def relabelled(self, reward: Reward) -> "TransitionStore":
         """The same data set with other rewards, which are held in memory; nothing is written.
 
