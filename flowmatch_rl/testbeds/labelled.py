@@ -110,8 +110,11 @@ def _fitted(path: str, modified_ns: int) -> _Fit:
 
 
 def _read(path: str) -> tuple[tuple[str, ...], Tensor, Tensor]:
-    with Path(path).open(encoding="utf-8") as file:
-        names = [name.strip() for name in file.readline().split(",")]
+    try:
+        with Path(path).open(encoding="utf-8-sig") as file:  # spreadsheets write a mark at the beginning
+            names = [name.strip().strip('"') for name in file.readline().split(",")]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} must be text in UTF-8: {error}") from error
     if LABEL not in names or len(names) < 2 or len(set(names)) < len(names):
         raise UserError(f"{path} must have columns of states and a column {LABEL!r}, got {', '.join(names)}")
     try:

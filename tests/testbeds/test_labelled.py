@@ -63,6 +63,15 @@ def test_files_that_hold_no_labelled_states_are_refused(text, word, tmp_path) ->
         LabelledReward(str(path)).of_columns(torch.zeros(1, 1))
 
 
+def test_headers_of_spreadsheets_are_read(tmp_path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text('\ufeff"x","reward"\n1,2\n2,3\n3,5\n', encoding="utf-8")
+    assert LabelledReward(str(path)).needed_columns == ("x",)
+    path.write_bytes("größe,reward\n1,2\n2,3\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"labels\.csv must be text in UTF-8"):
+        _ = LabelledReward(str(path)).needed_columns
+
+
 def test_a_missing_file_is_named(tmp_path) -> None:
     with pytest.raises(MissingFileError, match=r"nowhere\.csv"):
         LabelledReward(str(tmp_path / "nowhere.csv"))
