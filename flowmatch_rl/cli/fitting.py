@@ -6,13 +6,13 @@ import math
 import torch
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.data import OfflineData
+from flowmatch_rl.data import OfflineData, PolicyData
 from flowmatch_rl.data.episodes import EpisodeData
 from flowmatch_rl.data.transitions.segments import MOST_UNOBSERVED
 from flowmatch_rl.data.transitions.store import StoreInfo
 from flowmatch_rl.envs.building import examine
 from flowmatch_rl.envs.environments import Environment
-from flowmatch_rl.modules import DynamicsModule, ForwardBackward, OccupancyModule, PolicyModule
+from flowmatch_rl.modules import DynamicsModule, ForwardBackward, OccupancyActorCritic, OccupancyModule, PolicyModule
 from flowmatch_rl.modules.occupancy_checks import check_policy
 from flowmatch_rl.types import Policy
 
@@ -49,6 +49,20 @@ def _(model: OccupancyModule, data: object) -> None:
 def _(model: PolicyModule, data: object) -> None:
     if isinstance(data, EpisodeData):
         data.check_module(model)
+    if isinstance(data, PolicyData) and data.futures is not None:
+        raise UserError(f"{type(model).__name__} learns nothing from data.futures; it must be null, got {data.futures}")
+
+
+@check_fit.register
+def _(model: OccupancyActorCritic, data: object) -> None:
+    if isinstance(data, EpisodeData):
+        data.check_module(model)
+    wanted = data.futures_discount if isinstance(data, PolicyData) else None
+    if wanted is not None and model.critics.discount != wanted:
+        raise UserError(
+            f"model.discount must be {wanted:g}, at which the future states of data.futures were drawn, got "
+            f"{model.critics.discount:g}"
+        )
 
 
 @check_fit.register

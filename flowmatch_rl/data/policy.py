@@ -134,6 +134,7 @@ class PolicyData(EpisodeData):
                 f"data.futures holds values of single actions and steps: action_chunk and n_steps must be 1, got "
                 f"{action_chunk} and {n_steps}"
             )
+        self.futures = futures
         self._family = None if futures is None else FamilyReader.open(futures, reward, self.store)
         self._reader: TransitionReader | None = None
         self._drawn = 0  # batches, by the run that is resumed
@@ -155,6 +156,11 @@ class PolicyData(EpisodeData):
             "action_bounds": self.spaces.action_bounds.repeated(self.action_chunk),
         }
         return dimensions if self._goal_schema is None else dimensions | {"goal_schema": self._goal_schema}
+
+    @property
+    def futures_discount(self) -> float | None:
+        """Discount of the future states; None if there are none."""
+        return None if self._family is None else self._family.samples.discount
 
     @property
     def plane(self) -> PlanarProcess | None:
