@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flowmatch_rl.batches import TERMINATED
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.cli.names import known_names
@@ -19,6 +17,7 @@ from flowmatch_rl.data import TransitionStore
 from flowmatch_rl.data.futures import FutureSamples
 from flowmatch_rl.experiments.improvement import (
     Draws,
+    check_parts,
     check_sees_actions,
     condition_features,
     kept_futures,
@@ -120,6 +119,7 @@ def _prepare(options: dict[str, Any]) -> dict[str, Any]:
     described, reward = _reward(options["reward"], options["columns"], occupancy.columns)
     if ends := int(store.transitions.get(TERMINATED).sum()):
         print(f"warning      {ends:,} transitions are terminal: an occupancy counts a terminal state's reward for ever")
+    check_parts(model, store, behavior, reward)
     print(check_sees_actions(model, store), flush=True)
     futures = kept_futures(checkpoint, model, store, draws, behavior, options["futures"])
     samples = FutureSamples.load(futures)
@@ -203,6 +203,7 @@ def _run_of(checkpoint: str) -> dict[str, Any]:
     """Arguments of the data of the run that a checkpoint belongs to; none where its folder holds no configuration."""
     for folder in Path(checkpoint).resolve().parents[:2]:
         if (folder / "config.yaml").is_file():
-            data = yaml.safe_load((folder / "config.yaml").read_text()).get("data") or {}
-            return data.get("init_args") or {}
+            data = read_overlay(folder / "config.yaml").get("data")
+            arguments = data.get("init_args") if isinstance(data, dict) else None
+            return arguments if isinstance(arguments, dict) else {}
     return {}

@@ -36,11 +36,6 @@ class RewardSupport:
     outside: float
     place: Tensor | None
 
-    @property
-    def is_constant(self) -> bool:
-        """Whether all states are worth the same."""
-        return self.highest == self.lowest
-
     def line(self) -> str:
         """What was found, for people."""
         return (

@@ -21,6 +21,7 @@ from flowmatch_rl.files import exclusive
 from flowmatch_rl.inference import TrainedPolicy, load_occupancy
 from flowmatch_rl.models import Occupancy
 from flowmatch_rl.modules.occupancy_actor_critic import IMPROVED_CRITICS, IMPROVED_POLICY, OccupancyActorCritic
+from flowmatch_rl.modules.occupancy_checks import check_policy
 from flowmatch_rl.nets import ObservationFeatures
 from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.shapes import even_rows
@@ -75,9 +76,9 @@ def draw_futures(
         Future states.
 
     Raises:
-        UserError: If the model counts the current state, was learned from other states, or actions are missing.
+        UserError: If they do not go together, see ``check_parts``.
     """
-    _check(model, store, behavior)
+    check_parts(model, store, behavior)
     generator = torch.Generator().manual_seed(draws.seed)
     size, members = (draws.num_states, draws.num_members)
     rows = torch.randint(len(store), (size,), generator=generator)
@@ -124,9 +125,56 @@ def _tried_actions(
 
 def futures_path(checkpoint: str | Path, store: TransitionStore, draws: Draws, behavior: Policy | None) -> Path:
     """Where the future states of a checkpoint are kept, beside it: another name for other weights, data or numbers."""
+    return Path(checkpoint).with_suffix(f".futures-{_identity(checkpoint, store, draws, behavior)}.pt")
+
+
+def _identity(checkpoint: str | Path, store: TransitionStore, draws: Draws, behavior: Policy | None) -> str:
+    """Twelve letters that stand for weights, data and numbers, the files that the behaviour names among them."""
     content = hashlib.sha256(Path(checkpoint).read_bytes())
     content.update(f"{store.info} {draws} {behavior}".encode())
-    return Path(checkpoint).with_suffix(f".futures-{content.hexdigest()[:12]}.pt")
+    for value in vars(behavior).values() if behavior is not None else ():
+        if isinstance(value, str) and Path(value).is_file():
+            content.update(Path(value).read_bytes())
+    return content.hexdigest()[:12]
+
+
+def check_parts(
+    model: Occupancy, store: TransitionStore, behavior: Policy | None = None, reward: Reward | None = None
+) -> None:
+    """Raise unless an occupancy, a data set, a behaviour and a reward go together, before anything is drawn.
+
+    Args:
+        model: The occupancy.
+        store: The data set.
+        behavior: Policy whose actions are tried too.
+        reward: The reward.
+
+    Raises:
+        UserError: If the model counts the current state, was learned from other states or actions, or knows no policy
+            where none is given; if the behaviour takes other states or actions; or if the reward needs other columns,
+            fails, is not finite, or the same in all states of the data.
+    """
+    schema, action_dim = model.inputs.schema, model.inputs.action_dim
+    if model.horizon.first_state != "arrival":
+        raise UserError(f"improvement needs first_state 'arrival', this model has {model.horizon.first_state!r}")
+    if store.info.columns != schema.columns:
+        raise UserError(
+            f"the occupancy is of states ({', '.join(schema.columns)}), {store.path} holds "
+            f"({', '.join(store.info.columns)})"
+        )
+    if store.info.action_dim != action_dim:
+        raise UserError(
+            f"the occupancy is of actions of dimension {action_dim}, {store.path} holds {store.info.action_dim}"
+        )
+    if model.policy is None and behavior is None:
+        raise UserError(
+            "this model was learned from actions in data and knows no policy: name a policy whose actions are tried, "
+            "such as a run of BehaviorCloning on the same data, with --behavior"
+        )
+    if behavior is not None:
+        check_policy(behavior, model.inputs.state_shift[None], schema.columns, action_dim)
+    if reward is not None:
+        _rewarded(store, reward, model.schema.columns)
 
 
 @torch.no_grad()
@@ -162,6 +210,7 @@ def check_sees_actions(model: Occupancy, store: TransitionStore, seed: int = 0) 
     return f"action       information {information:.2g} +- {error:.2g} (variance due to the action / other)"
 
 
+@torch.no_grad()
 def support(samples: FutureSamples, store: TransitionStore, reward: Reward, scale: Tensor) -> RewardSupport:
     """Whether the states of a data set carry the values of a reward.
 
@@ -172,38 +221,32 @@ def support(samples: FutureSamples, store: TransitionStore, reward: Reward, scal
         scale: Unit of each modelled entry, shape (D,).
 
     Raises:
-        UserError: If the reward needs other columns, is not finite, or the same in all states of the data.
+        UserError: If the reward needs other columns, fails, is not finite, or the same in all states of the data.
     """
-
-    def worth(states: Tensor) -> Tensor:
-        return reward.evaluate(states, samples.columns).float()
-
-    entries = [store.info.columns.index(name) for name in samples.columns]
-    some = even_rows(len(store), 50_000)
-    states = store.transitions.get(OBSERVATION)[some][:, entries]
+    states, rewards = _rewarded(store, reward, samples.columns)
     futures = samples.futures.flatten(0, 2)
-    found = reward_support(states, worth(states), futures, worth(futures), scale)
-    if found.is_constant:
-        raise UserError(
-            f"the reward is {found.lowest:.3g} in all of {found.states:,} states of {store.path}: there is nothing to "
-            "improve; state a reward that some of the data's states are paid"
-        )
-    return found
+    return reward_support(states, rewards, futures, reward.evaluate(futures, samples.columns).float(), scale)
 
 
-def _check(model: Occupancy, store: TransitionStore, behavior: Policy | None) -> None:
-    if model.horizon.first_state != "arrival":
-        raise UserError(f"improvement needs first_state 'arrival', this model has {model.horizon.first_state!r}")
-    if store.info.columns != model.inputs.schema.columns:
+@torch.no_grad()
+def _rewarded(store: TransitionStore, reward: Reward, columns: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Entries (N, D) of many states of a data set, and their rewards (N,), which are finite and differ."""
+    entries = [store.info.columns.index(name) for name in columns]
+    states = store.transitions.get(OBSERVATION)[even_rows(len(store), 50_000)][:, entries]
+    try:
+        rewards = reward.evaluate(states, columns).float()
+    except UserError:
+        raise
+    except Exception as error:  # a function of the user's own may raise anything
+        raise UserError(f"the reward {reward} fails: {type(error).__name__}: {error}") from error
+    if wrong := int((~rewards.isfinite()).sum()):
+        raise UserError(f"the reward {reward} is not finite in {wrong:,} of {len(states):,} states of {store.path}")
+    if bool((rewards == rewards[0]).all()):
         raise UserError(
-            f"the occupancy is of states ({', '.join(model.inputs.schema.columns[:4])}, ...), {store.path} holds "
-            f"({', '.join(store.info.columns[:4])}, ...)"
+            f"the reward is {float(rewards[0]):.3g} in all of {len(states):,} states of {store.path}: there is nothing "
+            "to improve; state a reward that some of the data's states are paid"
         )
-    if model.policy is None and behavior is None:
-        raise UserError(
-            "this model was learned from actions in data and knows no policy: name a policy whose actions are tried, "
-            "such as a run of BehaviorCloning on the same data, with --behavior"
-        )
+    return states, rewards
 
 
 def improve(
@@ -235,6 +278,7 @@ def improve(
         UserError: If the model does not see actions, or the data do not fit.
     """
     model, store = load_occupancy(checkpoint).model, TransitionStore.open(path)
+    check_parts(model, store, behavior, reward)
     check_sees_actions(model, store)
     futures = kept_futures(checkpoint, model, store, draws, behavior)
     samples = FutureSamples.load(futures)
@@ -297,9 +341,15 @@ def kept_futures(
         draws: How many.
         behavior: Policy whose actions are tried too; see ``draw_futures``.
         path: The file; one beside the checkpoint if None.
+
+    Raises:
+        UserError: If the file is there and holds others.
     """
     futures = Path(path) if path else futures_path(checkpoint, store, draws, behavior)
-    with exclusive(futures.with_suffix(".lock"), f"future states {futures}", wait=True):
+    source = f"{draws}, behavior {behavior}, model and data {_identity(checkpoint, store, draws, behavior)}"
+    with exclusive(futures.with_name(f".{futures.name}.lock"), f"future states {futures}", wait=True):
         if not futures.exists():
-            draw_futures(model, store, draws, behavior).save(futures)
+            replace(draw_futures(model, store, draws, behavior), source=source).save(futures)
+        elif path and (held := FutureSamples.load(futures).source) != source:
+            raise UserError(f"{futures} holds other future states: expected {source}, got {held}; name another file")
     return futures

@@ -15,9 +15,10 @@ from flowmatch_rl.data import TransitionStore
 from flowmatch_rl.data.futures import FutureSamples
 from flowmatch_rl.experiments import improvement
 from flowmatch_rl.experiments.improvement import Draws, check_sees_actions, draw_futures
-from flowmatch_rl.inference import load_occupancy, load_policy
+from flowmatch_rl.inference import CheckpointPolicy, load_occupancy, load_policy
 from flowmatch_rl.testbeds import BoxReward, ConstantPolicy, MazeGoalPolicy, SpeedReward
 from tests.cli.support import CONF, Outcome, call, collect, occupancy_arguments
+from tests.data.toy_trajectories import trajectory_store
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -71,6 +72,16 @@ def improve(checkpoint: Path, reward: str, folder: Path, *more: str, **changes: 
 def corner(states: Tensor) -> Tensor:
     """A reward of two columns."""
     return states[..., 0] - states[..., 1]
+
+
+def not_everywhere(states: Tensor) -> Tensor:
+    """A reward that some states do not have."""
+    return (states[..., 0] - states[..., 0].mean()).sqrt()
+
+
+def failing(states: Tensor) -> Tensor:
+    """A reward of a column that is not there."""
+    return states[..., 7]
 
 
 def test_a_reward_makes_a_policy_and_a_second_one_finds_the_future_states(checkpoint, tmp_path) -> None:
@@ -147,6 +158,11 @@ def test_files_functions_and_labels_name_rewards(checkpoint, tmp_path) -> None:
         ("no_such_module:reward", [], "no_such_module"),
         ("nowhere.yaml", [], "nowhere.yaml"),
         ("nowhere.csv", [], "nowhere.csv"),
+        (f"{__name__}:not_everywhere", [], "is not finite in"),
+        (f"{__name__}:failing", [], "fails: IndexError: index 7 is out of bounds"),
+        ("SpeedReward", ["--behavior={class_path: ConstantPolicy, init_args: {action: [0.5]}}"], "dimension 2"),
+        ("SpeedReward", ["--model.discount=0.9"], "model.discount must be 0.95"),
+        ("SpeedReward", ["--model=FlowQLearning"], "FlowQLearning learns nothing from data.futures"),
         ("SpeedReward", ["--draws.num_members=1"], "num_members"),
         ("SpeedReward", ["--data.no_such_option=1"], "no_such_option"),
     ],
@@ -160,6 +176,38 @@ def test_what_does_not_fit_is_named_in_a_line(checkpoint, tmp_path, reward, more
     assert not (tmp_path / "run").exists()
 
 
+def test_data_of_other_columns_are_refused_before_the_model_is_tried_on_them(checkpoint, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(improving, "check_sees_actions", check_sees_actions)
+    trajectory_store(tmp_path / "other")
+    outcome = improve(checkpoint, "SpeedReward", tmp_path / "run", f"--path={tmp_path / 'other'}")
+    assert outcome.code == 2
+    assert "the occupancy is of states (x, y, vx, vy)" in outcome.err
+    assert "holds (trajectory, time)" in outcome.err
+
+
+def test_a_named_file_of_other_future_states_is_refused(checkpoint, tmp_path) -> None:
+    model, store = load_occupancy(checkpoint).model, TransitionStore.open(str(checkpoint.parents[2] / "maze"))
+    path, draws = str(tmp_path / "futures"), Draws(5, 2, 2, 1)
+    (tmp_path / "futures.lock").write_text("of another program")
+    for _ in range(2):
+        improvement.kept_futures(checkpoint, model, store, draws, path=path)
+    assert (tmp_path / "futures.lock").read_text() == "of another program"
+    with pytest.raises(ValueError, match=r"expected Draws\(num_states=6.*got Draws\(num_states=5"):
+        improvement.kept_futures(checkpoint, model, store, Draws(6, 2, 2, 1), path=path)
+    (tmp_path / "retrained.ckpt").write_bytes(checkpoint.read_bytes() + b"0")
+    with pytest.raises(ValueError, match="holds other future states"):
+        improvement.kept_futures(tmp_path / "retrained.ckpt", model, store, draws, path=path)
+
+
+def test_a_behaviour_that_was_trained_again_has_other_future_states(checkpoint, tmp_path) -> None:
+    store, behavior = TransitionStore.open(str(checkpoint.parents[2] / "maze")), tmp_path / "cloned.ckpt"
+    names = []
+    for content in (b"first", b"second"):
+        behavior.write_bytes(content)
+        names.append(improvement.futures_path(checkpoint, store, Draws(), CheckpointPolicy(str(behavior))))
+    assert names[0] != names[1]
+
+
 def test_a_checkpoint_of_something_else_is_refused(checkpoint, tmp_path) -> None:
     assert improve(checkpoint, "SpeedReward", tmp_path / "fast").code == 0
     outcome = improve(tmp_path / "fast" / "checkpoints" / "last.ckpt", "SpeedReward", tmp_path / "again")
@@ -171,6 +219,7 @@ def test_without_the_folder_of_a_run_the_data_set_must_be_named(checkpoint, tmp_
     alone = tmp_path / "alone" / "some.ckpt"
     alone.parent.mkdir()
     alone.write_bytes(checkpoint.read_bytes())
+    (alone.parent / "config.yaml").touch()  # of something else
     outcome = improve(alone, "SpeedReward", tmp_path / "run")
     assert outcome.code == 2
     assert "name its data set with --path" in outcome.err
