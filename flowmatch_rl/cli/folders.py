@@ -55,7 +55,8 @@ def sole_run(folder: Path, checkpoints: Path | None, is_new: bool) -> Iterator[N
         last = None if checkpoints is None else checkpoints / "last.ckpt"
         if is_new and last is not None and last.exists():
             raise UserError(
-                f"{folder} holds a run already; resume it with --ckpt_path {last}, or choose another folder"
+                f"{folder} holds a run already; resume it with flowmatch-rl fit -c {folder / 'config.yaml'} "
+                f"--ckpt_path {last}, or choose another folder"
             )
         yield
 
