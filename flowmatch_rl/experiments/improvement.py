@@ -87,14 +87,16 @@ def draw_futures(
     sampler, model.sampler = model.sampler, OdeSampler(Euler(num_steps=draws.num_steps))
     actions, futures = [], []
     try:
-        for start in tqdm(range(0, size, _STATES_AT_A_TIME), desc="future states", unit="batch", leave=False):
-            states, some = (part[start : start + _STATES_AT_A_TIME] for part in (observation, embeddings))
-            spread = states[:, None].expand(-1, members, -1)
-            acts = _tried_actions(model, spread, some, behavior, generator)
-            noise = model.draw_noise(len(states), 1, draws.num_samples, generator=generator)
-            noise = noise.expand(-1, members, -1, -1)
-            futures.append(model.futures(noise, spread, acts, some, model.horizon.discount).cpu())
-            actions.append(acts.cpu())
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(draws.seed)  # of policies that act at random
+            for start in tqdm(range(0, size, _STATES_AT_A_TIME), desc="future states", unit="batch", leave=False):
+                states, some = (part[start : start + _STATES_AT_A_TIME] for part in (observation, embeddings))
+                spread = states[:, None].expand(-1, members, -1)
+                acts = _tried_actions(model, spread, some, behavior, generator)
+                noise = model.draw_noise(len(states), 1, draws.num_samples, generator=generator)
+                noise = noise.expand(-1, members, -1, -1)
+                futures.append(model.futures(noise, spread, acts, some, model.horizon.discount).cpu())
+                actions.append(acts.cpu())
     finally:
         model.sampler = sampler
     return FutureSamples(

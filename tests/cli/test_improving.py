@@ -16,7 +16,7 @@ from flowmatch_rl.data.futures import FutureSamples
 from flowmatch_rl.experiments import improvement
 from flowmatch_rl.experiments.improvement import Draws, check_sees_actions, draw_futures
 from flowmatch_rl.inference import CheckpointPolicy, load_occupancy, load_policy
-from flowmatch_rl.testbeds import BoxReward, ConstantPolicy, MazeGoalPolicy, SpeedReward
+from flowmatch_rl.testbeds import BoxReward, ConstantPolicy, MazeGoalPolicy, RandomPolicy, SpeedReward
 from tests.cli.support import CONF, Outcome, call, collect, occupancy_arguments
 from tests.data.toy_trajectories import trajectory_store
 
@@ -270,6 +270,18 @@ def test_every_other_action_is_one_of_the_behaviour(checkpoint) -> None:
     drawing.policy, drawing.draw_members = None, lambda number, generator: torch.zeros(number, 2)
     only = draw_futures(model, store, Draws(num_states=5, num_members=4), ConstantPolicy([0.25, -0.5]))
     assert torch.equal(only.actions, torch.tensor([0.25, -0.5]).expand(5, 4, 2))
+
+
+def test_a_random_behaviour_is_drawn_by_the_seed_and_leaves_the_global_noise_alone(checkpoint) -> None:
+    model, store = load_occupancy(checkpoint).model, TransitionStore.open(str(checkpoint.parents[2] / "maze"))
+    state = torch.get_rng_state()
+    first, again, other = (
+        draw_futures(model, store, Draws(num_states=5, num_members=4, seed=seed), RandomPolicy(2)).actions
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first[:, 1::2], other[:, 1::2])
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_second_round_starts_from_the_occupancy_of_the_new_policy(checkpoint, tmp_path) -> None:
