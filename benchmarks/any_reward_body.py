@@ -1,13 +1,13 @@
 """A policy for any reward from one occupancy: a body of the DeepMind Control Suite, in its own simulator.
 
 The body is the point mass, an action is held for ten steps of 0.02 s, and an episode of the Suite is 100 decisions. One
-occupancy of the feedback laws that bring it to a point is learned from walks and random actions, without rewards
+occupancy of the feedback policies that bring it to a point is learned from walks and random actions, without rewards
 (discount .95). For each reward ``improve`` trains critics and a policy from it and the same data. Returns are
 undiscounted sums over episodes in the simulator, means over 20 random starts; ``stated``, ``critic`` and ``followed``
-are those of ``any_reward``. ``planning`` chooses among 16 laws every four decisions; ``best_member`` is the best one of
-them in hindsight, for all starts, and ``best_at_each_start`` for each; ``reference`` is a law that was written for the
-reward by hand. Seconds are CPU time of one thread, without the occupancy, the one-step model and the future states,
-which are made once for all rewards.
+are those of ``any_reward``. ``planning`` chooses among 16 policies every four decisions; ``best_member`` is the best
+one of them in hindsight, for all starts, and ``best_at_each_start`` for each; ``reference`` is one that was written
+for the reward by hand. Seconds are CPU time of one thread, without the occupancy, the one-step model and the future
+states, which are made once for all rewards.
 """
 
 import functools
@@ -87,7 +87,7 @@ WORLD = World(
 
 
 def to_places(*places: tuple[float, float]) -> Act:
-    """The law that brings the body to the nearest of some places."""
+    """The policy that brings the body to the nearest of some places."""
     targets = torch.tensor(places)
 
     def act(states: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def to_places(*places: tuple[float, float]) -> Act:
 
 
 def around(sense: float) -> Act:
-    """The law that is led around a circle, clockwise for -1 and counter-clockwise for 1."""
+    """The policy that is led around a circle, clockwise for -1 and counter-clockwise for 1."""
 
     def act(states: Tensor) -> Tensor:
         angle = torch.atan2(states[:, 1], states[:, 0]) + sense * TURN
@@ -115,7 +115,7 @@ def to_and_fro(states: Tensor) -> Tensor:
 
 
 def at_the_top(states: Tensor) -> Tensor:
-    """The law that goes straight up."""
+    """The policy that goes straight up."""
     target = torch.stack([states[:, 0], torch.full_like(states[:, 0], TOP[1])], -1)
     return POLICY.act(states, target / POLICY.half_width)
 

@@ -47,7 +47,7 @@ def pairwise(*families: Sequence[Any]) -> list[tuple[Any, ...]]:
 
 
 def in_turn(*families: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """As many combinations as the largest family has members; the others begin anew when they end.
+    """As many combinations as the largest family has members; the others start again when they end.
 
     Args:
         families: Families, none of them empty.

@@ -38,8 +38,8 @@ class PolicyData(EpisodeData):
 
     With an online phase the run goes on after its updates: the policy collects transitions in the environment, and
     trains on batches of these and of the data. The checkpoint of a run without one continues with one. Steps are
-    gradient steps throughout; the epochs of the two phases differ in length, so that the trainer is told to make the
-    loaders anew for every epoch.
+    gradient steps throughout; the epochs of the two phases differ in length, so that the trainer is told to make new
+    loaders for every epoch.
 
     Args:
         path: Folder of the data set.

@@ -108,7 +108,7 @@ class TrainedOccupancy:
         return _array(self.model.draw_members(number, self._generator))
 
     def infer_members(self, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
-        """Infer the latents behind actions, by a model with intentions; they are drawn anew at each call.
+        """Infer the latents behind actions, by a model with intentions; each call draws new ones.
 
         Args:
             observation: States, shape (*batch, S).

@@ -176,7 +176,7 @@ class ForwardBackward(SingleOptimizer):
         return normal[0].to(device), normal[1].to(device), uniform.to(device)
 
     def policy_loss(self, state: Tensor, data_action: Tensor, embedding: Tensor) -> Tensor:
-        """Loss of the policies, shape (); its gradient reaches them alone, and its value means nothing.
+        """Loss of the policies, shape (), of which the gradient matters alone; it reaches the policies alone.
 
         Args:
             state: Standardised states, shape (B, S).

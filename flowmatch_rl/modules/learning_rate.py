@@ -20,7 +20,7 @@ def cosine_decay(learning_rate: float, step: int, num_steps: float) -> float:
 
 
 def use_stated_options(optimizer: torch.optim.Optimizer, stated: torch.optim.Optimizer) -> None:
-    """Give an optimizer the learning rates and weight decays of another, such as one made anew.
+    """Give an optimizer the learning rates and weight decays of another, such as one made again.
 
     A checkpoint restores those that it was written with, also where the resumed run states others.
 

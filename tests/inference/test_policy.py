@@ -15,6 +15,7 @@ from flowmatch_rl.schema import ActionBounds
 from tests.combinations import each_value, one_test
 from tests.modules.options import grouped
 from tests.modules.test_reverse_flow_actor_critic import TINY, A, S
+from tests.tracing import trace_compilations
 
 LOW, HIGH = (-2.0, 0.0), (2.0, 10.0)
 BOUNDS = ActionBounds(LOW, HIGH)
@@ -105,19 +106,9 @@ def test_loaded_policy_equals_the_saved_modules(tmp_path) -> None:
 def test_compiled_policy_is_one_graph_for_its_sampling_and_one_for_values(
     samples, wanted, tmp_path, monkeypatch
 ) -> None:
-    """Traced with the backend that computes eagerly: a graph that breaks raises."""
     path, observation = checkpoint(module(action_bounds=BOUNDS), tmp_path), np.random.default_rng(0).normal(size=(1, S))
     plain = load_policy(path, samples=samples)(observation)
-    compile_function, graphs = torch.compile, []
-
-    def traced(function):
-        def backend(graph, inputs):
-            graphs.append(graph)
-            return graph.forward
-
-        return compile_function(function, backend=backend, fullgraph=True)
-
-    monkeypatch.setattr(torch, "compile", traced)
+    graphs = trace_compilations(monkeypatch)
     policy = load_policy(path, samples=samples, compile=True)
     np.testing.assert_allclose(policy(observation), plain, rtol=1e-5, atol=1e-6)
     assert len(graphs) == wanted

@@ -146,7 +146,7 @@ def read(batch: TensorDict):
 
 
 def critic_loss_of(module: ReverseFlowActorCritic, batch: TensorDict, monkeypatch) -> float:
-    """Critic loss with online critics of value 0 and lagging ones of value 100."""
+    """Critic loss with online critics of value 0 and target critics of value 100."""
     monkeypatch.setattr(module.critics.online, "outputs", lambda o, a: torch.zeros(2, len(o), 1))
     monkeypatch.setattr(module.critics.target, "outputs", lambda o, a, m: torch.full((2, len(o), 1), 100.0))
     transition = read(batch)

@@ -11,6 +11,7 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.nets import CategoricalHead, CriticArchitecture, CriticEnsemble, QuantileHead, ScalarHead, ValueHead
 from tests.combinations import each_pair, each_value, one_test
 from tests.families import VALUE_HEADS
+from tests.tracing import trace_compilations
 
 S, N = 3, 4
 
@@ -173,18 +174,9 @@ def test_under_autocast_values_and_gradients_are_float32_and_near_those_without(
 def test_compiled_evaluation_is_one_graph_and_equals_the_plain_one_also_under_autocast(
     architecture, monkeypatch
 ) -> None:
-    """Traced with the backend that computes eagerly: a graph that breaks raises."""
     torch.manual_seed(0)
     critic = architecture.build(S, 2)
     observation, actions = torch.randn(5, S), torch.randn(5, N, 2)
-    compile_function, graphs = torch.compile, []
-
-    def traced(function):
-        def backend(graph, inputs):
-            graphs.append(graph)
-            return graph.forward
-
-        return compile_function(function, backend=backend, fullgraph=True)
 
     def evaluate() -> list[Tensor]:
         plain = [*critic.action_values_and_gradients(observation, actions), critic.action_values(observation, actions)]
@@ -193,7 +185,7 @@ def test_compiled_evaluation_is_one_graph_and_equals_the_plain_one_also_under_au
         return [*plain, *rounded]
 
     wanted = evaluate()
-    monkeypatch.setattr(torch, "compile", traced)
+    graphs = trace_compilations(monkeypatch)
     critic.compile_evaluation()
     torch.testing.assert_close(evaluate(), wanted)
     assert len(graphs) == 3

@@ -111,7 +111,7 @@ class RandomPolicy(SinglePolicy):
 
 @dataclass(frozen=True)
 class PointGoalPolicy(Policy):
-    """The family of feedback laws that bring a body to a goal and hold it there (proportional-derivative control).
+    """The family of feedback policies that bring a body to a goal and hold it there (proportional-derivative control).
 
     The observation is the position, A numbers, then its velocity, A numbers; the action pushes along the same axes:
     ``a = gain (goal - position) - damping velocity``, clamped to [-1, 1]. The embedding of a member is its goal divided

@@ -1,0 +1,25 @@
+"""What ``torch.compile`` is given, without its code generation."""
+
+from typing import Any
+
+import pytest
+import torch
+
+
+def trace_compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Have ``torch.compile`` compute eagerly, and raise where a function is more than one graph.
+
+    Returns:
+        The graphs, which grow as functions are called.
+    """
+    compile_function, graphs = torch.compile, []
+
+    def traced(function: Any) -> Any:
+        def backend(graph: Any, inputs: Any) -> Any:
+            graphs.append(graph)
+            return graph.forward
+
+        return compile_function(function, backend=backend, fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    return graphs
