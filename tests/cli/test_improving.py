@@ -185,6 +185,15 @@ def test_data_of_other_columns_are_refused_before_the_model_is_tried_on_them(che
     assert "holds (trajectory, time)" in outcome.err
 
 
+def test_a_reward_that_fails_is_refused_before_anything_is_drawn(checkpoint, tmp_path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(improving, "kept_futures", lambda *parts: drawn.append(parts))
+    outcome = improve(checkpoint, f"{__name__}:failing", tmp_path / "run")
+    assert outcome.code == 2
+    assert "fails: IndexError" in outcome.err
+    assert not drawn
+
+
 def test_a_named_file_of_other_future_states_is_refused(checkpoint, tmp_path) -> None:
     model, store = load_occupancy(checkpoint).model, TransitionStore.open(str(checkpoint.parents[2] / "maze"))
     path, draws = str(tmp_path / "futures"), Draws(5, 2, 2, 1)
