@@ -15,6 +15,7 @@ from flowmatch_rl.data.episodes import EpisodeData
 from flowmatch_rl.data.replay import Replay
 from flowmatch_rl.envs.building import build_environment
 from flowmatch_rl.envs.environments import Environment
+from flowmatch_rl.interrupts import uninterrupted
 from flowmatch_rl.seeds import process_seed
 
 _MOST_RETURNS = 20
@@ -103,7 +104,7 @@ class Collection:
         """A batch from the replay buffer, after collecting at the set ratio."""
         replay = self._ready_replay()
         while self._pending_updates < 1.0:
-            self._pending_updates += self._collect(replay) * self._updates_per_env_step
+            self._collect(replay, self._updates_per_env_step)
         self._pending_updates -= 1.0
         return replay.sample()
 
@@ -153,7 +154,7 @@ class Collection:
             self._replay = Replay(self._capacity, self._batch_size, self._n_steps, chunk, device, self._restored)
             self._restored = None
         while self._local_env_steps < self._local_warmup() or len(self._replay) < self._batch_size:
-            self._collect(self._replay)
+            self._collect(self._replay, 0.0)
             if len(self._replay) == 0 and len(self.recent_returns) == _MOST_RETURNS:
                 raise RunError(
                     f"{_MOST_RETURNS} episodes of {self._environment.label} or more, {self._local_env_steps} steps, "
@@ -165,8 +166,8 @@ class Collection:
         """Warm-up steps of this process."""
         return math.ceil(self._warmup_env_steps / self._data.world_size)
 
-    def _collect(self, replay: Replay) -> int:
-        """Collect one block into the replay buffer and return its number of steps."""
+    def _collect(self, replay: Replay, updates_per_env_step: float) -> None:
+        """Collect one block into the replay buffer; its steps owe so many updates each."""
         if self._blocks is None:
             replay.begin_episodes()
             self._blocks = iter(self._start_collector())
@@ -177,9 +178,10 @@ class Collection:
             raise
         ended = block[DONE].squeeze(-1)
         self.recent_returns.extend(block["next", "episode_reward"].squeeze(-1)[ended].tolist())
-        self._local_env_steps += len(block)
-        replay.add(block.reshape(self._num_envs, -1))
-        return len(block)
+        with uninterrupted():  # a checkpoint of an interrupted run counts the steps that its buffer holds
+            replay.add(block.reshape(self._num_envs, -1))
+            self._local_env_steps += len(block)
+            self._pending_updates += len(block) * updates_per_env_step
 
     def _start_collector(self) -> Collector:
         module = self._data.module

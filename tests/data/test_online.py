@@ -1,6 +1,7 @@
 """Collected data: counting, ends of episodes, warm-up, restoring, and refusals."""
 
 import math
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,9 @@ from tensordict import TensorDictBase
 from flowmatch_rl.batches import TRANSITION
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.data import OnlineData
+from flowmatch_rl.data.replay import Replay
 from flowmatch_rl.envs import GymnasiumEnvironment
+from tests.cli.support import default_signals
 from tests.combinations import each_value, one_test
 from tests.envs.test_finite import FailsAt
 from tests.toys import POLICY_ACTION, ConstantPolicy
@@ -93,6 +96,29 @@ def test_time_limit_in_the_buffer_does_not_terminate_and_keeps_the_true_last_obs
     torch.testing.assert_close(steps["next", "observation"][:, 0], steps["observation"][:, 0] + 1.0)
     torch.testing.assert_close(steps["next", "observation"][:, 1], steps["observation"][:, 1])
     torch.testing.assert_close(steps["next", "reward"][:, 0], steps["next", "observation"][:, 0])
+
+
+@pytest.mark.parametrize("before_writing", [True, False])
+def test_an_interruption_while_a_step_is_stored_leaves_counters_and_buffer_in_step(monkeypatch, before_writing) -> None:
+    data = build(updates_per_env_step=1.0)
+    take(data, 3)
+    add = Replay.add
+
+    def interrupted_add(replay: Replay, steps: TensorDictBase) -> None:
+        if before_writing:
+            signal.raise_signal(signal.SIGINT)
+        add(replay, steps)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch, default_signals():
+        patch.setattr(Replay, "add", interrupted_add)
+        with pytest.raises(KeyboardInterrupt):
+            data.next_batch()
+    state = data.state_dict()
+    assert state["local_env_steps"] == len(state["replay"]["action"]) == 8 + 4
+    assert state["pending_updates"] == 1.0
+    data.next_batch()
+    assert data.env_steps == len(held(data)) == 8 + 4
 
 
 def test_termination_in_the_buffer_is_marked() -> None:
