@@ -36,8 +36,11 @@ from flowmatch_rl.models import (
 from flowmatch_rl.nets import (
     Architecture,
     CategoricalHead,
+    CriticLayers,
     DynamicsArchitecture,
     FilmUNetArchitecture,
+    PostNormBlocks,
+    PreNormBlocks,
     QuantileHead,
     ScalarHead,
     ValueHead,
@@ -228,6 +231,8 @@ DYNAMICS: list[DynamicsSettings] = [
     DeterministicDynamics(DynamicsArchitecture(num_members=2, hidden_dim=8, num_layers=1)),
     StochasticDynamics(network=VelocityArchitecture(hidden_dim=16, num_blocks=1, time_features=8)),
 ]
+
+CRITIC_LAYERS: list[CriticLayers] = [PreNormBlocks(), PreNormBlocks(expansion=1), PostNormBlocks()]
 
 VALUE_HEADS: list[ValueHead] = [
     ScalarHead(),

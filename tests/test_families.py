@@ -7,7 +7,7 @@ from flowmatch_rl.couplings import Coupling
 from flowmatch_rl.estimators import ControlVariate, EndpointEstimator, PriorProposal, Proposal
 from flowmatch_rl.inference import CheckpointPolicy
 from flowmatch_rl.models import DynamicsSettings, Selection
-from flowmatch_rl.nets import Architecture, DynamicsArchitecture, ObservationFeatures, ValueHead
+from flowmatch_rl.nets import Architecture, CriticLayers, DynamicsArchitecture, ObservationFeatures, ValueHead
 from flowmatch_rl.objectives import FlowObjective, OccupancyObjective, Temperature, TimeWeight
 from flowmatch_rl.paths import AffinePath, Schedule, Source, Squash, TimeDistribution
 from flowmatch_rl.samplers import Sampler
@@ -29,6 +29,7 @@ FAMILIES = [
     (Selection, families.SELECTIONS),
     (Architecture, families.ARCHITECTURES),
     (DynamicsSettings, families.DYNAMICS),
+    (CriticLayers, families.CRITIC_LAYERS),
     (ValueHead, families.VALUE_HEADS),
     (TimeWeight, families.TIME_WEIGHTS),
     (FlowObjective, families.OBJECTIVES),

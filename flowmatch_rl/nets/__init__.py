@@ -1,5 +1,6 @@
 from flowmatch_rl.nets.architecture import Architecture, FlowNetwork, NamedArchitecture
 from flowmatch_rl.nets.critic import CriticArchitecture, CriticEnsemble
+from flowmatch_rl.nets.critic_layers import CriticLayers, PostNormBlocks, PreNormBlocks
 from flowmatch_rl.nets.dynamics import DynamicsArchitecture, DynamicsNetwork
 from flowmatch_rl.nets.ema import EmaSettings, ema_copy, update_ema, warmed_up_decay
 from flowmatch_rl.nets.embeddings import SinusoidalEmbedding
@@ -17,6 +18,7 @@ __all__ = [
     "CategoricalHead",
     "CriticArchitecture",
     "CriticEnsemble",
+    "CriticLayers",
     "DynamicsArchitecture",
     "DynamicsNetwork",
     "EmaSettings",
@@ -29,6 +31,8 @@ __all__ = [
     "GaussianNetwork",
     "NamedArchitecture",
     "ObservationFeatures",
+    "PostNormBlocks",
+    "PreNormBlocks",
     "QuantileHead",
     "ScalarHead",
     "SinusoidalEmbedding",

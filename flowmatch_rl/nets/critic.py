@@ -4,14 +4,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from flowmatch_rl.checks import check_range
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.nets.chunks import map_in_chunks
-from flowmatch_rl.nets.layer_norm import EPSILON, Normalisation, normalised, normalised_gradient
+from flowmatch_rl.nets.critic_layers import CriticLayers, PlainTrunk, Stage, orthogonal
 from flowmatch_rl.nets.observations import ObservationFeatures
 from flowmatch_rl.nets.value_heads import ScalarHead, ValueHead
 from flowmatch_rl.objectives import ValueReduction
@@ -24,13 +23,14 @@ class CriticArchitecture:
     Args:
         num_members: Members M, at least 1.
         hidden_dim: Width of every hidden layer.
-        num_layers: Hidden layers, at least 1.
-        layer_norm: Whether each hidden layer is normalised before its rectified linear units.
+        num_layers: Hidden layers, or residual blocks, at least 1.
+        layer_norm: Whether each plain hidden layer is normalised before its rectified linear units.
         head: Meaning of the outputs: a value, or the distribution of the return.
         observations: Units of the observation, and waves of it as further inputs.
+        layers: Kind of the hidden layers, such as residual blocks; plain ones if None.
 
     Raises:
-        UserError: If a number is below 1.
+        UserError: If a number is below 1, or ``layer_norm`` is set where the layers are not plain.
     """
 
     num_members: int = 2
@@ -39,26 +39,21 @@ class CriticArchitecture:
     layer_norm: bool = False
     head: ValueHead = ScalarHead()
     observations: ObservationFeatures = ObservationFeatures()
+    layers: CriticLayers | None = None
 
     def __post_init__(self) -> None:
         check_range("[1, inf)", num_members=self.num_members, hidden_dim=self.hidden_dim, num_layers=self.num_layers)
+        if self.layer_norm and self.layers is not None:
+            raise UserError(f"layer_norm must be false: it is of plain layers, and layers are {self.layers}")
 
     def build(self, observation_dim: int, action_dim: int) -> "CriticEnsemble":
         """Build the ensemble for observations and actions of the given dimensions."""
         return CriticEnsemble(self, observation_dim, action_dim)
 
-
-class _Evaluation(NamedTuple):
-    """One member's pass over R = B N rows."""
-
-    values: Tensor
-    """Shape (B, N)."""
-    kept: Tensor
-    """What ``ValueHead.hidden_gradient`` needs."""
-    hiddens: list[Tensor]
-    """Hidden layers after their rectified linear units, each (R, H)."""
-    normalisations: list[Normalisation]
-    """One per hidden layer, or none."""
+    def build_trunk(self) -> Stage:
+        """Build the hidden layers of the ensemble."""
+        sizes = self.num_members, self.hidden_dim, self.num_layers
+        return PlainTrunk(*sizes, self.layer_norm) if self.layers is None else self.layers.build(*sizes)
 
 
 class CriticEnsemble(nn.Module):
@@ -79,20 +74,15 @@ class CriticEnsemble(nn.Module):
         members, width = architecture.num_members, architecture.hidden_dim
         self.features = architecture.observations.build(observation_dim)
         observation_dim = architecture.observations.dimension(observation_dim)
-        joint = _orthogonal(members, observation_dim + action_dim, width)
+        joint = orthogonal(members, observation_dim + action_dim, width)
         self.observation_weight = nn.Parameter(joint[:, :observation_dim].clone())  # (M, S, H)
         self.action_weight = nn.Parameter(joint[:, observation_dim:].clone())  # (M, A, H)
         self.input_bias = nn.Parameter(torch.zeros(members, 1, width))
-        hidden = range(architecture.num_layers - 1)
-        self.hidden_weights = nn.ParameterList(nn.Parameter(_orthogonal(members, width, width)) for _ in hidden)
-        self.hidden_biases = nn.ParameterList(nn.Parameter(torch.zeros(members, 1, width)) for _ in hidden)
-        normalised_layers = range(architecture.num_layers if architecture.layer_norm else 0)
-        self.norm_weights = nn.ParameterList(nn.Parameter(torch.ones(members, 1, width)) for _ in normalised_layers)
-        self.norm_biases = nn.ParameterList(nn.Parameter(torch.zeros(members, 1, width)) for _ in normalised_layers)
+        self.trunk = architecture.build_trunk()
         self.head = architecture.head
-        self._layer_norm = architecture.layer_norm
-        self.value_weight = nn.Parameter(_orthogonal(members, width, self.head.num_outputs))  # (M, H, O)
+        self.value_weight = nn.Parameter(orthogonal(members, width, self.head.num_outputs))  # (M, H, O)
         self.value_bias = nn.Parameter(torch.zeros(members, 1, self.head.num_outputs))
+        self.register_load_state_dict_pre_hook(_name_trunk)
 
     @property
     def num_members(self) -> int:
@@ -136,10 +126,7 @@ class CriticEnsemble(nn.Module):
 
         joint = torch.cat([of_members(self.observation_weight), of_members(self.action_weight)], dim=1)
         x = torch.cat([self.features(observation), action], dim=-1).expand(len(joint), -1, -1)
-        h = self._activated(0, torch.baddbmm(of_members(self.input_bias), x, joint), of_members)
-        layers = zip(self.hidden_weights, self.hidden_biases, strict=True)
-        for layer, (weight, bias) in enumerate(layers, start=1):
-            h = self._activated(layer, torch.baddbmm(of_members(bias), h, of_members(weight)), of_members)
+        h = self.trunk(torch.baddbmm(of_members(self.input_bias), x, joint), members)
         with _without_autocast(h):
             weight = of_members(self.value_weight)
             return torch.baddbmm(of_members(self.value_bias), h.to(weight.dtype), weight)
@@ -194,22 +181,15 @@ class CriticEnsemble(nn.Module):
         self._values = torch.compile(self._values)
         self._values_and_gradients = torch.compile(self._values_and_gradients)
 
-    def _activated(self, layer: int, h: Tensor, of_members: Callable[[Tensor], Tensor]) -> Tensor:
-        """Hidden layer (M, B, H) of some members after optional normalisation and rectified linear units."""
-        if self._layer_norm:
-            weight, bias = of_members(self.norm_weights[layer]), of_members(self.norm_biases[layer])
-            h = torch.addcmul(bias, nn.functional.layer_norm(h, h.shape[-1:], eps=EPSILON), weight)
-        return h.relu()
-
     def _values(self, reduction: ValueReduction, observation: Tensor, actions: Tensor) -> tuple[Tensor]:
-        members = torch.stack([self._member(m, observation, actions).values for m in range(self.num_members)])
+        members = torch.stack([self._member(m, observation, actions)[0] for m in range(self.num_members)])
         return (members.amin(0) if reduction == "min" else members.mean(0),)
 
     def _values_and_gradients(
         self, reduction: ValueReduction, observation: Tensor, actions: Tensor
     ) -> tuple[Tensor, Tensor]:
         evaluated = [self._member(m, observation, actions) for m in range(self.num_members)]
-        members = torch.stack([evaluation.values for evaluation in evaluated])
+        members = torch.stack([values for values, _ in evaluated])
         if reduction == "mean":
             reduced, weights = members.mean(0), torch.full_like(members, 1.0 / self.num_members)
         else:
@@ -217,69 +197,39 @@ class CriticEnsemble(nn.Module):
                 members.amin(0),
                 nn.functional.one_hot(members.argmin(0), self.num_members).movedim(-1, 0),
             )
-        parts = [self._member_gradient(m, evaluation, weights[m]) for m, evaluation in enumerate(evaluated)]
+        parts = [gradient_of(weights[m]) for m, (_, gradient_of) in enumerate(evaluated)]
         return reduced, torch.stack(parts).sum(0, dtype=reduced.dtype)
 
-    def _member(self, m: int, observation: Tensor, actions: Tensor) -> _Evaluation:
-        """One member on all actions. Separate products are faster on many rows."""
+    def _member(self, m: int, observation: Tensor, actions: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Values (B, N) of one member on all actions, and what returns the gradient (B, N, A) of a weighted sum."""
         shared = self.features(observation) @ self.observation_weight[m] + self.input_bias[m]  # (B, H)
-        normalisations: list[Normalisation] = []
         h = (actions @ self.action_weight[m]).add_(shared[:, None]).flatten(0, 1)
-        h = self._member_activated(m, 0, h, normalisations)
-        hiddens = [h]
-        layers = zip(self.hidden_weights, self.hidden_biases, strict=True)
-        for layer, (weight, bias) in enumerate(layers, start=1):
-            h = self._member_activated(m, layer, torch.addmm(bias[m], h, weight[m]), normalisations)
-            hiddens.append(h)
-        with _without_autocast(h):
-            weight = self.value_weight[m]
-            values, kept = self.head.read(h.to(weight.dtype), weight, self.value_bias[m])
-        return _Evaluation(values.view(actions.shape[:2]), kept, hiddens, normalisations)
+        last, through_trunk = self.trunk.member(m, h)
+        with _without_autocast(last):
+            value_weight = self.value_weight[m]
+            values, kept = self.head.read(last.to(value_weight.dtype), value_weight, self.value_bias[m])
 
-    def _member_activated(self, m: int, layer: int, h: Tensor, normalisations: list[Normalisation]) -> Tensor:
-        """Rectified linear units of one member's hidden layer (R, H), in place; appends its normalisation."""
-        if self._layer_norm:
-            h, kept = normalised(h, self.norm_weights[layer][m, 0], self.norm_biases[layer][m, 0])
-            normalisations.append(kept)
-        return h.relu_()
+        def gradient_of(weight: Tensor) -> Tensor:
+            gradient = self.head.hidden_gradient(
+                kept.to(last.dtype), self.value_weight[m].to(last.dtype), weight.to(last.dtype).reshape(-1, 1)
+            )
+            return (through_trunk(gradient) @ self.action_weight[m].T).view(*weight.shape, -1)
 
-    def _member_gradient(self, m: int, evaluation: _Evaluation, weight: Tensor) -> Tensor:
-        """Gradient (B, N, A) of ``weight`` times the values of one member."""
-        hiddens, last = evaluation.hiddens, evaluation.hiddens[-1]
-        gradient = self.head.hidden_gradient(
-            evaluation.kept.to(last.dtype), self.value_weight[m].to(last.dtype), weight.to(last.dtype).reshape(-1, 1)
-        )
-        for layer in range(len(hiddens) - 1, 0, -1):
-            gradient = self._through_activation(m, layer, gradient, evaluation) @ self.hidden_weights[layer - 1][m].T
-        return (self._through_activation(m, 0, gradient, evaluation) @ self.action_weight[m].T).view(*weight.shape, -1)
+        return values.view(actions.shape[:2]), gradient_of
 
-    def _through_activation(self, m: int, layer: int, gradient: Tensor, evaluation: _Evaluation) -> Tensor:
-        """Gradient (R, H) at the input of ``_member_activated``."""
-        output = evaluation.hiddens[layer]
-        gradient = _through_relu(gradient.to(output.dtype), output)
-        if self._layer_norm:
-            weight, bias = self.norm_weights[layer][m, 0], self.norm_biases[layer][m, 0]
-            gradient = normalised_gradient(gradient, evaluation.normalisations[layer], weight, bias)
-        return gradient
+
+def _name_trunk(_: nn.Module, state_dict: dict[str, Tensor], prefix: str, *others: object) -> None:
+    """Rename what checkpoints hold from when plain layers were parameters of the ensemble itself."""
+    for key in list(state_dict):
+        name = key.removeprefix(prefix)
+        if key.startswith(prefix) and name.startswith(("hidden_weights.", "hidden_biases.", "norm_")):
+            state_dict[f"{prefix}trunk.{name}"] = state_dict.pop(key)
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """A context in which products of float32 tensors are not rounded."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
-def _through_relu(gradient: Tensor, output: Tensor) -> Tensor:
-    """Gradient at the input of a rectified linear unit: one pass, without a mask in memory."""
-    return torch.ops.aten.threshold_backward(gradient, output, 0)
-
-
-def _orthogonal(members: int, rows: int, columns: int) -> Tensor:
-    """One orthogonal matrix of gain sqrt(2) per member, shape (members, rows, columns)."""
-    matrices = torch.empty(members, rows, columns)
-    for matrix in matrices:
-        nn.init.orthogonal_(matrix, gain=2.0**0.5)
-    return matrices
 
 
 def _check_particles(observation: Tensor, actions: Tensor) -> None:

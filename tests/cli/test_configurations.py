@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("without_figures")
 TASKS = sorted((CONF / "actor_critic").glob("*.yaml"))
 PRESETS = sorted((CONF / "actor_critic" / "presets").glob("*.yaml"))
 METHODS = sorted((CONF / "actor_critic" / "methods").glob("*.yaml"))
+CRITICS = sorted((CONF / "actor_critic" / "critics").glob("*.yaml"))
 WALKER = CONF / "actor_critic" / "walker_run.yaml"
 WALKER_WALK = CONF / "actor_critic" / "walker_walk.yaml"
 METHOD_SIZES = {"model.policy.sampler.init_args.num_steps": 2, "model.policy.network.hidden_dim": 16}
@@ -126,6 +127,22 @@ def test_every_method_lies_over_a_task_and_keeps_its_environment(method, task, t
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["actor_critic"] == written["model"]["class_path"].rpartition(".")[2]
     assert all(bool(torch.isfinite(weight).all()) for weight in checkpoint["state_dict"].values())
+
+
+@each_value
+@pytest.mark.parametrize("method", ["methods/sac", "presets/fast"])
+@pytest.mark.parametrize("critics", CRITICS, ids=lambda path: path.stem)
+def test_every_kind_of_critics_lies_over_a_method_and_keeps_the_rest(critics, method, tmp_path) -> None:
+    below = PENDULUM, CONF / "actor_critic" / f"{method}.yaml"
+    sizes = sizes_of(below[1])
+    train(tmp_path, *below, critics, **sizes)
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())["model"]
+    stated = yaml.safe_load(critics.read_text())["model"]["init_args"]
+    check_stated(stated, written["init_args"], "model", sizes)
+    before = printed(*below)["model"]
+    assert written["class_path"] == before["class_path"]
+    for name in ("discount", "temperature"):
+        assert written["init_args"][name] == before["init_args"][name], name
 
 
 def test_change_of_the_method_keeps_what_both_know_and_nothing_else(tmp_path) -> None:

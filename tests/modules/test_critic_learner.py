@@ -13,7 +13,7 @@ from flowmatch_rl.modules.critic_learner import CriticLearner, Critics
 from flowmatch_rl.nets import CriticArchitecture, QuantileHead, ScalarHead, ValueHead
 from flowmatch_rl.objectives import critic_loss
 from tests.combinations import each_value, one_test
-from tests.families import VALUE_HEADS
+from tests.families import CRITIC_LAYERS, VALUE_HEADS
 from tests.oracles import F64, normal, uniform
 
 S, A, B = 3, 2, 6
@@ -147,8 +147,10 @@ def test_metrics_are_the_mean_value_and_the_mean_reward_of_a_step() -> None:
 
 @each_value
 @pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
-def test_on_a_ring_of_three_states_the_values_are_those_of_the_linear_system(head, n) -> None:
+@pytest.mark.parametrize(
+    "kind", [*({"head": head} for head in VALUE_HEADS), *({"layers": layers} for layers in CRITIC_LAYERS)], ids=str
+)
+def test_on_a_ring_of_three_states_the_values_are_those_of_the_linear_system(kind, n) -> None:
     """States 0, 1, 2 with rewards 0.2, 0.4, -0.3, the discount 0.8; critics that are linear in the state."""
     reward, discount = torch.tensor([0.2, 0.4, -0.3], dtype=F64), 0.8
     ring = torch.tensor([[0, 1, 0], [0, 0, 1], [1, 0, 0]], dtype=F64)
@@ -163,7 +165,7 @@ def test_on_a_ring_of_three_states_the_values_are_those_of_the_linear_system(hea
         length=torch.full((3,), n),
     )
     torch.manual_seed(0)
-    learner = CriticLearner(Critics(CriticArchitecture(2, 16, 1, head=head), "mean"), S, A, discount).double()
+    learner = CriticLearner(Critics(CriticArchitecture(2, 16, 1, **kind), "mean"), S, A, discount).double()
     critic = learner.online
     learner.target = critic
     optimizer = torch.optim.Adam(critic.parameters(), lr=0.02)

@@ -1,6 +1,7 @@
 """The ensemble of critics against its members one by one, and its gradient against autograd."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -8,36 +9,80 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.nets import CategoricalHead, CriticArchitecture, CriticEnsemble, QuantileHead, ScalarHead, ValueHead
+from flowmatch_rl.nets import (
+    CategoricalHead,
+    CriticArchitecture,
+    CriticEnsemble,
+    PostNormBlocks,
+    PreNormBlocks,
+    QuantileHead,
+    ScalarHead,
+    ValueHead,
+)
 from tests.combinations import each_pair, each_value, one_test
-from tests.families import VALUE_HEADS
+from tests.families import CRITIC_LAYERS, VALUE_HEADS
 from tests.tracing import trace_compilations
 
 S, N = 3, 4
 
+LAYERS: list[dict[str, Any]] = [{}, {"layer_norm": True}, *({"layers": layers} for layers in CRITIC_LAYERS)]
 
-def build(members: int, layers: int, action_dim: int, hidden_dim: int = 8, **options) -> CriticEnsemble:
-    critic = CriticArchitecture(members, hidden_dim, layers, **options).build(S, action_dim).double()
+
+def build(members: int, num_layers: int, action_dim: int, hidden_dim: int = 8, **options) -> CriticEnsemble:
+    critic = CriticArchitecture(members, hidden_dim, num_layers, **options).build(S, action_dim).double()
     with torch.no_grad():  # zero biases would hide one that is left out
         for name, parameter in critic.named_parameters():
-            if "bias" in name or "norm" in name:
-                parameter.normal_(1.0 if "norm_weights" in name else 0.0, 0.5)
+            if "bias" in name:
+                parameter.normal_(0.0, 0.5)
+            elif parameter.dim() == 3 and parameter.shape[1] == 1:  # weights of layer norms
+                parameter.normal_(1.0, 0.5)
     return critic
 
 
 def member_outputs(critic: CriticEnsemble, m: int, observation: Tensor, action: Tensor) -> Tensor:
     """Outputs (..., O) of one member by ``functional.linear`` on joined inputs."""
-    first = torch.cat([critic.observation_weight[m], critic.action_weight[m]]).T
-    weights = [first, *(weight[m].T for weight in critic.hidden_weights)]
-    biases = [critic.input_bias[m, 0], *(bias[m, 0] for bias in critic.hidden_biases)]
-    h = torch.cat([observation, action], -1)
-    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        h = functional.linear(h, weight, bias)
-        if len(critic.norm_weights):
-            norm = critic.norm_weights[layer][m, 0], critic.norm_biases[layer][m, 0]
+    weights = {name: parameter[m].squeeze(0) for name, parameter in critic.named_parameters()}
+    first = torch.cat([critic.observation_weight[m], critic.action_weight[m]])
+    h = functional.linear(torch.cat([observation, action], -1), first.T, weights["input_bias"])
+    h = FEATURES[type(critic.trunk).__name__](
+        {name.removeprefix("trunk."): weight for name, weight in weights.items() if name.startswith("trunk.")}, h
+    )
+    return functional.linear(h, weights["value_weight"].T, weights["value_bias"])
+
+
+def plain_features(weights: dict[str, Tensor], h: Tensor) -> Tensor:
+    for layer in range(sum(name.startswith("hidden_weights") for name in weights) + 1):
+        if layer:
+            h = functional.linear(h, weights[f"hidden_weights.{layer - 1}"].T, weights[f"hidden_biases.{layer - 1}"])
+        if f"norm_weights.{layer}" in weights:
+            norm = weights[f"norm_weights.{layer}"], weights[f"norm_biases.{layer}"]
             h = functional.layer_norm(h, h.shape[-1:], *norm)
         h = h.relu()
-    return functional.linear(h, critic.value_weight[m].T, critic.value_bias[m, 0])
+    return h
+
+
+def residual_features(weights: dict[str, Tensor], h: Tensor) -> Tensor:
+    """By what the papers draw: normalised before a block and at the end, or after every linear map."""
+
+    def linear(h: Tensor, name: str) -> Tensor:
+        return functional.linear(h, weights[f"{name}.weight"].T, weights[f"{name}.bias"])
+
+    def norm(h: Tensor, name: str) -> Tensor:
+        return functional.layer_norm(h, h.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    blocks = sorted({name.partition(".step")[0] for name in weights if ".step" in name})
+    before = "stages.0.weight" not in weights
+    h = h if before else norm(h, "stages.0").relu()
+    for inner in (f"{block}.step.stages" for block in blocks):
+        if before:
+            h = h + linear(linear(norm(h, f"{inner}.0"), f"{inner}.1").relu(), f"{inner}.3")
+        else:
+            first = norm(linear(h, f"{inner}.0"), f"{inner}.1").relu()
+            h = h + norm(linear(first, f"{inner}.3"), f"{inner}.4")
+    return norm(h, f"stages.{len(blocks)}") if before else h
+
+
+FEATURES = {"PlainTrunk": plain_features, "_Chain": residual_features}
 
 
 def value_of(head: ValueHead, outputs: Tensor) -> Tensor:
@@ -90,14 +135,14 @@ def test_values_and_gradients_equal_autograd(members, layers, size, reduction) -
 
 @each_pair
 @pytest.mark.parametrize("reduction", ["min", "mean"])
-@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("options", LAYERS, ids=str)
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
 @pytest.mark.parametrize(("members", "layers", "batch"), [(1, 1, 2), (3, 2, 5), (2, 3, 2)])
-def test_every_head_with_or_without_layer_norm_equals_its_members_and_autograd(
-    members, layers, batch, head, layer_norm, reduction
+def test_every_head_and_kind_of_layers_equals_its_members_and_autograd(
+    members, layers, batch, head, options, reduction
 ) -> None:
     torch.manual_seed(2)
-    critic = build(members, layers, 2, layer_norm=layer_norm, head=head)
+    critic = build(members, layers, 2, head=head, **options)
     observation, actions = torch.randn(batch, S).double(), torch.randn(batch, N, 2).double().requires_grad_()
     stacked = all_values(critic, observation[:, None].expand(-1, N, -1), actions)
     wanted = stacked.amin(0) if reduction == "min" else stacked.mean(0)
@@ -111,11 +156,11 @@ def test_every_head_with_or_without_layer_norm_equals_its_members_and_autograd(
 
 
 @each_value
-@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("options", LAYERS, ids=str)
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
-def test_outputs_of_chosen_members_are_theirs_in_that_order(head, layer_norm) -> None:
+def test_outputs_of_chosen_members_are_theirs_in_that_order(head, options) -> None:
     torch.manual_seed(0)
-    critic = build(4, 2, 2, layer_norm=layer_norm, head=head)
+    critic = build(4, 2, 2, head=head, **options)
     observation, action = torch.randn(5, S).double(), torch.randn(5, 2).double()
     outputs = critic.outputs(observation, action, torch.tensor([3, 1]))
     assert outputs.shape == (2, 5, head.num_outputs)
@@ -124,11 +169,11 @@ def test_outputs_of_chosen_members_are_theirs_in_that_order(head, layer_norm) ->
 
 
 @each_value
-@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("options", LAYERS, ids=str)
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
-def test_pieces_give_what_the_whole_gives(head, layer_norm, monkeypatch) -> None:
+def test_pieces_give_what_the_whole_gives(head, options, monkeypatch) -> None:
     torch.manual_seed(0)
-    critic = build(2, 2, 2, layer_norm=layer_norm, head=head)
+    critic = build(2, 2, 2, head=head, **options)
     observation, actions = torch.randn(7, S).double(), torch.randn(7, N, 2).double()
     whole = critic.action_values_and_gradients(observation, actions)
     monkeypatch.setattr("flowmatch_rl.nets.chunks.CPU_ROWS", 2 * N)
@@ -138,11 +183,11 @@ def test_pieces_give_what_the_whole_gives(head, layer_norm, monkeypatch) -> None
 
 @each_value
 @pytest.mark.parametrize("reduction", ["min", "mean"])
-@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("options", LAYERS, ids=str)
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
-def test_under_autocast_values_and_gradients_are_float32_and_near_those_without(head, layer_norm, reduction) -> None:
+def test_under_autocast_values_and_gradients_are_float32_and_near_those_without(head, options, reduction) -> None:
     torch.manual_seed(3)
-    critic = CriticArchitecture(3, 32, 2, layer_norm, head).build(S, 2)
+    critic = CriticArchitecture(3, 32, 2, head=head, **options).build(S, 2)
     observation, actions = torch.randn(40, S), torch.randn(40, N, 2).tanh()
     exact = critic.action_values_and_gradients(observation, actions, reduction)
     with torch.autocast("cpu", torch.bfloat16):
@@ -168,6 +213,7 @@ def test_under_autocast_values_and_gradients_are_float32_and_near_those_without(
         CriticArchitecture(2, 8, 2),
         CriticArchitecture(2, 8, 2, True, CategoricalHead(5, -1.0, 1.0)),
         CriticArchitecture(2, 8, 2, True, QuantileHead(3)),
+        *(CriticArchitecture(2, 8, 2, layers=layers) for layers in CRITIC_LAYERS),
     ],
     ids=repr,
 )
@@ -191,26 +237,48 @@ def test_compiled_evaluation_is_one_graph_and_equals_the_plain_one_also_under_au
     assert len(graphs) == 3
 
 
+@each_value
+@pytest.mark.parametrize("options", LAYERS[1:], ids=str)
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
-def test_each_parameter_receives_gradient_with_layer_norm_and_every_head(head) -> None:
+def test_each_parameter_receives_gradient_with_every_head_and_kind_of_layers(head, options) -> None:
     torch.manual_seed(0)
-    critic = build(3, 2, 2, layer_norm=True, head=head)
+    critic = build(3, 2, 2, head=head, **options)
     critic(torch.randn(9, S).double(), torch.randn(9, 2).double()).square().sum().backward()
     for name, parameter in critic.named_parameters():
         assert (parameter.grad.flatten(1).abs().amax(1) > 0.0).all(), name
 
 
-def test_the_parameters_without_options_are_those_of_earlier_checkpoints() -> None:
-    names = [name for name, _ in CriticArchitecture(2, 8, 2, head=ScalarHead(1.0)).build(S, 2).named_parameters()]
-    assert names == [
-        "observation_weight",
-        "action_weight",
-        "input_bias",
-        "value_weight",
-        "value_bias",
-        "hidden_weights.0",
-        "hidden_biases.0",
-    ]
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_plain_critics_take_weights_and_optimizer_states_of_earlier_checkpoints(layer_norm) -> None:
+    """They were parameters of the ensemble, in this order, by which optimizers know them."""
+    critic = CriticArchitecture(2, 8, 3, layer_norm, ScalarHead(1.0)).build(S, 2)
+    names = ["observation_weight", "action_weight", "input_bias", "value_weight", "value_bias"]
+    names += ["hidden_weights.0", "hidden_weights.1", "hidden_biases.0", "hidden_biases.1"]
+    names += [f"norm_{kind}.{layer}" for kind in ("weights", "biases") for layer in range(3)] if layer_norm else []
+    assert [name.removeprefix("trunk.") for name, _ in critic.named_parameters()] == names
+    earlier = {name: torch.randn_like(p) for name, p in zip(names, critic.parameters(), strict=True)}
+    whole = torch.nn.ModuleDict({"online": critic, "other": torch.nn.Linear(1, 1)})
+    others = {f"other.{name}": parameter for name, parameter in whole["other"].state_dict().items()}
+    whole.load_state_dict({f"online.{name}": value for name, value in earlier.items()} | others)
+    for name, parameter in zip(names, critic.parameters(), strict=True):
+        assert torch.equal(parameter, earlier[name]), name
+
+
+@each_value
+@pytest.mark.parametrize("options", LAYERS, ids=str)
+def test_several_members_learn_what_each_learns_alone(options) -> None:
+    """A step of gradient descent on an ensemble is one on each of its members."""
+    torch.manual_seed(0)
+    critic, observation, action = build(3, 2, 2, **options), torch.randn(6, S).double(), torch.randn(6, 2).double()
+    alone = [build(1, 2, 2, **options) for _ in range(3)]
+    for m, single in enumerate(alone):
+        single.load_state_dict({name: value[m : m + 1] for name, value in critic.state_dict().items()})
+    for ensemble in (critic, *alone):
+        optimizer = torch.optim.SGD(ensemble.parameters(), lr=0.01)
+        ensemble(observation, action).square().sum().backward()
+        optimizer.step()
+    for m, single in enumerate(alone):
+        torch.testing.assert_close(single(observation, action)[0], critic(observation, action)[m])
 
 
 def test_min_and_mean_differ_and_the_minimum_belongs_to_each_point() -> None:
@@ -226,7 +294,12 @@ def test_min_and_mean_differ_and_the_minimum_belongs_to_each_point() -> None:
 
 def test_members_start_from_different_weights() -> None:
     critic = CriticArchitecture(2, 8, 2).build(S, 2)
-    for parameter in (critic.observation_weight, critic.action_weight, critic.value_weight, *critic.hidden_weights):
+    for parameter in (
+        critic.observation_weight,
+        critic.action_weight,
+        critic.value_weight,
+        *critic.trunk.hidden_weights,
+    ):
         assert not torch.allclose(parameter[0], parameter[1])
 
 
@@ -261,3 +334,10 @@ def test_particles_of_other_batches_are_refused(observation) -> None:
 def test_architecture_below_one_raises(name) -> None:
     with pytest.raises(UserError, match=f"{name} must be at least 1, got 0"):
         CriticArchitecture(**{name: 0})
+
+
+def test_layers_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UserError, match="expansion must be at least 1, got 0"):
+        PreNormBlocks(expansion=0)
+    with pytest.raises(UserError, match="layer_norm must be false"):
+        CriticArchitecture(layer_norm=True, layers=PostNormBlocks())

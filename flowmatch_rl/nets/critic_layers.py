@@ -1,0 +1,290 @@
+"""Hidden layers of an ensemble of critics: plain ones, and residual blocks."""
+
+import abc
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from flowmatch_rl.checks import check_range
+from flowmatch_rl.nets.layer_norm import EPSILON, normalised, normalised_gradient
+
+Pullback: TypeAlias = Callable[[Tensor], Tensor]
+"""Gradient at the input of a function, from that at its output."""
+
+
+class Stage(nn.Module, abc.ABC):
+    """A function of a hidden layer of M critics, each of which has weights of its own."""
+
+    @abc.abstractmethod
+    def forward(self, h: Tensor, members: Tensor | None) -> Tensor:
+        """Apply the functions of some members to the same rows.
+
+        Args:
+            h: Shape (M', B, H).
+            members: Indices of the members, integer, shape (M',); all if None.
+
+        Returns:
+            Shape (M', B, H').
+        """
+
+    @abc.abstractmethod
+    def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
+        """Apply the function of one member, without autograd. Separate products are faster on many rows.
+
+        Args:
+            m: Index of the member.
+            h: Shape (R, H).
+
+        Returns:
+            Result, shape (R, H'), and what returns the gradient at ``h`` from that at the result.
+        """
+
+
+@dataclass(frozen=True)
+class CriticLayers(abc.ABC):
+    """Kind of the hidden layers of a critic, in place of plain ones."""
+
+    @abc.abstractmethod
+    def build(self, num_members: int, width: int, num_layers: int) -> Stage:
+        """Build the layers.
+
+        Args:
+            num_members: Members M.
+            width: Features H.
+            num_layers: Layers or blocks.
+        """
+
+
+@dataclass(frozen=True)
+class PreNormBlocks(CriticLayers):
+    """Residual blocks that normalise their input: layer norm, a wide rectified layer, a linear one, and the sum.
+
+    The linear map of the inputs has no rectified units, and a layer norm follows the last block: from inputs to
+    features a linear path stays open. The default of the paper is a width of 512 and two blocks for critics, on
+    standardised observations.
+
+    Args:
+        expansion: Width of a block's rectified layer as a multiple of the features, at least 1.
+
+    Raises:
+        UserError: If ``expansion`` is below 1.
+
+    Reference:
+        Lee et al., arXiv:2410.09754 (SimBa).
+    """
+
+    expansion: int = 4
+
+    def __post_init__(self) -> None:
+        check_range("[1, inf)", expansion=self.expansion)
+
+    def build(self, num_members: int, width: int, num_layers: int) -> Stage:
+        """Build ``num_layers`` blocks."""
+        wide = self.expansion * width
+
+        def block() -> Stage:
+            layers = _Linear(num_members, width, wide), _Rectified(), _Linear(num_members, wide, width)
+            return _Residual(_Norm(num_members, width), *layers)
+
+        return _Chain(*(block() for _ in range(num_layers)), _Norm(num_members, width))
+
+
+@dataclass(frozen=True)
+class PostNormBlocks(CriticLayers):
+    """Residual blocks that normalise after each linear map: linear, layer norm, rectified units, linear, layer norm.
+
+    The map of the inputs is followed by a layer norm and rectified units. The default of the papers is a width of 512
+    and two blocks.
+
+    Reference:
+        Nauman et al., arXiv:2405.16158 (BRO) and arXiv:2505.23150 (BRC).
+    """
+
+    def build(self, num_members: int, width: int, num_layers: int) -> Stage:
+        """Build ``num_layers`` blocks."""
+
+        def normalised_linear() -> tuple[Stage, Stage]:
+            return _Linear(num_members, width, width), _Norm(num_members, width)
+
+        blocks = (_Residual(*normalised_linear(), _Rectified(), *normalised_linear()) for _ in range(num_layers))
+        return _Chain(_Norm(num_members, width), _Rectified(), *blocks)
+
+
+class PlainTrunk(Stage):
+    """Rectified layers, each of which may be normalised before its rectified units.
+
+    Args:
+        num_members: Members M.
+        width: Features H.
+        num_layers: Layers, of which the first is the map of the inputs.
+        layer_norm: Whether the layers are normalised.
+    """
+
+    def __init__(self, num_members: int, width: int, num_layers: int, layer_norm: bool) -> None:
+        super().__init__()
+        hidden, normal = range(num_layers - 1), range(num_layers if layer_norm else 0)
+        self.hidden_weights = nn.ParameterList(nn.Parameter(orthogonal(num_members, width, width)) for _ in hidden)
+        self.hidden_biases = nn.ParameterList(nn.Parameter(torch.zeros(num_members, 1, width)) for _ in hidden)
+        self.norm_weights = nn.ParameterList(nn.Parameter(torch.ones(num_members, 1, width)) for _ in normal)
+        self.norm_biases = nn.ParameterList(nn.Parameter(torch.zeros(num_members, 1, width)) for _ in normal)
+
+    def forward(self, h: Tensor, members: Tensor | None) -> Tensor:
+        """Features of some members on the same rows."""
+        h = self._activated(0, h, members)
+        layers = zip(self.hidden_weights, self.hidden_biases, strict=True)
+        for layer, (weight, bias) in enumerate(layers, start=1):
+            h = self._activated(layer, torch.baddbmm(_of(bias, members), h, _of(weight, members)), members)
+        return h
+
+    def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
+        """Features of one member, without autograd."""
+        h, pullback = self._member_activated(m, 0, h)
+        pullbacks = [pullback]
+        layers = zip(self.hidden_weights, self.hidden_biases, strict=True)
+        for layer, (weight, bias) in enumerate(layers, start=1):
+            h, pullback = self._member_activated(m, layer, torch.addmm(bias[m], h, weight[m]))
+            pullbacks.append(pullback)
+
+        def gradient_at_input(gradient: Tensor) -> Tensor:
+            for layer in range(len(pullbacks) - 1, 0, -1):
+                gradient = pullbacks[layer](gradient) @ self.hidden_weights[layer - 1][m].T
+            return pullbacks[0](gradient)
+
+        return h, gradient_at_input
+
+    def _activated(self, layer: int, h: Tensor, members: Tensor | None) -> Tensor:
+        if len(self.norm_weights):
+            h = _layer_norm(h, _of(self.norm_weights[layer], members), _of(self.norm_biases[layer], members))
+        return h.relu()
+
+    def _member_activated(self, m: int, layer: int, h: Tensor) -> tuple[Tensor, Pullback]:
+        if not len(self.norm_weights):
+            return _rectified(h)
+        h, through_norm = _member_norm(h, self.norm_weights[layer][m, 0], self.norm_biases[layer][m, 0])
+        h, through_units = _rectified(h)
+        return h, lambda gradient: through_norm(through_units(gradient))
+
+
+class _Chain(Stage):
+    """Stages one after another. The first does not overwrite its input."""
+
+    def __init__(self, *stages: Stage) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, h: Tensor, members: Tensor | None) -> Tensor:
+        for stage in self.stages:
+            h = stage(h, members)
+        return h
+
+    def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
+        stages: Iterable[Stage] = self.stages  # pyright: ignore[reportAssignmentType]
+        pullbacks: list[Pullback] = []
+        for stage in stages:
+            h, pullback = stage.member(m, h)
+            pullbacks.append(pullback)
+
+        def gradient_at_input(gradient: Tensor) -> Tensor:
+            for pullback in reversed(pullbacks):
+                gradient = pullback(gradient)
+            return gradient
+
+        return h, gradient_at_input
+
+
+class _Residual(Stage):
+    """The input plus what a chain of stages makes of it."""
+
+    def __init__(self, *stages: Stage) -> None:
+        super().__init__()
+        self.step = _Chain(*stages)
+
+    def forward(self, h: Tensor, members: Tensor | None) -> Tensor:
+        return h + self.step(h, members)
+
+    def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
+        step, pullback = self.step.member(m, h)
+        return h + step, lambda gradient: gradient + pullback(gradient)
+
+
+class _Rectified(Stage):
+    """Rectified linear units; those of one member overwrite their input."""
+
+    def forward(self, h: Tensor, members: Tensor | None) -> Tensor:
+        return h.relu()
+
+    def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
+        return _rectified(h)
+
+
+class _Linear(Stage):
+    """Linear maps."""
+
+    def __init__(self, num_members: int, rows: int, columns: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(orthogonal(num_members, rows, columns))  # (M, rows, columns)
+        self.bias = nn.Parameter(torch.zeros(num_members, 1, columns))
+
+    def forward(self, h: Tensor, members: Tensor | None) -> Tensor:
+        return torch.baddbmm(_of(self.bias, members), h, _of(self.weight, members))
+
+    def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
+        weight = self.weight[m]
+        return torch.addmm(self.bias[m], h, weight), lambda gradient: gradient @ weight.T
+
+
+class _Norm(Stage):
+    """Layer norms."""
+
+    def __init__(self, num_members: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_members, 1, width))
+        self.bias = nn.Parameter(torch.zeros(num_members, 1, width))
+
+    def forward(self, h: Tensor, members: Tensor | None) -> Tensor:
+        return _layer_norm(h, _of(self.weight, members), _of(self.bias, members))
+
+    def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
+        return _member_norm(h, self.weight[m, 0], self.bias[m, 0])
+
+
+def orthogonal(num_members: int, rows: int, columns: int) -> Tensor:
+    """One orthogonal matrix of gain sqrt(2) per member.
+
+    Args:
+        num_members: Members M.
+        rows: Inputs.
+        columns: Outputs.
+
+    Returns:
+        Matrices, shape (M, rows, columns).
+    """
+    matrices = torch.empty(num_members, rows, columns)
+    for matrix in matrices:
+        nn.init.orthogonal_(matrix, gain=2.0**0.5)
+    return matrices
+
+
+def _of(parameter: Tensor, members: Tensor | None) -> Tensor:
+    return parameter if members is None else parameter[members]
+
+
+def _layer_norm(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Layer norm of (M, B, H) with a weight and a bias (M, 1, H)."""
+    return torch.addcmul(bias, nn.functional.layer_norm(h, h.shape[-1:], eps=EPSILON), weight)
+
+
+def _member_norm(h: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Pullback]:
+    """Layer norm of (R, H) with a weight and a bias (H,)."""
+    output, kept = normalised(h, weight, bias)
+    return output, lambda gradient: normalised_gradient(gradient.to(output.dtype), kept, weight, bias)
+
+
+def _rectified(h: Tensor) -> tuple[Tensor, Pullback]:
+    """Rectified linear units, in place."""
+    output = h.relu_()
+    # One pass, without a mask in memory.
+    return output, lambda gradient: torch.ops.aten.threshold_backward(gradient.to(output.dtype), output, 0)
