@@ -126,6 +126,10 @@ class OnlineData(EpisodeData):
         return self._collection.env_steps
 
     @property
+    def observation_moments(self) -> None:
+        """None: there is no data set."""
+
+    @property
     def recent_returns(self) -> deque[float]:
         """Returns of the latest episodes that this process collected."""
         return self._collection.recent_returns

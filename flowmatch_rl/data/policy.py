@@ -158,6 +158,11 @@ class PolicyData(EpisodeData):
         return dimensions if self._goal_schema is None else dimensions | {"goal_schema": self._goal_schema}
 
     @property
+    def observation_moments(self) -> Tensor:
+        """Count, mean and squared deviations of all observations of the data set, shape (3, S)."""
+        return self.store.info.observation_moments
+
+    @property
     def futures_discount(self) -> float | None:
         """Discount of the future states; None if there are none."""
         return None if self._family is None else self._family.samples.discount

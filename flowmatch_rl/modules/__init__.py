@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ActorCriticOptimizer,
         Critics,
         FlowOptimizer,
+        Normalisation,
         TrainingPoints,
         WeightCritics,
     )
@@ -44,6 +45,7 @@ __all__ = [
     "FlowQLearning",
     "ForwardBackward",
     "ImplicitFlowQLearning",
+    "Normalisation",
     "ObservedSteps",
     "OccupancyActorCritic",
     "OccupancyModule",

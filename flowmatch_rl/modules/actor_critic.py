@@ -19,7 +19,8 @@ from flowmatch_rl.modules.critic_learner import CriticLearner
 from flowmatch_rl.modules.gradients import check_gradient_options, fuses_adam
 from flowmatch_rl.modules.learning_rate import use_stated_options
 from flowmatch_rl.modules.policy_module import PolicyModule
-from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics
+from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, Normalisation
+from flowmatch_rl.modules.task_units import TaskUnits
 from flowmatch_rl.nets import update_ema
 from flowmatch_rl.objectives import ConstantTemperature, PolicyState, Temperature, temperature_loss
 from flowmatch_rl.seeds import process_seed
@@ -44,6 +45,7 @@ class ActorCritic(PolicyModule, abc.ABC):
         optimizer: Learning rates, clipping and resets.
         build_others: Makes more networks, by name, that have the policy's learning rate and losses of their names.
         entropy_backup: Whether values include the entropy of the policy.
+        normalisation: Units of observations and rewards.
 
     Raises:
         UserError: If a number is out of its range.
@@ -70,6 +72,7 @@ class ActorCritic(PolicyModule, abc.ABC):
         optimizer: ActorCriticOptimizer,
         build_others: Mapping[str, Callable[[], nn.Module]] | None = None,
         entropy_backup: bool = False,
+        normalisation: Normalisation = Normalisation(),
     ) -> None:
         super().__init__()
         self.observation_dim, self.action_dim = observation_dim, action_dim
@@ -78,10 +81,12 @@ class ActorCritic(PolicyModule, abc.ABC):
         )
         self.optimizer = optimizer
         self.entropy_backup = entropy_backup
-        self._build_policy = build_policy
-        self._build_others = dict(build_others or {})
-        self._build_critics = lambda: CriticLearner(critics, observation_dim, action_dim, discount)
-        self.policy = build_policy()
+        self.units = units = TaskUnits(normalisation, observation_dim)
+        self._build_policy = lambda: units.seen_by(build_policy())
+        self._build_critics = lambda: units.seen_by(CriticLearner(critics, observation_dim, action_dim, discount))
+        others = dict(build_others or {})
+        self._build_others = {name: lambda build=build: units.seen_by(build()) for name, build in others.items()}
+        self.policy = self._build_policy()
         self.critics = self._build_critics()
         self.others = nn.ModuleDict({name: build() for name, build in self._build_others.items()})
         initial = float(self.temperature_rule.initial)
@@ -91,6 +96,11 @@ class ActorCritic(PolicyModule, abc.ABC):
             self.log_temperature = nn.Parameter(torch.tensor(math.log(initial)))
         self._common_seed = 0
         self._constant: set[int] = set()  # critics that were warned about
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As for any policy; refuse in one line what was trained in other units."""
+        super().on_load_checkpoint(checkpoint)
+        self.units.check_state(checkpoint["state_dict"])
 
     @abc.abstractmethod
     def losses(self, transition: Transition) -> tuple[dict[str, Tensor], PolicyState]:
@@ -136,6 +146,7 @@ class ActorCritic(PolicyModule, abc.ABC):
                 "an actor-critic takes a gradient step for each batch: trainer.accumulate_grad_batches must be 1, got "
                 f"{self.trainer.accumulate_grad_batches}; raise data.batch_size instead"
             )
+        self.units.take(getattr(self._trainer, "datamodule", None))
         self._common_seed = self.trainer.strategy.broadcast(torch.initial_seed())
         torch.manual_seed(process_seed(self._common_seed, self.global_rank))
 
@@ -147,7 +158,10 @@ class ActorCritic(PolicyModule, abc.ABC):
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
         """All losses of one batch, summed."""
-        losses, state = self.losses(read_transition(batch))
+        transition = read_transition(batch)
+        gather: Any = self.all_gather if self.trainer.world_size > 1 else None
+        self.units.measure(transition, gather)
+        losses, state = self.losses(transition)
         self.means.add(self.critics.metrics)
         loss = torch.stack(list(losses.values())).sum()
         self.means.add({"train/loss": loss} | {f"train/loss/{name}": value for name, value in losses.items()})

@@ -14,7 +14,7 @@ from flowmatch_rl.models import (
 )
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.behavior_actor_critic import BehaviorActorCritic
-from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics
+from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, Normalisation
 from flowmatch_rl.objectives import ConditionalFlowMatching, FlowObjective, PolicyState, distilled_policy_loss
 from flowmatch_rl.paths import ClipSquash
 from flowmatch_rl.schema import ActionBounds
@@ -39,6 +39,7 @@ class FlowQLearning(BehaviorActorCritic):
         objective: What its network predicts.
         critics: The critics and how their targets are made.
         optimizer: Learning rates, clipping and resets.
+        normalisation: Units of observations and rewards.
 
     Raises:
         UserError: If a number is out of its range.
@@ -62,6 +63,7 @@ class FlowQLearning(BehaviorActorCritic):
         objective: FlowObjective = ConditionalFlowMatching(),
         critics: Critics = Critics(reduction="mean"),
         optimizer: ActorCriticOptimizer = ActorCriticOptimizer(critic_learning_rate=3e-4),
+        normalisation: Normalisation = Normalisation(),
     ) -> None:
         check_range("[0, inf)", alpha=alpha)
         if policy.squash != behavior.squash or behavior.sampler.needs_normal_source:
@@ -78,6 +80,7 @@ class FlowQLearning(BehaviorActorCritic):
             discount,
             optimizer,
             {"behavior": lambda: behavior.build(observation_dim, action_dim, objective)},
+            normalisation=normalisation,
         )
         self.save_hyperparameters()
         self.objective, self.alpha, self.normalise_values = objective, alpha, normalise_values

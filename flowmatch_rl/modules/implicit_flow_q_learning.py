@@ -10,7 +10,7 @@ from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.models import Acting, FlowPolicy, FlowPolicyArchitecture, GreedySelection, ParticleActor
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.actor_critic import ActorCritic
-from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics
+from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, Normalisation
 from flowmatch_rl.nets import CriticEnsemble
 from flowmatch_rl.objectives import ConditionalFlowMatching, FlowObjective, PolicyState, expectile_loss
 from flowmatch_rl.paths import ClipSquash
@@ -37,6 +37,7 @@ class ImplicitFlowQLearning(ActorCritic):
             be their defaults.
         critics: The critics; their target networks give V its targets, and their shape is that of V.
         optimizer: Learning rates, clipping and resets.
+        normalisation: Units of observations and rewards.
 
     Raises:
         UserError: If a number is out of its range, or a part of ``acting`` or ``critics`` would have no effect.
@@ -60,6 +61,7 @@ class ImplicitFlowQLearning(ActorCritic):
         acting: Acting = Acting(collect_particles=32, collect_selection=GreedySelection()),
         critics: Critics = Critics(reduction="mean"),
         optimizer: ActorCriticOptimizer = ActorCriticOptimizer(critic_learning_rate=3e-4),
+        normalisation: Normalisation = Normalisation(),
     ) -> None:
         check_range("(0, 1)", expectile=expectile)
         if critics.subset_size is not None:
@@ -77,6 +79,7 @@ class ImplicitFlowQLearning(ActorCritic):
             discount,
             optimizer,
             {"value": lambda: state_values.build(observation_dim, 0)},
+            normalisation=normalisation,
         )
         self.save_hyperparameters()
         self.objective, self.acting, self.expectile = objective, acting, expectile

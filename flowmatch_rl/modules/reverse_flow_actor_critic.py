@@ -11,7 +11,7 @@ from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.actor_critic import ActorCritic
 from flowmatch_rl.modules.policy_learner import Learned, PolicyLearner
 from flowmatch_rl.modules.posterior_profile import PosteriorMeter, PosteriorProfile
-from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, TrainingPoints, WeightCritics
+from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, Normalisation, TrainingPoints, WeightCritics
 from flowmatch_rl.objectives import (
     ConditionalFlowMatching,
     FlowObjective,
@@ -49,6 +49,7 @@ class ReverseFlowActorCritic(ActorCritic):
         likelihood: How the log-density of plain samples is computed, for ``entropy_backup`` and a temperature tuned to
             an entropy.
         optimizer: Learning rates, clipping and resets.
+        normalisation: Units of observations and rewards.
         compile: Whether to compile sampling and posterior with ``torch.compile``.
 
     Raises:
@@ -77,6 +78,7 @@ class ReverseFlowActorCritic(ActorCritic):
         entropy_backup: bool = False,
         likelihood: Likelihood = Likelihood(Euler(num_steps=10)),
         optimizer: ActorCriticOptimizer = ActorCriticOptimizer(),
+        normalisation: Normalisation = Normalisation(),
         compile: bool = False,
     ) -> None:
         super().__init__(
@@ -88,6 +90,7 @@ class ReverseFlowActorCritic(ActorCritic):
             discount,
             optimizer,
             entropy_backup=entropy_backup,
+            normalisation=normalisation,
         )
         rule = self.temperature_rule
         if rule.needs_samples and estimator.num_samples < 2:

@@ -74,6 +74,21 @@ class Critics:
 
 
 @dataclass(frozen=True)
+class Normalisation:
+    """Units that are measured while an actor-critic trains, in place of units that a task has by itself.
+
+    They are measured on the transitions that it trains on, or once on the whole of a data set, over all processes.
+    Replay buffers and data sets keep the units of the environment, and so does what a policy is called with.
+
+    Args:
+        observations: Whether policy and critics see observations standardised: less their mean, divided by their
+            standard deviation, and clipped to 10 of these.
+    """
+
+    observations: bool = False
+
+
+@dataclass(frozen=True)
 class WeightCritics:
     """Critics in the importance weights of the posterior.
 

@@ -8,7 +8,7 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.models import FirstSelection, GaussianPolicy, GaussianPolicyArchitecture, ParticleActor
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.actor_critic import ActorCritic
-from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics
+from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, Normalisation
 from flowmatch_rl.objectives import EntropyTemperature, PolicyState, Temperature, soft_policy_loss
 from flowmatch_rl.schema import ActionBounds
 
@@ -29,6 +29,7 @@ class SoftActorCritic(ActorCritic):
         critics: The critics and how their targets are made.
         entropy_backup: Whether the next state's value includes the entropy of the policy.
         optimizer: Learning rates, clipping and resets.
+        normalisation: Units of observations and rewards.
         compile: Whether to compile the networks with ``torch.compile``.
 
     Raises:
@@ -51,6 +52,7 @@ class SoftActorCritic(ActorCritic):
         critics: Critics = Critics(),
         entropy_backup: bool = True,
         optimizer: ActorCriticOptimizer = ActorCriticOptimizer(),
+        normalisation: Normalisation = Normalisation(),
         compile: bool = False,
     ) -> None:
         super().__init__(
@@ -62,6 +64,7 @@ class SoftActorCritic(ActorCritic):
             discount,
             optimizer,
             entropy_backup=entropy_backup,
+            normalisation=normalisation,
         )
         if self.temperature_rule.needs_divergence:
             raise UserError(

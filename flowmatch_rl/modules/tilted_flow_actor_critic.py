@@ -10,7 +10,7 @@ from flowmatch_rl.models import Acting, FlowPolicy, FlowPolicyArchitecture, Part
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.behavior_actor_critic import BehaviorActorCritic
 from flowmatch_rl.modules.policy_learner import PolicyLearner
-from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, TrainingPoints, WeightCritics
+from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, Normalisation, TrainingPoints, WeightCritics
 from flowmatch_rl.nets import CriticEnsemble
 from flowmatch_rl.objectives import (
     ConditionalFlowMatching,
@@ -50,6 +50,7 @@ class TiltedFlowActorCritic(BehaviorActorCritic):
         critics: The critics and how their targets are made.
         weights: Critics in the importance weights.
         optimizer: Learning rates, clipping and resets.
+        normalisation: Units of observations and rewards.
 
     Raises:
         UserError: If a number is out of its range, or parts do not fit each other.
@@ -77,6 +78,7 @@ class TiltedFlowActorCritic(BehaviorActorCritic):
         critics: Critics = Critics(reduction="mean"),
         weights: WeightCritics = WeightCritics(reduction="mean"),
         optimizer: ActorCriticOptimizer = ActorCriticOptimizer(critic_learning_rate=3e-4),
+        normalisation: Normalisation = Normalisation(),
     ) -> None:
         super().__init__(
             observation_dim,
@@ -87,6 +89,7 @@ class TiltedFlowActorCritic(BehaviorActorCritic):
             discount,
             optimizer,
             {"behavior": lambda: behavior.build(observation_dim, action_dim, objective)},
+            normalisation=normalisation,
         )
         if estimator.needs_jacobian:
             raise UserError(f"expected an estimator relative to the behaviour, got {estimator}")

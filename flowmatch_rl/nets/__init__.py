@@ -7,7 +7,8 @@ from flowmatch_rl.nets.embeddings import SinusoidalEmbedding
 from flowmatch_rl.nets.film_unet import FilmUNet, FilmUNetArchitecture
 from flowmatch_rl.nets.forward_backward import ForwardBackwardArchitecture, ForwardBackwardNetworks
 from flowmatch_rl.nets.gaussian import GaussianArchitecture, GaussianNetwork
-from flowmatch_rl.nets.observations import ObservationFeatures
+from flowmatch_rl.nets.observations import ObservationFeatures, share_units
+from flowmatch_rl.nets.running_units import RunningUnits, moments_of
 from flowmatch_rl.nets.termination import TerminationNetwork
 from flowmatch_rl.nets.value_heads import CategoricalHead, QuantileHead, ScalarHead, ValueHead
 from flowmatch_rl.nets.velocity import VelocityArchitecture, VelocityNetwork
@@ -34,6 +35,7 @@ __all__ = [
     "PostNormBlocks",
     "PreNormBlocks",
     "QuantileHead",
+    "RunningUnits",
     "ScalarHead",
     "SinusoidalEmbedding",
     "TerminationNetwork",
@@ -42,6 +44,8 @@ __all__ = [
     "VelocityArchitecture",
     "VelocityNetwork",
     "ema_copy",
+    "moments_of",
+    "share_units",
     "update_ema",
     "warmed_up_decay",
 ]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.nets.architecture import ACTIVATIONS, Activation
+from flowmatch_rl.nets.observations import ObservationFeatures
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class GaussianNetwork(nn.Module):
 
     def __init__(self, architecture: GaussianArchitecture, observation_dim: int, action_dim: int) -> None:
         super().__init__()
+        self.features = ObservationFeatures().build(observation_dim)
         widths = [observation_dim, *[architecture.hidden_dim] * architecture.num_layers]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.to_moments = nn.Linear(widths[-1], 2 * action_dim)
@@ -71,7 +73,7 @@ class GaussianNetwork(nn.Module):
         Returns:
             Both of shape (*batch, A). The log standard deviation is squashed smoothly into its bounds.
         """
-        h = observation
+        h = self.features(observation)
         for layer in self.layers:
             h = self._activation(layer(h))
         mean, raw = self.to_moments(h).chunk(2, dim=-1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.nets.running_units import RunningUnits
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class ObservationFeatures:
         """Number of features of an observation of dimension S."""
         return observation_dim * (1 + 2 * self.num_frequencies)
 
-    def build(self, observation_dim: int) -> nn.Module:
+    def build(self, observation_dim: int) -> "ObservationInput":
         """The function of observations (*batch, S) that returns their features; it has no weights.
 
         Args:
@@ -48,10 +49,50 @@ class ObservationFeatures:
             UserError: If mean and std are of another dimension.
         """
         if not self.mean:
-            return _Waves(self.num_frequencies) if self.num_frequencies else nn.Identity()
+            return ObservationInput(_Waves(self.num_frequencies) if self.num_frequencies else nn.Identity())
         if len(self.mean) != observation_dim:
             raise UserError(f"mean and std must have {observation_dim} numbers, one per entry, got {len(self.mean)}")
-        return nn.Sequential(_Units(self.mean, self.std), _Waves(self.num_frequencies))
+        fixed = nn.Sequential(_Units(self.mean, self.std), _Waves(self.num_frequencies))
+        return ObservationInput(fixed, has_units=True)
+
+
+class ObservationInput(nn.Module):
+    """Features of an observation, perhaps in units that several networks share and that change while they train.
+
+    Args:
+        features: Function of observations in these units.
+        has_units: Whether ``features`` has units of its own.
+    """
+
+    def __init__(self, features: nn.Module, has_units: bool = False) -> None:
+        super().__init__()
+        self.features, self.has_units = features, has_units
+        self.units: RunningUnits | None = None
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Features of observations (*batch, S)."""
+        return self.features(observation if self.units is None else self.units(observation))
+
+
+def share_units(units: RunningUnits, *networks: nn.Module) -> None:
+    """Let networks see their observations in the same running units from now on.
+
+    Args:
+        units: Units of the observation.
+        *networks: Networks, each with at least one part that takes observations.
+
+    Raises:
+        UserError: If a part of them has units of its own.
+        ValueError: If a network has no such part.
+    """
+    for network in networks:
+        inputs = [part for part in network.modules() if isinstance(part, ObservationInput)]
+        if not inputs:
+            raise ValueError(f"expected a network that takes observations, got {type(network).__name__}")
+        for part in inputs:
+            if part.has_units:
+                raise UserError("normalised observations have running units: mean and std of the network must be empty")
+            part.units = units
 
 
 def waves(state: Tensor, num_frequencies: int) -> Tensor:

@@ -53,6 +53,7 @@ class RankReport(Callback):
             "start": self.start,
             "weights": digest(pl_module.parameters()),
             "lagging": digest(pl_module.critics.target.parameters()),  # pyright: ignore
+            "moments": pl_module.units.observations.moments.tolist(),  # pyright: ignore
             "observations": digest([held["observation"]]),
             "starts": held["observation"][:1].tolist(),
             "actions": held["action"].flatten().tolist(),

@@ -61,6 +61,7 @@ def ranks(tmp_path_factory) -> list[dict]:
         data__test_episodes=2,
         data__env_steps_per_collection=1,
         model__optimizer__reset_interval=5,
+        model__normalisation__observations="true",
     )
     return train(args, "RankReport", folder)
 
@@ -71,6 +72,12 @@ def test_both_processes_begin_and_end_with_equal_weights_that_have_moved(ranks) 
     for name in ("start", "weights", "lagging"):
         assert first[name] == second[name], name
     assert first["weights"] != first["start"]
+
+
+def test_units_of_observations_count_the_batches_of_both_processes_and_are_the_same(ranks) -> None:
+    first, second = ranks
+    assert first["moments"] == second["moments"]
+    assert first["moments"][0][0] == 12 * 2 * 8
 
 
 def test_processes_draw_different_noise(ranks) -> None:

@@ -15,8 +15,8 @@ from flowmatch_rl.data.episodes import EpisodeData
 from flowmatch_rl.data.transitions.reader import TransitionReader
 from flowmatch_rl.envs import GymnasiumEnvironment
 from flowmatch_rl.models import FlowPolicyArchitecture
-from flowmatch_rl.modules import BehaviorCloning, FlowQLearning, PolicyModule
-from flowmatch_rl.nets import VelocityArchitecture
+from flowmatch_rl.modules import BehaviorCloning, FlowQLearning, Normalisation, PolicyModule
+from flowmatch_rl.nets import VelocityArchitecture, moments_of
 from flowmatch_rl.paths import ClipSquash
 from tests.combinations import each_value
 from tests.data.toy_trajectories import TRAJECTORIES, action_at, trajectory_store
@@ -121,6 +121,18 @@ def test_a_resumed_run_draws_what_it_would_have_drawn(tmp_path: Path) -> None:
     resumed = TransitionReader(store, 1, 8, seed=3, drawn=3)
     assert torch.equal(resumed.take()["observation"], batches[3])
     assert not torch.equal(TransitionReader(store, 1, 8, seed=4).take()["observation"], batches[0])
+
+
+def test_networks_see_in_the_units_of_the_whole_data_set(tmp_path: Path) -> None:
+    store = trajectory_store(tmp_path / "set")
+    data = PolicyData(str(tmp_path / "set"), batch_size=4, num_updates=3, held_out=0.2)
+    module = FlowQLearning(**data.dimensions, normalisation=Normalisation(observations=True))
+    quiet(max_epochs=1).fit(module, datamodule=data)
+    assert module.global_step == 3
+    units = module.units.observations
+    assert units is not None
+    wanted = moments_of(store.transitions["observation"])
+    torch.testing.assert_close(units.moments, wanted, rtol=1e-12, atol=0.0)
 
 
 def test_without_an_environment_the_held_out_loss_is_measured(tmp_path: Path) -> None:

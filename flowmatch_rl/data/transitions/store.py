@@ -190,6 +190,16 @@ class StoreInfo:
         return TableSchema(self.columns, self.observation_mean, self.observation_std, units=units)
 
     @property
+    def observation_moments(self) -> torch.Tensor:
+        """Count, mean and sum of squared deviations of each column, float64, shape (3, S).
+
+        A constant column has those of the deviation 1 that it is described with.
+        """
+        mean, std = torch.tensor([self.observation_mean, self.observation_std], dtype=torch.float64)
+        count = torch.full_like(mean, self.num_transitions)
+        return torch.stack([count, mean, count * std.square()])
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Columns with their units, such as ``speed [m/s]``."""
         return tuple(map(with_unit, self.columns, self.column_units))

@@ -1,0 +1,178 @@
+"""Actor-critics that measure the units of their task: what networks see, checkpoints, resets and data sets."""
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from tensordict import TensorDict
+from torch import Tensor
+
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.inference import load_policy
+from flowmatch_rl.modules import (
+    FlowQLearning,
+    ImplicitFlowQLearning,
+    Normalisation,
+    ReverseFlowActorCritic,
+    SoftActorCritic,
+    TiltedFlowActorCritic,
+)
+from flowmatch_rl.modules.actor_critic import ActorCritic
+from flowmatch_rl.nets import moments_of
+from tests.modules import test_offline_actor_critics as offline
+from tests.modules import test_soft_actor_critic as soft
+from tests.modules.options import grouped, quiet_trainer
+from tests.modules.test_actor_critic import fit
+from tests.modules.test_reverse_flow_actor_critic import TINY, A, B, S, transitions
+
+SEEN = Normalisation(observations=True)
+OFFSET, UNIT = torch.tensor([300.0, -2.0, 0.01]), torch.tensor([50.0, 1.0, 1e-3])
+
+KINDS: dict[str, tuple[type[ActorCritic], dict[str, Any]]] = {
+    "reverse flow": (ReverseFlowActorCritic, grouped(**TINY)),
+    "soft": (SoftActorCritic, grouped(True, **soft.TINY)),
+    "flow Q-learning": (FlowQLearning, offline.MODULES["flow Q-learning"][1]),
+    "implicit": (ImplicitFlowQLearning, offline.MODULES["implicit"][1]),
+    "tilted": (TiltedFlowActorCritic, offline.MODULES["prior"][1]),
+}
+every_kind = pytest.mark.parametrize("name", KINDS)
+
+
+def build(name: str, **options: Any) -> Any:
+    torch.manual_seed(0)
+    kind: Any
+    kind, arguments = KINDS[name]
+    module = kind(S, A, **arguments | options)
+    module.trainer = quiet_trainer()
+    return module
+
+
+def in_units(batch: TensorDict, unit: Tensor = UNIT, offset: Tensor = OFFSET) -> TensorDict:
+    """The same transitions in other units of the observation."""
+    batch = batch.clone()
+    for key in ("observation", ("next", "observation")):
+        batch.set(key, batch.get(key) * unit + offset)
+    return batch
+
+
+def train(module: ActorCritic, batches: list[TensorDict]) -> list[float]:
+    """Losses of some updates."""
+    optimizer, losses = module.configure_optimizers(), []
+    for step, batch in enumerate(batches):
+        torch.manual_seed(step)
+        loss = module.training_step(batch, step)
+        losses.append(float(loss))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        module.on_train_batch_end(None, batch, step)
+    return losses
+
+
+@every_kind
+def test_a_task_in_other_units_is_learned_alike(name: str) -> None:
+    batches = [transitions(32, seed) for seed in range(4)]
+    standard, other, blind = (build(name, normalisation=n) for n in (SEEN, SEEN, Normalisation()))
+    losses = train(standard, batches)
+    torch.testing.assert_close(train(other, [in_units(b) for b in batches]), losses, rtol=2e-3, atol=1e-4)
+    assert abs(train(blind, [in_units(b) for b in batches])[0] / losses[0] - 1.0) > 0.05
+    # What acts, and the values that it chooses by, take observations in the units of the environment.
+    observation, action = batches[0]["observation"], batches[0]["action"]
+    raw = observation * UNIT + OFFSET
+    acts = [m.actor("eval")(o, torch.Generator()) for m, o in ((standard, observation), (other, raw))]
+    torch.testing.assert_close(acts[1], acts[0], rtol=0.0, atol=5e-3)
+    values = [m.critics.values(o, action[:, None]) for m, o in ((standard, observation), (other, raw))]
+    torch.testing.assert_close(values[1], values[0], rtol=1e-2, atol=1e-2)
+
+
+@every_kind
+def test_every_network_shares_the_units_and_none_copies_them(name: str) -> None:
+    module = build(name, normalisation=SEEN)
+    train(module, [in_units(transitions())])
+    stored = {key: value for key, value in module.state_dict().items() if key.endswith("units.shift")}
+    wanted = {"policy", "critics.online", "critics.target"} | {f"others.{name}" for name in module.others}
+    for place in wanted:
+        assert any(key.startswith(place) for key in stored), place
+    for key, value in stored.items():
+        assert value.data_ptr() == module.units.observations.shift.data_ptr(), key
+
+
+def test_units_count_each_batch_that_is_learned_from_once_and_before_it_is() -> None:
+    module, batches = build("reverse flow", normalisation=SEEN), [in_units(transitions(B, k)) for k in range(3)]
+    seen: list[float] = []
+    losses = module.losses
+    module.losses = lambda t: seen.append(float(module.units.observations.moments[0, 0])) or losses(t)
+    train(module, batches)
+    assert seen == [B, 2 * B, 3 * B]
+    rows = torch.cat([batch["observation"] for batch in batches])
+    torch.testing.assert_close(module.units.observations.moments, moments_of(rows), rtol=1e-12, atol=0.0)
+    module.held_out_losses(offline.read_transition(batches[0]))
+    assert float(module.units.observations.moments[0, 0]) == 3 * B
+
+
+def test_a_resumed_run_and_a_loaded_policy_have_the_units_of_the_checkpoint(tmp_path: Path) -> None:
+    module = build("reverse flow", normalisation=SEEN)
+    fit(module, tmp_path, 3).save_checkpoint(tmp_path / "some.ckpt")
+    moments = module.units.observations.moments.clone()
+    assert float(moments[0, 0]) == 3 * B
+    policy = load_policy(tmp_path / "some.ckpt")
+    assert torch.equal(policy.module.units.observations.moments, moments)
+    observation = transitions()["observation"]
+    acted = policy(observation.numpy())
+    wanted = module.actor("eval")(observation, torch.Generator().manual_seed(0)).clamp(-1.0, 1.0)
+    torch.testing.assert_close(torch.from_numpy(acted), wanted, rtol=0.0, atol=1e-6)
+    policy.module.units.observations.shift.add_(1.0)
+    policy._generator.manual_seed(0)
+    assert abs(policy(observation.numpy()) - acted).max() > 1e-3  # it does depend on them
+    resumed = build("reverse flow", normalisation=SEEN)
+    fit(resumed, tmp_path, 5, tmp_path / "some.ckpt")
+    assert float(resumed.units.observations.moments[0, 0]) == 5 * B
+
+
+def test_new_networks_see_in_the_units_of_those_they_replace(tmp_path: Path) -> None:
+    module = build("tilted", normalisation=SEEN)
+    fit(module, tmp_path, 2)
+    before = copy.deepcopy(module.units.state_dict())
+    module.reset_networks()
+    after = module.state_dict()
+    assert float(before["observations.moments"][0, 0]) == 2 * B
+    for key, value in after.items():
+        if ".units." in key or key.startswith("units."):
+            assert torch.equal(value, before[f"observations.{key.rsplit('.', 1)[1]}"]), key
+    assert module.critics.target.features.units is module.units.observations
+
+
+@every_kind
+def test_without_normalisation_there_is_nothing_new_and_older_checkpoints_load(name: str, tmp_path: Path) -> None:
+    module = build(name)
+    assert not any("units" in key for key in module.state_dict())
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=0)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "some.ckpt", weights_only=True)
+    content = torch.load(tmp_path / "some.ckpt", weights_only=True)
+    del content["hyper_parameters"]["normalisation"]
+    torch.save(content, tmp_path / "old.ckpt")
+    observation = transitions()["observation"].numpy()
+    acted = [load_policy(tmp_path / file)(observation) for file in ("some.ckpt", "old.ckpt")]
+    assert (acted[0] == acted[1]).all()
+
+
+def test_units_of_a_data_set_are_taken_once_and_stay() -> None:
+    module, rows = build("tilted", normalisation=SEEN), torch.randn(100, S) * UNIT + OFFSET
+    data = SimpleNamespace(observation_moments=moments_of(rows))
+    for _ in range(2):  # a resumed run takes none again
+        module.units.take(data)
+        train(module, [in_units(transitions())])
+    assert torch.equal(module.units.observations.moments, moments_of(rows))
+    torch.testing.assert_close(module.units.observations.scale, rows.std(0, correction=0))
+
+
+@pytest.mark.parametrize(("before", "after"), [(Normalisation(), SEEN), (SEEN, Normalisation())], ids=["on", "off"])
+def test_a_run_that_resumes_with_other_units_is_refused(before: Normalisation, after: Normalisation, tmp_path) -> None:
+    fit(build("soft", normalisation=before), tmp_path, 2).save_checkpoint(tmp_path / "some.ckpt")
+    with pytest.raises(UserError, match=r"normalised (nothing|observations), this run normalises"):
+        fit(build("soft", normalisation=after), tmp_path, 3, tmp_path / "some.ckpt")
