@@ -193,10 +193,9 @@ class CriticEnsemble(nn.Module):
         if reduction == "mean":
             reduced, weights = members.mean(0), torch.full_like(members, 1.0 / self.num_members)
         else:
-            reduced, weights = (
-                members.amin(0),
-                nn.functional.one_hot(members.argmin(0), self.num_members).movedim(-1, 0),
-            )
+            # Not `one_hot`, which waits for the device to look at the indices.
+            numbers = torch.arange(self.num_members, device=members.device)[:, None, None]
+            reduced, weights = members.amin(0), (members.argmin(0) == numbers).to(members.dtype)
         parts = [gradient_of(weights[m]) for m, (_, gradient_of) in enumerate(evaluated)]
         return reduced, torch.stack(parts).sum(0, dtype=reduced.dtype)
 
