@@ -104,6 +104,11 @@ class EpisodeData(DataModule, abc.ABC):
         """Count, mean and squared deviations of all observations of a data set, shape (3, S); None without one."""
 
     @property
+    @abc.abstractmethod
+    def reward_moments(self) -> Tensor | None:
+        """Count, mean and squared deviations of all rewards of a data set, shape (3, 1); None without one."""
+
+    @property
     def return_range(self) -> tuple[float, float] | None:
         """Returns that count as 0 and as 1, see ``Environment``; None where the rewards are not the environment's."""
         return None if self.environment is None or self.reward_of is not None else self.environment.return_range

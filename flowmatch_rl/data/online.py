@@ -130,6 +130,10 @@ class OnlineData(EpisodeData):
         """None: there is no data set."""
 
     @property
+    def reward_moments(self) -> None:
+        """None: there is no data set."""
+
+    @property
     def recent_returns(self) -> deque[float]:
         """Returns of the latest episodes that this process collected."""
         return self._collection.recent_returns

@@ -163,6 +163,11 @@ class PolicyData(EpisodeData):
         return self.store.info.observation_moments
 
     @property
+    def reward_moments(self) -> Tensor:
+        """Count, mean and squared deviations of all rewards of the data set, shape (3, 1)."""
+        return self.store.reward_moments
+
+    @property
     def futures_discount(self) -> float | None:
         """Discount of the future states; None if there are none."""
         return None if self._family is None else self._family.samples.discount

@@ -26,7 +26,7 @@ from flowmatch_rl.objectives import ConstantTemperature, PolicyState, Temperatur
 from flowmatch_rl.seeds import process_seed
 
 LEAST_TEMPERATURE = 1e-6
-"""Temperature below which a tuned one does not fall, units of the return."""
+"""Temperature below which a tuned one does not fall, units of the return, or of the rewards' scale."""
 
 
 class ActorCritic(PolicyModule, abc.ABC):
@@ -40,7 +40,8 @@ class ActorCritic(PolicyModule, abc.ABC):
         action_dim: Dimension A of the action.
         build_policy: Makes the policy.
         critics: The critics and how their targets are made.
-        temperature: Rule for the temperature, or a constant one.
+        temperature: Rule for the temperature, or a constant one, in units of the return, or of the rewards' scale by
+            ``normalisation``.
         discount: Discount per environment step, in [0, 1).
         optimizer: Learning rates, clipping and resets.
         build_others: Makes more networks, by name, that have the policy's learning rate and losses of their names.
@@ -159,8 +160,7 @@ class ActorCritic(PolicyModule, abc.ABC):
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
         """All losses of one batch, summed."""
         transition = read_transition(batch)
-        gather: Any = self.all_gather if self.trainer.world_size > 1 else None
-        self.units.measure(transition, gather)
+        self._measure(transition)
         losses, state = self.losses(transition)
         self.means.add(self.critics.metrics)
         loss = torch.stack(list(losses.values())).sum()
@@ -168,6 +168,7 @@ class ActorCritic(PolicyModule, abc.ABC):
         surplus = self.temperature_rule.surplus(state)
         if self.log_temperature is not None and surplus is not None:
             loss = loss + temperature_loss(self.log_temperature, surplus)
+        if self.log_temperature is not None or self.units.rewards is not None:
             self.means.add({"train/temperature": self.temperature})
         if self.logs_after(self.global_step + 1):
             means = self.take_means(self.global_step + 1)
@@ -180,14 +181,11 @@ class ActorCritic(PolicyModule, abc.ABC):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Update the target networks and the temperature; initialise the networks again where it is time."""
         update_ema(self.critics.target, self.critics.online, self.critics.critics.ema_decay)
-        if self.log_temperature is None:
-            scheduled = self.temperature_rule.scheduled(int(self._env_steps()))
-            self.temperature.fill_(scheduled if scheduled is not None else self.temperature_rule.initial)
-        else:
+        if self.log_temperature is not None:
             with torch.no_grad():
                 # Where all values are equal no temperature meets a divergence: it would fall to zero.
                 self.log_temperature.clamp_(min=math.log(LEAST_TEMPERATURE))
-            self.temperature.copy_(self.log_temperature.detach().exp())
+        self._set_temperature()
         interval = self.optimizer.reset_interval
         if interval and self.global_step and self.global_step % interval == 0:
             self.reset_networks()
@@ -265,6 +263,24 @@ class ActorCritic(PolicyModule, abc.ABC):
         trained = (self.policy, self.critics.online, self.others)
         for parameter in itertools.chain.from_iterable(network.parameters() for network in trained):
             state.pop(parameter, None)
+
+    def _measure(self, transition: Transition) -> None:
+        """Count a batch in the units that are measured, before it is learned from."""
+        gather: Any = self.all_gather if self.trainer.world_size > 1 else None
+        self.units.measure(transition, gather)
+        if self.units.rewards is not None:
+            self._set_temperature()
+            self.means.add({"train/reward_scale": self.units.rewards.root_mean_square[0]})
+
+    def _set_temperature(self) -> None:
+        """Bring the temperature up to date with its rule, and with the scale of the rewards if it is in units of it."""
+        if self.log_temperature is None:
+            scheduled = self.temperature_rule.scheduled(int(self._env_steps()))
+            self.temperature.fill_(scheduled if scheduled is not None else self.temperature_rule.initial)
+        else:
+            self.temperature.copy_(self.log_temperature.detach().exp())
+        if self.units.rewards is not None:
+            self.temperature.mul_(self.units.reward_scale)
 
     def _warn_of_constant_critics(self) -> None:
         """Warn, once for each, of critics that no longer depend on their input: their units are dead."""

@@ -31,7 +31,8 @@ class FlowQLearning(BehaviorActorCritic):
         action_dim: Dimension A of the action; taken from the data.
         action_bounds: Bounds of the action in the environment's unit, kept for ``load_policy``; taken from the data.
         discount: Discount per environment step, in [0, 1).
-        alpha: Weight of the distance, in units of the return; 10 to 1000 by task in the paper.
+        alpha: Weight of the distance, in units of the return, or of the rewards' scale, see ``normalisation``; 10 to
+            1000 by task in the paper.
         normalise_values: Whether values are divided by their mean magnitude over the batch, so that ``alpha`` has no
             unit.
         policy: Network and squash of the policy.
@@ -111,7 +112,7 @@ class FlowQLearning(BehaviorActorCritic):
         )
         cloned = self.behavior.squash.action(self.behavior.sample_latents(observation, noise[:, None])[:, 0])
         nearby = self.policy.squash.latent(cloned)
-        scale = values.abs().mean() if self.normalise_values else 1.0
+        scale = values.abs().mean() if self.normalise_values else self.units.reward_scale
         distance = (action.detach() - cloned).square().mean()
         self.means.add({"train/policy_value": values.mean(), "train/behavior_distance": distance})
         return distilled_policy_loss(latent, action, gradients[:, 0], nearby, self.alpha, scale)

@@ -33,8 +33,8 @@ class ImplicitFlowQLearning(ActorCritic):
         policy: Path, network, sampler and squash of the behaviour flow.
         objective: What its network predicts.
         acting: How many of its actions one is chosen from, and how; ``SoftmaxSelection`` chooses at the temperature 1,
-            in units of the return. No action is drawn for training: ``train_particles`` and ``train_selection`` must
-            be their defaults.
+            in units of the return, or of the rewards' scale by ``normalisation``. No action is drawn for training:
+            ``train_particles`` and ``train_selection`` must be their defaults.
         critics: The critics; their target networks give V its targets, and their shape is that of V.
         optimizer: Learning rates, clipping and resets.
         normalisation: Units of observations and rewards.

@@ -35,7 +35,8 @@ class ReverseFlowActorCritic(ActorCritic):
         action_dim: Dimension A of the action; taken from the data.
         action_bounds: Bounds of the action in the environment's unit, kept for ``load_policy``; taken from the data.
         discount: Discount per environment step, in [0, 1).
-        temperature: Temperature of the policy in units of the return, positive, or a rule for it.
+        temperature: Temperature of the policy in units of the return, or of the rewards' scale by ``normalisation``,
+            positive, or a rule for it.
         policy: Path, network, sampler and squash of the policy.
         objective: What the network predicts, with distribution and weight of the flow times; ``MeanFlow`` for a policy
             that acts in one step, by ``AverageVelocitySampler``.

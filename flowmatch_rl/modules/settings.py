@@ -83,9 +83,13 @@ class Normalisation:
     Args:
         observations: Whether policy and critics see observations standardised: less their mean, divided by their
             standard deviation, and clipped to 10 of these.
+        temperature: Whether the temperature is a multiple of the scale of the rewards, in place of the unit of the
+            return: of the root mean square of the reward of a step, or 1 while all rewards are 0. So is ``alpha`` of
+            ``FlowQLearning``. Rewards in another unit are then learned alike.
     """
 
     observations: bool = False
+    temperature: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ class SoftActorCritic(ActorCritic):
         action_dim: Dimension A of the action; taken from the data.
         action_bounds: Bounds of the action in the environment's unit, kept for ``load_policy``; taken from the data.
         discount: Discount per environment step, in [0, 1).
-        temperature: Temperature in units of the return, or a rule for it.
+        temperature: Temperature in units of the return, or of the rewards' scale by ``normalisation``, or a rule for
+            it.
         policy: Network and squash of the policy.
         critics: The critics and how their targets are made.
         entropy_backup: Whether the next state's value includes the entropy of the policy.

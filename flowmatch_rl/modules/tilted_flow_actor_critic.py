@@ -39,7 +39,8 @@ class TiltedFlowActorCritic(BehaviorActorCritic):
         action_dim: Dimension A of the action; taken from the data.
         action_bounds: Bounds of the action in the environment's unit, kept for ``load_policy``; taken from the data.
         discount: Discount per environment step, in [0, 1).
-        temperature: Temperature of the policy in units of the return, positive, or a rule for it.
+        temperature: Temperature of the policy in units of the return, or of the rewards' scale by ``normalisation``,
+            positive, or a rule for it.
         policy: Path, network, sampler and squash of the policy.
         behavior: Those of the behaviour flow, whose path must be the policy's.
         objective: What the networks of both predict.

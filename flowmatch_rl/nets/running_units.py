@@ -58,6 +58,13 @@ class RunningUnits(nn.Module):
         """Whether it has no moments. Waits for the device."""
         return float(self.moments[0, 0]) == 0.0
 
+    @property
+    def root_mean_square(self) -> Tensor:
+        """Root of the mean square of each column, shape (D,); 1 where all rows are 0, or there are none."""
+        count, mean, squares = self.moments.unbind(0)
+        size = (mean.square() + squares / count.clamp_min(1.0)).sqrt()
+        return torch.where(size > 0.0, size, 1.0).to(self.scale.dtype)
+
     @torch.no_grad()
     def update(self, rows: Tensor, gather: Callable[[Tensor], Tensor] | None = None) -> None:
         """Count the rows of a batch.

@@ -54,6 +54,8 @@ class RankReport(Callback):
             "weights": digest(pl_module.parameters()),
             "lagging": digest(pl_module.critics.target.parameters()),  # pyright: ignore
             "moments": pl_module.units.observations.moments.tolist(),  # pyright: ignore
+            "reward_moments": pl_module.units.rewards.moments.tolist(),  # pyright: ignore
+            "temperature": float(pl_module.temperature),  # pyright: ignore
             "observations": digest([held["observation"]]),
             "starts": held["observation"][:1].tolist(),
             "actions": held["action"].flatten().tolist(),

@@ -62,6 +62,7 @@ def ranks(tmp_path_factory) -> list[dict]:
         data__env_steps_per_collection=1,
         model__optimizer__reset_interval=5,
         model__normalisation__observations="true",
+        model__normalisation__temperature="true",
     )
     return train(args, "RankReport", folder)
 
@@ -74,10 +75,11 @@ def test_both_processes_begin_and_end_with_equal_weights_that_have_moved(ranks) 
     assert first["weights"] != first["start"]
 
 
-def test_units_of_observations_count_the_batches_of_both_processes_and_are_the_same(ranks) -> None:
+def test_units_count_the_batches_of_both_processes_and_are_the_same(ranks) -> None:
     first, second = ranks
-    assert first["moments"] == second["moments"]
-    assert first["moments"][0][0] == 12 * 2 * 8
+    for name in ("moments", "reward_moments", "temperature"):
+        assert first[name] == second[name], name
+    assert first["moments"][0][0] == first["reward_moments"][0][0] == 12 * 2 * 8
 
 
 def test_processes_draw_different_noise(ranks) -> None:

@@ -13,11 +13,13 @@ from flowmatch_rl.checks import MissingFileError, UserError
 from flowmatch_rl.data import OnlineData, OnlinePhase, PolicyData, collect_transitions
 from flowmatch_rl.data.episodes import EpisodeData
 from flowmatch_rl.data.transitions.reader import TransitionReader
+from flowmatch_rl.data.transitions.store import TransitionStore
 from flowmatch_rl.envs import GymnasiumEnvironment
 from flowmatch_rl.models import FlowPolicyArchitecture
 from flowmatch_rl.modules import BehaviorCloning, FlowQLearning, Normalisation, PolicyModule
-from flowmatch_rl.nets import VelocityArchitecture, moments_of
+from flowmatch_rl.nets import RunningUnits, VelocityArchitecture, moments_of
 from flowmatch_rl.paths import ClipSquash
+from flowmatch_rl.testbeds import LinearReward
 from tests.combinations import each_value
 from tests.data.toy_trajectories import TRAJECTORIES, action_at, trajectory_store
 
@@ -126,13 +128,25 @@ def test_a_resumed_run_draws_what_it_would_have_drawn(tmp_path: Path) -> None:
 def test_networks_see_in_the_units_of_the_whole_data_set(tmp_path: Path) -> None:
     store = trajectory_store(tmp_path / "set")
     data = PolicyData(str(tmp_path / "set"), batch_size=4, num_updates=3, held_out=0.2)
-    module = FlowQLearning(**data.dimensions, normalisation=Normalisation(observations=True))
+    module = FlowQLearning(**data.dimensions, normalisation=Normalisation(observations=True, temperature=True))
     quiet(max_epochs=1).fit(module, datamodule=data)
     assert module.global_step == 3
     units = module.units.observations
     assert units is not None
     wanted = moments_of(store.transitions["observation"])
     torch.testing.assert_close(units.moments, wanted, rtol=1e-12, atol=0.0)
+    scale = store.transitions["next", "reward"].double().square().mean().sqrt()
+    assert scale > 1.5
+    assert float(module.units.reward_scale) == pytest.approx(float(scale), rel=1e-6)
+
+
+def test_the_scale_of_a_constant_reward_is_its_size(tmp_path: Path) -> None:
+    trajectory_store(tmp_path / "set")
+    costs = LinearReward(columns=TransitionStore.open(tmp_path / "set").info.columns[:1], weights=(0.0,), bias=-3.0)
+    data = PolicyData(str(tmp_path / "set"), held_out=0.2, reward=costs)
+    units = RunningUnits(1)
+    units.add(data.reward_moments)
+    assert float(units.root_mean_square) == 3.0
 
 
 def test_without_an_environment_the_held_out_loss_is_measured(tmp_path: Path) -> None:

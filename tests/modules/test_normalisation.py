@@ -23,6 +23,12 @@ from flowmatch_rl.modules import (
 )
 from flowmatch_rl.modules.actor_critic import ActorCritic
 from flowmatch_rl.nets import moments_of
+from flowmatch_rl.objectives import (
+    AnnealedTemperature,
+    ConstantTemperature,
+    EntropyTemperature,
+    SampleSizeTemperature,
+)
 from tests.modules import test_offline_actor_critics as offline
 from tests.modules import test_soft_actor_critic as soft
 from tests.modules.options import grouped, quiet_trainer
@@ -38,6 +44,13 @@ KINDS: dict[str, tuple[type[ActorCritic], dict[str, Any]]] = {
     "flow Q-learning": (FlowQLearning, offline.MODULES["flow Q-learning"][1]),
     "implicit": (ImplicitFlowQLearning, offline.MODULES["implicit"][1]),
     "tilted": (TiltedFlowActorCritic, offline.MODULES["prior"][1]),
+}
+SCALED = Normalisation(observations=True, temperature=True)
+RULES = {
+    "constant": ConstantTemperature(0.25),
+    "annealed": AnnealedTemperature(0.5, 0.1, 4),
+    "entropy": EntropyTemperature(0.25, 3.0),
+    "sample size": SampleSizeTemperature(0.25, 0.9),
 }
 every_kind = pytest.mark.parametrize("name", KINDS)
 
@@ -163,7 +176,7 @@ def test_without_normalisation_there_is_nothing_new_and_older_checkpoints_load(n
 
 def test_units_of_a_data_set_are_taken_once_and_stay() -> None:
     module, rows = build("tilted", normalisation=SEEN), torch.randn(100, S) * UNIT + OFFSET
-    data = SimpleNamespace(observation_moments=moments_of(rows))
+    data = SimpleNamespace(observation_moments=moments_of(rows), reward_moments=moments_of(rows[:, :1]))
     for _ in range(2):  # a resumed run takes none again
         module.units.take(data)
         train(module, [in_units(transitions())])
@@ -176,3 +189,88 @@ def test_a_run_that_resumes_with_other_units_is_refused(before: Normalisation, a
     fit(build("soft", normalisation=before), tmp_path, 2).save_checkpoint(tmp_path / "some.ckpt")
     with pytest.raises(UserError, match=r"normalised (nothing|observations), this run normalises"):
         fit(build("soft", normalisation=after), tmp_path, 3, tmp_path / "some.ckpt")
+
+
+def with_rewards(batch: TensorDict, factor: float) -> TensorDict:
+    batch = batch.clone()
+    return batch.set(("next", "reward"), factor * batch["next", "reward"])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_temperature_is_its_rules_times_the_root_mean_square_of_all_rewards(rule: str) -> None:
+    module = build("reverse flow", normalisation=SCALED, temperature=RULES[rule])
+    batches, seen = [with_rewards(transitions(B, k), 10.0 + k) for k in range(3)], []
+    losses = module.losses
+    module.losses = lambda t: seen.append(module.temperature.clone()) or losses(t)
+    relative = []
+    for step, batch in enumerate(batches):
+        log = module.log_temperature
+        relative.append(module.temperature_rule.scheduled(0) if log is None else float(log.detach().exp()))
+        train(module, [batch])
+        rewards = torch.cat([b["next", "reward"] for b in batches[: step + 1]]).double()
+        scale = float(rewards.square().mean().sqrt())
+        assert scale > 5.0
+        assert float(seen[-1]) == pytest.approx(relative[-1] * scale, rel=1e-5)  # of the losses of this batch too
+        assert float(module.units.reward_scale) == pytest.approx(scale, rel=1e-6)
+    if module.log_temperature is not None:
+        assert len(set(relative)) == 3
+
+
+def test_without_normalisation_the_temperature_is_in_units_of_the_return() -> None:
+    module = build("reverse flow", normalisation=SEEN, temperature=0.25)
+    train(module, [with_rewards(transitions(), 100.0)])
+    assert float(module.temperature) == 0.25
+    assert module.units.reward_scale == 1.0
+
+
+def test_the_scale_is_one_until_there_is_a_reward() -> None:
+    module = build("reverse flow", normalisation=SCALED, temperature=0.25)
+    assert float(module.units.reward_scale) == 1.0
+    train(module, [with_rewards(transitions(), 0.0)] * 3)
+    assert float(module.temperature) == 0.25
+    last = transitions()
+    train(module, [last])
+    wanted = float(last["next", "reward"].square().mean().sqrt()) / 2.0  # one of four batches
+    assert float(module.units.reward_scale) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_weights_of_samples_do_not_depend_on_the_unit_of_rewards_where_values_are_in_it() -> None:
+    """Critics whose last layer is as many times larger: the policy learns the same."""
+    found = {}
+    for factor in (1.0, 64.0):
+        for normalisation in (SCALED, SEEN):
+            module = build("reverse flow", normalisation=normalisation, temperature=0.1)
+            with torch.no_grad():
+                for critics in (module.critics.online, module.critics.target):
+                    critics.value_weight.mul_(factor)
+                    critics.value_bias.mul_(factor)
+            batch = with_rewards(transitions(), factor)
+            torch.manual_seed(1)
+            module.training_step(batch, 0)
+            found[factor, normalisation] = float(module.means.take()["train/loss/policy"])
+    assert found[64.0, SCALED] == pytest.approx(found[1.0, SCALED], rel=1e-4)
+    assert abs(found[64.0, SEEN] / found[1.0, SEEN] - 1.0) > 0.01
+
+
+def test_the_weight_of_flow_q_learning_is_in_units_of_the_rewards_too() -> None:
+    def policy_gradient(factor: float, normalisation: Normalisation) -> Tensor:
+        module = build("flow Q-learning", normalisation=normalisation)
+        with torch.no_grad():
+            module.critics.online.value_weight.mul_(factor)
+        torch.manual_seed(1)
+        module.training_step(with_rewards(transitions(), factor), 0).backward()
+        return torch.cat([p.grad.flatten() for p in module.policy.parameters()])
+
+    torch.testing.assert_close(policy_gradient(64.0, SCALED), policy_gradient(1.0, SCALED), rtol=1e-3, atol=1e-5)
+    assert (policy_gradient(64.0, SEEN) - policy_gradient(1.0, SEEN)).norm() > 1.0
+
+
+def test_the_scale_of_rewards_survives_a_checkpoint_and_a_reset(tmp_path: Path) -> None:
+    module = build("soft", normalisation=SCALED)
+    fit(module, tmp_path, 3).save_checkpoint(tmp_path / "some.ckpt")
+    module.reset_networks()
+    loaded = load_policy(tmp_path / "some.ckpt").module
+    scale, temperature = module.units.reward_scale, module.temperature
+    assert float(scale) != 1.0
+    assert torch.equal(loaded.units.reward_scale, scale)
+    assert torch.equal(loaded.temperature, temperature)

@@ -276,6 +276,15 @@ class TransitionStore:
             )
         return cls(path, info, transitions)
 
+    @property
+    def reward_moments(self) -> torch.Tensor:
+        """Count, mean and sum of squared deviations of the rewards, float64, shape (3, 1)."""
+        mean, std = self.info.reward_mean, self.info.reward_std
+        # A constant reward is described with the deviation 1.
+        first = float(self.transitions.get(REWARD)[0])
+        squares = 0.0 if mean == first and std == 1.0 else len(self) * std**2
+        return torch.tensor([[len(self)], [mean], [squares]], dtype=torch.float64)
+
     def require_rewards(self) -> None:
         """Refuse a data set whose rewards mean nothing.
 
