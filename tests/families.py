@@ -39,6 +39,7 @@ from flowmatch_rl.nets import (
     CriticLayers,
     DynamicsArchitecture,
     FilmUNetArchitecture,
+    FlowHead,
     PostNormBlocks,
     PreNormBlocks,
     QuantileHead,
@@ -240,6 +241,8 @@ VALUE_HEADS: list[ValueHead] = [
     CategoricalHead(num_atoms=7, v_min=-3.0, v_max=4.0),
     QuantileHead(num_quantiles=5),
     QuantileHead(num_quantiles=1, huber_delta=0.0),
+    FlowHead(spread=2.0),
+    FlowHead(spread=0.5, num_points=3, num_steps=1, num_knots=2),
 ]
 
 TIME_WEIGHTS: list[TimeWeight] = [

@@ -71,7 +71,7 @@ class CriticLearner(nn.Module):
         bonus: Tensor | None = None,
         members: Tensor | None = None,
     ) -> Tensor:
-        """Distance of each critic's distribution of the return from the Bellman target.
+        """Distance of each critic's distribution of the return from the Bellman target; draws the head's noise.
 
         Args:
             transition: Transitions of one or several steps.
@@ -102,10 +102,10 @@ class CriticLearner(nn.Module):
         outputs = self.online.outputs(transition.observation, transition.action)
         with torch.no_grad():
             self._note(transition, self.online.head.values(outputs))
-        return self.online.head.loss(outputs, next_return, shift, scale)
+        return self._distance(outputs, next_return, shift, scale)
 
     def loss_of_value(self, transition: Transition, next_value: Tensor) -> Tensor:
-        """Distance of each critic's distribution of the return from a target without spread.
+        """Distance of each critic's distribution of the return from a target without spread; draws the head's noise.
 
         Args:
             transition: Transitions of one or several steps.
@@ -125,7 +125,7 @@ class CriticLearner(nn.Module):
             # With scale 0 the distribution of the next return does not matter: all of its mass is moved to the shift.
             any_return = self.online.head.distribution(outputs)[0]
             self._note(transition, self.online.head.values(outputs))
-        return self.online.head.loss(outputs, any_return, shift, torch.zeros_like(shift))
+        return self._distance(outputs, any_return, shift, torch.zeros_like(shift))
 
     def constant_members(self) -> list[tuple[int, float]]:
         """Critics that gave all transitions of the last loss the same value. Waits for the device.
@@ -154,6 +154,12 @@ class CriticLearner(nn.Module):
         """Compile the evaluation of both networks."""
         self.online.compile_evaluation()
         self.target.compile_evaluation()
+
+    def _distance(self, outputs: Tensor, next_return: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """Loss (B,) of the head against the distribution of ``shift + scale Z``; draws its noise."""
+        head = self.online.head
+        uniform = torch.rand(len(shift), head.num_uniforms, device=shift.device, dtype=shift.dtype)
+        return head.loss(outputs, next_return, shift, scale, uniform)
 
     def _note(self, transition: Transition, values: Tensor) -> None:
         """Keep what diagnostics need of a loss."""

@@ -10,7 +10,7 @@ from flowmatch_rl.nets.gaussian import GaussianArchitecture, GaussianNetwork
 from flowmatch_rl.nets.observations import ObservationFeatures, share_units
 from flowmatch_rl.nets.running_units import RunningUnits, moments_of
 from flowmatch_rl.nets.termination import TerminationNetwork
-from flowmatch_rl.nets.value_heads import CategoricalHead, QuantileHead, ScalarHead, ValueHead
+from flowmatch_rl.nets.value_heads import CategoricalHead, FlowHead, QuantileHead, ScalarHead, ValueHead
 from flowmatch_rl.nets.velocity import VelocityArchitecture, VelocityNetwork
 from flowmatch_rl.objectives import ValueReduction
 
@@ -25,6 +25,7 @@ __all__ = [
     "EmaSettings",
     "FilmUNet",
     "FilmUNetArchitecture",
+    "FlowHead",
     "FlowNetwork",
     "ForwardBackwardArchitecture",
     "ForwardBackwardNetworks",

@@ -3,6 +3,7 @@
 import abc
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,10 @@ from flowmatch_rl.objectives import (
     critic_loss,
     projected_probabilities,
     quantile_loss,
+    return_flow_loss,
+    transported,
 )
+from flowmatch_rl.shapes import check_shape
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,11 @@ class ValueHead(abc.ABC):
     @abc.abstractmethod
     def num_outputs(self) -> int:
         """Outputs O of the critic."""
+
+    @property
+    @abc.abstractmethod
+    def num_uniforms(self) -> int:
+        """Random numbers U per transition that the loss takes."""
 
     @abc.abstractmethod
     def values(self, outputs: Tensor) -> Tensor:
@@ -74,18 +83,19 @@ class ValueHead(abc.ABC):
             outputs: Outputs of critics, shape (*batch, O).
 
         Returns:
-            The distribution, shape (*batch, O): probabilities or quantiles, or the value itself.
+            The distribution, shape (*batch, N): probabilities or quantiles, or the value itself.
         """
 
     @abc.abstractmethod
-    def loss(self, outputs: Tensor, next_distribution: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, next_distribution: Tensor, shift: Tensor, scale: Tensor, uniform: Tensor) -> Tensor:
         """Distance of the members of an ensemble from the distribution of ``shift + scale Z``.
 
         Args:
             outputs: Outputs of the members, shape (M, B, O).
-            next_distribution: Distribution of Z, detached, shape (B, O), as ``distribution`` returns it.
+            next_distribution: Distribution of Z, detached, shape (B, N), as ``distribution`` returns it.
             shift: Units of the return, shape (B,).
             scale: At least 0, shape (B,). Where it is 0 the target is ``shift`` for any distribution.
+            uniform: Noise, uniform on [0, 1), shape (B, U).
 
         Returns:
             Loss per sample, mean over the members, shape (B,).
@@ -116,6 +126,11 @@ class ScalarHead(ValueHead):
         """1."""
         return 1
 
+    @property
+    def num_uniforms(self) -> int:
+        """0."""
+        return 0
+
     def values(self, outputs: Tensor) -> Tensor:
         """The output."""
         return outputs.squeeze(-1)
@@ -132,7 +147,7 @@ class ScalarHead(ValueHead):
         """The value itself."""
         return outputs
 
-    def loss(self, outputs: Tensor, next_distribution: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, next_distribution: Tensor, shift: Tensor, scale: Tensor, uniform: Tensor) -> Tensor:
         """Squared or Huber error."""
         target = shift + scale * _where_it_counts(next_distribution, scale).squeeze(-1)
         return critic_loss(outputs.squeeze(-1), target, self.huber_delta)
@@ -170,6 +185,11 @@ class CategoricalHead(ValueHead):
         """``num_atoms``."""
         return self.num_atoms
 
+    @property
+    def num_uniforms(self) -> int:
+        """0."""
+        return 0
+
     def values(self, outputs: Tensor) -> Tensor:
         """Means of the distributions."""
         # A sum, not a matrix product, which autocast would round.
@@ -190,7 +210,7 @@ class CategoricalHead(ValueHead):
         """Probabilities of the atoms."""
         return outputs.softmax(-1)
 
-    def loss(self, outputs: Tensor, next_distribution: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, next_distribution: Tensor, shift: Tensor, scale: Tensor, uniform: Tensor) -> Tensor:
         """Cross-entropy."""
         probabilities = _where_it_counts(next_distribution, scale)
         return categorical_loss(outputs, projected_probabilities(probabilities, shift, scale, self.v_min, self.v_max))
@@ -226,6 +246,11 @@ class QuantileHead(ValueHead):
         """``num_quantiles``."""
         return self.num_quantiles
 
+    @property
+    def num_uniforms(self) -> int:
+        """0."""
+        return 0
+
     def values(self, outputs: Tensor) -> Tensor:
         """Means of the quantiles."""
         return outputs.mean(-1)
@@ -243,10 +268,112 @@ class QuantileHead(ValueHead):
         """The quantiles."""
         return outputs
 
-    def loss(self, outputs: Tensor, next_distribution: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, next_distribution: Tensor, shift: Tensor, scale: Tensor, uniform: Tensor) -> Tensor:
         """Quantile Huber loss."""
         target = shift[:, None] + scale[:, None] * _where_it_counts(next_distribution, scale)
         return quantile_loss(outputs, target, self.huber_delta)
+
+
+@dataclass(frozen=True)
+class FlowHead(ValueHead):
+    """The mean, and a flow from Gaussian noise to the deviation of the return from it, conditioned on state and action.
+
+    The first output is the mean, which learns by the squared error of ``ScalarHead`` and is the value: values cost no
+    evaluation of the flow. The other outputs are the flow: tables of the posterior mean of the deviation, which learn
+    by flow matching. Targets are points of the next return that the target network's flow takes quantiles of the noise
+    to, moved by a constant so that their mean is the value. The papers evaluate a network of return, time, state and
+    action instead; here return and time enter after the last layer.
+
+    Args:
+        spread: Standard deviation of the noise, units of the return, positive. Distributions of a standard deviation
+            from a twentieth to twice of it are resolved; deviations beyond four times of it count as that.
+        num_points: Points N of a target, at least 2.
+        num_steps: Steps of the midpoint method, at least 1.
+        num_knots: Knots of each table, at least 2.
+
+    Raises:
+        UserError: If a number is out of its range.
+
+    Reference:
+        Dong et al., arXiv:2510.07650 (Value Flows), for flows of returns; Agrawalla et al., arXiv:2509.06863 (floq).
+    """
+
+    spread: float = 10.0
+    num_points: int = 16
+    num_steps: int = 4
+    num_knots: int = 17
+
+    _WIDTH: ClassVar = 4.0
+    """Place of the last knot over the spread."""
+
+    def __post_init__(self) -> None:
+        check_range("(0, inf)", spread=self.spread)
+        check_range("[2, inf)", num_points=self.num_points, num_knots=self.num_knots)
+        check_range("[1, inf)", num_steps=self.num_steps)
+
+    @property
+    def num_outputs(self) -> int:
+        """The mean, and the tables."""
+        return 1 + self._num_tables * self.num_knots
+
+    @property
+    def num_uniforms(self) -> int:
+        """One for each table and point."""
+        return self._num_tables * self.num_points
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """The first output."""
+        return outputs[..., 0]
+
+    def read(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of one critic from its last hidden layer."""
+        mean_weight = weight[:, :1]
+        return torch.addmm(bias[:, :1], hidden, mean_weight), mean_weight
+
+    def hidden_gradient(self, kept: Tensor, weight: Tensor, member_weight: Tensor) -> Tensor:
+        """Gradient of ``member_weight`` times the values with respect to the last hidden layer."""
+        return member_weight * kept.squeeze(-1)
+
+    def sample(self, outputs: Tensor, noise: Tensor) -> Tensor:
+        """Samples of the return.
+
+        Args:
+            outputs: Outputs of critics, shape (*batch, O).
+            noise: Standard normal, shape (*batch, N).
+
+        Returns:
+            Returns, shape (*batch, N).
+        """
+        deviation = transported(self._tables(outputs), self.spread * noise, self._WIDTH * self.spread)
+        return self.values(outputs)[..., None] + deviation
+
+    def distribution(self, outputs: Tensor) -> Tensor:
+        """Points of the flow that begin at quantiles of the noise, moved so that their mean is the value."""
+        levels = torch.arange(self.num_points, device=outputs.device, dtype=outputs.dtype) + 0.5
+        quantiles = torch.special.ndtri(levels / self.num_points)
+        noise = quantiles / quantiles.square().mean().sqrt()  # of variance 1, which midpoints of strata fall short of
+        points = self.sample(outputs, noise.expand(*outputs.shape[:-1], -1))
+        # Otherwise errors of the flow would accumulate in the values from backup to backup.
+        return points + (self.values(outputs) - points.mean(-1))[..., None]
+
+    def loss(self, outputs: Tensor, next_distribution: Tensor, shift: Tensor, scale: Tensor, uniform: Tensor) -> Tensor:
+        """Squared error of the mean, and of the posterior mean of the deviation at the times of the flow."""
+        check_shape("uniform", uniform, (len(shift), self.num_uniforms))
+        target = shift[:, None] + scale[:, None] * _where_it_counts(next_distribution, scale)
+        values, width = self.values(outputs), self._WIDTH * self.spread
+        deviation = (target - values.detach()[..., None]).clamp(-width, width)
+        tiny = torch.finfo(uniform.dtype).eps
+        noise = self.spread * torch.special.ndtri(uniform.clamp(tiny, 1.0 - tiny))
+        noise = noise.view(-1, self._num_tables, self.num_points)
+        return critic_loss(values, target.mean(-1)) + return_flow_loss(self._tables(outputs), deviation, noise, width)
+
+    @property
+    def _num_tables(self) -> int:
+        return 2 * self.num_steps - 1
+
+    def _tables(self, outputs: Tensor) -> Tensor:
+        """Shape (*batch, 2 n - 1, G), units of the return."""
+        return outputs[..., 1:].unflatten(-1, (self._num_tables, self.num_knots))
 
 
 def _where_it_counts(distribution: Tensor, scale: Tensor) -> Tensor:

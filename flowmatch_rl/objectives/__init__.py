@@ -48,6 +48,7 @@ from flowmatch_rl.objectives.occupancy import (
     Term,
 )
 from flowmatch_rl.objectives.offline import distilled_policy_loss, expectile_loss, tilt_divergence, tilted_actions
+from flowmatch_rl.objectives.return_flow import flow_times, interpolated, return_flow_loss, transported
 from flowmatch_rl.objectives.soft_policy import soft_policy_loss
 from flowmatch_rl.objectives.temperature import (
     AnnealedTemperature,
@@ -101,10 +102,12 @@ __all__ = [
     "expand",
     "expectile_loss",
     "flow_matching_loss",
+    "flow_times",
     "forward_backward_loss",
     "geometric_lengths",
     "horizon_weights",
     "include_current_state",
+    "interpolated",
     "mean_flow_target",
     "on_sphere",
     "orthonormality_loss",
@@ -113,6 +116,7 @@ __all__ = [
     "reduced_distribution",
     "reduced_members",
     "resumes_far",
+    "return_flow_loss",
     "reward_embedding",
     "soft_policy_loss",
     "standard_normal_divergence",
@@ -121,4 +125,5 @@ __all__ = [
     "tilt_divergence",
     "tilted_actions",
     "time_constants",
+    "transported",
 ]

@@ -17,7 +17,7 @@ from flowmatch_rl.models import FirstSelection, Likelihood, SoftmaxSelection
 from flowmatch_rl.modules import ReverseFlowActorCritic, SoftActorCritic
 from flowmatch_rl.modules.actor_critic import ActorCritic
 from flowmatch_rl.modules.settings import ActorCriticOptimizer
-from flowmatch_rl.nets import CategoricalHead, CriticArchitecture, PreNormBlocks, QuantileHead
+from flowmatch_rl.nets import CategoricalHead, CriticArchitecture, FlowHead, PreNormBlocks, QuantileHead
 from flowmatch_rl.objectives import (
     AnnealedTemperature,
     ConditionalFlowMatching,
@@ -219,6 +219,7 @@ METHODS = {
     "reweighted": {"estimator": ReweightedEndpoints(), "share_samples": True},
     "categorical": {"critic": CriticArchitecture(2, 16, 2, True, CategoricalHead(11, -5.0, 5.0))},
     "quantile": {"critic": CriticArchitecture(2, 16, 2, True, QuantileHead(5)), "value_reduction": "mean"},
+    "flow": {"critic": CriticArchitecture(2, 16, 2, True, FlowHead(spread=1.0))},
     "residual": {"critic": CriticArchitecture(2, 16, 1, layers=PreNormBlocks(expansion=2))},
     "subset": {"critic": CriticArchitecture(5, 16), "subset_size": 2, "weight_reduction": "mean"},
     "entropy": {"entropy_backup": True},

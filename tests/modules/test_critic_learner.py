@@ -88,7 +88,10 @@ def test_the_target_is_the_distribution_of_the_lowest_member_or_the_mean_of_all(
     learner = learner_of(head, 4, reduction=reduction, subset_size=3)
     critic, ema = learner.online, learner.target
     transition, members = transitions(2), torch.tensor([2, 0, 3])
+    torch.manual_seed(1)
     loss = learner.loss(transition, NEXT_ACTION, members=members)
+    torch.manual_seed(1)
+    noise = torch.rand(B, head.num_uniforms, dtype=F64)
     outputs = critic.outputs(transition.observation, transition.action)
     laws = head.distribution(ema.outputs(transition.next_observation, NEXT_ACTION))
     values = ema(transition.next_observation, NEXT_ACTION)
@@ -99,7 +102,7 @@ def test_the_target_is_the_distribution_of_the_lowest_member_or_the_mean_of_all(
         shift = sum(0.9**k * transition.rewards[b, k] for k in range(length))
         scale = torch.tensor(0.0 if transition.terminated[b] else 0.9**length, dtype=F64)
         torch.testing.assert_close(
-            loss[b : b + 1], head.loss(outputs[:, b : b + 1], law[None], shift[None], scale[None])
+            loss[b : b + 1], head.loss(outputs[:, b : b + 1], law[None], shift[None], scale[None], noise[b : b + 1])
         )
 
 

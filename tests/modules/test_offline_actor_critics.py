@@ -45,6 +45,7 @@ from flowmatch_rl.modules import (
 from flowmatch_rl.nets import (
     CategoricalHead,
     CriticArchitecture,
+    FlowHead,
     QuantileHead,
     ScalarHead,
     ValueHead,
@@ -224,7 +225,7 @@ def test_flow_q_learning_bootstraps_from_its_policy() -> None:
 
 
 @pytest.mark.parametrize(
-    "head", [ScalarHead(), CategoricalHead(num_atoms=21, v_min=-5.0, v_max=5.0), QuantileHead(5)], ids=repr
+    "head", [ScalarHead(), CategoricalHead(num_atoms=21, v_min=-5.0, v_max=5.0), QuantileHead(5), FlowHead()], ids=repr
 )
 def test_implicit_critics_learn_from_the_value_of_the_state(head: ValueHead) -> None:
     critics = Critics(CriticArchitecture(hidden_dim=16, head=head), reduction="mean")
@@ -232,12 +233,15 @@ def test_implicit_critics_learn_from_the_value_of_the_state(head: ValueHead) -> 
     batch = transitions()
     batch["next", "terminated"][:3] = True
     transition = read_transition(batch)
-    losses = module.losses(transition)[0]
+    torch.manual_seed(1)
+    losses = module.value_losses(transition)
+    torch.manual_seed(1)
+    noise = torch.rand(B, head.num_uniforms)
     next_value = module.state_values(transition.next_observation).detach()
     target = transition.reward + 0.9 * next_value * ~transition.terminated
     outputs = module.critics.online.outputs(transition.observation, transition.action)
-    certain = torch.zeros_like(outputs[0]).softmax(-1) if isinstance(head, CategoricalHead) else outputs[0].detach()
-    wanted = module.critics.online.head.loss(outputs, certain, target, torch.zeros_like(target)).mean()
+    certain = head.distribution(torch.zeros_like(outputs[0]))
+    wanted = module.critics.online.head.loss(outputs, certain, target, torch.zeros_like(target), noise).mean()
     torch.testing.assert_close(losses["critic"], wanted)
     action_values = module.critics.target(transition.observation, transition.action).mean(0).detach()
     value = module.state_values(transition.observation)

@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from flowmatch_rl.batches import read_transition
 from flowmatch_rl.inference import CheckpointPolicy, TrainedPolicy, load_policy
 from flowmatch_rl.modules import SoftActorCritic
-from flowmatch_rl.nets import CriticArchitecture, GaussianArchitecture, PreNormBlocks
+from flowmatch_rl.nets import CriticArchitecture, FlowHead, GaussianArchitecture, PreNormBlocks
 from flowmatch_rl.objectives import ConstantTemperature, EntropyTemperature
 from flowmatch_rl.paths import NoSquash, TanhSquash
 from flowmatch_rl.schema import ActionBounds
@@ -183,9 +183,9 @@ def test_collection_samples_and_evaluation_takes_the_mode() -> None:
             "subset_size": 2,
             "action_bounds": ActionBounds((-2.0, -1.0), (2.0, 3.0)),
         },
-        {"critic": CriticArchitecture(2, 12, 1, layers=PreNormBlocks(expansion=2))},
+        {"critic": CriticArchitecture(2, 12, 1, head=FlowHead(), layers=PreNormBlocks(expansion=2))},
     ],
-    ids=["default", "non-default", "residual"],
+    ids=["default", "non-default", "residual flow"],
 )
 def test_checkpoint_rebuilds_the_same_policy_without_running_code(tmp_path, options) -> None:
     torch.manual_seed(0)

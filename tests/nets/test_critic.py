@@ -13,6 +13,7 @@ from flowmatch_rl.nets import (
     CategoricalHead,
     CriticArchitecture,
     CriticEnsemble,
+    FlowHead,
     PostNormBlocks,
     PreNormBlocks,
     QuantileHead,
@@ -91,6 +92,8 @@ def value_of(head: ValueHead, outputs: Tensor) -> Tensor:
         step = (head.v_max - head.v_min) / (head.num_atoms - 1)
         weights = outputs.exp() / outputs.exp().sum(-1, keepdim=True)
         return sum(weights[..., i] * (head.v_min + i * step) for i in range(head.num_atoms))
+    if isinstance(head, FlowHead):
+        return outputs[..., 0]
     return sum(outputs[..., i] for i in range(outputs.shape[-1])) / outputs.shape[-1]
 
 
@@ -213,6 +216,7 @@ def test_under_autocast_values_and_gradients_are_float32_and_near_those_without(
         CriticArchitecture(2, 8, 2),
         CriticArchitecture(2, 8, 2, True, CategoricalHead(5, -1.0, 1.0)),
         CriticArchitecture(2, 8, 2, True, QuantileHead(3)),
+        CriticArchitecture(2, 8, 2, True, FlowHead()),
         *(CriticArchitecture(2, 8, 2, layers=layers) for layers in CRITIC_LAYERS),
     ],
     ids=repr,
