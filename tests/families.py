@@ -110,6 +110,7 @@ from flowmatch_rl.testbeds import (
     BoxReward,
     CirculationReward,
     ConstantPolicy,
+    CorrelatedGaussians,
     Flat,
     FourModes,
     FunctionReward,
@@ -356,3 +357,9 @@ BANDITS: list[Bandit] = [
     Quadratic(),
     Quadratic(dimensions=3, centre=-0.9, scale=0.5),
 ]
+
+DEPENDENT_BANDITS: list[Bandit] = [
+    CorrelatedGaussians(),
+    CorrelatedGaussians(dimensions=2, mode=0.2, scale=0.15, correlation=-0.5, weight=0.3),
+]
+"""Bandits whose coordinates depend on each other, known at temperature 1 and without quadrature."""

@@ -40,7 +40,7 @@ FAMILIES = [
     (Source, families.SOURCES),
     (Coupling, families.COUPLINGS),
     (Process, families.PROCESSES),
-    (Bandit, families.BANDITS),
+    (Bandit, [*families.BANDITS, *families.DEPENDENT_BANDITS]),
     (Policy, [*families.POLICIES, CheckpointPolicy]),
     (Reward, families.REWARDS),
 ]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flowmatch_rl.metrics import (
     energy_distance,
+    marginal_energy_distance,
     maximum_mean_discrepancy,
     saturated_entries,
     saturated_fraction,
@@ -27,11 +28,13 @@ class ActionDistances:
 
     Attributes:
         energy_distance: Energy distance.
+        marginal_energy_distance: Mean over dimensions of the energy distance of each.
         sliced_wasserstein: Sliced Wasserstein distance.
         mmd: Maximum mean discrepancy.
     """
 
     energy_distance: Tensor
+    marginal_energy_distance: Tensor
     sliced_wasserstein: Tensor
     mmd: Tensor
 
@@ -46,6 +49,7 @@ class ActionDistances:
         directions = torch.randn(DIRECTIONS, exact.shape[1], generator=torch.Generator().manual_seed(0)).to(exact)
         return cls(
             energy_distance(actions, exact),
+            marginal_energy_distance(actions, exact),
             sliced_wasserstein_distance(actions, exact, directions),
             maximum_mean_discrepancy(actions, exact, BANDWIDTHS),
         )

@@ -171,7 +171,7 @@ def _repeat(
     """Estimates with other noise each, those of one point in a row."""
     ends = (x.repeat_interleave(repeats, 0) for x in (points.x_0, points.x_1, points.x_t, points.t))
     many, source = PathPoints(*ends), GaussianSource()
-    shape = (len(many.t), estimator.num_samples, source.noise_dim(many.x_t.shape[1]))
+    shape = (len(many.t), estimator.num_samples, estimator.num_draws * source.noise_dim(many.x_t.shape[1]))
     z = torch.randn(shape, generator=generator, dtype=many.x_t.dtype)
     return estimator.estimate(path, source, density, many, z)
 

@@ -5,7 +5,12 @@ from flowmatch_rl.doors import lazy_exports
 if TYPE_CHECKING:
     from flowmatch_rl.metrics.curves import MeanCurve, interpolate_curve, mean_curve
     from flowmatch_rl.metrics.dependence import correlation, variance_of_means
-    from flowmatch_rl.metrics.distances import energy_distance, energy_score, maximum_mean_discrepancy
+    from flowmatch_rl.metrics.distances import (
+        energy_distance,
+        energy_score,
+        marginal_energy_distance,
+        maximum_mean_discrepancy,
+    )
     from flowmatch_rl.metrics.reliable import (
         interquartile_mean,
         percentile_interval,
@@ -29,6 +34,7 @@ __all__ = [
     "energy_score",
     "interpolate_curve",
     "interquartile_mean",
+    "marginal_energy_distance",
     "maximum_mean_discrepancy",
     "mean_curve",
     "percentile_interval",

@@ -37,6 +37,36 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     return 2.0 * mean_between(_itself, x, y) - mean_within(_itself, x) - mean_within(_itself, y)
 
 
+def marginal_energy_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Mean over dimensions of the squared energy distance between the samples of each dimension, unbiased.
+
+    It compares marginal distributions alone. Distances between points of many dimensions hardly tell apart samples
+    whose marginals differ; this number has the same scale in any dimension.
+
+    Args:
+        x: First sample, shape (N, D), N at least 2.
+        y: Second sample, shape (M, D), M at least 2.
+
+    Returns:
+        Distance, in units of the data, shape ().
+
+    Raises:
+        ValueError: If a sample has fewer than two points or the dimensions differ.
+    """
+    check_two_samples(x, y, least=2)
+    size, other = len(x), len(y)
+    within_x, within_y, all_pairs = (_sum_of_pairs(v.double()) for v in (x, y, torch.cat([x, y])))
+    between = (all_pairs - within_x - within_y) / (size * other)
+    distance = between - within_x / (size * (size - 1)) - within_y / (other * (other - 1))
+    return 2.0 * distance.mean().to(x.dtype)
+
+
+def _sum_of_pairs(x: Tensor) -> Tensor:
+    """Sum of the distances of all pairs of points (N, D) in each dimension, shape (D,)."""
+    place = torch.arange(len(x), dtype=x.dtype, device=x.device)
+    return ((2.0 * place - len(x) + 1.0)[:, None] * x.sort(0).values).sum(0)
+
+
 def energy_score(samples: Tensor, observed: Tensor) -> Tensor:
     """Energy score ``E|X - y| - E|X - X'| / 2`` of predicted distributions at what was observed, unbiased.
 

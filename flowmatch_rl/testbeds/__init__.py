@@ -1,4 +1,5 @@
 from flowmatch_rl.testbeds.bandits.base import Bandit, PlanarBandit, ProductBandit
+from flowmatch_rl.testbeds.bandits.dependent import CorrelatedGaussians
 from flowmatch_rl.testbeds.bandits.planar import FourModes, TwoMoonsEnergy
 from flowmatch_rl.testbeds.bandits.products import Bimodal, Flat, Quadratic
 from flowmatch_rl.testbeds.densities import Checkerboard, EightGaussians, PlanarDensity, Rings, Spirals, TwoMoons
@@ -43,6 +44,7 @@ __all__ = [
     "CirculationReward",
     "CombinationLock",
     "ConstantPolicy",
+    "CorrelatedGaussians",
     "EightGaussians",
     "Flat",
     "FourModes",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.metrics import energy_distance, energy_score
+from flowmatch_rl.metrics import energy_distance, energy_score, marginal_energy_distance
 from tests.combinations import one_test
 from tests.oracles import normal, stratified_normal
 
@@ -31,6 +31,19 @@ def test_the_distance_is_that_of_its_definition(n: int, m: int, dims: int) -> No
     x, y = normal(n, dims, seed=1), 1.5 * normal(m, dims, seed=2) + 0.3
     assert energy_distance(x, y).shape == ()
     assert energy_distance(x, y).item() == pytest.approx(by_pairs(x, y), rel=1e-9)
+
+
+def test_the_marginal_energy_distance_is_the_mean_of_that_of_each_dimension() -> None:
+    x, y = normal(7, 3, seed=1), 0.5 * normal(5, 3, seed=2) + 0.4
+    each = torch.stack([energy_distance(x[:, d : d + 1], y[:, d : d + 1]) for d in range(3)])
+    torch.testing.assert_close(marginal_energy_distance(x, y), each.mean(), rtol=1e-12, atol=1e-12)
+    assert (each.std() > 0.01).item()
+    torch.testing.assert_close(marginal_energy_distance(x[:, :1], y[:, :1]), each[0], rtol=1e-12, atol=1e-12)
+    moved = marginal_energy_distance(x.float() + 100.0, y.float() + 100.0)
+    assert moved.dtype == torch.float32
+    assert moved.item() == pytest.approx(each.mean().item(), abs=1e-4)
+    with pytest.raises(ValueError, match="at least 2, got"):
+        marginal_energy_distance(x[:1], y)
 
 
 def test_two_pairs_of_points_on_the_line_have_the_distance_computed_by_hand() -> None:

@@ -20,7 +20,7 @@ from flowmatch_rl.testbeds import (
 )
 from flowmatch_rl.testbeds.bandits.quadrature import panel_nodes, quantiles
 from tests.combinations import each_value, one_test
-from tests.families import BANDITS
+from tests.families import BANDITS, DEPENDENT_BANDITS
 from tests.oracles import F64, uniform
 
 TEMPERATURES = [0.3, 1.0, 4.0]
@@ -28,6 +28,7 @@ PLANAR = [bandit for bandit in BANDITS if isinstance(bandit, PlanarBandit)]
 PRODUCTS = [bandit for bandit in BANDITS if isinstance(bandit, ProductBandit)]
 
 on_every_bandit = pytest.mark.parametrize("bandit", BANDITS, ids=repr)
+at_temperature_one = pytest.mark.parametrize("bandit", [*BANDITS, *DEPENDENT_BANDITS], ids=repr)
 at_some_temperatures = pytest.mark.parametrize("temperature", TEMPERATURES)
 
 
@@ -39,7 +40,7 @@ def mass(bandit: Bandit, temperature: float, first: tuple[float, float] = (-1.0,
     return float(torch.trapezoid(torch.trapezoid(density, y), x))
 
 
-@on_every_bandit
+@at_temperature_one
 def test_the_gradient_is_that_of_autograd(bandit: Bandit) -> None:
     actions = (2.0 * uniform(50, 3, bandit.action_dim, seed=1) - 1.0).requires_grad_()
     value, gradient = bandit.value_and_gradient(actions)
@@ -161,6 +162,14 @@ def test_modes_are_counted_with_their_weights() -> None:
     )
 
 
+def test_modes_of_many_dimensions_are_counted_by_their_first_sixteen_signs() -> None:
+    bandit = Bimodal(38)
+    actions = torch.full((3, 38), -0.5)
+    actions[1, 15], actions[2, 16] = 0.5, 0.5
+    assert bandit.mode_of(actions).tolist() == [0, 2**15, 0]
+    assert bandit.mode_shares(actions).shape == (bandit.num_modes,) == (2**16,)
+
+
 def test_moons_are_told_apart_and_mirror_each_other() -> None:
     bandit = TwoMoonsEnergy()
     upper = torch.tensor([[-0.25, 0.375], [-0.7, 0.0], [0.2, 0.0]], dtype=F64)
@@ -232,7 +241,7 @@ def test_levels_at_the_ends_stay_in_the_box() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Bimodal(17), r"dimensions must lie in \[1, 16\], got 17"),
+        (lambda: Bimodal(0), "at least 1, got 0"),
         (lambda: Bimodal(mode=1.0), r"mode must lie in \(0, 1\)"),
         (lambda: Bimodal(scale=0.0), "scale must be positive"),
         (lambda: Flat(0), "at least 1, got 0"),

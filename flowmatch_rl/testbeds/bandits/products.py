@@ -10,16 +10,18 @@ from torch import Tensor
 from flowmatch_rl.checks import check_range
 from flowmatch_rl.testbeds.bandits.base import ProductBandit
 
-MOST_DIMENSIONS = 16
-"""Dimensions of ``Bimodal`` at most, which has two to the power of them modes."""
+COUNTED_DIMENSIONS = 16
+"""Coordinates whose signs tell the modes of ``Bimodal`` apart at most: their number is two to this power."""
 
 
 @dataclass(frozen=True)
 class Bimodal(ProductBandit):
     """Two equal Gaussians in each coordinate: 2^D equal modes at the corners of a cube.
 
+    Modes are told apart, and counted, by the signs of the first sixteen coordinates.
+
     Args:
-        dimensions: Dimension D of the action, 1 to 16.
+        dimensions: Dimension D of the action, at least 1.
         mode: The modes lie at plus and minus this; in (0, 1).
         scale: Standard deviation of each Gaussian, positive, in units of the action.
 
@@ -32,7 +34,7 @@ class Bimodal(ProductBandit):
     scale: float = 0.15
 
     def __post_init__(self) -> None:
-        check_range(f"[1, {MOST_DIMENSIONS}]", dimensions=self.dimensions)
+        check_range("[1, inf)", dimensions=self.dimensions)
         check_range("(0, 1)", mode=self.mode)
         check_range("(0, inf)", scale=self.scale)
 
@@ -48,8 +50,8 @@ class Bimodal(ProductBandit):
 
     @property
     def num_modes(self) -> int:
-        """Two to the power of the dimension."""
-        return 2**self.dimensions
+        """Two to the power of the dimension, or of sixteen where that is less."""
+        return 2 ** min(self.dimensions, COUNTED_DIMENSIONS)
 
     def coordinate_value(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithm of the sum of the two Gaussians, and its derivative."""
@@ -60,9 +62,10 @@ class Bimodal(ProductBandit):
         return value, (self.mode * torch.tanh(0.5 * pull) - a) / square
 
     def mode_of(self, actions: Tensor) -> Tensor:
-        """The signs of the coordinates, read as a binary number."""
+        """The signs of the coordinates, the first sixteen at most, read as a binary number."""
         self.check_actions("actions", actions)
-        return ((actions > 0.0).long() << torch.arange(self.dimensions, device=actions.device)).sum(-1)
+        positive = (actions[..., :COUNTED_DIMENSIONS] > 0.0).long()
+        return (positive << torch.arange(positive.shape[-1], device=actions.device)).sum(-1)
 
 
 @dataclass(frozen=True)
