@@ -22,6 +22,7 @@ BENCHMARKS = (
     "update_speed",
     "training_speed",
     "bandits",
+    "estimator_dimensions",
     "online",
     "pendulum",
     "flow_speed",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from flowmatch_rl.couplings import Coupling, ExactCoupling, IndependentCoupling, SinkhornCoupling
 from flowmatch_rl.estimators import (
+    ChainMeanEstimator,
     ControlVariate,
     EndpointEstimator,
     FisherControlVariate,
@@ -201,6 +202,8 @@ CONTROL_VARIATES: list[ControlVariate] = [
 ESTIMATORS: list[EndpointEstimator] = [
     PosteriorMeanEstimator(num_samples=7),
     PosteriorMeanEstimator(num_samples=5, control_variate=NoControlVariate(), proposal=LikelihoodProposal()),
+    ChainMeanEstimator(num_samples=7),
+    ChainMeanEstimator(num_samples=7, num_starts=0, num_chains=3, burn_in=0.0, control_variate=NoControlVariate()),
     PointScoreEstimator(),
     ReweightedEndpoints(),
     ReweightedEndpoints(limit=2.0),

@@ -30,6 +30,32 @@ def weighted_estimate(
         control_variate: Rule for the coefficient of the score.
     """
     weights = torch.softmax(log_density + correction, dim=1)[..., None]  # (B, K, 1)
+    return mean_estimate(weights, x_0, x_1, log_density, r, rho, t, control_variate)
+
+
+def mean_estimate(
+    weights: Tensor,
+    x_0: Tensor,
+    x_1: Tensor,
+    log_density: Tensor,
+    r: Tensor,
+    rho: Tensor,
+    t: Tensor,
+    control_variate: ControlVariate,
+) -> EndpointEstimate:
+    """Means of samples of the endpoints by given weights, minus the weighted mean score.
+
+    Args:
+        weights: Weights that sum to 1 over the samples, shape (B, K, 1), or (B, K, D) where each coordinate has its
+            own.
+        x_0: Samples of the noise, shape (B, K, D).
+        x_1: Samples of the data on the same paths through x_t, shape (B, K, D).
+        log_density: Log-density of x_1 up to a constant per point, nats, shape (B, K).
+        r: Negative posterior score of x_0 at the samples, shape (B, K, D); of no use without a control variate.
+        rho: Ratio ``sigma / alpha``, shape (B, 1).
+        t: Flow time, shape (B,).
+        control_variate: Rule for the coefficient of the score.
+    """
     eta = control_variate.coefficient(weights, x_0, r, rho, t)
     shift = eta * (weights * r).sum(1)
     return EndpointEstimate(
@@ -37,6 +63,6 @@ def weighted_estimate(
         x_1=(weights * x_1).sum(1) + rho * shift,
         weight=torch.ones_like(t),
         eta=eta,
-        effective_sample_size=1.0 / weights.square().sum((1, 2)),
+        effective_sample_size=(1.0 / weights.square().sum(1)).mean(1),
         log_density_spread=log_density.std(dim=1, correction=0),
     )

@@ -1,0 +1,152 @@
+"""Metropolis-adjusted Langevin steps, their size, and the points that chains of them are averaged over."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from flowmatch_rl.estimators.time_bins import time_bin_average
+from flowmatch_rl.types import LogDensityAndScore
+
+
+@dataclass(frozen=True, eq=False)
+class ChainState:
+    """Where C chains of each state of a batch are.
+
+    Attributes:
+        x: Points, shape (B, C, D).
+        log_density: Log-density that is sampled, up to a constant per state, nats, shape (B, C).
+        score: Its gradient, shape (B, C, D).
+    """
+
+    x: Tensor
+    log_density: Tensor
+    score: Tensor
+
+    @classmethod
+    def at(cls, density: LogDensityAndScore, x: Tensor) -> "ChainState":
+        """The chains at points (B, C, D)."""
+        return cls(x, *density(x))
+
+    def select(self, index: Tensor) -> "ChainState":
+        """The chains with indices (B, M) in 0, ..., C - 1."""
+        rows = index[..., None].expand(-1, -1, self.x.shape[-1])
+        return ChainState(self.x.gather(1, rows), self.log_density.gather(1, index), self.score.gather(1, rows))
+
+    def where(self, chosen: Tensor, other: "ChainState") -> "ChainState":
+        """These chains where ``chosen`` (B, C), elsewhere others."""
+        return ChainState(
+            torch.where(chosen[..., None], self.x, other.x),
+            torch.where(chosen, self.log_density, other.log_density),
+            torch.where(chosen[..., None], self.score, other.score),
+        )
+
+
+Scale: TypeAlias = Tensor
+"""Standard deviation of a step in each coordinate, shape (B, 1, D)."""
+
+
+def langevin_proposal(
+    state: ChainState, density: LogDensityAndScore, scale: Scale, limit: Tensor, z: Tensor
+) -> tuple[ChainState, Tensor]:
+    """One step of Langevin diffusion from each chain, and the probability at which Metropolis accepts it.
+
+    The step is normal, with standard deviation ``scale`` about ``x + drift``, where ``drift = scale^2 score / 2`` is
+    clipped to ``limit``. A chain that takes it at the returned probability, and stays where it is otherwise, leaves
+    the density invariant, whatever the scale, as long as that doesn't depend on the chain.
+
+    Args:
+        state: Where the chains are.
+        density: Maps points (B, C, D) to the log-density that is sampled (B, C) and its gradient.
+        scale: Standard deviation of the step, positive, shape (B, 1, D).
+        limit: Largest drift of a coordinate, positive, shape (B, 1, 1).
+        z: Standard normal noise, shape (B, C, D).
+
+    Returns:
+        The proposed points and the probability of each, shape (B, C).
+
+    Reference:
+        Roberts and Tweedie, Bernoulli 2 (1996), MALA and its truncated form.
+    """
+
+    def drift(score: Tensor) -> Tensor:
+        return (0.5 * scale.square() * score).maximum(-limit).minimum(limit)
+
+    there = state.x + drift(state.score)
+    new = ChainState.at(density, there + scale * z)
+    back = (state.x - new.x - drift(new.score)) / scale
+    log_ratio = new.log_density - state.log_density + 0.5 * (z.square() - back.square()).sum(-1)
+    # A density of zero, or one that overflows, at the new point is never accepted.
+    return new, log_ratio.nan_to_num(nan=-torch.inf).clamp_max(0.0).exp()
+
+
+@dataclass(frozen=True, eq=False)
+class Secants:
+    """Squared differences between points and between the scores at them: how fast the score changes.
+
+    Attributes:
+        x: Mean square of the differences of points, shape (B, D).
+        score: Mean square of those of the scores, shape (B, D).
+    """
+
+    x: Tensor
+    score: Tensor
+
+    @classmethod
+    def between(cls, one: ChainState, other: ChainState) -> "Secants":
+        """From points (B, C, D) to others, or to one (B, 1, D) that all of them share."""
+        return cls((one.x - other.x).square().mean(1), (one.score - other.score).square().mean(1))
+
+    def then(self, later: "Secants") -> "Secants":
+        """With later secants, which count as much as all before them."""
+        return Secants(0.5 * self.x + later.x, 0.5 * self.score + later.score)
+
+    def length(self, t: Tensor, num_bins: int) -> Tensor:
+        """Length on which the score changes by its inverse, shape (B, D), infinite where nothing is known.
+
+        It is the standard deviation of a normal, in any coordinate that is independent of the others.
+
+        Args:
+            t: Flow times in [0, 1], shape (B,).
+            num_bins: Number of equal bins of flow time within which all states share it.
+        """
+        x, score = (time_bin_average(v, t, num_bins) for v in (self.x, self.score))
+        return torch.where(x > 0.0, (x / score).pow(0.25), torch.inf)
+
+
+class ExpectedStates:
+    """Average over the steps of chains: a proposal counts by its probability, and the point it is made at by the rest.
+
+    It has less variance than an average over the points that were taken, and uses every evaluation.
+
+    Args:
+        state: Where the chains are before the first step that counts.
+
+    Reference:
+        Frenkel, PNAS 101 (2004), waste recycling.
+    """
+
+    def __init__(self, state: ChainState) -> None:
+        self._states, self._weights = [state], torch.zeros_like(state.log_density)[:, None]  # (B, N, C)
+        self._held = torch.zeros_like(state.log_density, dtype=torch.long)[:, None]  # (B, 1, C)
+
+    def add(self, new: ChainState, probability: Tensor, taken: Tensor) -> None:
+        """Add one step.
+
+        Args:
+            new: Proposed points.
+            probability: Probability of each, shape (B, C).
+            taken: Which were taken, shape (B, C).
+        """
+        stayed = self._weights.scatter_add(1, self._held, 1.0 - probability[:, None])
+        self._weights = torch.cat([stayed, probability[:, None]], 1)
+        self._held = torch.where(taken[:, None], len(self._states), self._held)
+        self._states.append(new)
+
+    def result(self) -> tuple[ChainState, Tensor]:
+        """All N points of all chains, and their weights (B, N), which sum to 1."""
+        parts = zip(*((s.x, s.log_density, s.score) for s in self._states), strict=True)
+        x, log_density, score = (torch.cat(part, 1) for part in parts)
+        weights = self._weights.flatten(1)
+        return ChainState(x, log_density, score), weights / weights.sum(1, keepdim=True)
