@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parent
 BENCHMARKS = (
     "update_speed",
     "training_speed",
+    "policy_cost",
     "bandits",
     "estimator_dimensions",
     "online",
