@@ -1,6 +1,11 @@
-"""What a device computes fast."""
+"""What a device computes fast, and what that needs."""
+
+import os
+import shutil
 
 import torch
+
+from flowmatch_rl.checks import UserError
 
 
 def processor_instructions() -> str:
@@ -35,3 +40,14 @@ def device_name(accelerator: str) -> str:
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{torch.cpu.get_capabilities().get('cpu_name', 'the processor')} ({processor_instructions()})"
+
+
+def check_compiler() -> None:
+    """Raise where ``torch.compile`` would find no C++ compiler, which it needs on the CPU.
+
+    Raises:
+        UserError: If there is neither a GPU nor a compiler.
+    """
+    wanted = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    if not torch.cuda.is_available() and not any(map(shutil.which, wanted)):
+        raise UserError(f"compile needs a C++ compiler ({' or '.join(wanted)}), found none; install one or set CXX")

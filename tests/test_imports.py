@@ -46,7 +46,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "shapes": (set(), {"torch"}),
     "checks": (set(), set()),
     "doors": (set(), set()),
-    "devices": (set(), {"torch"}),
+    "devices": ({"checks"}, {"torch"}),
     "files": ({"checks"}, set()),
     "interrupts": (set(), set()),
     "seeds": (set(), set()),

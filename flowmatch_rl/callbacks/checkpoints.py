@@ -122,7 +122,7 @@ class Checkpoints(ModelCheckpoint):
         elif trainer.state.fn == TrainerFn.FITTING and (trainer.training or trainer.validating):
             try:
                 self._save_last(trainer)
-                rank_zero_only(print)(f"\ninterrupted; resume with --ckpt_path {self.last_model_path}")
+                rank_zero_only(print)(f"\ninterrupted; {_resumption(trainer, self.last_model_path)}")
             except RunError as error:
                 words = [str(error), self._kept(trainer)]
                 rank_zero_only(print)("\ninterrupted; no checkpoint was written: " + "; ".join(filter(None, words)))
@@ -130,7 +130,7 @@ class Checkpoints(ModelCheckpoint):
     def _kept(self, trainer: Trainer) -> str:
         """How to resume from the ``last.ckpt`` of this run, or from what it resumed from, if there is one."""
         known = [str(path) for path in (self.last_model_path, trainer.ckpt_path) if path and Path(path).is_file()]
-        return f"resume with --ckpt_path {known[0]}" if known else ""
+        return _resumption(trainer, known[0]) if known else ""
 
     def _save_last(self, trainer: Trainer) -> None:
         assert self.dirpath is not None
@@ -139,3 +139,9 @@ class Checkpoints(ModelCheckpoint):
         self._last_saved_step = trainer.global_step
         for logger in trainer.loggers if trainer.is_global_zero else []:
             logger.after_save_checkpoint(self)
+
+
+def _resumption(trainer: Trainer, path: str) -> str:
+    """How to resume from a checkpoint: by the configuration that the command line keeps, if it does."""
+    config = Path(trainer.default_root_dir) / "config.yaml"
+    return f"resume with {f'flowmatch-rl fit -c {config} ' if config.is_file() else ''}--ckpt_path {path}"

@@ -42,7 +42,7 @@ class Draws:
         num_members: Members M of the family in each state, at least 2.
         num_samples: Future states K of each member, at least 2; all members of a state share their noise.
         num_steps: Euler steps of each future state, at least 1.
-        seed: Seed of states, members and noise.
+        seed: Seed of states, members and noise, in [0, 2^63).
 
     Raises:
         UserError: If a number is out of its range.
@@ -57,6 +57,8 @@ class Draws:
     def __post_init__(self) -> None:
         check_range("[1, inf)", num_states=self.num_states, num_steps=self.num_steps)
         check_range("[2, inf)", num_members=self.num_members, num_samples=self.num_samples)
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"draws.seed must lie in [0, 2^63), got {self.seed}")
 
 
 @torch.no_grad()

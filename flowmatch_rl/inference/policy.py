@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import RunError, UserError
+from flowmatch_rl.devices import check_compiler
 from flowmatch_rl.inference.kinds import read_kind
 from flowmatch_rl.models import GoalTable
 from flowmatch_rl.modules.behavior_cloning import BehaviorCloning
@@ -31,7 +32,10 @@ class TrainedPolicy:
         samples: Whether it acts by a sample of the policy, at the temperature that it was trained at, in place of what
             evaluations choose.
         compile: Whether it acts by ``torch.compile``, for many single observations: the first action takes about half
-            a minute, those that follow less time.
+            a minute, those that follow less time. On the CPU it needs a C++ compiler.
+
+    Raises:
+        UserError: If ``compile`` finds no C++ compiler.
     """
 
     def __init__(self, module: PolicyModule, seed: int = 0, samples: bool = False, compile: bool = False) -> None:
@@ -40,6 +44,7 @@ class TrainedPolicy:
         if samples:
             self._actor = self._actor.sampling()
         if compile:
+            check_compiler()
             self._actor = self._actor.compiled()
         self._generator = torch.Generator().manual_seed(seed)
         self._bounds: ActionBounds = module.hparams["action_bounds"] or ActionBounds.unit(module.action_dim)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import Transition
 from flowmatch_rl.checks import UserError
+from flowmatch_rl.devices import check_compiler
 from flowmatch_rl.estimators import EndpointEstimator, PosteriorMeanEstimator, boltzmann_density
 from flowmatch_rl.models import Acting, FlowPolicy, FlowPolicyArchitecture, Likelihood, ParticleActor
 from flowmatch_rl.models.actor import Role
@@ -109,6 +110,7 @@ class ReverseFlowActorCritic(ActorCritic):
         self.points, self.acting, self.weights = points, acting, weights
         self.likelihood = likelihood
         if compile:
+            check_compiler()
             self.policy.compile_sampling()
             self.critics.compile_evaluation()
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import Transition
 from flowmatch_rl.checks import UserError
+from flowmatch_rl.devices import check_compiler
 from flowmatch_rl.models import FirstSelection, GaussianPolicy, GaussianPolicyArchitecture, ParticleActor
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.actor_critic import ActorCritic
@@ -75,6 +76,7 @@ class SoftActorCritic(ActorCritic):
             raise UserError(f"{self.temperature_rule} needs a policy that learns from importance samples, got {policy}")
         self.save_hyperparameters()
         if compile:
+            check_compiler()
             self.policy.compile_sampling()
             self.critics.compile_evaluation()
 

@@ -93,8 +93,18 @@ class InterruptsEvaluation(Callback):
 def test_a_run_that_is_interrupted_in_an_evaluation_keeps_what_it_was_trained_to(tmp_path, capsys) -> None:
     with pytest.raises(SystemExit):
         fit(tmp_path, 3, watch=[InterruptsEvaluation()])
-    assert torch.load(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 6
-    assert f"resume with --ckpt_path {tmp_path / 'checkpoints' / 'last.ckpt'}" in capsys.readouterr().out
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert torch.load(last)["global_step"] == 6
+    assert f"interrupted; resume with --ckpt_path {last}\n" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_of_the_command_line_names_the_whole_command_that_resumes_it(tmp_path, capsys) -> None:
+    config = tmp_path / "config.yaml"
+    config.touch()
+    with pytest.raises(SystemExit):
+        fit(tmp_path, 3, watch=[InterruptsEvaluation()])
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert f"interrupted; resume with flowmatch-rl fit -c {config} --ckpt_path {last}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("interrupted", [False, True])

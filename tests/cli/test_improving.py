@@ -164,6 +164,7 @@ def test_files_functions_and_labels_name_rewards(checkpoint, tmp_path) -> None:
         ("SpeedReward", ["--model.discount=0.9"], "model.discount must be 0.95"),
         ("SpeedReward", ["--model=FlowQLearning"], "FlowQLearning learns nothing from data.futures"),
         ("SpeedReward", ["--draws.num_members=1"], "num_members"),
+        ("SpeedReward", [f"--draws.seed={2**64}"], "draws.seed must lie in [0, 2^63)"),
         ("SpeedReward", ["--data.no_such_option=1"], "no_such_option"),
     ],
     ids=str,

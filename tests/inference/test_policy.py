@@ -114,6 +114,18 @@ def test_compiled_policy_is_one_graph_for_its_sampling_and_one_for_values(
     assert len(graphs) == wanted
 
 
+def test_compiling_without_a_compiler_is_refused_by_what_was_looked_for(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"C\+\+ compiler \(no-such-compiler\)"):
+        TrainedPolicy(module(), compile=True)
+    TrainedPolicy(module())
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"g\+\+ or clang\+\+"):
+        TrainedPolicy(module(), compile=True)
+
+
 @one_test
 @pytest.mark.parametrize("shape", [(), (S + 1,), (S, 1), (0,), (4, S - 1)], ids=str)
 def test_observation_of_another_shape_is_refused_with_both_shapes(shape) -> None:
