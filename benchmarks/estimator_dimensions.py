@@ -21,7 +21,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import rates
-from flowmatch_rl.estimators import ChainMeanEstimator, EndpointEstimator, PosteriorMeanEstimator, boltzmann_density
+from flowmatch_rl.estimators import (
+    BlockMeanEstimator,
+    ChainMeanEstimator,
+    EndpointEstimator,
+    PosteriorMeanEstimator,
+    boltzmann_density,
+)
 from flowmatch_rl.files import write_json
 from flowmatch_rl.metrics import energy_distance, marginal_energy_distance
 from flowmatch_rl.models import FlowPolicyArchitecture
@@ -46,10 +52,13 @@ ESTIMATORS: dict[str, EndpointEstimator] = {
     "chain, 16": ChainMeanEstimator(16),
     "chain, 8": ChainMeanEstimator(8, num_starts=2),
     "chain from the endpoint, 16": ChainMeanEstimator(16, num_starts=0),
+    "blocks from the endpoint, 16": BlockMeanEstimator(16),
 }
 SEEDS: Mapping[str, tuple[int, ...]] = dict.fromkeys(ESTIMATORS, (1, 2, 3)) | {
     EXACT: (1,),
+    "chain, 8": (1,),
     "chain from the endpoint, 16": (1,),
+    "blocks from the endpoint, 16": (1,),
 }
 """Seed 0 chose the settings of the chains."""
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from flowmatch_rl.couplings import Coupling, ExactCoupling, IndependentCoupling, SinkhornCoupling
 from flowmatch_rl.estimators import (
+    BlockMeanEstimator,
     ChainMeanEstimator,
     ControlVariate,
     EndpointEstimator,
@@ -204,6 +205,8 @@ ESTIMATORS: list[EndpointEstimator] = [
     PosteriorMeanEstimator(num_samples=5, control_variate=NoControlVariate(), proposal=LikelihoodProposal()),
     ChainMeanEstimator(num_samples=7),
     ChainMeanEstimator(num_samples=7, num_starts=0, num_chains=3, burn_in=0.0, control_variate=NoControlVariate()),
+    BlockMeanEstimator(num_samples=5),
+    BlockMeanEstimator(num_samples=4, num_blocks=1, control_variate=NoControlVariate()),
     PointScoreEstimator(),
     ReweightedEndpoints(),
     ReweightedEndpoints(limit=2.0),

@@ -1,4 +1,5 @@
 from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator, Prior
+from flowmatch_rl.estimators.block_mean import BlockMeanEstimator
 from flowmatch_rl.estimators.chain_mean import ChainMeanEstimator
 from flowmatch_rl.estimators.control_variates import (
     ControlVariate,
@@ -23,6 +24,7 @@ from flowmatch_rl.estimators.reweighted import ReweightedEndpoints
 from flowmatch_rl.estimators.time_bins import time_bin_sums
 
 __all__ = [
+    "BlockMeanEstimator",
     "ChainMeanEstimator",
     "ControlVariate",
     "EndpointEstimate",

@@ -27,6 +27,14 @@ class Proposal(abc.ABC):
         """Whether every x_1 can be drawn, as control variates need."""
 
     @abc.abstractmethod
+    def is_product(self, source: Source) -> bool:
+        """Whether each coordinate of x_1 is drawn independently of the others, as block-wise estimators need.
+
+        Args:
+            source: Distribution of x_0.
+        """
+
+    @abc.abstractmethod
     def check(self, source: Source) -> None:
         """Refuse a source that the proposal does not know.
 
@@ -85,6 +93,10 @@ class LikelihoodProposal(Proposal):
         """Wherever the source has mass."""
         return True
 
+    def is_product(self, source: Source) -> bool:
+        """Known of standard normal noise."""
+        return source.is_standard_normal
+
     def check(self, source: Source) -> None:
         """Any source will do."""
 
@@ -123,6 +135,10 @@ class ProductProposal(Proposal):
     @property
     def covers_space(self) -> bool:
         """As every Gaussian."""
+        return True
+
+    def is_product(self, source: Source) -> bool:
+        """True, whatever the source: the base and the Gaussian of equal moments have independent coordinates."""
         return True
 
     def check(self, source: Source) -> None:
@@ -176,6 +192,10 @@ class TruncatedProposal(Proposal):
         """Only the box."""
         return False
 
+    def is_product(self, source: Source) -> bool:
+        """True: so has the box."""
+        return True
+
     def check(self, source: Source) -> None:
         """Refuse a source that is not standard normal."""
         if not source.is_standard_normal:
@@ -224,6 +244,10 @@ class MixtureProposal(Proposal):
     def covers_space(self) -> bool:
         """Where one of the two does."""
         return self.first.covers_space or self.second.covers_space
+
+    def is_product(self, source: Source) -> bool:
+        """False: a sample comes from one of the two in all its coordinates."""
+        return False
 
     def check(self, source: Source) -> None:
         """Refuse what one of the two refuses."""
