@@ -37,6 +37,7 @@ from flowmatch_rl.models import (
 )
 from flowmatch_rl.nets import (
     Architecture,
+    BatchNormLayers,
     CategoricalHead,
     CriticLayers,
     DynamicsArchitecture,
@@ -240,7 +241,12 @@ DYNAMICS: list[DynamicsSettings] = [
     StochasticDynamics(network=VelocityArchitecture(hidden_dim=16, num_blocks=1, time_features=8)),
 ]
 
-CRITIC_LAYERS: list[CriticLayers] = [PreNormBlocks(), PreNormBlocks(expansion=1), PostNormBlocks()]
+CRITIC_LAYERS: list[CriticLayers] = [
+    PreNormBlocks(),
+    PreNormBlocks(expansion=1),
+    PostNormBlocks(),
+    BatchNormLayers(warm_up=300),
+]
 
 VALUE_HEADS: list[ValueHead] = [
     ScalarHead(),

@@ -14,6 +14,8 @@ from flowmatch_rl.shapes import check_shape
 class CriticLearner(nn.Module):
     """Critics with their target networks, and the loss of one against the Bellman target of the other.
 
+    With ``critics.joint_batch`` the target networks are the critics themselves.
+
     Args:
         critics: Shape and rule of the targets.
         observation_dim: Dimension S of the observation.
@@ -29,7 +31,7 @@ class CriticLearner(nn.Module):
         check_range("[0, 1)", discount=discount)
         self.critics, self.discount = critics, discount
         self.online: CriticEnsemble = critics.architecture.build(observation_dim, action_dim)
-        self.target: CriticEnsemble = ema_copy(self.online)
+        self.target: CriticEnsemble = self.online if critics.joint_batch else ema_copy(self.online)
         size, most = critics.subset_size, self.online.num_members
         if size is not None and size > most:
             raise UserError(f"subset_size must lie in [1, {most}], got {size}")
@@ -90,17 +92,15 @@ class CriticLearner(nn.Module):
         wanted, got = None if size is None else (size,), None if members is None else tuple(members.shape)
         if got != wanted:
             raise ValueError(f"expected members of shape {wanted}, got {got}")
+        outputs, next_outputs = self._outputs(transition, next_action, members)
         with torch.no_grad():
             head = self.target.head
-            next_outputs = self.target.outputs(transition.next_observation, next_action, members)
             next_return = reduced_distribution(
                 head.values(next_outputs), head.distribution(next_outputs), self.critics.reduction
             )
             shift, scale = bellman_map(
                 transition.rewards, transition.length, transition.terminated, self.discount, bonus
             )
-        outputs = self.online.outputs(transition.observation, transition.action)
-        with torch.no_grad():
             self._note(transition, self.online.head.values(outputs))
         return self._distance(outputs, next_return, shift, scale)
 
@@ -154,6 +154,16 @@ class CriticLearner(nn.Module):
         """Compile the evaluation of both networks."""
         self.online.compile_evaluation()
         self.target.compile_evaluation()
+
+    def _outputs(self, transition: Transition, next_action: Tensor, members: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Outputs (M, B, O) at the current pairs, and those at the next pairs that targets are made of, detached."""
+        pairs = transition.observation, transition.action
+        if self.critics.joint_batch:
+            outputs, next_outputs = self.online.joint_outputs(*pairs, transition.next_observation, next_action.detach())
+            return outputs, (next_outputs if members is None else next_outputs[members]).detach()
+        with torch.no_grad():
+            next_outputs = self.target.outputs(transition.next_observation, next_action, members)
+        return self.online.outputs(*pairs), next_outputs
 
     def _distance(self, outputs: Tensor, next_return: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """Loss (B,) of the head against the distribution of ``shift + scale Z``; draws its noise."""

@@ -66,6 +66,8 @@ class ImplicitFlowQLearning(ActorCritic):
         check_range("(0, 1)", expectile=expectile)
         if critics.subset_size is not None:
             raise UserError(f"critics.subset_size must be null: no target is reduced, got {critics.subset_size}")
+        if critics.joint_batch:
+            raise UserError("critics.joint_batch must be false: no next pair is evaluated, and V needs target networks")
         for name in ("train_particles", "train_selection"):
             if (got := getattr(acting, name)) != (default := getattr(Acting, name)):
                 raise UserError(f"acting.{name} must be {default}: no action is drawn for training, got {got}")

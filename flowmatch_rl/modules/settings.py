@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
-from flowmatch_rl.checks import check_range, check_word
+from flowmatch_rl.checks import UserError, check_range, check_word
 from flowmatch_rl.modules.learning_rate import cosine_decay
 from flowmatch_rl.nets import CriticArchitecture
 from flowmatch_rl.objectives import ValueReduction
@@ -54,23 +54,32 @@ class Critics:
         subset_size: Critics, drawn at random for every update, that a target is reduced over, in 1, ..., M; all if
             None.
         ema_decay: Rate of the target networks, in [0, 1).
+        joint_batch: Whether the critics are their own targets: current and next pairs go through them in one pass,
+            whose batch norms see both. There are no target networks, so that ``ema_decay`` must be 0.
 
     Raises:
-        UserError: If a number is out of its range.
+        UserError: If a number is out of its range, or the architecture needs a joint batch and there is none.
 
     Reference:
-        Chen et al., arXiv:2101.05982, for the minimum over a random subset.
+        Chen et al., arXiv:2101.05982, for the minimum over a random subset; Bhatt et al., arXiv:1902.05605, for the
+        joint batch.
     """
 
     architecture: CriticArchitecture = CriticArchitecture()
     reduction: ValueReduction = "min"
     subset_size: int | None = None
     ema_decay: float = 0.995
+    joint_batch: bool = False
 
     def __post_init__(self) -> None:
         check_word(("min", "mean"), reduction=self.reduction)
         check_range("[1, inf)", subset_size=self.subset_size)
         check_range("[0, 1)", ema_decay=self.ema_decay)
+        if self.joint_batch and self.ema_decay:
+            raise UserError(f"ema_decay must be 0 with joint_batch, without target networks, got {self.ema_decay}")
+        layers = self.architecture.layers
+        if layers is not None and layers.needs_joint_batch and not self.joint_batch:
+            raise UserError(f"joint_batch must be true, with ema_decay 0, for {layers}")
 
 
 @dataclass(frozen=True)

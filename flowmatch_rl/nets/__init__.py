@@ -1,6 +1,6 @@
 from flowmatch_rl.nets.architecture import Architecture, FlowNetwork, NamedArchitecture
 from flowmatch_rl.nets.critic import CriticArchitecture, CriticEnsemble
-from flowmatch_rl.nets.critic_layers import CriticLayers, PostNormBlocks, PreNormBlocks
+from flowmatch_rl.nets.critic_layers import BatchNormLayers, CriticLayers, PostNormBlocks, PreNormBlocks
 from flowmatch_rl.nets.dynamics import DynamicsArchitecture, DynamicsNetwork
 from flowmatch_rl.nets.ema import EmaSettings, ema_copy, update_ema, warmed_up_decay
 from flowmatch_rl.nets.embeddings import SinusoidalEmbedding
@@ -16,6 +16,7 @@ from flowmatch_rl.objectives import ValueReduction
 
 __all__ = [
     "Architecture",
+    "BatchNormLayers",
     "CategoricalHead",
     "CriticArchitecture",
     "CriticEnsemble",

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.nets.chunks import map_in_chunks
-from flowmatch_rl.nets.critic_layers import CriticLayers, PlainTrunk, Stage, orthogonal
+from flowmatch_rl.nets.critic_layers import CriticLayers, PlainTrunk, Stage, orthogonal, with_normalised_features
 from flowmatch_rl.nets.observations import ObservationFeatures
 from flowmatch_rl.nets.value_heads import ScalarHead, ValueHead
 from flowmatch_rl.objectives import ValueReduction
+from flowmatch_rl.shapes import check_same_shape
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class CriticArchitecture:
         head: Meaning of the outputs: a value, or the distribution of the return.
         observations: Units of the observation, and waves of it as further inputs.
         layers: Kind of the hidden layers, such as residual blocks; plain ones if None.
+        normalised_features: Whether the last features are divided by their root mean square.
 
     Raises:
         UserError: If a number is below 1, or ``layer_norm`` is set where the layers are not plain.
@@ -40,6 +42,7 @@ class CriticArchitecture:
     head: ValueHead = ScalarHead()
     observations: ObservationFeatures = ObservationFeatures()
     layers: CriticLayers | None = None
+    normalised_features: bool = False
 
     def __post_init__(self) -> None:
         check_range("[1, inf)", num_members=self.num_members, hidden_dim=self.hidden_dim, num_layers=self.num_layers)
@@ -53,7 +56,8 @@ class CriticArchitecture:
     def build_trunk(self) -> Stage:
         """Build the hidden layers of the ensemble."""
         sizes = self.num_members, self.hidden_dim, self.num_layers
-        return PlainTrunk(*sizes, self.layer_norm) if self.layers is None else self.layers.build(*sizes)
+        trunk = PlainTrunk(*sizes, self.layer_norm) if self.layers is None else self.layers.build(*sizes)
+        return with_normalised_features(trunk) if self.normalised_features else trunk
 
 
 class CriticEnsemble(nn.Module):
@@ -120,13 +124,40 @@ class CriticEnsemble(nn.Module):
         """
         if observation.shape[:-1] != action.shape[:-1] or observation.dim() != 2:
             raise ValueError(f"expected (B, S) and (B, A), got {tuple(observation.shape)} and {tuple(action.shape)}")
+        return self._outputs(observation, action, members, learning=False)
 
+    def joint_outputs(
+        self, observation: Tensor, action: Tensor, next_observation: Tensor, next_action: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs at current and next pairs in one pass, to learn from.
+
+        In training mode batch norms normalise by the statistics of both, and their running ones learn from them.
+
+        Args:
+            observation: Shape (B, S).
+            action: Shape (B, A).
+            next_observation: Shape (B, S).
+            next_action: Shape (B, A).
+
+        Returns:
+            Outputs at the current and at the next pairs, each (M, B, O).
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        check_same_shape(observation=observation, next_observation=next_observation)
+        check_same_shape(action=action, next_action=next_action)
+        both = torch.cat([observation, next_observation]), torch.cat([action, next_action])
+        outputs, next_outputs = self._outputs(*both, None, learning=True).chunk(2, dim=1)
+        return outputs, next_outputs
+
+    def _outputs(self, observation: Tensor, action: Tensor, members: Tensor | None, learning: bool) -> Tensor:
         def of_members(parameter: Tensor) -> Tensor:
             return parameter if members is None else parameter[members]
 
         joint = torch.cat([of_members(self.observation_weight), of_members(self.action_weight)], dim=1)
         x = torch.cat([self.features(observation), action], dim=-1).expand(len(joint), -1, -1)
-        h = self.trunk(torch.baddbmm(of_members(self.input_bias), x, joint), members)
+        h = self.trunk(torch.baddbmm(of_members(self.input_bias), x, joint), members, learning)
         with _without_autocast(h):
             weight = of_members(self.value_weight)
             return torch.baddbmm(of_members(self.value_bias), h.to(weight.dtype), weight)

@@ -1,9 +1,9 @@
-"""Hidden layers of an ensemble of critics: plain ones, and residual blocks."""
+"""Hidden layers of an ensemble of critics: plain ones, residual blocks, and layers with batch normalisation."""
 
 import abc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,14 @@ class Stage(nn.Module, abc.ABC):
     """A function of a hidden layer of M critics, each of which has weights of its own."""
 
     @abc.abstractmethod
-    def forward(self, h: Tensor, members: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, members: Tensor | None, learning: bool) -> Tensor:
         """Apply the functions of some members to the same rows.
 
         Args:
             h: Shape (M', B, H).
             members: Indices of the members, integer, shape (M',); all if None.
+            learning: Whether statistics of a batch are those of these rows, which the running ones then learn from; of
+                all members only.
 
         Returns:
             Shape (M', B, H').
@@ -45,7 +47,13 @@ class Stage(nn.Module, abc.ABC):
 
 @dataclass(frozen=True)
 class CriticLayers(abc.ABC):
-    """Kind of the hidden layers of a critic, in place of plain ones."""
+    """Kind of the hidden layers of a critic, in place of plain ones.
+
+    Attributes:
+        needs_joint_batch: Whether a batch of current and next pairs must be evaluated in one pass to learn.
+    """
+
+    needs_joint_batch: ClassVar[bool] = False
 
     @abc.abstractmethod
     def build(self, num_members: int, width: int, num_layers: int) -> Stage:
@@ -113,6 +121,53 @@ class PostNormBlocks(CriticLayers):
         return _Chain(_Norm(num_members, width), _Rectified(), *blocks)
 
 
+@dataclass(frozen=True)
+class BatchNormLayers(CriticLayers):
+    """Rectified layers, each of which is normalised over the batch before its rectified units.
+
+    To learn, the statistics are those of the current and next pairs together (``Critics.joint_batch``); values of
+    actions are by running ones. Batch renormalisation brings the two near each other after ``warm_up`` updates. The
+    paper normalises the inputs too, and its layers after their units; its critics have a width of 2048.
+
+    Args:
+        momentum: Rate at which running statistics keep their value, in [0, 1); they are averages at first.
+        warm_up: Updates of plain batch normalisation, at least 0.
+
+    Raises:
+        UserError: If a number is out of its range.
+
+    Reference:
+        Bhatt et al., arXiv:1902.05605 (CrossQ); Ioffe, arXiv:1702.03275 (batch renormalisation).
+    """
+
+    needs_joint_batch: ClassVar[bool] = True
+
+    momentum: float = 0.99
+    warm_up: int = 100_000
+
+    def __post_init__(self) -> None:
+        check_range("[0, 1)", momentum=self.momentum)
+        check_range("[0, inf)", warm_up=self.warm_up)
+
+    def build(self, num_members: int, width: int, num_layers: int) -> Stage:
+        """Build ``num_layers`` layers, of which the first is the map of the inputs."""
+
+        def norm() -> tuple[Stage, Stage]:
+            return _BatchNorm(num_members, width, self.momentum, self.warm_up), _Rectified()
+
+        hidden = ((_Linear(num_members, width, width), *norm()) for _ in range(num_layers - 1))
+        return _Chain(*norm(), *(stage for layer in hidden for stage in layer))
+
+
+def with_normalised_features(trunk: Stage) -> Stage:
+    """A trunk whose features are divided by their root mean square.
+
+    Args:
+        trunk: Hidden layers.
+    """
+    return _Chain(trunk, _UnitScale())
+
+
 class PlainTrunk(Stage):
     """Rectified layers, each of which may be normalised before its rectified units.
 
@@ -131,7 +186,7 @@ class PlainTrunk(Stage):
         self.norm_weights = nn.ParameterList(nn.Parameter(torch.ones(num_members, 1, width)) for _ in normal)
         self.norm_biases = nn.ParameterList(nn.Parameter(torch.zeros(num_members, 1, width)) for _ in normal)
 
-    def forward(self, h: Tensor, members: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, members: Tensor | None, learning: bool) -> Tensor:
         """Features of some members on the same rows."""
         h = self._activated(0, h, members)
         layers = zip(self.hidden_weights, self.hidden_biases, strict=True)
@@ -175,9 +230,9 @@ class _Chain(Stage):
         super().__init__()
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, h: Tensor, members: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, members: Tensor | None, learning: bool) -> Tensor:
         for stage in self.stages:
-            h = stage(h, members)
+            h = stage(h, members, learning)
         return h
 
     def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
@@ -202,8 +257,8 @@ class _Residual(Stage):
         super().__init__()
         self.step = _Chain(*stages)
 
-    def forward(self, h: Tensor, members: Tensor | None) -> Tensor:
-        return h + self.step(h, members)
+    def forward(self, h: Tensor, members: Tensor | None, learning: bool) -> Tensor:
+        return h + self.step(h, members, learning)
 
     def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
         step, pullback = self.step.member(m, h)
@@ -213,7 +268,7 @@ class _Residual(Stage):
 class _Rectified(Stage):
     """Rectified linear units; those of one member overwrite their input."""
 
-    def forward(self, h: Tensor, members: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, members: Tensor | None, learning: bool) -> Tensor:
         return h.relu()
 
     def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
@@ -228,7 +283,7 @@ class _Linear(Stage):
         self.weight = nn.Parameter(orthogonal(num_members, rows, columns))  # (M, rows, columns)
         self.bias = nn.Parameter(torch.zeros(num_members, 1, columns))
 
-    def forward(self, h: Tensor, members: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, members: Tensor | None, learning: bool) -> Tensor:
         return torch.baddbmm(_of(self.bias, members), h, _of(self.weight, members))
 
     def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
@@ -244,11 +299,79 @@ class _Norm(Stage):
         self.weight = nn.Parameter(torch.ones(num_members, 1, width))
         self.bias = nn.Parameter(torch.zeros(num_members, 1, width))
 
-    def forward(self, h: Tensor, members: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, members: Tensor | None, learning: bool) -> Tensor:
         return _layer_norm(h, _of(self.weight, members), _of(self.bias, members))
 
     def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
         return _member_norm(h, self.weight[m, 0], self.bias[m, 0])
+
+
+class _UnitScale(Stage):
+    """Rows divided by their root mean square."""
+
+    def forward(self, h: Tensor, members: Tensor | None, learning: bool) -> Tensor:
+        return h * _inverse_scale(h).to(h.dtype)
+
+    def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
+        inverse = _inverse_scale(h).to(h.dtype)
+        output = h * inverse
+        return output, lambda gradient: inverse * (gradient - output * (gradient * output).mean(-1, keepdim=True))
+
+
+def _inverse_scale(h: Tensor) -> Tensor:
+    """One over the root mean square of each row, shape (..., 1), in float32 at least."""
+    return h.to(torch.promote_types(h.dtype, torch.float32)).square().mean(-1, keepdim=True).add(EPSILON).rsqrt()
+
+
+class _BatchNorm(Stage):
+    """Batch renormalisation."""
+
+    mean: Tensor
+    variance: Tensor
+    num_updates: Tensor
+
+    _MOST_RATIO: ClassVar = 3.0
+    _MOST_SHIFT: ClassVar = 5.0
+
+    def __init__(self, num_members: int, width: int, momentum: float, warm_up: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_members, 1, width))
+        self.bias = nn.Parameter(torch.zeros(num_members, 1, width))
+        self.register_buffer("mean", torch.zeros(num_members, 1, width))
+        self.register_buffer("variance", torch.ones(num_members, 1, width))
+        self.register_buffer("num_updates", torch.tensor(0))
+        self._momentum, self._warm_up = momentum, warm_up
+
+    def forward(self, h: Tensor, members: Tensor | None, learning: bool) -> Tensor:
+        h = h.to(self.weight.dtype)
+        if learning and self.training:
+            return torch.addcmul(self.bias, self._normalised_by_batch(h), self.weight)
+        scale, shift = self._affine()
+        return torch.addcmul(_of(shift, members), h, _of(scale, members))
+
+    def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
+        scale, shift = (of_all[m] for of_all in self._affine())
+        return torch.addcmul(shift, h.to(scale.dtype), scale), lambda gradient: gradient * scale
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """What the running statistics amount to: a scale and a shift, each (M, 1, H)."""
+        scale = self.weight * (self.variance + EPSILON).rsqrt()
+        return scale, self.bias - self.mean * scale
+
+    def _normalised_by_batch(self, h: Tensor) -> Tensor:
+        """Rows (M, B, H) by their own statistics, corrected toward the running ones, which learn from them."""
+        variance, mean = torch.var_mean(h, 1, correction=0, keepdim=True)
+        with torch.no_grad():
+            inverse = (self.variance + EPSILON).rsqrt()
+            ratio = ((variance + EPSILON).sqrt() * inverse).clamp(1.0 / self._MOST_RATIO, self._MOST_RATIO)
+            shift = ((mean - self.mean) * inverse).clamp(-self._MOST_SHIFT, self._MOST_SHIFT)
+            plain = self.num_updates < self._warm_up
+            ratio, shift = ratio.masked_fill(plain, 1.0), shift.masked_fill(plain, 0.0)
+            self.num_updates += 1
+            rate = (1.0 / self.num_updates.to(h.dtype)).clamp_min(1.0 - self._momentum)
+            self.mean.lerp_(mean, rate)
+            self.variance.lerp_(variance, rate)
+        return torch.addcmul(shift, (h - mean) * (variance + EPSILON).rsqrt(), ratio)
 
 
 def orthogonal(num_members: int, rows: int, columns: int) -> Tensor:

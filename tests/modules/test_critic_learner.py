@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import Transition
 from flowmatch_rl.modules.critic_learner import CriticLearner, Critics
-from flowmatch_rl.nets import CriticArchitecture, QuantileHead, ScalarHead, ValueHead
+from flowmatch_rl.nets import BatchNormLayers, CriticArchitecture, CriticLayers, QuantileHead, ScalarHead, ValueHead
 from flowmatch_rl.objectives import critic_loss
 from tests.combinations import each_value, one_test
 from tests.families import CRITIC_LAYERS, VALUE_HEADS
@@ -20,11 +21,15 @@ S, A, B = 3, 2, 6
 
 
 def learner_of(
-    head: ValueHead = ScalarHead(), members: int = 2, discount: float = 0.9, **options: Any
+    head: ValueHead = ScalarHead(),
+    members: int = 2,
+    discount: float = 0.9,
+    layers: CriticLayers | None = None,
+    **options: Any,
 ) -> CriticLearner:
     """Critics with other target networks."""
     torch.manual_seed(0)
-    critics = Critics(CriticArchitecture(members, 8, 2, head=head), **options)
+    critics = Critics(CriticArchitecture(members, 8, 2, head=head, layers=layers), **options)
     learner = CriticLearner(critics, S, A, discount).double()
     with torch.no_grad():
         for parameter in learner.target.parameters():
@@ -148,6 +153,36 @@ def test_metrics_are_the_mean_value_and_the_mean_reward_of_a_step() -> None:
     assert not any(value.requires_grad for value in learner.metrics.values())
 
 
+def without_targets(architecture: CriticArchitecture) -> dict[str, Any]:
+    """Options of critics that are their own targets, where the architecture needs them."""
+    needed = architecture.layers is not None and architecture.layers.needs_joint_batch
+    return {"joint_batch": True, "ema_decay": 0.0} if needed else {}
+
+
+@pytest.mark.parametrize("layers", [None, BatchNormLayers(warm_up=0)], ids=repr)
+def test_with_a_joint_batch_the_target_is_of_the_same_pass_and_gradient_reaches_the_critics_alone(layers) -> None:
+    torch.manual_seed(0)
+    architecture = CriticArchitecture(3, 8, 2, layers=layers)
+    learner = CriticLearner(Critics(architecture, subset_size=2, joint_batch=True, ema_decay=0.0), S, A, 0.9).double()
+    assert learner.target is learner.online
+    assert len(list(learner.parameters())) == len(list(learner.online.parameters()))
+    transition, members, twin = transitions(), torch.tensor([2, 0]), deepcopy(learner.online)
+    next_action, bonus = NEXT_ACTION.clone().requires_grad_(), normal(B, seed=7).requires_grad_()
+    loss = learner.loss(transition, next_action, bonus, members)
+    pairs = transition.observation, transition.action, transition.next_observation, NEXT_ACTION
+    outputs, next_outputs = twin.joint_outputs(*pairs)
+    value = next_outputs[[2, 0], :, 0].amin(0).detach() + bonus.detach()
+    target = transition.reward + 0.9 * value.masked_fill(transition.terminated, 0.0)
+    wanted = (outputs[..., 0] - target).square().mean(0)
+    torch.testing.assert_close(loss, wanted)
+    loss.sum().backward()
+    wanted.sum().backward()
+    for (name, found), (_, other) in zip(learner.online.named_parameters(), twin.named_parameters(), strict=True):
+        torch.testing.assert_close(found.grad, other.grad, msg=name)
+    assert next_action.grad is None
+    assert bonus.grad is None
+
+
 @each_value
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize(
@@ -168,7 +203,8 @@ def test_on_a_ring_of_three_states_the_values_are_those_of_the_linear_system(kin
         length=torch.full((3,), n),
     )
     torch.manual_seed(0)
-    learner = CriticLearner(Critics(CriticArchitecture(2, 16, 1, **kind), "mean"), S, A, discount).double()
+    architecture = CriticArchitecture(2, 16, 1, **kind)
+    learner = CriticLearner(Critics(architecture, "mean", **without_targets(architecture)), S, A, discount).double()
     critic = learner.online
     learner.target = critic
     optimizer = torch.optim.Adam(critic.parameters(), lr=0.02)
@@ -191,6 +227,8 @@ def test_on_a_ring_of_three_states_the_values_are_those_of_the_linear_system(kin
         ({"reduction": "max"}, ["reduction", "'max'"]),
         ({"subset_size": 0}, ["subset_size", "at least 1", "0"]),
         ({"subset_size": 3}, ["subset_size", "[1, 2]", "3"]),
+        ({"joint_batch": True}, ["ema_decay must be 0", "0.995"]),
+        ({"layers": BatchNormLayers()}, ["joint_batch must be true", "BatchNormLayers"]),
     ],
     ids=str,
 )

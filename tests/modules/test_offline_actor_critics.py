@@ -471,6 +471,10 @@ def refusals() -> dict[str, tuple[Any, str]]:
             lambda: ImplicitFlowQLearning(S, A, critics=Critics(subset_size=1)),
             "critics.subset_size must be null",
         ),
+        "joint batch": (
+            lambda: ImplicitFlowQLearning(S, A, critics=Critics(joint_batch=True, ema_decay=0.0)),
+            "critics.joint_batch must be false",
+        ),
         "training particles": (
             lambda: ImplicitFlowQLearning(S, A, acting=Acting(train_particles=1)),
             "acting.train_particles must be 16: no action is drawn for training, got 1",

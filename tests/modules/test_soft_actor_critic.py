@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from flowmatch_rl.batches import read_transition
 from flowmatch_rl.inference import CheckpointPolicy, TrainedPolicy, load_policy
 from flowmatch_rl.modules import SoftActorCritic
-from flowmatch_rl.nets import CriticArchitecture, FlowHead, GaussianArchitecture, PreNormBlocks
+from flowmatch_rl.nets import BatchNormLayers, CriticArchitecture, FlowHead, GaussianArchitecture, PreNormBlocks
 from flowmatch_rl.objectives import ConstantTemperature, EntropyTemperature
 from flowmatch_rl.paths import NoSquash, TanhSquash
 from flowmatch_rl.schema import ActionBounds
@@ -184,8 +184,9 @@ def test_collection_samples_and_evaluation_takes_the_mode() -> None:
             "action_bounds": ActionBounds((-2.0, -1.0), (2.0, 3.0)),
         },
         {"critic": CriticArchitecture(2, 12, 1, head=FlowHead(), layers=PreNormBlocks(expansion=2))},
+        {"critic": CriticArchitecture(layers=BatchNormLayers()), "joint_batch": True, "ema_decay": 0.0},
     ],
-    ids=["default", "non-default", "residual flow"],
+    ids=["default", "non-default", "residual flow", "batch norm"],
 )
 def test_checkpoint_rebuilds_the_same_policy_without_running_code(tmp_path, options) -> None:
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.nets import (
+    BatchNormLayers,
     CategoricalHead,
     CriticArchitecture,
     CriticEnsemble,
@@ -20,13 +21,20 @@ from flowmatch_rl.nets import (
     ScalarHead,
     ValueHead,
 )
+from flowmatch_rl.nets.critic_layers import _UnitScale
 from tests.combinations import each_pair, each_value, one_test
 from tests.families import CRITIC_LAYERS, VALUE_HEADS
 from tests.tracing import trace_compilations
 
 S, N = 3, 4
 
-LAYERS: list[dict[str, Any]] = [{}, {"layer_norm": True}, *({"layers": layers} for layers in CRITIC_LAYERS)]
+LAYERS: list[dict[str, Any]] = [
+    {},
+    {"layer_norm": True},
+    {"normalised_features": True},
+    *({"layers": layers} for layers in CRITIC_LAYERS),
+    {"layers": PostNormBlocks(), "normalised_features": True},
+]
 
 
 def build(members: int, num_layers: int, action_dim: int, hidden_dim: int = 8, **options) -> CriticEnsemble:
@@ -37,18 +45,40 @@ def build(members: int, num_layers: int, action_dim: int, hidden_dim: int = 8, *
                 parameter.normal_(0.0, 0.5)
             elif parameter.dim() == 3 and parameter.shape[1] == 1:  # weights of layer norms
                 parameter.normal_(1.0, 0.5)
+        for name, buffer in critic.named_buffers():
+            if name.endswith("mean"):
+                buffer.normal_()
+            elif name.endswith("variance"):
+                buffer.uniform_(0.5, 2.0)
     return critic
 
 
 def member_outputs(critic: CriticEnsemble, m: int, observation: Tensor, action: Tensor) -> Tensor:
     """Outputs (..., O) of one member by ``functional.linear`` on joined inputs."""
-    weights = {name: parameter[m].squeeze(0) for name, parameter in critic.named_parameters()}
+    weights = {name: value[m].squeeze(0) for name, value in critic.state_dict().items() if value.dim()}
     first = torch.cat([critic.observation_weight[m], critic.action_weight[m]])
     h = functional.linear(torch.cat([observation, action], -1), first.T, weights["input_bias"])
-    h = FEATURES[type(critic.trunk).__name__](
-        {name.removeprefix("trunk."): weight for name, weight in weights.items() if name.startswith("trunk.")}, h
-    )
-    return functional.linear(h, weights["value_weight"].T, weights["value_bias"])
+    trunk = {name.removeprefix("trunk."): weight for name, weight in weights.items() if name.startswith("trunk.")}
+    normalised = isinstance([*critic.trunk.modules()][-1], _UnitScale)
+    if normalised:
+        trunk = {name.removeprefix("stages.0."): weight for name, weight in trunk.items()}
+    residual, batch = any(".step" in name for name in trunk), "stages.0.mean" in trunk
+    h = (residual_features if residual else batch_features if batch else plain_features)(trunk, h)
+    if normalised:
+        h = h / (h.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    return functional.linear(h, critic.value_weight[m].T, weights["value_bias"])
+
+
+def batch_features(weights: dict[str, Tensor], h: Tensor) -> Tensor:
+    """By running statistics."""
+    for stage in range(0, 1 + max(int(name.split(".")[1]) for name in weights), 3):
+        if stage:
+            h = functional.linear(h, weights[f"stages.{stage - 1}.weight"].T, weights[f"stages.{stage - 1}.bias"])
+        mean, variance, weight, bias = (
+            weights[f"stages.{stage}.{name}"] for name in ("mean", "variance", "weight", "bias")
+        )
+        h = ((h - mean) / (variance + 1e-5).sqrt() * weight + bias).relu()
+    return h
 
 
 def plain_features(weights: dict[str, Tensor], h: Tensor) -> Tensor:
@@ -81,9 +111,6 @@ def residual_features(weights: dict[str, Tensor], h: Tensor) -> Tensor:
             first = norm(linear(h, f"{inner}.0"), f"{inner}.1").relu()
             h = h + norm(linear(first, f"{inner}.3"), f"{inner}.4")
     return norm(h, f"stages.{len(blocks)}") if before else h
-
-
-FEATURES = {"PlainTrunk": plain_features, "_Chain": residual_features}
 
 
 def value_of(head: ValueHead, outputs: Tensor) -> Tensor:
@@ -276,7 +303,8 @@ def test_several_members_learn_what_each_learns_alone(options) -> None:
     critic, observation, action = build(3, 2, 2, **options), torch.randn(6, S).double(), torch.randn(6, 2).double()
     alone = [build(1, 2, 2, **options) for _ in range(3)]
     for m, single in enumerate(alone):
-        single.load_state_dict({name: value[m : m + 1] for name, value in critic.state_dict().items()})
+        state = critic.state_dict().items()
+        single.load_state_dict({name: value[m : m + 1] if value.dim() else value for name, value in state})
     for ensemble in (critic, *alone):
         optimizer = torch.optim.SGD(ensemble.parameters(), lr=0.01)
         ensemble(observation, action).square().sum().backward()
@@ -340,7 +368,80 @@ def test_architecture_below_one_raises(name) -> None:
         CriticArchitecture(**{name: 0})
 
 
+BATCH_NORM = {"layers": BatchNormLayers(momentum=0.9, warm_up=2)}
+
+
+def by_their_statistics(h: Tensor) -> Tensor:
+    return (h - h.mean(0)) / (h.var(0, correction=0) + 1e-5).sqrt()
+
+
+def test_a_joint_pass_normalises_by_both_batches_and_the_running_statistics_learn_from_them() -> None:
+    torch.manual_seed(0)
+    critic, (one, two) = build(2, 1, 2, **BATCH_NORM), torch.randn(2, 5, S).double()
+    actions = torch.randn(2, 5, 2).double()
+    norm = critic.trunk.stages[0]
+    mean, variance = norm.mean.clone(), norm.variance.clone()
+    outputs, next_outputs = critic.joint_outputs(one, actions[0], two, actions[1])
+    for m in range(2):
+        rows = torch.cat([torch.cat([one, two]), actions.flatten(0, 1)], -1)
+        h = rows @ torch.cat([critic.observation_weight[m], critic.action_weight[m]]) + critic.input_bias[m]
+        features = (by_their_statistics(h) * norm.weight[m] + norm.bias[m]).relu()
+        wanted = features @ critic.value_weight[m] + critic.value_bias[m]
+        torch.testing.assert_close(torch.cat([outputs[m], next_outputs[m]]), wanted)
+        # The first update is all of the average.
+        torch.testing.assert_close(norm.mean[m, 0], h.mean(0))
+        torch.testing.assert_close(norm.variance[m, 0], h.var(0, correction=0))
+    assert not torch.allclose(norm.mean, mean)
+    assert not torch.allclose(norm.variance, variance)
+    assert int(norm.num_updates) == 1
+
+
+def test_after_the_warm_up_a_joint_pass_is_corrected_toward_the_running_statistics() -> None:
+    torch.manual_seed(0)
+    critic, batches = build(1, 1, 2, **BATCH_NORM), torch.randn(3, 2, 5, S).double()
+    action, norm = torch.randn(5, 2).double(), critic.trunk.stages[0]
+    for one, two in batches[:2]:
+        critic.joint_outputs(one, action, two, action)
+    with torch.no_grad():
+        norm.mean += 100.0 * torch.eye(1, 8)  # beyond what a shift corrects
+    mean, variance = norm.mean[0, 0].clone(), norm.variance[0, 0].clone()
+    one, two = batches[2]
+    outputs, _ = critic.joint_outputs(one, action, two, action)
+    rows = torch.cat([torch.cat([one, two]), torch.cat([action, action])], -1)
+    h = rows @ torch.cat([critic.observation_weight[0], critic.action_weight[0]]) + critic.input_bias[0]
+    ratio = ((h.var(0, correction=0) + 1e-5) / (variance + 1e-5)).sqrt().clamp(1 / 3, 3)
+    shift = ((h.mean(0) - mean) / (variance + 1e-5).sqrt()).clamp(-5, 5)
+    assert shift[0] == -5.0
+    corrected = by_their_statistics(h) * ratio + shift
+    features = (corrected * norm.weight[0] + norm.bias[0]).relu()
+    torch.testing.assert_close(outputs[0], (features @ critic.value_weight[0] + critic.value_bias[0])[:5])
+    # The third update: one of three by an average, which is above 1 - momentum.
+    torch.testing.assert_close(norm.mean[0, 0], mean + (h.mean(0) - mean) / 3.0)
+
+
+@pytest.mark.parametrize("options", [{"layer_norm": True}, BATCH_NORM], ids=str)
+def test_without_training_a_joint_pass_gives_what_each_gives_alone_and_learns_nothing(options) -> None:
+    torch.manual_seed(0)
+    critic, (one, two) = build(2, 2, 2, **options).eval(), torch.randn(2, 5, S).double()
+    actions, state = torch.randn(2, 5, 2).double(), {k: v.clone() for k, v in critic.state_dict().items()}
+    outputs, next_outputs = critic.joint_outputs(one, actions[0], two, actions[1])
+    torch.testing.assert_close(outputs, critic.outputs(one, actions[0]))
+    torch.testing.assert_close(next_outputs, critic.outputs(two, actions[1]))
+    critic.train()(one, actions[0])  # neither do values that nothing learns from
+    critic.action_values(one, actions[0][:, None])
+    assert all(torch.equal(value, state[name]) for name, value in critic.state_dict().items())
+
+
+def test_a_joint_pass_of_other_batches_is_refused() -> None:
+    critic, x = build(2, 1, 2), torch.zeros(5, S).double()
+    with pytest.raises(ValueError, match="next_observation"):
+        critic.joint_outputs(x, x[:, :2], x[:4], x[:, :2])
+
+
 def test_layers_that_do_not_fit_are_refused() -> None:
+    for options in ({"momentum": 1.0}, {"warm_up": -1}):
+        with pytest.raises(UserError, match=next(iter(options))):
+            BatchNormLayers(**options)
     with pytest.raises(UserError, match="expansion must be at least 1, got 0"):
         PreNormBlocks(expansion=0)
     with pytest.raises(UserError, match="layer_norm must be false"):
