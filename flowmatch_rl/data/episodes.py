@@ -3,10 +3,10 @@
 import abc
 import math
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDictBase, pad
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,6 +20,9 @@ from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.envs.open_loop import OpenLoop
 from flowmatch_rl.envs.rendered import RenderedEnvironment
 from flowmatch_rl.envs.rollouts import roll_out_episodes
+
+_MOST_COPIES = 32
+"""Copies of the environment that an evaluation steps together; one of a robot with meshes takes some 200 MB."""
 
 
 class ActingModule(Protocol):
@@ -166,11 +169,18 @@ class EpisodeData(DataModule, abc.ABC):
         part = math.ceil(number / self.world_size)
         if self.environment is None:
             raise UserError("episodes need an environment; set data.environment")
-        if part not in self._evaluation_envs:
-            self._evaluation_envs[part] = build_environment(self.environment, part)
-        env, seed = self._evaluation_envs[part], seed + self.rank * number
-        policy = self.acting_policy(self.module.evaluation_policy())
-        steps = roll_out_episodes(env, policy, seed, self.max_episode_steps)
+        waves = math.ceil(part / _MOST_COPIES)
+        copies = math.ceil(part / waves)
+        if copies not in self._evaluation_envs:
+            self._evaluation_envs[copies] = build_environment(self.environment, copies)
+        env, seed = self._evaluation_envs[copies], seed + self.rank * number
+        policy = self.module.evaluation_policy()
+        parts = [
+            roll_out_episodes(env, self.acting_policy(policy), seed + wave * copies, self.max_episode_steps)
+            for wave in range(waves)
+        ]
+        longest = max(steps.shape[1] for steps in parts)
+        steps: Any = torch.cat([pad(steps, [0, 0, 0, longest - steps.shape[1]]) for steps in parts])[:part]
         if self.reward_of is None:
             return steps
         return steps.exclude(SUCCESS).set(REWARD, self.reward_of(steps[NEXT_OBSERVATION])[..., None])

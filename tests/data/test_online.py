@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tensordict import TensorDictBase
+from torchrl.envs import EnvBase
 
 from flowmatch_rl.batches import TRANSITION
 from flowmatch_rl.checks import RunError
-from flowmatch_rl.data import OnlineData
+from flowmatch_rl.data import OnlineData, episodes
 from flowmatch_rl.data.replay import Replay
-from flowmatch_rl.envs import GymnasiumEnvironment
+from flowmatch_rl.envs import GymnasiumEnvironment, build_environment
 from tests.cli.support import default_signals
 from tests.combinations import each_value, one_test
 from tests.envs.test_finite import FailsAt
@@ -335,6 +336,31 @@ def test_processes_share_the_evaluation_episodes_and_run_different_ones() -> Non
     assert [share.batch_size[0] for share in shares] == [2, 2]
     starts = [set(share["observation"][:, 0, 1].tolist()) for share in shares]
     assert len(starts[0] | starts[1]) == 4
+
+
+def test_many_evaluation_episodes_run_in_waves_of_few_copies_each_from_a_start_of_its_own(monkeypatch) -> None:
+    made = []
+
+    def counted(environment: GymnasiumEnvironment, num_envs: int) -> EnvBase:
+        made.append(num_envs)
+        return build_environment(environment, num_envs)
+
+    monkeypatch.setattr(episodes, "_MOST_COPIES", 3)
+    monkeypatch.setattr(episodes, "build_environment", counted)
+    data = build(GymnasiumEnvironment("ToyCounting-v0", options={"length": None}), test_episodes=7)
+    (steps,) = list(data.test_dataloader())
+    assert made == [3]
+    assert steps.batch_size == (7, int(steps["mask"].sum(1).max()))
+    assert len(set(steps["observation"][:, 0, 1].tolist())) == 7
+    # An episode ends where its flag is first true, and its step k is rewarded with k.
+    lengths = steps["mask"].sum(1)
+    assert len(lengths.unique()) > 1
+    for episode, length in zip(steps, lengths.tolist(), strict=True):
+        assert bool(episode["next", "done"][length - 1])
+        assert not bool(episode["next", "done"][: length - 1].any())
+    returns = torch.where(steps["mask"], steps["next", "reward"][..., 0], 0.0).sum(1)
+    assert returns.tolist() == [length * (length + 1) / 2 for length in lengths.tolist()]
+    data.teardown("test")
 
 
 def test_tests_start_where_no_evaluation_does() -> None:
