@@ -1,6 +1,5 @@
 """An ensemble of action-value networks, evaluated as stacked matrix products."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,15 @@ from torch import Tensor, nn
 
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.nets.chunks import map_in_chunks
-from flowmatch_rl.nets.critic_layers import CriticLayers, PlainTrunk, Stage, orthogonal, with_normalised_features
+from flowmatch_rl.nets.critic_layers import (
+    CriticLayers,
+    PlainTrunk,
+    Pullback,
+    Rows,
+    Stage,
+    orthogonal,
+    with_normalised_features,
+)
 from flowmatch_rl.nets.observations import ObservationFeatures
 from flowmatch_rl.nets.value_heads import ScalarHead, ValueHead
 from flowmatch_rl.objectives import ValueReduction
@@ -222,16 +229,23 @@ class CriticEnsemble(nn.Module):
         evaluated = [self._member(m, observation, actions) for m in range(self.num_members)]
         members = torch.stack([values for values, _ in evaluated])
         if reduction == "mean":
-            reduced, weights = members.mean(0), torch.full_like(members, 1.0 / self.num_members)
-        else:
-            # Not `one_hot`, which waits for the device to look at the indices.
-            numbers = torch.arange(self.num_members, device=members.device)[:, None, None]
-            reduced, weights = members.amin(0), (members.argmin(0) == numbers).to(members.dtype)
-        parts = [gradient_of(weights[m]) for m, (_, gradient_of) in enumerate(evaluated)]
-        return reduced, torch.stack(parts).sum(0, dtype=reduced.dtype)
+            weight = torch.full_like(members[0], 1.0 / self.num_members)
+            parts = [gradient_of(weight, None) for _, gradient_of in evaluated]
+            return members.mean(0), torch.stack(parts).sum(0, dtype=members.dtype).view_as(actions)
+        lowest, one = members.argmin(0), torch.ones_like(members[0])
+        if actions.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Each row goes back through its lowest member alone.
+            gradients = members.new_empty(actions.shape).flatten(0, 1)
+            for m, (_, gradient_of) in enumerate(evaluated):
+                rows = (lowest.flatten() == m).nonzero()[:, 0]
+                gradients[rows] = gradient_of(one, rows).to(gradients.dtype)
+            return members.amin(0), gradients.view_as(actions)
+        # To look for the rows would wait for the device.
+        parts = [gradient_of((lowest == m).to(one.dtype), None) for m, (_, gradient_of) in enumerate(evaluated)]
+        return members.amin(0), torch.stack(parts).sum(0, dtype=members.dtype).view_as(actions)
 
-    def _member(self, m: int, observation: Tensor, actions: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Values (B, N) of one member on all actions, and what returns the gradient (B, N, A) of a weighted sum."""
+    def _member(self, m: int, observation: Tensor, actions: Tensor) -> tuple[Tensor, Pullback]:
+        """Values (B, N) of one member on all actions, and what returns the gradient (R, A) of a weighted sum."""
         shared = self.features(observation) @ self.observation_weight[m] + self.input_bias[m]  # (B, H)
         h = (actions @ self.action_weight[m]).add_(shared[:, None]).flatten(0, 1)
         last, through_trunk = self.trunk.member(m, h)
@@ -239,11 +253,12 @@ class CriticEnsemble(nn.Module):
             value_weight = self.value_weight[m]
             values, kept = self.head.read(last.to(value_weight.dtype), value_weight, self.value_bias[m])
 
-        def gradient_of(weight: Tensor) -> Tensor:
+        def gradient_of(weight: Tensor, rows: Rows) -> Tensor:
             gradient = self.head.hidden_gradient(
                 kept.to(last.dtype), self.value_weight[m].to(last.dtype), weight.to(last.dtype).reshape(-1, 1)
             )
-            return (through_trunk(gradient) @ self.action_weight[m].T).view(*weight.shape, -1)
+            gradient = gradient if rows is None else gradient[rows]
+            return through_trunk(gradient, rows) @ self.action_weight[m].T
 
         return values.view(actions.shape[:2]), gradient_of
 

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_rl.checks import check_range
-from flowmatch_rl.nets.layer_norm import EPSILON, normalised, normalised_gradient
+from flowmatch_rl.nets.layer_norm import EPSILON, Normalisation, normalised, normalised_gradient
 
-Pullback: TypeAlias = Callable[[Tensor], Tensor]
-"""Gradient at the input of a function, from that at its output."""
+Rows: TypeAlias = Tensor | None
+"""Indices of the rows of a gradient among those of a function's input, integer, shape (R',); all R rows if None."""
+
+Pullback: TypeAlias = Callable[[Tensor, Rows], Tensor]
+"""Gradient at the input of a function, from that at its output, at some rows; shapes (R', H) and (R', H')."""
 
 
 class Stage(nn.Module, abc.ABC):
@@ -203,10 +206,10 @@ class PlainTrunk(Stage):
             h, pullback = self._member_activated(m, layer, torch.addmm(bias[m], h, weight[m]))
             pullbacks.append(pullback)
 
-        def gradient_at_input(gradient: Tensor) -> Tensor:
+        def gradient_at_input(gradient: Tensor, rows: Rows) -> Tensor:
             for layer in range(len(pullbacks) - 1, 0, -1):
-                gradient = pullbacks[layer](gradient) @ self.hidden_weights[layer - 1][m].T
-            return pullbacks[0](gradient)
+                gradient = pullbacks[layer](gradient, rows) @ self.hidden_weights[layer - 1][m].T
+            return pullbacks[0](gradient, rows)
 
         return h, gradient_at_input
 
@@ -220,7 +223,7 @@ class PlainTrunk(Stage):
             return _rectified(h)
         h, through_norm = _member_norm(h, self.norm_weights[layer][m, 0], self.norm_biases[layer][m, 0])
         h, through_units = _rectified(h)
-        return h, lambda gradient: through_norm(through_units(gradient))
+        return h, lambda gradient, rows: through_norm(through_units(gradient, rows), rows)
 
 
 class _Chain(Stage):
@@ -242,9 +245,9 @@ class _Chain(Stage):
             h, pullback = stage.member(m, h)
             pullbacks.append(pullback)
 
-        def gradient_at_input(gradient: Tensor) -> Tensor:
+        def gradient_at_input(gradient: Tensor, rows: Rows) -> Tensor:
             for pullback in reversed(pullbacks):
-                gradient = pullback(gradient)
+                gradient = pullback(gradient, rows)
             return gradient
 
         return h, gradient_at_input
@@ -262,7 +265,7 @@ class _Residual(Stage):
 
     def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
         step, pullback = self.step.member(m, h)
-        return h + step, lambda gradient: gradient + pullback(gradient)
+        return h + step, lambda gradient, rows: gradient + pullback(gradient, rows)
 
 
 class _Rectified(Stage):
@@ -288,7 +291,7 @@ class _Linear(Stage):
 
     def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
         weight = self.weight[m]
-        return torch.addmm(self.bias[m], h, weight), lambda gradient: gradient @ weight.T
+        return torch.addmm(self.bias[m], h, weight), lambda gradient, _: gradient @ weight.T
 
 
 class _Norm(Stage):
@@ -315,7 +318,12 @@ class _UnitScale(Stage):
     def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
         inverse = _inverse_scale(h).to(h.dtype)
         output = h * inverse
-        return output, lambda gradient: inverse * (gradient - output * (gradient * output).mean(-1, keepdim=True))
+
+        def gradient_at_input(gradient: Tensor, rows: Rows) -> Tensor:
+            y = _at(output, rows)
+            return _at(inverse, rows) * (gradient - y * (gradient * y).mean(-1, keepdim=True))
+
+        return output, gradient_at_input
 
 
 def _inverse_scale(h: Tensor) -> Tensor:
@@ -351,7 +359,7 @@ class _BatchNorm(Stage):
 
     def member(self, m: int, h: Tensor) -> tuple[Tensor, Pullback]:
         scale, shift = (of_all[m] for of_all in self._affine())
-        return torch.addcmul(shift, h.to(scale.dtype), scale), lambda gradient: gradient * scale
+        return torch.addcmul(shift, h.to(scale.dtype), scale), lambda gradient, _: gradient * scale
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """What the running statistics amount to: a scale and a shift, each (M, 1, H)."""
@@ -395,6 +403,10 @@ def _of(parameter: Tensor, members: Tensor | None) -> Tensor:
     return parameter if members is None else parameter[members]
 
 
+def _at(of_all: Tensor, rows: Rows) -> Tensor:
+    return of_all if rows is None else of_all[rows]
+
+
 def _layer_norm(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Layer norm of (M, B, H) with a weight and a bias (M, 1, H)."""
     return torch.addcmul(bias, nn.functional.layer_norm(h, h.shape[-1:], eps=EPSILON), weight)
@@ -403,11 +415,20 @@ def _layer_norm(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _member_norm(h: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Pullback]:
     """Layer norm of (R, H) with a weight and a bias (H,)."""
     output, kept = normalised(h, weight, bias)
-    return output, lambda gradient: normalised_gradient(gradient.to(output.dtype), kept, weight, bias)
+
+    def gradient_at_input(gradient: Tensor, rows: Rows) -> Tensor:
+        there = Normalisation(*(_at(of_all, rows) for of_all in kept))
+        return normalised_gradient(gradient.to(output.dtype), there, weight, bias)
+
+    return output, gradient_at_input
 
 
 def _rectified(h: Tensor) -> tuple[Tensor, Pullback]:
     """Rectified linear units, in place."""
     output = h.relu_()
-    # One pass, without a mask in memory.
-    return output, lambda gradient: torch.ops.aten.threshold_backward(gradient.to(output.dtype), output, 0)
+
+    def gradient_at_input(gradient: Tensor, rows: Rows) -> Tensor:
+        # One pass, without a mask in memory.
+        return torch.ops.aten.threshold_backward(gradient.to(output.dtype), _at(output, rows), 0)
+
+    return output, gradient_at_input

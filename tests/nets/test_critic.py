@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.nets import (
@@ -22,6 +23,7 @@ from flowmatch_rl.nets import (
     ValueHead,
 )
 from flowmatch_rl.nets.critic_layers import _UnitScale
+from flowmatch_rl.objectives import ValueReduction
 from tests.combinations import each_pair, each_value, one_test
 from tests.families import CRITIC_LAYERS, VALUE_HEADS
 from tests.tracing import trace_compilations
@@ -209,6 +211,32 @@ def test_pieces_give_what_the_whole_gives(head, options, monkeypatch) -> None:
     monkeypatch.setattr("flowmatch_rl.nets.chunks.CPU_ROWS", 2 * N)
     pieces = critic.action_values_and_gradients(observation, actions)
     torch.testing.assert_close(pieces, whole)
+
+
+@each_value
+@pytest.mark.parametrize("options", LAYERS, ids=str)
+@pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
+def test_gradients_of_the_lowest_members_alone_are_those_of_all_members_by_weight(head, options, monkeypatch) -> None:
+    critic = build(3, 2, 2, head=head, **options)
+    observation, actions = torch.randn(6, S).double(), torch.randn(6, N, 2).double()
+    values, gradients = critic.action_values_and_gradients(observation, actions)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    same, by_weight = critic.action_values_and_gradients(observation, actions)
+    torch.testing.assert_close(values, same)
+    torch.testing.assert_close(gradients, by_weight)
+
+
+def test_each_point_goes_back_through_one_member_however_many_there_are() -> None:
+    def flops(members: int, reduction: ValueReduction) -> int:
+        critic = build(members, 3, 2)
+        with FlopCounterMode(display=False) as counter:
+            critic.action_values_and_gradients(torch.randn(6, S).double(), torch.randn(6, N, 2).double(), reduction)
+        return counter.get_total_flops()
+
+    one, all_members = flops(1, "min"), flops(4, "mean")
+    assert all_members == 4 * one
+    forward = (flops(4, "min") - one) / 3  # three members more go forward alone
+    assert 0.4 * one < forward < 0.7 * one
 
 
 @each_value
