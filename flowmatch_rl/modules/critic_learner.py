@@ -1,12 +1,14 @@
 """Critics of an actor-critic: their architecture, their Bellman loss, and their target networks."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
 from flowmatch_rl.batches import Transition
 from flowmatch_rl.checks import UserError, check_range
-from flowmatch_rl.modules.settings import Critics
-from flowmatch_rl.nets import CriticEnsemble, ema_copy
+from flowmatch_rl.modules.settings import Critics, WeightCritics
+from flowmatch_rl.nets import CriticEnsemble, ema_copy, without_autocast
 from flowmatch_rl.objectives import bellman_map, reduced_distribution
 from flowmatch_rl.shapes import check_shape
 
@@ -50,6 +52,26 @@ class CriticLearner(nn.Module):
             Values in units of the return, shape (B, N).
         """
         return self.online.action_values(observation, actions, self.critics.reduction)
+
+    def weight_values(
+        self, weights: WeightCritics, observation: Tensor, actions: Tensor, with_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Values of the critics in importance weights, and their gradients with respect to the actions.
+
+        Args:
+            weights: Which critics, and how.
+            observation: Shape (B, S).
+            actions: Shape (B, N, A).
+            with_gradient: Whether the gradients are needed.
+
+        Returns:
+            Values in units of the return, shape (B, N), and gradients, shape (B, N, A): zeros if not needed.
+        """
+        critic = self.target if weights.network == "target" else self.online
+        with without_autocast(actions) if weights.full_precision else nullcontext():
+            if with_gradient:
+                return critic.action_values_and_gradients(observation, actions, weights.reduction)
+            return critic.action_values(observation, actions, weights.reduction), torch.zeros_like(actions)
 
     def choose_members(self, uniform: Tensor) -> Tensor | None:
         """A random subset of the members.

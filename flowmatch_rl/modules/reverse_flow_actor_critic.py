@@ -176,13 +176,10 @@ class ReverseFlowActorCritic(ActorCritic):
 
     def policy_loss(self, observation: Tensor, x_1: Tensor) -> tuple[Tensor, Tensor | None]:
         """Loss, and mean fraction of the samples that carry weight, None where there are none; both of shape ()."""
-        estimator, reduction = self.learner.estimator, self.weights.reduction
-        critic = self.critics.target if self.weights.network == "target" else self.critics.online
+        estimator = self.learner.estimator
 
         def value_and_gradient(actions: Tensor) -> tuple[Tensor, Tensor]:
-            if estimator.needs_score:
-                return critic.action_values_and_gradients(observation, actions, reduction)
-            return critic.action_values(observation, actions, reduction), torch.zeros_like(actions)
+            return self.critics.weight_values(self.weights, observation, actions, estimator.needs_score)
 
         density = boltzmann_density(value_and_gradient, self.temperature, self.policy.squash, estimator.needs_jacobian)
         loss, learned = self.learner.loss(observation, x_1, density)

@@ -108,6 +108,8 @@ class WeightCritics:
     Args:
         network: The online critics or their target networks.
         reduction: How they are reduced to one value.
+        full_precision: Whether they are evaluated in the precision of their parameters where the trainer multiplies in
+            a lower one, which rounds the exponent Q / temperature of the weights.
 
     Raises:
         UserError: If a word is unknown.
@@ -115,6 +117,7 @@ class WeightCritics:
 
     network: Literal["online", "target"] = "online"
     reduction: ValueReduction = "min"
+    full_precision: bool = False
 
     def __post_init__(self) -> None:
         check_word(("online", "target"), network=self.network)

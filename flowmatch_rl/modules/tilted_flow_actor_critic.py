@@ -11,7 +11,6 @@ from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.behavior_actor_critic import BehaviorActorCritic
 from flowmatch_rl.modules.policy_learner import PolicyLearner
 from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, Normalisation, TrainingPoints, WeightCritics
-from flowmatch_rl.nets import CriticEnsemble
 from flowmatch_rl.objectives import (
     ConditionalFlowMatching,
     DivergenceTemperature,
@@ -138,13 +137,8 @@ class TiltedFlowActorCritic(BehaviorActorCritic):
         baseline = self._policy_values(observation) if estimator.compares_points else torch.zeros_like(x_1[:, :1])
 
         def value_and_gradient(actions: Tensor) -> tuple[Tensor, Tensor]:
-            if estimator.needs_score:
-                values, gradient = self._critic.action_values_and_gradients(
-                    observation, actions, self.weights.reduction
-                )
-                return values - baseline, gradient
-            values = self._critic.action_values(observation, actions, self.weights.reduction)
-            return values - baseline, torch.zeros_like(actions)
+            values, gradient = self.critics.weight_values(self.weights, observation, actions, estimator.needs_score)
+            return values - baseline, gradient
 
         density = boltzmann_density(value_and_gradient, self.temperature, squash, jacobian=False)
         loss, learned = self.learner.loss(observation, x_1, density, self.prior(observation))
@@ -171,14 +165,10 @@ class TiltedFlowActorCritic(BehaviorActorCritic):
         """
         noise = torch.randn(len(observation), _MEASURED_ACTIONS, self.behavior.noise_dim, device=observation.device)
         actions = self.behavior.squash.action(self.behavior.sample_latents(observation, noise))
-        values = self._critic.action_values(observation, actions, self.weights.reduction)
+        values, _ = self.critics.weight_values(self.weights, observation, actions, with_gradient=False)
         return tilt_divergence(values / self.temperature).mean()
 
     def _policy_values(self, observation: Tensor) -> Tensor:
         """Value of an action of the policy at each state, shape (B, 1); draws it."""
         action = self.policy.squash.action(self.actor("train").latent(observation))
-        return self._critic.action_values(observation, action[:, None], self.weights.reduction)
-
-    @property
-    def _critic(self) -> CriticEnsemble:
-        return self.critics.target if self.weights.network == "target" else self.critics.online
+        return self.critics.weight_values(self.weights, observation, action[:, None], with_gradient=False)[0]

@@ -1,5 +1,5 @@
 from flowmatch_rl.nets.architecture import Architecture, FlowNetwork, NamedArchitecture
-from flowmatch_rl.nets.critic import CriticArchitecture, CriticEnsemble
+from flowmatch_rl.nets.critic import CriticArchitecture, CriticEnsemble, without_autocast
 from flowmatch_rl.nets.critic_layers import BatchNormLayers, CriticLayers, PostNormBlocks, PreNormBlocks
 from flowmatch_rl.nets.dynamics import DynamicsArchitecture, DynamicsNetwork
 from flowmatch_rl.nets.ema import EmaSettings, ema_copy, update_ema, warmed_up_decay
@@ -50,4 +50,5 @@ __all__ = [
     "share_units",
     "update_ema",
     "warmed_up_decay",
+    "without_autocast",
 ]

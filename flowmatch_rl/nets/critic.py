@@ -165,7 +165,7 @@ class CriticEnsemble(nn.Module):
         joint = torch.cat([of_members(self.observation_weight), of_members(self.action_weight)], dim=1)
         x = torch.cat([self.features(observation), action], dim=-1).expand(len(joint), -1, -1)
         h = self.trunk(torch.baddbmm(of_members(self.input_bias), x, joint), members, learning)
-        with _without_autocast(h):
+        with without_autocast(h):
             weight = of_members(self.value_weight)
             return torch.baddbmm(of_members(self.value_bias), h.to(weight.dtype), weight)
 
@@ -249,7 +249,7 @@ class CriticEnsemble(nn.Module):
         shared = self.features(observation) @ self.observation_weight[m] + self.input_bias[m]  # (B, H)
         h = (actions @ self.action_weight[m]).add_(shared[:, None]).flatten(0, 1)
         last, through_trunk = self.trunk.member(m, h)
-        with _without_autocast(last):
+        with without_autocast(last):
             value_weight = self.value_weight[m]
             values, kept = self.head.read(last.to(value_weight.dtype), value_weight, self.value_bias[m])
 
@@ -271,8 +271,12 @@ def _name_trunk(_: nn.Module, state_dict: dict[str, Tensor], prefix: str, *other
             state_dict[f"{prefix}trunk.{name}"] = state_dict.pop(key)
 
 
-def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """A context in which products of float32 tensors are not rounded."""
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A context in which products of float32 tensors are not rounded.
+
+    Args:
+        x: A tensor of the device in question.
+    """
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 

@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from flowmatch_rl.batches import Transition
 from flowmatch_rl.modules.critic_learner import CriticLearner, Critics
+from flowmatch_rl.modules.settings import WeightCritics
 from flowmatch_rl.nets import BatchNormLayers, CriticArchitecture, CriticLayers, QuantileHead, ScalarHead, ValueHead
 from flowmatch_rl.objectives import critic_loss
 from tests.combinations import each_value, one_test
@@ -133,6 +135,25 @@ def test_every_subset_is_as_likely_as_the_others(members, size) -> None:
     assert set(counts) == set(subsets)
     expected = 4000 / len(subsets)
     assert sum((counts[s] - expected) ** 2 / expected for s in subsets) < 25.0
+
+
+@pytest.mark.parametrize("network", ["online", "target"])
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_values_in_weights_are_those_of_their_critics_and_not_rounded_if_in_full_precision(
+    network, with_gradient
+) -> None:
+    learner = learner_of().float()
+    observation, actions = normal(B, S, seed=1).float(), normal(B, 3, A, seed=2).float()
+    critic = getattr(learner, network)
+    wanted = critic.action_values_and_gradients(observation, actions, "mean")
+    if not with_gradient:
+        wanted = wanted[0], torch.zeros_like(actions)
+    full = WeightCritics(network, "mean", full_precision=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        exact = learner.weight_values(full, observation, actions, with_gradient)
+        rounded = learner.weight_values(replace(full, full_precision=False), observation, actions, with_gradient)
+    torch.testing.assert_close(exact, wanted, rtol=0.0, atol=0.0)
+    assert not torch.equal(rounded[0], wanted[0])
 
 
 def test_without_a_subset_all_members_serve() -> None:
