@@ -22,6 +22,7 @@ BENCHMARKS = (
     "update_speed",
     "training_speed",
     "policy_cost",
+    "critic_cost",
     "bandits",
     "estimator_dimensions",
     "online",

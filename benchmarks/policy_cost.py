@@ -6,13 +6,14 @@ dimensions are those of real tasks. Decisions are those of ``load_policy``, eage
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.timing import milliseconds
 from benchmarks.training_speed import COMMON, CONF, WARMUP
 from benchmarks.update_speed import update_of
 from flowmatch_rl.cli import FlowMatchCLI
@@ -42,20 +43,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 DECIDING = {name: f"presets/{name}.yaml" for name in ("lean", "fast", "one_step")} | {"SAC": "methods/sac.yaml"}
 
 
-def _milliseconds(
-    calls: Mapping[str, Callable[[], object]], rounds: int, repeats: int, clock: Callable[[], float]
-) -> Any:
-    """Least milliseconds of a call of each, in alternating rounds."""
-    best = dict.fromkeys(calls, float("inf"))
-    for _ in range(rounds + 1):  # the first warms up
-        for name, call in calls.items():
-            start = clock()
-            for _ in range(repeats):
-                call()
-            best[name] = min(best[name], 1e3 * (clock() - start) / repeats)
-    return best
-
-
 def _update(task: str, options: dict[str, Any]) -> Callable[[], None]:
     config = [x for file in (f"{task}.yaml", "presets/lean.yaml") for x in ("-c", str(CONF / file))]
     given = [f"--{name}={'null' if value is None else value}" for name, value in options.items()]
@@ -79,7 +66,7 @@ def run(rounds: int = 5) -> dict[str, Any]:
     """Measure; returns one row per size and per policy."""
     torch.set_num_threads(1)
     updates = {name: _update(task, options) for name, (task, options) in VARIANTS.items()}
-    taken = _milliseconds(updates, rounds, 10, time.process_time)
+    taken = milliseconds(updates, rounds, 10, time.process_time)
     lean = next(iter(taken.values()))
     rows: list[dict[str, Any]] = [
         {"what": f"update: {name}", "ms": ms, "ratio": ms / lean} for name, ms in taken.items()
@@ -87,7 +74,7 @@ def run(rounds: int = 5) -> dict[str, Any]:
     decisions: dict[str, Callable[[], object]] = {}
     for name, overlay in DECIDING.items():
         decisions[f"{name}, eager"], decisions[f"{name}, compiled"] = _policies(overlay)
-    taken = _milliseconds(decisions, rounds, 100, time.perf_counter)
+    taken = milliseconds(decisions, rounds, 100, time.perf_counter)
     least = taken["lean, compiled"]
     rows += [{"what": f"decision: {name}", "ms": ms, "ratio": ms / least} for name, ms in taken.items()]
     return {"title": "Cost of an update and of a decision by size", "threads": 1, "rows": rows}
