@@ -25,6 +25,9 @@ from flowmatch_rl.nets import update_ema
 from flowmatch_rl.objectives import ConstantTemperature, PolicyState, Temperature, temperature_loss
 from flowmatch_rl.seeds import process_seed
 
+_UNIT_INTERVAL = 64
+"""Updates between two looks at the unit of returns, which wait for the device."""
+
 LEAST_TEMPERATURE = 1e-6
 """Temperature below which a tuned one does not fall, units of the return, or of the rewards' scale."""
 
@@ -82,7 +85,7 @@ class ActorCritic(PolicyModule, abc.ABC):
         )
         self.optimizer = optimizer
         self.entropy_backup = entropy_backup
-        self.units = units = TaskUnits(normalisation, observation_dim)
+        self.units = units = TaskUnits(normalisation, observation_dim, discount)
         self._build_policy = lambda: units.seen_by(build_policy())
         self._build_critics = lambda: units.seen_by(CriticLearner(critics, observation_dim, action_dim, discount))
         others = dict(build_others or {})
@@ -168,7 +171,7 @@ class ActorCritic(PolicyModule, abc.ABC):
         surplus = self.temperature_rule.surplus(state)
         if self.log_temperature is not None and surplus is not None:
             loss = loss + temperature_loss(self.log_temperature, surplus)
-        if self.log_temperature is not None or self.units.rewards is not None:
+        if self.log_temperature is not None or self.units.scales_temperature:
             self.means.add({"train/temperature": self.temperature})
         if self.logs_after(self.global_step + 1):
             means = self.take_means(self.global_step + 1)
@@ -268,9 +271,12 @@ class ActorCritic(PolicyModule, abc.ABC):
         """Count a batch in the units that are measured, before it is learned from."""
         gather: Any = self.all_gather if self.trainer.world_size > 1 else None
         self.units.measure(transition, gather)
-        if self.units.rewards is not None:
-            self._set_temperature()
-            self.means.add({"train/reward_scale": self.units.rewards.root_mean_square[0]})
+        if self.units.rewards is None:
+            return
+        self._set_temperature()
+        self.means.add({"train/reward_scale": self.units.rewards.root_mean_square[0]})
+        if self.global_step % _UNIT_INTERVAL == 0:
+            self.units.follow_returns(self, self.trainer.optimizers, self.global_step == 0)
 
     def _set_temperature(self) -> None:
         """Bring the temperature up to date with its rule, and with the scale of the rewards if it is in units of it."""
@@ -279,8 +285,7 @@ class ActorCritic(PolicyModule, abc.ABC):
             self.temperature.fill_(scheduled if scheduled is not None else self.temperature_rule.initial)
         else:
             self.temperature.copy_(self.log_temperature.detach().exp())
-        if self.units.rewards is not None:
-            self.temperature.mul_(self.units.reward_scale)
+        self.temperature.mul_(self.units.temperature_unit)
 
     def _warn_of_constant_critics(self) -> None:
         """Warn, once for each, of critics that no longer depend on their input: their units are dead."""

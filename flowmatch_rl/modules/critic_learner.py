@@ -105,7 +105,8 @@ class CriticLearner(nn.Module):
             members: Members of the target, from ``choose_members``; None exactly if ``subset_size`` is.
 
         Returns:
-            Loss per sample, mean over the critics, shape (B,). Gradient reaches the online critics alone.
+            Loss per sample in the unit of the critics, mean over them, shape (B,). Gradient reaches the online critics
+            alone.
 
         Raises:
             ValueError: If the shapes do not fit.
@@ -123,7 +124,8 @@ class CriticLearner(nn.Module):
             shift, scale = bellman_map(
                 transition.rewards, transition.length, transition.terminated, self.discount, bonus
             )
-            self._note(transition, self.online.head.values(outputs))
+            shift = self.online.in_own_unit(shift)
+            self._note(transition, self.online.in_unit_of_return(self.online.head.values(outputs)))
         return self._distance(outputs, next_return, shift, scale)
 
     def loss_of_value(self, transition: Transition, next_value: Tensor) -> Tensor:
@@ -134,7 +136,8 @@ class CriticLearner(nn.Module):
             next_value: Value of the arrival state, detached, units of the return, shape (B,).
 
         Returns:
-            Loss per sample, mean over the critics, shape (B,). Gradient reaches the online critics alone.
+            Loss per sample in the unit of the critics, mean over them, shape (B,). Gradient reaches the online critics
+            alone.
 
         Raises:
             ValueError: If the shapes do not fit.
@@ -144,9 +147,10 @@ class CriticLearner(nn.Module):
             shift, _ = bellman_map(
                 transition.rewards, transition.length, transition.terminated, self.discount, next_value
             )
+            shift = self.online.in_own_unit(shift)
             # With scale 0 the distribution of the next return does not matter: all of its mass is moved to the shift.
             any_return = self.online.head.distribution(outputs)[0]
-            self._note(transition, self.online.head.values(outputs))
+            self._note(transition, self.online.in_unit_of_return(self.online.head.values(outputs)))
         return self._distance(outputs, any_return, shift, torch.zeros_like(shift))
 
     def constant_members(self) -> list[tuple[int, float]]:

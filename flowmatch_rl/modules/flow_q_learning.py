@@ -112,7 +112,7 @@ class FlowQLearning(BehaviorActorCritic):
         )
         cloned = self.behavior.squash.action(self.behavior.sample_latents(observation, noise[:, None])[:, 0])
         nearby = self.policy.squash.latent(cloned)
-        scale = values.abs().mean() if self.normalise_values else self.units.reward_scale
+        scale = values.abs().mean() if self.normalise_values else self.units.temperature_unit
         distance = (action.detach() - cloned).square().mean()
         self.means.add({"train/policy_value": values.mean(), "train/behavior_distance": distance})
         return distilled_policy_loss(latent, action, gradients[:, 0], nearby, self.alpha, scale)

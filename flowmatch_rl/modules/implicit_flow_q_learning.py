@@ -120,7 +120,10 @@ class ImplicitFlowQLearning(ActorCritic):
             target = self.critics.target.action_values(
                 transition.observation, transition.action[:, None], self.critics.critics.reduction
             )[:, 0]
+        value, target = (
+            self.critics.online.in_own_unit(v) for v in (self.state_values(transition.observation), target)
+        )
         return {
             "critic": self.critics.loss_of_value(transition, next_value).mean(),
-            "value": expectile_loss(self.state_values(transition.observation), target, self.expectile).mean(),
+            "value": expectile_loss(value, target, self.expectile).mean(),
         }

@@ -95,10 +95,15 @@ class Normalisation:
         temperature: Whether the temperature is a multiple of the scale of the rewards, in place of the unit of the
             return: of the root mean square of the reward of a step, or 1 while all rewards are 0. So is ``alpha`` of
             ``FlowQLearning``. Rewards in another unit are then learned alike.
+        values: Whether critics learn returns in a unit of their own, so that their outputs are of about the size 1: the
+            power of two next to the scale of the rewards over ``1 - discount``. Where that has moved by more than a
+            factor of 2 the unit changes, and the last layers with it, so that no value does. Values are stated in units
+            of the return everywhere.
     """
 
     observations: bool = False
     temperature: bool = False
+    values: bool = False
 
 
 @dataclass(frozen=True)

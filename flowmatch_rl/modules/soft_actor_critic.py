@@ -97,7 +97,9 @@ class SoftActorCritic(ActorCritic):
         values, gradients = self.critics.online.action_values_and_gradients(
             transition.observation, action.detach()[:, None], self.critics.critics.reduction
         )
-        policy_loss = soft_policy_loss(log_prob, action, gradients[:, 0], self.temperature).mean()
+        policy_loss = self.critics.online.in_own_unit(
+            soft_policy_loss(log_prob, action, gradients[:, 0], self.temperature).mean()
+        )
         entropy = -log_prob.detach().mean()
         self.means.add({"train/policy_value": values.mean(), "train/entropy": entropy})
         return value_losses | {"policy": policy_loss}, PolicyState(entropy, None, self.action_dim)

@@ -8,6 +8,7 @@ from flowmatch_rl.nets.film_unet import FilmUNet, FilmUNetArchitecture
 from flowmatch_rl.nets.forward_backward import ForwardBackwardArchitecture, ForwardBackwardNetworks
 from flowmatch_rl.nets.gaussian import GaussianArchitecture, GaussianNetwork
 from flowmatch_rl.nets.observations import ObservationFeatures, share_units
+from flowmatch_rl.nets.return_unit import ReturnUnit
 from flowmatch_rl.nets.running_units import RunningUnits, moments_of
 from flowmatch_rl.nets.termination import TerminationNetwork
 from flowmatch_rl.nets.value_heads import CategoricalHead, FlowHead, QuantileHead, ScalarHead, ValueHead
@@ -37,6 +38,7 @@ __all__ = [
     "PostNormBlocks",
     "PreNormBlocks",
     "QuantileHead",
+    "ReturnUnit",
     "RunningUnits",
     "ScalarHead",
     "SinusoidalEmbedding",

@@ -19,6 +19,7 @@ from flowmatch_rl.nets.critic_layers import (
     with_normalised_features,
 )
 from flowmatch_rl.nets.observations import ObservationFeatures
+from flowmatch_rl.nets.return_unit import ReturnUnit
 from flowmatch_rl.nets.value_heads import ScalarHead, ValueHead
 from flowmatch_rl.objectives import ValueReduction
 from flowmatch_rl.shapes import check_same_shape
@@ -93,6 +94,7 @@ class CriticEnsemble(nn.Module):
         self.head = architecture.head
         self.value_weight = nn.Parameter(orthogonal(members, width, self.head.num_outputs))  # (M, H, O)
         self.value_bias = nn.Parameter(torch.zeros(members, 1, self.head.num_outputs))
+        self.unit: ReturnUnit | None = None
         self.register_load_state_dict_pre_hook(_name_trunk)
 
     @property
@@ -113,10 +115,10 @@ class CriticEnsemble(nn.Module):
         Raises:
             ValueError: If the batches differ.
         """
-        return self.head.values(self.outputs(observation, action))
+        return self.in_unit_of_return(self.head.values(self.outputs(observation, action)))
 
     def outputs(self, observation: Tensor, action: Tensor, members: Tensor | None = None) -> Tensor:
-        """Outputs of the networks, which the head turns into values or distributions.
+        """Outputs of the networks, which the head turns into values or distributions in the unit of the critics.
 
         Args:
             observation: Shape (B, S).
@@ -186,7 +188,8 @@ class CriticEnsemble(nn.Module):
         """
         _check_particles(observation, actions)
 
-        return map_in_chunks(partial(self._values, reduction), actions.shape[1], observation, actions)[0]
+        values = map_in_chunks(partial(self._values, reduction), actions.shape[1], observation, actions)[0]
+        return self.in_unit_of_return(values)
 
     @torch.no_grad()
     def action_values_and_gradients(
@@ -212,7 +215,33 @@ class CriticEnsemble(nn.Module):
         values, gradients = map_in_chunks(
             partial(self._values_and_gradients, reduction), actions.shape[1], observation, actions
         )
-        return values, gradients
+        return self.in_unit_of_return(values), self.in_unit_of_return(gradients)
+
+    def share_unit(self, unit: ReturnUnit) -> None:
+        """Let the outputs be in a unit that other critics share and that changes while they train.
+
+        Args:
+            unit: The unit.
+
+        Raises:
+            UserError: If the head states what its outputs stand for itself, such as the bounds of its atoms.
+        """
+        if not self.head.is_scalable:
+            raise UserError(f"normalised values need a head of values or quantiles, got {self.head}")
+        self.unit = unit
+
+    def in_unit_of_return(self, values: Tensor) -> Tensor:
+        """Values in units of the return, of values in the unit of the outputs."""
+        return values if self.unit is None else values * self.unit.size
+
+    def in_own_unit(self, returns: Tensor) -> Tensor:
+        """Returns in the unit of the outputs, of returns in their own."""
+        return returns if self.unit is None else returns / self.unit.size
+
+    @property
+    def scaled_weights(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """Weight and bias of the last layer, of which a multiple makes that multiple of the outputs."""
+        return self.value_weight, self.value_bias
 
     def compile_evaluation(self) -> None:
         """Compile the evaluation of many actions per state."""

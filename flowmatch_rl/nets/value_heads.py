@@ -28,6 +28,9 @@ class ValueHead(abc.ABC):
     linear in it cost no more than a single output.
     """
 
+    is_scalable: ClassVar[bool] = False
+    """Whether a multiple of the outputs stands for that multiple of the return."""
+
     @property
     @abc.abstractmethod
     def num_outputs(self) -> int:
@@ -110,11 +113,14 @@ class ScalarHead(ValueHead):
     """One output, the value; squared or Huber error.
 
     Args:
-        huber_delta: Error above which the loss is linear, units of the return, positive; squared error if None.
+        huber_delta: Error above which the loss is linear, units of the outputs (of the return, unless values are
+            normalised), positive; squared error if None.
 
     Raises:
         UserError: If ``huber_delta`` is not positive.
     """
+
+    is_scalable = True
 
     huber_delta: float | None = None
 
@@ -225,7 +231,8 @@ class QuantileHead(ValueHead):
 
     Args:
         num_quantiles: Quantiles O, at least 1.
-        huber_delta: Error up to which the loss is quadratic, units of the return, at least 0.
+        huber_delta: Error up to which the loss is quadratic, units of the outputs (of the return, unless values are
+            normalised), at least 0.
 
     Raises:
         UserError: If a number is out of its range.
@@ -233,6 +240,8 @@ class QuantileHead(ValueHead):
     Reference:
         Dabney et al., arXiv:1710.10044.
     """
+
+    is_scalable = True
 
     num_quantiles: int = 32
     huber_delta: float = 1.0

@@ -137,7 +137,7 @@ def test_networks_see_in_the_units_of_the_whole_data_set(tmp_path: Path) -> None
     torch.testing.assert_close(units.moments, wanted, rtol=1e-12, atol=0.0)
     scale = store.transitions["next", "reward"].double().square().mean().sqrt()
     assert scale > 1.5
-    assert float(module.units.reward_scale) == pytest.approx(float(scale), rel=1e-6)
+    assert float(module.units.temperature_unit) == pytest.approx(float(scale), rel=1e-6)
 
 
 def test_the_scale_of_a_constant_reward_is_its_size(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from lightning.pytorch import Trainer
 from tensordict import TensorDict
 from torch import Tensor
 
+from flowmatch_rl.batches import read_transition
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.inference import load_policy
 from flowmatch_rl.modules import (
+    Critics,
     FlowQLearning,
     ImplicitFlowQLearning,
     Normalisation,
@@ -22,7 +24,15 @@ from flowmatch_rl.modules import (
     TiltedFlowActorCritic,
 )
 from flowmatch_rl.modules.actor_critic import ActorCritic
-from flowmatch_rl.nets import moments_of
+from flowmatch_rl.nets import (
+    CategoricalHead,
+    CriticArchitecture,
+    CriticEnsemble,
+    QuantileHead,
+    ScalarHead,
+    ValueHead,
+    moments_of,
+)
 from flowmatch_rl.objectives import (
     AnnealedTemperature,
     ConstantTemperature,
@@ -45,6 +55,7 @@ KINDS: dict[str, tuple[type[ActorCritic], dict[str, Any]]] = {
     "implicit": (ImplicitFlowQLearning, offline.MODULES["implicit"][1]),
     "tilted": (TiltedFlowActorCritic, offline.MODULES["prior"][1]),
 }
+WHOLE = Normalisation(observations=True, temperature=True, values=True)
 SCALED = Normalisation(observations=True, temperature=True)
 RULES = {
     "constant": ConstantTemperature(0.25),
@@ -123,7 +134,7 @@ def test_units_count_each_batch_that_is_learned_from_once_and_before_it_is() -> 
     assert seen == [B, 2 * B, 3 * B]
     rows = torch.cat([batch["observation"] for batch in batches])
     torch.testing.assert_close(module.units.observations.moments, moments_of(rows), rtol=1e-12, atol=0.0)
-    module.held_out_losses(offline.read_transition(batches[0]))
+    module.held_out_losses(read_transition(batches[0]))
     assert float(module.units.observations.moments[0, 0]) == 3 * B
 
 
@@ -211,7 +222,7 @@ def test_a_temperature_is_its_rules_times_the_root_mean_square_of_all_rewards(ru
         scale = float(rewards.square().mean().sqrt())
         assert scale > 5.0
         assert float(seen[-1]) == pytest.approx(relative[-1] * scale, rel=1e-5)  # of the losses of this batch too
-        assert float(module.units.reward_scale) == pytest.approx(scale, rel=1e-6)
+        assert float(module.units.temperature_unit) == pytest.approx(scale, rel=1e-6)
     if module.log_temperature is not None:
         assert len(set(relative)) == 3
 
@@ -220,18 +231,18 @@ def test_without_normalisation_the_temperature_is_in_units_of_the_return() -> No
     module = build("reverse flow", normalisation=SEEN, temperature=0.25)
     train(module, [with_rewards(transitions(), 100.0)])
     assert float(module.temperature) == 0.25
-    assert module.units.reward_scale == 1.0
+    assert module.units.temperature_unit == 1.0
 
 
 def test_the_scale_is_one_until_there_is_a_reward() -> None:
     module = build("reverse flow", normalisation=SCALED, temperature=0.25)
-    assert float(module.units.reward_scale) == 1.0
+    assert float(module.units.temperature_unit) == 1.0
     train(module, [with_rewards(transitions(), 0.0)] * 3)
     assert float(module.temperature) == 0.25
     last = transitions()
     train(module, [last])
     wanted = float(last["next", "reward"].square().mean().sqrt()) / 2.0  # one of four batches
-    assert float(module.units.reward_scale) == pytest.approx(wanted, rel=1e-5)
+    assert float(module.units.temperature_unit) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_weights_of_samples_do_not_depend_on_the_unit_of_rewards_where_values_are_in_it() -> None:
@@ -266,11 +277,144 @@ def test_the_weight_of_flow_q_learning_is_in_units_of_the_rewards_too() -> None:
 
 
 def test_the_scale_of_rewards_survives_a_checkpoint_and_a_reset(tmp_path: Path) -> None:
-    module = build("soft", normalisation=SCALED)
+    module = build("soft", normalisation=WHOLE, discount=0.999)
     fit(module, tmp_path, 3).save_checkpoint(tmp_path / "some.ckpt")
+    values = module.critics.values(torch.randn(64, S), torch.rand(64, 1, A))
     module.reset_networks()
+    fresh = module.critics.values(torch.randn(64, S), torch.rand(64, 1, A))
+    assert min(float(values.std()), float(fresh.std())) > 100.0  # outputs of about 1, in the unit
     loaded = load_policy(tmp_path / "some.ckpt").module
-    scale, temperature = module.units.reward_scale, module.temperature
+    assert float(loaded.critics.target.unit.size) == float(module.critics.online.unit.size) == 1024.0
+    scale, temperature = module.units.temperature_unit, module.temperature
     assert float(scale) != 1.0
-    assert torch.equal(loaded.units.reward_scale, scale)
+    assert torch.equal(loaded.units.temperature_unit, scale)
     assert torch.equal(loaded.temperature, temperature)
+
+
+HEADS = [ScalarHead(), QuantileHead(5)]
+
+
+def critics_with(name: str, head: ValueHead) -> Critics:
+    return Critics(CriticArchitecture(hidden_dim=16, head=head), "min" if name in ("reverse flow", "soft") else "mean")
+
+
+@every_kind
+def test_rewards_in_another_unit_are_learned_alike_to_the_last_digit(name: str) -> None:
+    batches = [transitions(32, seed) for seed in range(3)]
+    module, other = (build(name, normalisation=WHOLE) for _ in range(2))
+    losses = train(module, batches)
+    assert train(other, [with_rewards(b, 1024.0) for b in batches]) == losses
+    rows = batches[0]["observation"], batches[0]["action"][:, None]
+    assert torch.equal(other.critics.values(*rows), 1024.0 * module.critics.values(*rows))
+    assert torch.equal(
+        other.actor("eval")(rows[0], torch.Generator()), module.actor("eval")(rows[0], torch.Generator())
+    )
+    assert float(other.temperature) == 1024.0 * float(module.temperature)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=repr)
+@every_kind
+def test_no_value_changes_where_the_unit_does(name: str, head: ValueHead) -> None:
+    module = build(name, normalisation=WHOLE, critics=critics_with(name, head), discount=0.75)
+    module.training_step(transitions(), 0)
+    typical = 4.0 * float(transitions()["next", "reward"].square().mean().sqrt())  # 1 / (1 - discount) is 4
+    assert 2.0**-0.5 * typical < float(module.units.returns.size) < 2.0**0.5 * typical
+    observation, action = torch.randn(6, S), torch.rand(6, A)
+    networks = [module.critics.online, module.critics.target, *module.others.values()]
+    critics = [network for network in networks if isinstance(network, CriticEnsemble)]
+
+    def stated() -> list[Tensor]:
+        found = [critic(observation, action[:, : critic.action_weight.shape[1]]) for critic in critics]
+        return [*found, *module.critics.online.action_values_and_gradients(observation, action[:, None])]
+
+    before = stated()
+    for factor in (100.0, 1e-3, 1e4):
+        module.units.rewards.moments.zero_()
+        module.units.rewards.update(factor * transitions()["next", "reward"])
+        module.units.follow_returns(module, [], False)
+        assert 2.0**-0.5 * typical < float(module.units.returns.size) / factor < 2.0**0.5 * typical
+        assert all(torch.equal(a, b) for a, b in zip(stated(), before, strict=True))
+    assert len(critics) == (3 if name == "implicit" else 2)
+
+
+def test_the_unit_follows_the_scale_of_rewards_only_where_that_has_moved_far() -> None:
+    module = build("reverse flow", normalisation=WHOLE, discount=0.5)
+    units, seen = module.units, []
+    for size in (3.0, 4.4, 7.9, 8.3, 5.0, 2.1):
+        units.rewards.moments.zero_()
+        units.rewards.update(torch.full((4, 1), 0.5 * size))
+        units.follow_returns(module, [], not seen)
+        seen.append(float(units.returns.size))
+    assert seen == [4.0, 4.0, 4.0, 8.0, 8.0, 2.0]
+
+
+def test_the_loss_and_the_steps_of_adam_follow_a_change_of_unit() -> None:
+    batch = read_transition(transitions())
+    moved = {}
+    for changes in (False, True):
+        module = build("reverse flow", normalisation=WHOLE, discount=0.75)
+        optimizer = module.configure_optimizers()
+
+        def step(module=module, optimizer=optimizer) -> Tensor:
+            optimizer.zero_grad()
+            loss = module.critic_loss(batch, batch.action)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        module.training_step(transitions(), 0)
+        for _ in range(5):
+            step()
+        if changes:
+            module.units.rewards.add(moments_of(torch.full((80, 1), 30.0)))
+            before = module.critic_loss(batch, batch.action)
+            old = module.units.returns.size.clone()
+            module.units.follow_returns(module, [optimizer], False)
+            factor = float(old / module.units.returns.size)
+            assert factor < 0.1
+            assert float(module.critic_loss(batch, batch.action)) == factor**2 * float(before)
+        start = module.critics.online.observation_weight.detach().clone()
+        step()
+        moved[changes] = module.critics.online.observation_weight.detach() - start
+    assert moved[False].abs().max() > 1e-4
+    # Epsilon is added to the root of the second moment, which the change makes smaller.
+    assert (moved[True] - moved[False]).norm() < 0.02 * moved[False].norm()
+
+
+def test_values_are_stated_and_calibrated_in_units_of_the_return(tmp_path: Path) -> None:
+    batch = transitions(16)
+    batch.set(("next", "reward"), 500.0 + 100.0 * batch["observation"][:, :1])
+    observation, action = batch["observation"], batch["action"]
+    module, blind = (build("soft", normalisation=n, discount=0.0, entropy_backup=False) for n in (WHOLE, SCALED))
+    errors = []
+    for each in (blind, module):
+        train(each, [batch] * 150)
+        values = each.critics.values(observation, action[:, None])[:, 0]
+        errors.append(float((values - batch["next", "reward"][:, 0]).abs().mean()))
+    assert errors[0] > 300.0
+    assert errors[1] < 100.0
+    one_step = {"reward": batch["next", "reward"][:, None], "terminated": torch.ones(16, 1, 1, dtype=torch.bool)}
+    episodes = TensorDict(
+        {
+            "observation": observation[:, None],
+            "action": action[:, None],
+            "mask": torch.ones(16, 1, dtype=torch.bool),
+            "next": TensorDict(one_step, [16, 1]),
+        },
+        [16, 1],
+    )
+    found = module.calibration(episodes)
+    torch.testing.assert_close(found.predicted, values)
+    torch.testing.assert_close(found.observed, batch["next", "reward"][:, 0])
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=0)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "some.ckpt", weights_only=True)
+    loaded = load_policy(tmp_path / "some.ckpt").module
+    assert torch.equal(loaded.critics.values(observation, action[:, None])[:, 0], values)
+
+
+def test_heads_with_bounds_of_their_own_are_refused() -> None:
+    bounded = critics_with("reverse flow", CategoricalHead(11, -5.0, 5.0))
+    with pytest.raises(UserError, match="values or quantiles, got CategoricalHead"):
+        build("reverse flow", normalisation=WHOLE, critics=bounded)
+    build("reverse flow", normalisation=SCALED, critics=bounded)
