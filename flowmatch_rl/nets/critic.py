@@ -9,15 +9,8 @@ from torch import Tensor, nn
 
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.nets.chunks import map_in_chunks
-from flowmatch_rl.nets.critic_layers import (
-    CriticLayers,
-    PlainTrunk,
-    Pullback,
-    Rows,
-    Stage,
-    orthogonal,
-    with_normalised_features,
-)
+from flowmatch_rl.nets.critic_layers import CriticLayers, with_normalised_features
+from flowmatch_rl.nets.critic_stages import PlainTrunk, Pullback, Rows, Stage, orthogonal
 from flowmatch_rl.nets.observations import ObservationFeatures
 from flowmatch_rl.nets.return_unit import ReturnUnit
 from flowmatch_rl.nets.value_heads import ScalarHead, ValueHead

@@ -22,7 +22,7 @@ from flowmatch_rl.nets import (
     ScalarHead,
     ValueHead,
 )
-from flowmatch_rl.nets.critic_layers import _UnitScale
+from flowmatch_rl.nets.critic_stages import UnitScale
 from flowmatch_rl.objectives import ValueReduction
 from tests.combinations import each_pair, each_value, one_test
 from tests.families import CRITIC_LAYERS, VALUE_HEADS
@@ -61,7 +61,7 @@ def member_outputs(critic: CriticEnsemble, m: int, observation: Tensor, action: 
     first = torch.cat([critic.observation_weight[m], critic.action_weight[m]])
     h = functional.linear(torch.cat([observation, action], -1), first.T, weights["input_bias"])
     trunk = {name.removeprefix("trunk."): weight for name, weight in weights.items() if name.startswith("trunk.")}
-    normalised = isinstance([*critic.trunk.modules()][-1], _UnitScale)
+    normalised = isinstance([*critic.trunk.modules()][-1], UnitScale)
     if normalised:
         trunk = {name.removeprefix("stages.0."): weight for name, weight in trunk.items()}
     residual, batch = any(".step" in name for name in trunk), "stages.0.mean" in trunk
