@@ -1,4 +1,4 @@
-"""Policies from data of OGBench's oracles: ``conf/comparison/offline.yaml``, kept under ``benchmarks/offline``.
+"""Policies from data of OGBench's oracles: the comparisons ``offline`` and ``offline_cube``, and their records.
 
 The data sets, 300,000 transitions each, are collected first. Runs go on where they were interrupted. Success and
 returns are of 50 episodes per seed at the end of a run, ``divergence`` is the energy distance of the actions taken to
@@ -15,7 +15,7 @@ from benchmarks.comparisons import last_step, rate, recorded, train
 from flowmatch_rl.data import TransitionStore
 from flowmatch_rl.experiments.runs import Run
 
-COMPARISONS = ("offline",)
+COMPARISONS = ("offline", "offline_cube")
 RECORDS = Path(__file__).parent
 DATA = ("pointmaze_medium", "cube_single")
 TRANSITIONS = 300_000
