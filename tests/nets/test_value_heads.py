@@ -15,11 +15,11 @@ from tests.oracles import F64, normal, uniform
 M, B, R, H = 3, 4, 6, 8
 
 
-def value_of_distribution(head: ValueHead, law: Tensor) -> Tensor:
+def value_of_distribution(head: ValueHead, returns: Tensor) -> Tensor:
     """Mean (...) of laws (..., O), by what the description means."""
     if isinstance(head, CategoricalHead):
-        return law @ torch.linspace(head.v_min, head.v_max, head.num_atoms, dtype=law.dtype)
-    return law.mean(-1)
+        return returns @ torch.linspace(head.v_min, head.v_max, head.num_atoms, dtype=returns.dtype)
+    return returns.mean(-1)
 
 
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
@@ -50,16 +50,18 @@ def test_the_hidden_gradient_equals_autograd(head) -> None:
 
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
 def test_the_loss_of_one_member_does_not_depend_on_the_others(head) -> None:
-    outputs, law = normal(M, B, head.num_outputs, seed=1), head.distribution(normal(B, head.num_outputs, seed=2))
+    outputs, returns = normal(M, B, head.num_outputs, seed=1), head.distribution(normal(B, head.num_outputs, seed=2))
     shift, scale = normal(B, seed=3), uniform(B, seed=4)
     noise = uniform(B, head.num_uniforms, seed=5)
-    loss = head.loss(outputs, law, shift, scale, noise)
+    loss = head.loss(outputs, returns, shift, scale, noise)
     assert loss.shape == (B,)
     torch.testing.assert_close(
-        loss, torch.stack([head.loss(outputs[m : m + 1], law, shift, scale, noise) for m in range(M)]).mean(0)
+        loss, torch.stack([head.loss(outputs[m : m + 1], returns, shift, scale, noise) for m in range(M)]).mean(0)
     )
     for b in range(B):
-        alone = head.loss(outputs[:, b : b + 1], law[b : b + 1], shift[b : b + 1], scale[b : b + 1], noise[b : b + 1])
+        alone = head.loss(
+            outputs[:, b : b + 1], returns[b : b + 1], shift[b : b + 1], scale[b : b + 1], noise[b : b + 1]
+        )
         torch.testing.assert_close(alone, loss[b : b + 1])
 
 
@@ -67,12 +69,12 @@ def test_the_loss_of_one_member_does_not_depend_on_the_others(head) -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
 def test_where_the_scale_is_zero_the_next_distribution_never_counts(head, bad) -> None:
-    outputs, law = normal(M, B, head.num_outputs, seed=1), head.distribution(normal(B, head.num_outputs, seed=2))
+    outputs, returns = normal(M, B, head.num_outputs, seed=1), head.distribution(normal(B, head.num_outputs, seed=2))
     shift, scale = normal(B, seed=3), torch.tensor([0.0, 0.5, 0.0, 0.9], dtype=F64)
     noise = uniform(B, head.num_uniforms, seed=5)
-    wanted = head.loss(outputs, law, shift, scale, noise)
-    law = law.index_fill(0, torch.tensor([0, 2]), bad)
-    torch.testing.assert_close(head.loss(outputs, law, shift, scale, noise), wanted)
+    wanted = head.loss(outputs, returns, shift, scale, noise)
+    returns = returns.index_fill(0, torch.tensor([0, 2]), bad)
+    torch.testing.assert_close(head.loss(outputs, returns, shift, scale, noise), wanted)
 
 
 @pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
