@@ -177,9 +177,14 @@ def run_folder() -> Iterator[None]:
 def default_signals() -> Iterator[None]:
     """Handle signals as a command in the foreground does, in this process and in its children.
 
-    A test run in the background ignores SIGINT, which its children inherit, and Lightning ignores it once it has come.
+    A test run in the background ignores SIGINT, and one under nohup SIGHUP, which its children inherit; and Lightning
+    ignores SIGINT once it has come.
     """
-    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    defaults = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
     handlers = {number: signal.signal(number, handler) for number, handler in defaults.items()}
     try:
         yield
