@@ -167,7 +167,7 @@ class Collection:
         return math.ceil(self._warmup_env_steps / self._data.world_size)
 
     def _collect(self, replay: Replay, updates_per_env_step: float) -> None:
-        """Collect one block into the replay buffer; its steps owe so many updates each."""
+        """Collect one block into the replay buffer; each of its steps makes so many updates due."""
         if self._blocks is None:
             replay.begin_episodes()
             self._blocks = iter(self._start_collector())
