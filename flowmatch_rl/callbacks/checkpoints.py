@@ -94,6 +94,10 @@ class Checkpoints(ModelCheckpoint):
             self.save_top_k = 0
         super().setup(trainer, pl_module, stage)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the batches of this evaluation alone: a sum over several would look like one that was broken off."""
+        trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``best.ckpt`` if this is the best, and ``last.ckpt`` in any case."""
         super().on_validation_end(trainer, pl_module)
@@ -120,6 +124,8 @@ class Checkpoints(ModelCheckpoint):
             if kept := self._kept(trainer):
                 exception.add_note(kept)
         elif trainer.state.fn == TrainerFn.FITTING and (trainer.training or trainer.validating):
+            if trainer.validating:
+                _mark_broken_off(trainer)
             try:
                 self._save_last(trainer)
                 rank_zero_only(print)(f"\ninterrupted; {_resumption(trainer, self.last_model_path)}")
@@ -139,6 +145,14 @@ class Checkpoints(ModelCheckpoint):
         self._last_saved_step = trainer.global_step
         for logger in trainer.loggers if trainer.is_global_zero else []:
             logger.after_save_checkpoint(self)
+
+
+def _mark_broken_off(trainer: Trainer) -> None:
+    """Let a run that is resumed repeat the evaluation: Lightning does where a batch of it was begun and not ended."""
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    progress.reset()
+    progress.increment_ready()
+    progress.increment_started()
 
 
 def _resumption(trainer: Trainer, path: str) -> str:

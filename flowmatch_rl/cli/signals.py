@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
@@ -18,10 +18,12 @@ class Ending:
     """The signal that ends a run.
 
     Attributes:
-        number: SIGTERM, or SIGHUP where the terminal was closed.
+        number: SIGTERM, SIGHUP where the terminal was closed, or SIGINT where the user's interrupt waited.
+        is_updating: Tells whether an update is under way, the end of which the user's first interrupt waits for.
     """
 
     number: signal.Signals = signal.SIGTERM
+    is_updating: Callable[[], bool] = lambda: False
 
     @property
     def status(self) -> int:
@@ -31,10 +33,11 @@ class Ending:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[Ending]:
-    """End a run of Lightning by SIGTERM and SIGHUP, in a ``with`` block: also where an environment hangs.
+    """End a run of Lightning by SIGTERM, SIGHUP and SIGINT, in a ``with`` block: also where an environment hangs.
 
-    SIGHUP, which comes when a terminal is closed, ends a run as SIGTERM does unless it is ignored. Other threads than
-    the main one get no signals; there the block does nothing.
+    SIGHUP, which comes when a terminal is closed, ends a run as SIGTERM does unless it is ignored. So does a first
+    SIGINT within an update, so that the checkpoint is one of a whole update; elsewhere, and the second time, it is a
+    ``KeyboardInterrupt``. Other threads than the main one get no signals; there the block does nothing.
 
     Yields:
         The signal.
@@ -50,14 +53,25 @@ def ended_by_signals() -> Iterator[Ending]:
         silence(terminals)
         signal.raise_signal(signal.SIGTERM)
 
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if ending.number == signal.SIGINT or not ending.is_updating():
+            signal.default_int_handler(number, frame)
+        ending.number = signal.SIGINT
+        os.write(2, b"\nends after this update; interrupt again to end at once\n")
+        signal.raise_signal(signal.SIGTERM)
+
     before = signal.getsignal(signal.SIGHUP)
     if before == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, hang_up)
+    interrupts = signal.getsignal(signal.SIGINT)
+    if interrupts == signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         with listening(SIGTERMException):
             yield ending
     finally:
         signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGINT, interrupts)
 
 
 def silence(descriptors: list[int]) -> None:

@@ -39,7 +39,7 @@ from flowmatch_rl.cli.names import known_names
 from flowmatch_rl.cli.parser import ALLOW_IMPORTS, CommandParser, user_errors
 from flowmatch_rl.cli.precision import RunTrainer, choose_precision
 from flowmatch_rl.cli.requests import request_words
-from flowmatch_rl.cli.signals import ended_by_signals
+from flowmatch_rl.cli.signals import Ending, ended_by_signals
 from flowmatch_rl.cli.wiring import giver, model_wiring, wiring
 from flowmatch_rl.configuration import DIMENSIONS, flatten
 from flowmatch_rl.experiments.plan import Job
@@ -77,7 +77,7 @@ def train(command: str, args: list[str]) -> int:
     """
     with ended_by_signals() as ending:
         try:
-            FlowMatchCLI([command, *args])
+            FlowMatchCLI([command, *args], ending=ending)
         except SIGTERMException:
             return ending.status
         except SystemExit as end:
@@ -95,13 +95,15 @@ class FlowMatchCLI(LightningCLI):
     Args:
         args: Arguments, the command first if ``run``.
         run: Whether to run a command; otherwise model, data and trainer are made only.
+        ending: The signal that ends the run; None where nothing listens to signals.
 
     Raises:
         UserError: If arguments, files or a checkpoint do not fit.
     """
 
-    def __init__(self, args: list[str], run: bool = True) -> None:
+    def __init__(self, args: list[str], run: bool = True, ending: Ending | None = None) -> None:
         self._given = args
+        self._ending = ending or Ending()
         self._overlays: list[Any] = []
         self._checkpoint: str | None = None
         self._saved: dict[str, Any] | None = None
@@ -228,7 +230,8 @@ class FlowMatchCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Print the header, and what is learned from the data, and what is not."""
+        """Print the header, and what is learned from the data, and what is not; from now on interrupts may wait."""
+        self._ending.is_updating = lambda: self.trainer.training
         if self.trainer.is_global_zero:
             print(redact(header(self.trainer, self.model, self.datamodule, self._checkpoint)))
             if introduction := wiring(self.datamodule).introduction:
@@ -238,6 +241,7 @@ class FlowMatchCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the trained policy, draw it, film it, and print the summary."""
         trainer: Any = self.trainer
+        self._ending.is_updating = lambda: False
         if not trainer.fast_dev_run and trainer.state.finished:
             # The last policy: the best of several evaluations on ten episodes is a matter of luck as well.
             trainer.test(self.model, datamodule=self.datamodule, verbose=False)

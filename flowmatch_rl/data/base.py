@@ -21,16 +21,49 @@ class Batches(IterableDataset):
     Args:
         number: Batches per pass.
         make: Returns a batch, given its number in the pass. Its state outlives a pass.
+
+    Attributes:
+        made: Batches of the present pass made so far.
     """
 
     def __init__(self, number: int, make: Callable[[int], Any]) -> None:
         self._number, self._make = number, make
+        self.made = self._first = 0
 
     def __len__(self) -> int:
         return self._number
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self._make, range(self._number))
+        self.made, self._first = self._first, 0
+        return self._rest()
+
+    def continue_at(self, made: int) -> None:
+        """Begin the next pass within it.
+
+        Args:
+            made: Batches of it that were made.
+        """
+        self._first = made
+
+    def _rest(self) -> Iterator[Any]:
+        while self.made < self._number:
+            batch = self._make(self.made)
+            self.made += 1
+            yield batch
+
+
+class BatchLoader(DataLoader):
+    """A loader of ``Batches`` whose place in a pass Lightning keeps in checkpoints, and resumes at."""
+
+    dataset: Batches  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def state_dict(self) -> dict[str, int]:
+        """The place."""
+        return {"made": self.dataset.made}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Begin the next pass at a place."""
+        self.dataset.continue_at(state_dict["made"])
 
 
 def batch_loader(number: int, make: Callable[[int], Any]) -> DataLoader:
@@ -42,7 +75,7 @@ def batch_loader(number: int, make: Callable[[int], Any]) -> DataLoader:
     """
     # The default collate function cannot take a TensorDict apart.
     # Without a generator of its own each iterator would draw from the global one, and evaluation disturb training.
-    return DataLoader(
+    return BatchLoader(
         Batches(number, make), batch_size=None, collate_fn=_identity, num_workers=0, generator=torch.Generator()
     )
 

@@ -23,7 +23,6 @@ from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, Normali
 from flowmatch_rl.modules.task_units import TaskUnits
 from flowmatch_rl.nets import update_ema
 from flowmatch_rl.objectives import ConstantTemperature, PolicyState, Temperature, temperature_loss
-from flowmatch_rl.seeds import process_seed
 
 _UNIT_INTERVAL = 64
 """Updates between two looks at the unit of returns, which wait for the device."""
@@ -98,7 +97,6 @@ class ActorCritic(PolicyModule, abc.ABC):
         self.log_temperature = None
         if self.temperature_rule.scheduled(0) is None:
             self.log_temperature = nn.Parameter(torch.tensor(math.log(initial)))
-        self._common_seed = 0
         self._constant: set[int] = set()  # critics that were warned about
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -151,14 +149,11 @@ class ActorCritic(PolicyModule, abc.ABC):
                 f"{self.trainer.accumulate_grad_batches}; raise data.batch_size instead"
             )
         self.units.take(getattr(self._trainer, "datamodule", None))
-        self._common_seed = self.trainer.strategy.broadcast(torch.initial_seed())
-        torch.manual_seed(process_seed(self._common_seed, self.global_rank))
+        super().on_fit_start()
 
-    def on_train_start(self) -> None:
-        """Give a resumed run the learning rates that it states, and other noise than that of its beginning."""
+    def start_training(self) -> None:
+        """Give a resumed run the learning rates that it states."""
         use_stated_options(self.trainer.optimizers[0], self.configure_optimizers())
-        if self.global_step:
-            torch.manual_seed(process_seed(self._common_seed, self.global_rank, self.global_step))
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
         """All losses of one batch, summed."""

@@ -19,7 +19,6 @@ from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.settings import ActorCriticOptimizer, TrainingPoints
 from flowmatch_rl.modules.watched import WatchedModule
 from flowmatch_rl.objectives import ConditionalFlowMatching, FlowObjective
-from flowmatch_rl.seeds import process_seed
 from flowmatch_rl.testbeds import Bandit
 
 
@@ -129,15 +128,13 @@ class BanditFlow(QuickHooks, WatchedModule):
             return policy.squash.action(policy.sample_latents(observation, noise, draw)[0])
 
     def on_fit_start(self) -> None:
-        """Refuse a second clipping, and give each process its own noise; weights share a seed."""
+        """Refuse a second clipping, and give each process its own noise."""
         check_gradient_options(self.trainer)
-        torch.manual_seed(process_seed(torch.initial_seed(), self.global_rank))
+        super().on_fit_start()
 
-    def on_train_start(self) -> None:
-        """Give a resumed run the learning rate that it states, and other noise than that of its beginning."""
+    def start_training(self) -> None:
+        """Give a resumed run the learning rate that it states."""
         use_stated_options(self.trainer.optimizers[0], self.configure_optimizers())
-        if self.global_step:
-            torch.manual_seed(process_seed(torch.initial_seed(), step=self.global_step))
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss at points of the paths to actions."""
@@ -191,12 +188,9 @@ class BanditFlow(QuickHooks, WatchedModule):
         """Clip the gradient of the network."""
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimizer.max_gradient_norm)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to write a policy that has diverged."""
-        self.check_finite()
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another bandit, in one line."""
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint["hyper_parameters"]["bandit"]
         if saved != self.bandit:
             raise UserError(f"the checkpoint was trained on {saved}, the data has {self.bandit}")

@@ -102,9 +102,9 @@ class BehaviorCloning(EmaTraining, PolicyModule):
         """A plain sample of the EMA policy, whatever the role."""
         return ParticleActor(self.policy, no_values, 1, FirstSelection(), 1.0)
 
-    def on_train_start(self) -> None:
+    def start_training(self) -> None:
         """As for any training, and take the goals that members are drawn from."""
-        super().on_train_start()
+        super().start_training()
         if self.goal_table is not None:
             data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
             self.goal_table.fill(data.goal_table(len(self.goal_table.table)))

@@ -113,9 +113,9 @@ class DynamicsModule(SingleOptimizer):
         """None: a test follows the policy, or what is recorded, alone."""
         return ActionTrials()
 
-    def on_train_start(self) -> None:
+    def start_training(self) -> None:
         """Measure the changes of the state, unless a checkpoint holds their scale."""
-        super().on_train_start()
+        super().start_training()
         if not self.dynamics.trained:
             data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
             first = read_segment({k: v.to(self.device) for k, v in next(data.transitions(_MEASURED)).items()})
@@ -155,6 +155,7 @@ class DynamicsModule(SingleOptimizer):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the units of the checkpoint; refuse one of other states, actions or another model, in one line."""
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint["hyper_parameters"]
         check_spaces("the checkpoint", saved, self.state_schema, self.dynamics.action_dim, self._action_bounds)
         self.dynamics.settings.check_trained(checkpoint["dynamics"], "dynamics")
@@ -166,7 +167,7 @@ class DynamicsModule(SingleOptimizer):
         Raises:
             RunError: If the model has diverged.
         """
-        self.check_finite()
+        super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"]["schema"] = self.state_schema
         checkpoint["dynamics"] = self.dynamics.settings
 

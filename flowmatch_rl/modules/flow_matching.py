@@ -170,6 +170,7 @@ class FlowMatchingModel(FlowTraining[GenerativeModel]):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the units of the checkpoint, and the integers of either; refuse one of other columns, in one line."""
+        super().on_load_checkpoint(checkpoint)
         saved: TableSchema = checkpoint["hyper_parameters"]["schema"]
         for kind in ("columns", "condition_columns", "class_columns"):
             trained, here = getattr(saved, kind), getattr(self.schema, kind)
@@ -189,7 +190,7 @@ class FlowMatchingModel(FlowTraining[GenerativeModel]):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write the units in use, which may be those of an earlier checkpoint or a teacher; nothing that diverged."""
-        self.check_finite()
+        super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"]["schema"] = self.schema
 
     def result_lines(self, metrics: Mapping[str, float]) -> list[str]:

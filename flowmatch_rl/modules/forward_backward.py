@@ -115,9 +115,9 @@ class ForwardBackward(SingleOptimizer):
         """None: evaluations have the trajectories of the data."""
         return ActionTrials()
 
-    def on_train_start(self) -> None:
+    def start_training(self) -> None:
         """Keep states of the data for rewards to be evaluated on."""
-        super().on_train_start()
+        super().start_training()
         data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         batch = read_segment(next(data.transitions(len(self.model.references))))
         self.model.references.copy_(batch.arrivals[:, 0])
@@ -211,6 +211,7 @@ class ForwardBackward(SingleOptimizer):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other states or actions, in one line."""
+        super().on_load_checkpoint(checkpoint)
         saved, bounds = checkpoint["hyper_parameters"], self.hparams["action_bounds"]
         check_spaces("the checkpoint", saved, self.state_schema, self.model.action_dim, bounds)
 
@@ -220,7 +221,7 @@ class ForwardBackward(SingleOptimizer):
         Raises:
             RunError: If a network has diverged.
         """
-        self.check_finite()
+        super().on_save_checkpoint(checkpoint)
         checkpoint["forward_backward"] = {"discount": self.discount}
 
     def result_lines(self, metrics: Mapping[str, float]) -> list[str]:

@@ -152,12 +152,12 @@ class OccupancyModule(FlowTraining[Occupancy]):
         check_parts(self.model, objective, segments, self.tests)
         self.check_rewards(needed=False)
 
-    def on_train_start(self) -> None:
+    def start_training(self) -> None:
         """Warn of a run that is too short, and train the one-step model unless a checkpoint holds it.
 
         Here, since an interruption is handled from now on.
         """
-        super().on_train_start()
+        super().start_training()
         self._check_clock()
         self.load_dynamics()
         seed = process_seed(torch.initial_seed(), self.global_rank, self.global_step)
@@ -311,6 +311,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the units of the checkpoint; refuse one of other columns or another occupancy, in one line."""
+        super().on_load_checkpoint(checkpoint)
         saved: TableSchema = checkpoint["hyper_parameters"]["schema"]
         here = self.model.inputs.schema
         if saved.columns != here.columns:
@@ -349,7 +350,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
         Raises:
             RunError: If the flow has diverged.
         """
-        self.check_finite()
+        super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"]["schema"] = self.model.inputs.schema
         checkpoint["occupancy"] = self._identity
         if self.dynamics is not None:

@@ -128,13 +128,14 @@ class PolicyModule(WatchedModule, abc.ABC):
         Raises:
             RunError: If a network has diverged.
         """
-        self.check_finite()
+        super().on_save_checkpoint(checkpoint)
         checkpoint[self.NAME_KEY] = type(self).__name__
         if self.goals is not None:
             checkpoint["hyper_parameters"]["goal_schema"] = self.goals.schema
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the gradient steps of a checkpoint, and take its units of goals; refuse another policy in one line."""
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint["hyper_parameters"]
         for name in ("observation_dim", "action_dim"):
             if saved[name] != getattr(self, name):

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,24 @@ class RunningMeans:
             if len(bad):
                 ages[name] = len(self._recent[name]) - 1 - int(bad[0])
         return ages
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was added since the last ``take``."""
+        recent = {name: torch.stack(list(values)) for name, values in self._recent.items() if values}
+        return {"sums": dict(self._sums), "counts": dict(self._counts), "recent": recent}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Continue from what another object had added.
+
+        Args:
+            state: What its ``state_dict`` returned.
+            device: Device of what will be added.
+        """
+        self._sums = {name: total.to(device) for name, total in state["sums"].items()}
+        self._counts = dict(state["counts"])
+        for name, values in self._recent.items():
+            values.clear()
+            values.extend(state["recent"].get(name, torch.empty(0)).to(device).unbind())
 
     def take(self) -> dict[str, Tensor]:
         """Means since the last call, by name; starts afresh."""

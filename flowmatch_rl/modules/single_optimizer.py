@@ -3,13 +3,10 @@
 import abc
 from typing import Any
 
-import torch
-
 from flowmatch_rl.modules.learning_rate import use_stated_options
 from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.settings import FlowOptimizer
 from flowmatch_rl.modules.watched import WatchedModule
-from flowmatch_rl.seeds import process_seed
 
 
 class SingleOptimizer(QuickHooks, WatchedModule, abc.ABC):
@@ -31,16 +28,10 @@ class SingleOptimizer(QuickHooks, WatchedModule, abc.ABC):
         """What to do about a network that diverges."""
         return "lower the learning rate"
 
-    def on_fit_start(self) -> None:
-        """Give each process noise of its own; weights were built from the common seed."""
-        torch.manual_seed(process_seed(torch.initial_seed(), self.global_rank))
-
-    def on_train_start(self) -> None:
-        """Give a resumed run the weight decay that it states, and other noise than it began with."""
+    def start_training(self) -> None:
+        """Give a resumed run the weight decay that it states."""
         stated: Any = self.configure_optimizers()
         use_stated_options(self.trainer.optimizers[0], stated)
-        if self.global_step:
-            torch.manual_seed(process_seed(torch.initial_seed(), step=self.global_step))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate of this update."""

@@ -1,22 +1,31 @@
-"""What all modules that train have in common: running means of their metrics, and an end where they diverge."""
+"""What all modules that train have in common: noise, running means, resumption, and an end where they diverge."""
 
 import abc
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from flowmatch_rl.checks import RunError
+from flowmatch_rl.generators import read_generators, write_generators
 from flowmatch_rl.modules.running_means import RunningMeans
+from flowmatch_rl.seeds import process_seed
+
+_RESUMPTION = "resumption"
 
 
 class WatchedModule(LightningModule, abc.ABC):
     """Ends a run whose losses or weights are no longer finite, before it is evaluated or a checkpoint is written.
 
-    The losses are checked at the logging interval, losses and weights before an evaluation and a checkpoint. A child
-    calls ``check_finite`` from its ``on_save_checkpoint``.
+    The losses are checked at the logging interval, losses and weights before an evaluation and a checkpoint.
+
+    Checkpoints of a single process hold the states of the global generators and the means, so that a resumed run draws
+    the numbers that it would have drawn without the interruption.
+
+    Children that override a hook of this class call it.
 
     Attributes:
         loss_names: Metric that is the loss of each network, by the name of the network.
@@ -28,6 +37,8 @@ class WatchedModule(LightningModule, abc.ABC):
     def __init__(self) -> None:
         super().__init__()
         self.means = RunningMeans(self.loss_names.values())
+        self._common_seed = 0
+        self._resumption: dict[str, Any] | None = None  # of the checkpoint, until training begins
 
     @property
     @abc.abstractmethod
@@ -41,6 +52,47 @@ class WatchedModule(LightningModule, abc.ABC):
         Args:
             network: Its name.
         """
+
+    def start_training(self) -> None:
+        """What is done before the first update of a run, or of a resumed one."""
+
+    def on_fit_start(self) -> None:
+        """Give each process noise of its own; weights were built from the common seed."""
+        self._common_seed = self.trainer.strategy.broadcast(torch.initial_seed())
+        torch.manual_seed(process_seed(self._common_seed, self.global_rank))
+
+    def on_train_start(self) -> None:
+        """Make ready for training, and put a resumed run into the state of its checkpoint at the last moment."""
+        self.start_training()
+        resumption, self._resumption = self._resumption, None
+        if self.trainer.ckpt_path is None:
+            return
+        if resumption is not None and self.trainer.world_size == 1:
+            self.means.load_state_dict(resumption["means"], self.device)
+            self.trainer.callback_metrics.update(resumption["metrics"])
+            write_generators(resumption["generators"])
+        elif self.global_step:
+            torch.manual_seed(process_seed(self._common_seed, self.global_rank, self.global_step))
+            why = (
+                "it runs in several processes" if self.trainer.world_size > 1 else "the checkpoint holds no generators"
+            )
+            rank_zero_warn(f"the resumed run draws other random numbers than without the interruption: {why}")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write what a resumed run continues with.
+
+        Raises:
+            RunError: If a network has diverged.
+        """
+        self.check_finite()
+        if self._trainer is not None and self._trainer.world_size == 1:
+            metrics = {name: value.cpu() for name, value in self._trainer.callback_metrics.items()}
+            held = {"generators": read_generators(), "means": self.means.state_dict(), "metrics": metrics}
+            checkpoint[_RESUMPTION] = held
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what a resumed run continues with; checkpoints of version 0.3.0 and earlier hold nothing of it."""
+        self._resumption = checkpoint.get(_RESUMPTION)
 
     def on_validation_start(self) -> None:
         """End a diverged run before it is evaluated."""

@@ -1,0 +1,165 @@
+"""A run that was ended at any moment and resumed is the run that was never ended, to the last digit."""
+
+import contextlib
+import csv
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from flowmatch_rl.callbacks import AtomicCheckpointIO, Checkpoints, LossCurve
+from flowmatch_rl.checkpoints import read_checkpoint
+from flowmatch_rl.data import OfflineData, SampleData
+from flowmatch_rl.data.tables.datasets import DensityTable
+from flowmatch_rl.evaluation import FlowTests, FutureTests
+from flowmatch_rl.modules import FlowMatchingModel
+from flowmatch_rl.modules.settings import FlowOptimizer
+from flowmatch_rl.nets import EmaSettings, VelocityArchitecture
+from flowmatch_rl.testbeds import LinearPolicy
+from tests.cli.support import default_signals
+from tests.data.toy_trajectories import trajectory_store
+from tests.modules.occupancy_toys import occupancy
+
+SMALL = VelocityArchitecture(hidden_dim=8, num_blocks=1)
+
+
+class KilledError(Exception):
+    """Stands for the end of the process: no callback writes anything after it."""
+
+
+class EndsAt(Callback):
+    """Ends a run: in an update by the signal of a system that waits for its checkpoint or at once, or in an evaluation.
+
+    Args:
+        update: Number of the update; None for no end.
+        how: ``system``, ``kill``, or ``user`` for an interrupt in the evaluation that follows.
+    """
+
+    def __init__(self, update: int | None, how: str) -> None:
+        self.update, self.how = update, how
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if trainer.global_step == self.update and self.how == "kill":
+            raise KilledError
+        if trainer.global_step == self.update and self.how == "system":
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self.update is not None and trainer.global_step > self.update and self.how == "user":
+            raise KeyboardInterrupt
+
+
+def flow(folder: Path) -> tuple[LightningModule, LightningDataModule]:
+    data = SampleData(DensityTable(num_samples=120), batch_size=16, num_updates=21, epoch_updates=7, eval_samples=8)
+    module = FlowMatchingModel(
+        data.schema,
+        network=SMALL,
+        tests=FlowTests(transport_samples=8, likelihood_samples=0),
+        optimizer=FlowOptimizer(1e-3, "cosine"),
+        ema=EmaSettings(interval=3),
+    )
+    return module, data
+
+
+def futures(folder: Path) -> tuple[LightningModule, LightningDataModule]:
+    if not (folder / "set").is_dir():
+        trajectory_store(folder / "set", trajectories=[(9, "truncated"), (7, "terminated")] * 6)
+    sizes: dict[str, Any] = {"batch_size": 8, "num_updates": 21, "epoch_updates": 7, "eval_steps": 4}
+    data = OfflineData(str(folder / "set"), **sizes)
+    schema, bounds = data.dimensions["schema"], data.dimensions["action_bounds"]
+    module = occupancy(
+        schema, 1, action_bounds=bounds, policy=LinearPolicy([[0.1, -0.2]]), tests=FutureTests(val_samples=4)
+    )
+    return module, data
+
+
+RUNS: dict[str, tuple[Callable[[Path], Any], type]] = {
+    "flow": (flow, LossCurve),
+    "occupancy": (futures, LossCurve),
+}
+
+
+def fit(name: str, folder: Path, ends_at: int | None = None, how: str = "system", resumes: bool = False) -> None:
+    """Train from the beginning or from the last checkpoint, until the run ends or is ended."""
+    torch.manual_seed(3)
+    (make, curve) = RUNS[name]
+    module, data = make(folder)
+    trainer = Trainer(
+        default_root_dir=folder,
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        log_every_n_steps=5,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[Checkpoints(), curve(), EndsAt(ends_at, how)],
+    )
+    last = str(folder / "checkpoints" / "last.ckpt") if resumes else None
+    endings = {"system": SIGTERMException, "kill": KilledError, "user": SystemExit}
+    with contextlib.nullcontext() if ends_at is None else pytest.raises(endings[how]):
+        trainer.fit(module, data, ckpt_path=last, weights_only=True if resumes else None)
+
+
+@dataclass
+class End:
+    """What a run leaves at its end: its checkpoint without wall times, and its curve without them."""
+
+    state: dict[str, Any]
+    curve: list[dict[str, str]]
+
+    @classmethod
+    def of(cls, folder: Path) -> "End":
+        state = read_checkpoint(folder / "checkpoints" / "last.ckpt")
+        kept = {name: part for name, part in state.items() if name not in ("callbacks", "epoch", "loops")}
+        with (folder / "figures" / "learning_curve.csv").open() as file:
+            rows = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+        return cls(kept, rows)
+
+
+def difference(got: Any, wanted: Any, path: str = "") -> str:
+    """Where two nested states differ first; empty where they do not."""
+    if type(got) is not type(wanted):
+        return f"{path}: {type(got)} against {type(wanted)}"
+    if isinstance(wanted, torch.Tensor):
+        same = got.shape == wanted.shape and torch.equal(got.nan_to_num(), wanted.nan_to_num())
+        return "" if same else f"{path}: {got} against {wanted}"
+    if isinstance(wanted, dict):
+        if got.keys() != wanted.keys():
+            return f"{path}: {sorted(got)} against {sorted(wanted)}"
+        return next(filter(None, (difference(got[key], wanted[key], f"{path}/{key}") for key in wanted)), "")
+    if isinstance(wanted, list | tuple):
+        pairs = enumerate(zip(got, wanted, strict=True))
+        return next(filter(None, (difference(*pair, f"{path}/{place}") for place, pair in pairs)), "")
+    return "" if got == wanted else f"{path}: {got!r} against {wanted!r}"
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Lightning ignores interrupts after the first."""
+    with default_signals():
+        yield
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_is_ended_and_resumed_is_the_run_that_was_never_ended(name: str, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fit(name, whole)
+    fit(name, parts, ends_at=3)  # within the first epoch, and not where it logs
+    fit(name, parts, ends_at=10, how="kill", resumes=True)  # in the second, from the beginning of which it continues
+    fit(name, parts, ends_at=10, how="user", resumes=True)  # in the evaluation at its end, which is repeated
+    fit(name, parts, ends_at=20, resumes=True)  # in the last update
+    fit(name, parts, resumes=True)
+    got, wanted = End.of(parts), End.of(whole)
+    assert difference(got.state, wanted.state) == ""
+    assert got.curve == wanted.curve
+    assert len(wanted.curve) == 3
