@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.collectors import Collector
 
-from flowmatch_rl.batches import DONE, REWARD
+from flowmatch_rl.batches import DONE, REWARD, TRANSITION
 from flowmatch_rl.checks import RunError, UserError, check_range
+from flowmatch_rl.data.collector import StepCollector
 from flowmatch_rl.data.episodes import EpisodeData
 from flowmatch_rl.data.replay import Replay
 from flowmatch_rl.envs.building import build_environment
@@ -18,6 +18,7 @@ from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.interrupts import uninterrupted
 from flowmatch_rl.seeds import process_seed
 
+_RETURN = ("next", "episode_reward")
 _MOST_RETURNS = 20
 """Latest episodes whose returns are kept."""
 
@@ -87,7 +88,7 @@ class Collection:
         self._pending_updates = 0.0
         self._replay: Replay | None = None
         self._restored: TensorDictBase | None = None  # transitions of a checkpoint, until the buffer is made
-        self._collector: Collector | None = None
+        self._collector: StepCollector | None = None
         self._blocks: Iterator[TensorDictBase] | None = None
 
     @property
@@ -177,33 +178,28 @@ class Collection:
             self._data.module.check_finite()  # a network that has diverged is the cause, not what it made of a state
             raise
         ended = block[DONE].squeeze(-1)
-        self.recent_returns.extend(block["next", "episode_reward"].squeeze(-1)[ended].tolist())
+        self.recent_returns.extend(block[_RETURN].squeeze(-1)[ended].tolist())
         with uninterrupted():  # a checkpoint of an interrupted run counts the steps that its buffer holds
             replay.add(block.reshape(self._num_envs, -1))
             self._local_env_steps += len(block)
             self._pending_updates += len(block) * updates_per_env_step
 
-    def _start_collector(self) -> Collector:
+    def _start_collector(self) -> StepCollector:
         module = self._data.module
         random_steps = self._local_warmup() - self._local_env_steps if self._random_warmup else 0
         before, processes = self._local_env_steps, self._data.world_size
         env = build_environment(
             self._environment, self._num_envs, self._parallel, env_step=lambda taken: (before + taken) * processes
         )
-        # Seeded before the collector resets it: seeding starts new episodes, of which a collector would not learn. The
-        # seed depends on the step as well, so that a resumed run does not see its first episodes again.
+        # Seeded before its first reset: seeding starts new episodes. The seed depends on the step as well, so that a
+        # resumed run does not see its first episodes again.
         env.set_seed(process_seed(torch.initial_seed(), self._data.rank, self._local_env_steps) % 2**31)
-        self._collector = Collector(
+        self._collector = StepCollector(
             env,
             self._data.acting_policy(module.collection_policy()),
-            frames_per_batch=self._block_steps,
-            total_frames=-1,
-            init_random_frames=max(0, random_steps),
-            policy_device=module.device,
-            env_device="cpu",
-            storing_device=module.device,
-            trust_policy=True,
-            track_traj_ids=False,
-            auto_register_policy_transforms=False,
+            self._block_steps // self._num_envs,
+            random_steps,
+            (*TRANSITION, DONE, _RETURN),
+            module.device,
         )
         return self._collector
