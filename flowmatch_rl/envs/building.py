@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torchrl.envs import CatTensors, Compose, DoubleToFloat, EnvBase, RewardSum, StepCounter, TransformedEnv
+from torchrl.envs import CatTensors, DoubleToFloat, EnvBase, RewardSum, StepCounter, TransformedEnv
 
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.envs.environments import Environment, observations_of
 from flowmatch_rl.envs.finite import FiniteNumbers
 from flowmatch_rl.envs.guard import in_one_line
+from flowmatch_rl.envs.quick_steps import QuickSteps
 from flowmatch_rl.envs.unit_actions import UnitActions
 from flowmatch_rl.schema import ActionBounds
 
@@ -68,7 +69,7 @@ def build_environment(
         base = environment.make_copies(num_envs, parallel)
     return TransformedEnv(
         base,
-        Compose(
+        QuickSteps(
             DoubleToFloat(),
             UnitActions(low, high),  # pyright: ignore[reportCallIssue]
             CatTensors(in_keys=observation_keys, out_key="observation", del_keys=observation_keys != ["observation"]),

@@ -56,15 +56,15 @@ class GaussianPolicy(LatentPolicy):
     @torch.no_grad()
     def sample_latents(self, observation: Tensor, noise: Tensor, draw: Draw = torch.randn_like) -> Tensor:
         """Latent points of N particles per state, shape (B, N, A), without gradient."""
-        return self.trajectories(observation, noise)[1][1]
+        check_particles(observation, noise)
+        mean, log_std = self.network(observation[:, None])
+        return mean + log_std.exp() * noise
 
     @torch.no_grad()
     def trajectories(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The noise at time 0 and the latent points at time 1: shapes (2,) and (2, B, N, A)."""
-        check_particles(observation, noise)
-        mean, log_std = self.network(observation[:, None])
-        latent = mean + log_std.exp() * noise
-        return torch.tensor([0.0, 1.0], device=noise.device), torch.stack([noise, latent])
+        latents = self.sample_latents(observation, noise)
+        return torch.tensor([0.0, 1.0], device=noise.device), torch.stack([noise, latents])
 
     def compile_sampling(self) -> None:
         """Compile the network."""

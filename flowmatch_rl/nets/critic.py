@@ -260,7 +260,7 @@ class CriticEnsemble(nn.Module):
             gradients = members.new_empty(actions.shape).flatten(0, 1)
             for m, (_, gradient_of) in enumerate(evaluated):
                 rows = (lowest.flatten() == m).nonzero()[:, 0]
-                gradients[rows] = gradient_of(one, rows).to(gradients.dtype)
+                gradients.index_copy_(0, rows, gradient_of(one, rows).to(gradients.dtype))
             return members.amin(0), gradients.view_as(actions)
         # To look for the rows would wait for the device.
         parts = [gradient_of((lowest == m).to(one.dtype), None) for m, (_, gradient_of) in enumerate(evaluated)]
@@ -279,7 +279,7 @@ class CriticEnsemble(nn.Module):
             gradient = self.head.hidden_gradient(
                 kept.to(last.dtype), self.value_weight[m].to(last.dtype), weight.to(last.dtype).reshape(-1, 1)
             )
-            gradient = gradient if rows is None else gradient[rows]
+            gradient = gradient if rows is None else gradient.index_select(0, rows)
             return through_trunk(gradient, rows) @ self.action_weight[m].T
 
         return values.view(actions.shape[:2]), gradient_of
