@@ -120,6 +120,15 @@ def write_json(path: str | Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2))
 
 
+def shown(path: Path) -> str:
+    """A path relative to the working folder where that is shorter.
+
+    Args:
+        path: The path.
+    """
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def lock_file(path: str | Path) -> TextIO | None:
     """Lock a file against other processes, without waiting.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 
+from flowmatch_rl.callbacks.tracking import Tracker
 from flowmatch_rl.figures import Figure, save_figure
 from flowmatch_rl.files import FIGURES
 
@@ -29,7 +30,7 @@ def file_path(trainer: Trainer, folder: str, name: str) -> Path:
 
 
 def publish(trainer: Trainer, path: Path, folder: str) -> None:
-    """Copy a file to every MLflow run that the trainer logs to.
+    """Copy a file to every MLflow run that the trainer logs to; a ``Tracker`` does so later, without waiting.
 
     Args:
         trainer: The run's trainer.
@@ -37,7 +38,9 @@ def publish(trainer: Trainer, path: Path, folder: str) -> None:
         folder: Folder among the run's artifacts.
     """
     for logger in trainer.loggers:
-        if isinstance(logger, MLFlowLogger):
+        if isinstance(logger, Tracker):
+            logger.log_file(path, folder)
+        elif isinstance(logger, MLFlowLogger):
             logger.experiment.log_artifact(logger.run_id, str(path), folder)
 
 

@@ -1,9 +1,12 @@
-"""Where MLflow keeps runs: a local file, made whole by whichever run comes first, or a server; and pages of runs."""
+"""Where MLflow keeps runs: a local file, made whole by whichever run comes first, or a server."""
 
+import contextlib
+import os
+import sqlite3
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
 
 from mlflow.entities import LifecycleStage
@@ -11,27 +14,47 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
+from flowmatch_rl.callbacks.addresses import (
+    SQLITE,
+    UI_ADDRESS,
+    database_file,
+    is_server,
+    place_of,
+    run_page,
+    without_password,
+)
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.files import atomic_path, exclusive
 
-LOCAL_FOLDER = "runs"
-"""Folder of runs, of the local file and of MLflow's copies of their files, under the working folder."""
-
-UI_ADDRESS = "http://localhost:5000"
-"""Where ``flowmatch-rl ui`` shows runs, unless another port is chosen."""
-
-_SQLITE = "sqlite:///"
+REQUEST_S = 10
+"""Seconds that a request may take."""
 
 # Without it, MLflow's pages show what is there of language models, not of training.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
-_KIND_OF_PAGE = "workflowType=machine_learning"
 
-_WAIT_S = 10.0
+_TIMEOUT, _RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
-def local_address() -> str:
-    """Address of the file that runs are tracked in where no other is named."""
-    return f"{_SQLITE}{Path(LOCAL_FOLDER).absolute() / 'mlflow.db'}"
+class NoAnswerError(UserError):
+    """A tracking that does not answer now and may do so later."""
+
+
+@contextlib.contextmanager
+def bounded_requests(seconds: int = REQUEST_S) -> Iterator[None]:
+    """Let MLflow give a request up soon, in a ``with`` block: by itself it tries for minutes.
+
+    What the user sets by MLflow's environment variables stays.
+
+    Args:
+        seconds: Seconds after which a request without an answer is given up.
+    """
+    own = {name: value for name, value in {_TIMEOUT: str(seconds), _RETRIES: "1"}.items() if name not in os.environ}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            del os.environ[name]
 
 
 def open_database(address: str) -> None:
@@ -46,6 +69,7 @@ def open_database(address: str) -> None:
 
     Raises:
         UserError: If it is a local file that MLflow cannot use.
+        NoAnswerError: If another process keeps it locked.
     """
     path = database_file(address)
     if path is None:
@@ -55,7 +79,8 @@ def open_database(address: str) -> None:
         with exclusive(lock, str(path), wait=True):
             if not _is_there(path):
                 with atomic_path(path) as partial:
-                    MlflowClient(f"{_SQLITE}{partial.absolute()}")
+                    MlflowClient(f"{SQLITE}{partial.absolute()}")
+    _check_lock(path)
     try:
         MlflowClient(address)
     except (MlflowException, SQLAlchemyError) as error:
@@ -65,35 +90,17 @@ def open_database(address: str) -> None:
         ) from error
 
 
-def database_file(address: str) -> Path | None:
-    """The file of a SQLite address; None for any other address.
-
-    Args:
-        address: Address of MLflow's tracking.
-    """
-    if not address.startswith(_SQLITE):
-        return None
-    name = address.removeprefix(_SQLITE).partition("?")[0]
-    return None if name in ("", ":memory:") else Path(name)
-
-
-def is_server(address: str) -> bool:
-    """Whether an address is that of a server that shows pages itself.
-
-    Args:
-        address: Address of MLflow's tracking.
-    """
-    return address.startswith(("http://", "https://"))
-
-
-def without_password(address: str) -> str:
-    """An address without the name and the password that may stand before its host.
-
-    Args:
-        address: The address.
-    """
-    parts = urlsplit(address)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+def _check_lock(path: Path) -> None:
+    """Raise if another process keeps a database locked: MLflow would try for minutes to open it."""
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_patience())
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.DatabaseError as error:
+        if "locked" in str(error):
+            raise NoAnswerError(f"another process keeps {path} locked") from error
+        # Anything else is for MLflow to say.
+    finally:
+        connection.close()
 
 
 def check_server(address: str) -> None:
@@ -103,24 +110,50 @@ def check_server(address: str) -> None:
         address: Address of MLflow's tracking; anything but a server passes.
 
     Raises:
-        UserError: If it does not answer.
+        NoAnswerError: If it does not answer.
+        UserError: If it is no address of a server.
     """
     if not is_server(address):
         return
     place = without_password(address).rstrip("/")
     try:
-        urlopen(f"{place}/health", timeout=_WAIT_S).close()
+        urlopen(f"{place}/health", timeout=_patience()).close()
     except HTTPError:
         return
     except (OSError, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) else error
+        if isinstance(error, ValueError) or "no host given" in str(reason):
+            raise UserError(f"tracking_uri {place} is not the address of a server ({reason})") from error
         if not isinstance(reason, ssl.SSLError):  # which MLflow may be told to overlook
-            raise UserError(
-                f"no tracking server answers at {place} ({reason}); start it, or train without: --trainer.logger false"
-            ) from error
+            raise NoAnswerError(f"no tracking server answers at {place} ({reason})") from error
 
 
-def open_experiment(client: MlflowClient, name: str, artifacts: str | None) -> None:
+def _patience() -> float:
+    return float(os.environ.get(_TIMEOUT, REQUEST_S))
+
+
+def connect(address: str) -> MlflowClient:
+    """A client of a tracking that can be used.
+
+    Args:
+        address: Address of the tracking.
+
+    Raises:
+        UserError: If MLflow cannot use it.
+        NoAnswerError: If it does not answer.
+    """
+    open_database(address)
+    check_server(address)
+    try:
+        return MlflowClient(address)
+    except MlflowException as error:
+        if is_server(address) or database_file(address) is not None:
+            raise
+        # A word that is no address, or a kind of address that MLflow does not know.
+        raise UserError(f"MLflow cannot use {place_of(address)}: {str(error).strip().splitlines()[0]}") from error
+
+
+def open_experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
     """Make an experiment if there is none; another process may do so in the same moment.
 
     Args:
@@ -128,53 +161,51 @@ def open_experiment(client: MlflowClient, name: str, artifacts: str | None) -> N
         name: Name of the experiment.
         artifacts: Address of the files of its runs; the server's own if None.
 
+    Returns:
+        Its identifier.
+
     Raises:
         UserError: If it was deleted.
     """
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            client.create_experiment(name, artifacts, tags=_KIND)
+            return client.create_experiment(name, artifacts, tags=_KIND)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-    elif found.lifecycle_stage == LifecycleStage.DELETED:
+            found = client.get_experiment_by_name(name)
+            assert found is not None, "another process has made it"
+    if found.lifecycle_stage == LifecycleStage.DELETED:
         raise UserError(
             f"the experiment {name!r} was deleted; bring it back with: mlflow experiments restore -x "
             f"{found.experiment_id}, or name another with --trainer.logger.init_args.experiment_name"
         )
+    return found.experiment_id
 
 
-def check_run(client: MlflowClient, run_id: str) -> None:
+def check_run(client: MlflowClient, run_id: str) -> str:
     """Raise unless a run can be resumed.
 
     Args:
         client: Client of the tracking.
         run_id: Its identifier.
 
+    Returns:
+        Identifier of its experiment.
+
     Raises:
-        UserError: If MLflow does not know it.
+        UserError: If MLflow does not know it, or it was deleted.
     """
     try:
-        client.get_run(run_id)
+        run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise UserError(f"MLflow knows no run {run_id!r} to resume") from error
-
-
-def run_page(address: str, experiment_id: str, run_id: str | None = None, ui: str = UI_ADDRESS) -> str:
-    """Address of the page of a run, or of all runs of an experiment.
-
-    Args:
-        address: Address of the tracking, of a server or of a local file.
-        experiment_id: Identifier of the experiment.
-        run_id: Identifier of the run; None for all.
-        ui: Address where a local file is shown.
-    """
-    server = without_password(address).rstrip("/") if is_server(address) else ui
-    place = f"experiments/{experiment_id}/runs" + ("" if run_id is None else f"/{run_id}")
-    return f"{server}/#/{place}?{_KIND_OF_PAGE}"
+    if run.info.lifecycle_stage == LifecycleStage.DELETED:
+        raise UserError(f"the run {run_id!r} was deleted; bring it back with: mlflow runs restore --run-id {run_id}")
+    return run.info.experiment_id
 
 
 def latest_runs(address: str, ui: str = UI_ADDRESS) -> str:
@@ -187,16 +218,14 @@ def latest_runs(address: str, ui: str = UI_ADDRESS) -> str:
     Raises:
         UserError: If there is no run, or no such file or server.
     """
-    file = database_file(address)
-    place = without_password(address) if file is None else str(file)
+    file, place = database_file(address), place_of(address)
     advice = "make some with flowmatch-rl fit, or name another place with --tracking_uri"
     if file is not None and not _is_there(file):
         raise UserError(f"there are no tracked runs: there is no file {place}; {advice}")
-    check_server(address)
-    open_database(address)
-    client = MlflowClient(address)
-    known = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(known, max_results=1, order_by=["start_time DESC"])
+    with bounded_requests():
+        client = connect(address)
+        known = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = client.search_runs(known, max_results=1, order_by=["start_time DESC"])
     if not runs:
         raise UserError(f"there are no tracked runs in {place}; {advice}")
     return run_page(address, runs[0].info.experiment_id, ui=ui)

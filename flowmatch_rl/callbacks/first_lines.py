@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from flowmatch_rl.callbacks.last_lines import shown, tracking_lines
+from flowmatch_rl.callbacks.last_lines import tracking_lines
+from flowmatch_rl.files import shown
 
 
 def header(trainer: Trainer, module: LightningModule, data: Any, checkpoint: str | None = None) -> str:

@@ -6,7 +6,16 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 
-from flowmatch_rl.callbacks.database import database_file, is_server, local_address, run_page, without_password
+from flowmatch_rl.callbacks.addresses import (
+    database_file,
+    is_server,
+    local_address,
+    place_of,
+    run_page,
+    without_password,
+)
+from flowmatch_rl.callbacks.tracking import Tracker
+from flowmatch_rl.files import shown
 
 
 def summary(trainer: Trainer) -> str:
@@ -32,24 +41,22 @@ def tracking_lines(trainer: Trainer) -> list[str]:
     """
     lines = []
     for logger in trainer.loggers:
-        if isinstance(logger, MLFlowLogger):
+        if isinstance(logger, Tracker):
+            logger.open()
+            lines += _lines(logger.address, logger.page, logger.run_id)
+        elif isinstance(logger, MLFlowLogger):
             address = str(logger.experiment.tracking_uri)
-            page = run_page(address, str(logger.experiment_id), logger.run_id)
-            file = database_file(address)
-            if is_server(address):
-                lines.append(f"tracking     {page}")
-            elif file is None:
-                lines.append(f"tracking     MLflow run {logger.run_id} at {without_password(address)}")
-            else:
-                option = "" if address == local_address() else f" --tracking_uri {address}"
-                lines += [f"tracking     {page}", f"open it      flowmatch-rl ui{option}"]
+            lines += _lines(address, run_page(address, str(logger.experiment_id), logger.run_id), logger.run_id)
     return lines
 
 
-def shown(path: Path) -> str:
-    """A path relative to the working folder where that is shorter.
-
-    Args:
-        path: The path.
-    """
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+def _lines(address: str, page: str | None, run_id: str | None) -> list[str]:
+    """Where an MLflow run is to be seen; its page is None where MLflow has not been reached."""
+    if page is None:
+        return [f"tracking     {place_of(address)}, not reached yet"]
+    if is_server(address):
+        return [f"tracking     {page}"]
+    if database_file(address) is None:
+        return [f"tracking     MLflow run {run_id} at {without_password(address)}"]
+    option = "" if address == local_address() else f" --tracking_uri {address}"
+    return [f"tracking     {page}", f"open it      flowmatch-rl ui{option}"]

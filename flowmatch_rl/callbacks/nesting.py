@@ -1,39 +1,58 @@
 """An MLflow run that holds others: the runs of a comparison, each tracked by a process of its own."""
 
+import contextlib
 import json
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
-from flowmatch_rl.callbacks.tracking import Tracker
+from flowmatch_rl.callbacks.addresses import artifact_folder, place_of, tracking_address
+from flowmatch_rl.callbacks.database import NoAnswerError, bounded_requests, connect, open_experiment
+from flowmatch_rl.callbacks.tracking import EXPERIMENT, RUN_NAME, source_tags
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.redaction import redact
 
 PARENT = "mlflow.parentRunId"
 """MLflow's tag of a run that lies under another."""
+
+_FAILURES = (MlflowException, SQLAlchemyError, OSError, NoAnswerError)
 
 
 class ParentRun:
     """An MLflow run under which the runs of other processes are kept.
 
-    It is made where ``Tracker`` keeps runs. A process takes part if it inherits ``child_environment``.
+    It is made where ``Tracker`` keeps runs. A process takes part if it inherits ``child_environment``. MLflow must
+    answer when it is made; whatever it does not answer later is left out with a warning, and stops no runs.
 
     Args:
         name: Name of the run.
         run_id: The run of an earlier command to resume; a new one is made if MLflow no longer knows it.
+
+    Raises:
+        UserError: If MLflow does not answer, or cannot be used.
     """
 
     def __init__(self, name: str, run_id: str | None = None) -> None:
-        tracker = Tracker(run_name=name)  # makes a run when it is asked for one, not before
-        self._client = MlflowClient(tracker.address)
+        address = tracking_address()
+        self._place = place_of(address)
+        try:
+            with bounded_requests():
+                self._client = connect(address)
+                self.run_id = self._open(name, run_id, address)
+        except _FAILURES as error:
+            raise UserError(f"{_reason(error)}; start it, or compare without it: --tracking false") from error
+
+    def _open(self, name: str, run_id: str | None, address: str) -> str:
         if run_id is not None and self._known(run_id):
-            self.run_id = run_id
             self._client.update_run(run_id, status="RUNNING")
-        else:
-            made = tracker.run_id
-            assert made is not None, "an experiment has just been opened"
-            self.run_id = made
+            return run_id
+        experiment = open_experiment(self._client, EXPERIMENT, artifact_folder(address))
+        return self._client.create_run(experiment, tags={**source_tags(), RUN_NAME: name}).info.run_id
 
     def child_environment(self, name: str) -> dict[str, str]:
         """Environment variables that put the run of a process under this one.
@@ -41,13 +60,14 @@ class ParentRun:
         Args:
             name: Name of the child.
         """
-        return {"MLFLOW_RUN_CONTEXT": json.dumps({PARENT: self.run_id, "mlflow.runName": name})}
+        return {"MLFLOW_RUN_CONTEXT": json.dumps({PARENT: self.run_id, RUN_NAME: name})}
 
     def child_of(self, folder: Path) -> str | None:
         """Identifier of the child whose files lie in a folder, the latest if there are several; None without one."""
-        for run in self._children():
-            if run.data.tags.get("run_dir") == str(folder):
-                return run.info.run_id
+        with self._unless_it_fails(f"the earlier run in {folder} is not looked up"):
+            for run in self._children():
+                if run.data.tags.get("run_dir") == str(folder):
+                    return run.info.run_id
         return None
 
     def publish(self, path: Path) -> None:
@@ -56,7 +76,8 @@ class ParentRun:
         Args:
             path: The file.
         """
-        self._client.log_artifact(self.run_id, str(path))
+        with self._unless_it_fails(f"{path} is not copied"):
+            self._client.log_artifact(self.run_id, str(path))
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """End the run.
@@ -64,7 +85,17 @@ class ParentRun:
         Args:
             status: How it ended.
         """
-        self._client.set_terminated(self.run_id, status)
+        with self._unless_it_fails(f"the run of the whole is not marked as {status}; the same command does so later"):
+            self._client.set_terminated(self.run_id, status)
+
+    @contextlib.contextmanager
+    def _unless_it_fails(self, consequence: str) -> Iterator[None]:
+        """Warn where MLflow does not answer, in a ``with`` block."""
+        try:
+            with bounded_requests():
+                yield
+        except _FAILURES as error:
+            warnings.warn(f"MLflow at {self._place} fails ({_reason(error)}): {consequence}", stacklevel=1)
 
     def _known(self, run_id: str) -> bool:
         try:
@@ -82,3 +113,7 @@ class ParentRun:
                 [experiment], f"tags.`{PARENT}` = '{self.run_id}'", max_results=10_000, order_by=["start_time DESC"]
             )
         )
+
+
+def _reason(error: Exception) -> str:
+    return redact(str(error).strip().splitlines()[0])

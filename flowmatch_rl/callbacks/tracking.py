@@ -1,45 +1,68 @@
-"""Tracking in MLflow, by default in a local SQLite file."""
+"""Tracking in MLflow, by default in a local SQLite file: written down at once, delivered by another process."""
 
+import atexit
+import getpass
 import json
-import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
+import uuid
+import warnings
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
-from flowmatch_rl.callbacks.database import (
-    LOCAL_FOLDER,
-    check_run,
-    check_server,
-    local_address,
-    open_database,
-    open_experiment,
-    run_page,
+from flowmatch_rl.callbacks.addresses import LOCAL_FOLDER, artifact_folder, run_page, tracking_address
+from flowmatch_rl.callbacks.courier import Courier
+from flowmatch_rl.callbacks.delivered import Delivered, record_of, what_is_left
+from flowmatch_rl.callbacks.journal import (
+    END,
+    FILE,
+    METRICS,
+    OPEN,
+    PARAMETERS,
+    TAGS,
+    Journal,
+    journals,
+    log_of,
+    new_journal,
 )
-from flowmatch_rl.checks import UserError
-from flowmatch_rl.files import RUN_TIME
-from flowmatch_rl.redaction import HIDDEN, redact, redact_all
+from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.files import RUN_TIME, shown
+from flowmatch_rl.redaction import redact, redact_all
 
+EXPERIMENT = "flowmatch_rl"
+"""Experiment that runs belong to where no other is named."""
+
+RUN_NAME = "mlflow.runName"
+"""MLflow's tag of a run's name."""
+
+_STATUS = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED"}
 _VERSIONS = ("flowmatch_rl", "torch", "lightning", "torchrl", "tensordict", "gymnasium", "mujoco", "dm_control")
+_UNKNOWN = "unknown"
+_LONGEST = 500
+"""Characters of a parameter that every version of MLflow takes."""
 
 
-class Tracker(MLFlowLogger):
+class Tracker(Logger):
     """An MLflow run.
 
     Without an address, runs are kept in ``runs/mlflow.db`` and their files in ``runs/mlflow_artifacts``, both under the
     working folder: nothing has to be started. ``flowmatch-rl ui`` opens them.
+
+    Whatever is tracked is written to a journal in the run's folder at once, and delivered to MLflow by another process
+    every few seconds. A server that does not answer never stops a training: what is left at the end of the run is
+    delivered by ``flowmatch-rl deliver``.
 
     Args:
         experiment_name: Experiment the run belongs to; it is made if there is none.
@@ -49,9 +72,10 @@ class Tracker(MLFlowLogger):
         log_checkpoints: Whether the last and the best checkpoint are kept as artifacts.
         run_id: An existing run to resume.
         tags: Tags of the run.
+        patience_s: Seconds that the end of a run waits for a tracking that delivers nothing more, at least 0.
 
     Raises:
-        UserError: If MLflow cannot use the local file.
+        UserError: If the address lacks its password.
 
     Attributes:
         address: Address of the tracking, of a server or of the local file.
@@ -59,105 +83,231 @@ class Tracker(MLFlowLogger):
 
     def __init__(
         self,
-        experiment_name: str = "flowmatch_rl",
+        experiment_name: str = EXPERIMENT,
         run_name: str | None = None,
         tracking_uri: str | None = None,
         log_checkpoints: bool = True,
         run_id: str | None = None,
         tags: dict[str, str] | None = None,
+        patience_s: float = 10.0,
     ) -> None:
-        # Table migrations of a new SQLite file are announced in dozens of lines.
-        for name in ("alembic", "mlflow.store.db.utils", "lightning.pytorch.loggers.mlflow"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no page of warnings on machines without git
-        chosen = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-        check_address(chosen)
-        self.address = chosen or local_address()
-        artifacts = None
-        if not chosen:
-            artifacts = (Path(LOCAL_FOLDER).absolute() / "mlflow_artifacts").as_uri()
-        open_database(self.address)
-        super().__init__(
-            experiment_name=experiment_name,
-            run_name=run_name,
-            tracking_uri=self.address,
-            log_model=log_checkpoints,
-            artifact_location=artifacts,
-            run_id=run_id,
-            tags=tags,
-        )
-        self._experiment, self._artifacts, self._is_new = experiment_name, artifacts, run_id is None
-        self._is_named = run_name is not None
+        super().__init__()
+        check_range("[0, inf)", patience_s=patience_s)
+        self.address = tracking_address(tracking_uri)
+        self._experiment, self._tags, self._patience_s = experiment_name, tags or {}, patience_s
+        self._given_name, self._given_run, self._log_checkpoints = run_name, run_id, log_checkpoints
         self._default_name = time.strftime(RUN_TIME)
-        self._opened = False
+        self._folder, self._command, self._resumes = Path(LOCAL_FOLDER) / self._default_name, "run", False
+        self._journal: Journal | None = None
+        self._courier: Courier | None = None
+        self._status: str | None = None
+        self._checkpoints: list[ModelCheckpoint] = []
+        self._copied: dict[str, float] = {}
 
-    def name_run(self, name: str) -> None:
-        """Name the run that is about to begin, unless it has a name.
+    def begin_in(self, folder: Path, name: str, command: str, resumes: bool) -> None:
+        """Choose the place of the journal, and name the run that is about to begin unless it has a name.
 
-        MLflow would draw one at random: the same for all runs, since each of them sets the seed first.
+        MLflow would draw a name at random: the same for all runs, since each of them sets the seed first.
 
         Args:
+            folder: The run's folder.
             name: The name.
+            command: What is run; each command in a folder has journals of its own.
+            resumes: Whether to continue the latest journal in the folder, and so its MLflow run, if there is one.
         """
-        self._default_name = name
+        self._folder, self._default_name, self._command, self._resumes = folder, name, command, resumes
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> MlflowClient:
-        """Client of the tracking; the experiment and the run are made, or found, when it is first used.
+    @rank_zero_only
+    def open(self) -> None:
+        """Begin the journal, and start to deliver it; waits until MLflow is reached, or is known not to answer.
 
         Raises:
-            UserError: If the server does not answer, or the experiment or the run to resume was deleted.
+            UserError: If MLflow can never take the run: the experiment or the run to resume was deleted, or the
+                address is none, or that of a file which is no database.
         """
-        if not self._opened:
-            check_server(self.address)
-            client = MlflowClient(self.address)
-            if self._is_new:
-                open_experiment(client, self._experiment, self._artifacts)
-                self._choose_name()
-            else:
-                check_run(client, str(self._run_id))
-            self._opened = True
-        return super().experiment
+        if self._courier is not None:
+            return
+        path = self._path().absolute()  # a program may change its working folder
+        is_new = not path.exists()
+        self._journal = Journal(path)
+        self._journal.append(
+            OPEN,
+            address=redact(self.address),
+            experiment=self._experiment,
+            artifacts=artifact_folder(self.address),
+            run_id=self._given_run,
+            key=uuid.uuid4().hex,
+            tags=self._first_tags(),
+        )
+        self._status, self._courier = None, Courier(path, self.address)
+        atexit.register(self.close)
+        known = self._courier.wait_for_first()
+        if known.refusal is not None:
+            self._courier.end()
+            self._forget(is_new)
+            raise UserError(known.refusal)
+        if known.trouble is not None or self._courier.has_ended or known.run_id is None:
+            reason = known.trouble or f"nothing is heard from the process that delivers, see {shown(log_of(path))}"
+            warnings.warn(f"{reason}; what is tracked is kept in {shown(path)} and delivered later", stacklevel=1)
+
+    def _path(self) -> Path:
+        """The journal to continue, or a new one."""
+        for path in reversed(journals(self._folder, self._command) if self._resumes else []):
+            if self._given_run is None or Delivered.read(path).run_id in (None, self._given_run):
+                return path
+        return new_journal(self._folder, self._command)
+
+    def _first_tags(self) -> dict[str, str]:
+        """Tags that the run is made with; its name is the user's, or that of the process which started this one."""
+        started_with = json.loads(os.environ.get("MLFLOW_RUN_CONTEXT") or "{}")
+        tags = {**source_tags(), RUN_NAME: self._default_name, **started_with, **self._tags}
+        return tags if self._given_name is None else {**tags, RUN_NAME: self._given_name}
+
+    def _forget(self, is_new: bool) -> None:
+        """Leave nothing of a run that was refused; one that it should have continued stays."""
+        assert self._journal is not None
+        path = self._journal.path
+        self._journal.close()
+        atexit.unregister(self.close)
+        self._journal = self._courier = None
+        if is_new:
+            for file in (path, record_of(path), log_of(path)):
+                file.unlink(missing_ok=True)
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()
 
     @property
-    def page(self) -> str:
-        """Address of the run's page: on the server, or on that which ``flowmatch-rl ui`` starts."""
-        return run_page(self.address, str(self.experiment_id), self.run_id)
+    def run_id(self) -> str | None:
+        """MLflow's identifier of the run; None before MLflow was reached."""
+        return None if self._journal is None else Delivered.read(self._journal.path).run_id
 
-    def _choose_name(self) -> None:
-        """Name the run unless the user does, or the process that started this one, as a comparison does."""
-        started_with = json.loads(os.environ.get("MLFLOW_RUN_CONTEXT") or "{}")
-        if not self._is_named and MLFLOW_RUN_NAME not in {**started_with, **(self.tags or {})}:
-            self.tags = {**(self.tags or {}), MLFLOW_RUN_NAME: self._default_name}
+    @property
+    def page(self) -> str | None:
+        """Address of the run's page, on the server or on that which ``flowmatch-rl ui`` starts; None if not known."""
+        known = Delivered() if self._journal is None else Delivered.read(self._journal.path)
+        if known.run_id is None or known.experiment_id is None:
+            return None
+        return run_page(self.address, known.experiment_id, known.run_id)
+
+    @property
+    def name(self) -> str:
+        """Name of the experiment."""
+        return self._experiment
+
+    @property
+    def version(self) -> str | None:
+        """The run's identifier."""
+        return self.run_id
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Track metrics.
+
+        Args:
+            metrics: Numbers by name; characters that MLflow does not know in names are left out.
+            step: Step that they belong to.
+        """
+        values = {re.sub("[^a-zA-Z0-9_/. -]+", "", name): float(value) for name, value in metrics.items()}
+        self._append(METRICS, values=values, step=step or 0)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: ``RunRecord`` logs the whole configuration, of which the module's part is a fraction."""
+
+    @rank_zero_only
+    def log_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Track parameters. One that the run has already stays as it is.
+
+        Args:
+            parameters: Values by name.
+        """
+        self._append(PARAMETERS, values={name: str(value)[:_LONGEST] for name, value in parameters.items()})
+
+    @rank_zero_only
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run.
+
+        Args:
+            tags: Values by name.
+        """
+        self._append(TAGS, values=dict(tags))
+
+    @rank_zero_only
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Copy a file to the run's artifacts, as it is when it is delivered.
+
+        Args:
+            path: The file.
+            folder: Folder among the artifacts.
+        """
+        inside = path.absolute()
+        if inside.is_relative_to(self._folder.absolute()):
+            inside = inside.relative_to(self._folder.absolute())  # the run's folder may be moved before
+        self._append(FILE, path=str(inside), folder=folder)
+
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Remember whose checkpoints are kept as artifacts at the end of the run."""
+        if self._log_checkpoints and not any(known is checkpoint_callback for known in self._checkpoints):
+            self._checkpoints.append(checkpoint_callback)
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """Close the run: finished, failed, or killed if the user or the system ended it."""
-        if isinstance(sys.exc_info()[1], KeyboardInterrupt | SIGTERMException):
-            status = "KILLED"
-        super().finalize(status)
+        """Note how the run ended: finished, failed, or killed if the user or the system ended it."""
+        if self._journal is None:
+            return
+        for callback in self._checkpoints:
+            for name in (*callback.best_k_models, callback.best_model_path, callback.last_model_path):
+                self._log_checkpoint(Path(name))
+        ended = isinstance(sys.exc_info()[1], KeyboardInterrupt | SIGTERMException)
+        self._status = "KILLED" if ended else _STATUS.get(status, "FINISHED")
+        self._append(END, status=self._status)
+
+    def _log_checkpoint(self, path: Path) -> None:
+        """Copy a checkpoint that has been written since it was copied last, as the training and its test end."""
+        if path.is_file() and self._copied.get(str(path)) != path.stat().st_mtime:
+            self._copied[str(path)] = path.stat().st_mtime
+            self.log_file(path, path.stem)
 
     @rank_zero_only
-    def log_hyperparams(self, params: Any) -> None:
-        """Nothing: ``RunRecord`` logs the whole configuration, of which the module's part is a fraction."""
+    def close(self) -> None:
+        """Wait until MLflow has everything, and say in one line what it has not.
+
+        It waits as long as something is delivered, and up to ``patience_s`` seconds more; after an interruption up to
+        ``patience_s`` seconds in all. A run that has not been finalized counts as killed.
+        """
+        if self._journal is None or self._courier is None:
+            return
+        if self._status is None:
+            self._append(END, status="KILLED")
+        courier, journal = self._courier, self._journal
+        atexit.unregister(self.close)
+        try:
+            left = courier.wait_for_all(self._patience_s, None if self._status == "FINISHED" else self._patience_s)
+        except FileNotFoundError:
+            warnings.warn(f"{shown(journal.path)} was deleted; MLflow may lack what it held", stacklevel=1)
+            return
+        finally:
+            courier.end()
+            journal.close()
+            self._courier, self._journal, self._resumes = None, None, True
+        lost = f"{journal.lost} entries of {shown(journal.path)} could not be written" if journal.lost else ""
+        known = what_is_left(journal.path, Delivered.read(journal.path), left, self.address)
+        if lost or known:
+            warnings.warn("; ".join(filter(None, [known, lost])), stacklevel=1)
+
+    def _append(self, kind: str, **values: Any) -> None:
+        self.open()
+        assert self._journal is not None
+        self._journal.append(kind, **values)
 
 
-def check_address(address: str | None) -> None:
-    """Raise if an address comes from a record, which passwords are left out of.
-
-    Args:
-        address: Address of the tracking; None for the local file.
-
-    Raises:
-        UserError: If its password was left out.
-    """
-    if address and HIDDEN in address:
-        raise UserError(
-            f"tracking_uri {address} lacks its password, which no configuration of a run keeps; give the whole address "
-            "in MLFLOW_TRACKING_URI, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD and leave both out"
-        )
+def source_tags() -> dict[str, str]:
+    """MLflow's tags of who starts a run, and by what."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a number without a name, as in containers
+        user = str(os.getuid())
+    return {"mlflow.user": user, "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
 
 
 class RunRecord(Callback):
@@ -190,18 +340,15 @@ class RunRecord(Callback):
                 self._record(logger, path)
 
     def _record(self, logger: Tracker, path: Path) -> None:
-        client, run = logger.experiment, logger.run_id
-        known = client.get_run(run).data
-        tags = {"seed": str(self.seed), "commit": commit(), "command": " ".join(sys.argv), "run_dir": str(path.parent)}
+        made_of = commit()
+        tags = {"seed": str(self.seed), "commit": made_of, "command": " ".join(sys.argv), "run_dir": str(path.parent)}
+        if made_of != _UNKNOWN:
+            tags["mlflow.source.git.commit"] = made_of.removesuffix("-dirty")
         tags |= {f"version/{name}": metadata.version(name) for name in _VERSIONS}
         tags |= {"version/python": platform.python_version(), "threads": os.environ.get("OMP_NUM_THREADS", "")}
-        for name, value in tags.items():
-            client.set_tag(run, name, redact(value))
-        client.log_artifact(run, str(path))
-        # A parameter of a run can't be changed: those of a resumed run that differ stay as they were first.
-        for name, value in self.parameters.items():
-            if name not in known.params:
-                client.log_param(run, name, str(value)[:500])
+        logger.set_tags({name: redact(value) for name, value in tags.items()})
+        logger.log_parameters(self.parameters)
+        logger.log_file(path)
 
 
 def commit() -> str:
@@ -219,5 +366,5 @@ def commit() -> str:
             timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return _UNKNOWN
     return name.stdout.strip()

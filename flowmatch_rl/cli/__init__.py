@@ -7,6 +7,7 @@ from flowmatch_rl.doors import lazy_exports
 if TYPE_CHECKING:
     from flowmatch_rl.cli.comparisons import compare, estimators
     from flowmatch_rl.cli.datasets import collect, convert
+    from flowmatch_rl.cli.delivering import deliver
     from flowmatch_rl.cli.improving import improve
     from flowmatch_rl.cli.main import run
     from flowmatch_rl.cli.pages import ui
@@ -15,4 +16,16 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
-__all__ = ["FlowMatchCLI", "collect", "compare", "convert", "estimators", "improve", "report", "run", "train", "ui"]
+__all__ = [
+    "FlowMatchCLI",
+    "collect",
+    "compare",
+    "convert",
+    "deliver",
+    "estimators",
+    "improve",
+    "report",
+    "run",
+    "train",
+    "ui",
+]

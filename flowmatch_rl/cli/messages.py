@@ -18,6 +18,7 @@ EXAMPLES = {
     "collect": "-c conf/collect/maze.yaml --output data/maze",
     "compare": "-c conf/comparison/pendulum.yaml --output runs/pendulum",
     "report": "runs",
+    "deliver": "runs/<task>/<time>",
 }
 """Arguments to begin with, of the commands that need some."""
 

@@ -10,7 +10,8 @@ import time
 import webbrowser
 from collections.abc import Iterator, Sequence
 
-from flowmatch_rl.callbacks.database import is_server, latest_runs, local_address
+from flowmatch_rl.callbacks.addresses import is_server, tracking_address
+from flowmatch_rl.callbacks.database import latest_runs
 from flowmatch_rl.checks import RunError, UserError, check_range
 from flowmatch_rl.cli.parser import make_parser, read_options
 
@@ -42,7 +43,7 @@ def ui(args: Sequence[str]) -> int:
         "--browser", type=bool, default=True, help="Whether to open a browser, where there is a screen."
     )
     options = read_options(parser, args)
-    address = options["tracking_uri"] or os.environ.get("MLFLOW_TRACKING_URI") or local_address()
+    address = tracking_address(options["tracking_uri"])
     port = options["port"]
     check_range("[1, 65535]", port=port)
     page = latest_runs(address, f"http://localhost:{port}")

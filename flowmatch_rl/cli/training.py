@@ -223,7 +223,9 @@ class FlowMatchCLI(LightningCLI):
         trainer: Any = super().instantiate_trainer(**kwargs)
         for logger in trainer.loggers:
             if isinstance(logger, Tracker):
-                logger.name_run(f"{label}/{time.strftime(RUN_TIME) if chosen else folder.name}")
+                name = f"{label}/{time.strftime(RUN_TIME) if chosen else folder.name}"
+                logger.begin_in(folder, name, self.subcommand or "run", resumes=self._checkpoint is not None)
+                self._folders.callback(logger.close)
         kept = [callback for callback in trainer.callbacks if not isinstance(callback, (*parts.dropped, *own.dropped))]
         # The result is written after what all others do, such as the video: it says that a run is done.
         trainer.callbacks = [*kept, RunResult()]

@@ -1,6 +1,8 @@
 """A password in the address of the tracking is used, and neither written nor printed."""
 
+import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flowmatch_rl.callbacks import Tracker
+from flowmatch_rl.callbacks import Tracker, courier
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.experiments.comparison import list_commands
 from flowmatch_rl.experiments.plan import Method, Plan, Task
@@ -19,31 +21,11 @@ SECRET = "pa55w0rd"
 ADDRESS = f"http://me:{SECRET}@host:5000"
 
 
-class Client:
-    """A client of MLflow that answers nothing and keeps all that it is given, with the texts of files."""
-
-    tracking_uri = ADDRESS
-
-    def __init__(self) -> None:
-        self.given: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        def take(*values: Any, **named: Any) -> Any:
-            for value in (*values, *named.values()):
-                self.given.append(str(value))
-                if isinstance(value, str) and value.endswith(".yaml"):
-                    self.given.append(Path(value).read_text())
-            return SimpleNamespace(data=SimpleNamespace(params={}))
-
-        return take
-
-
 @pytest.mark.usefixtures("without_figures")
 def test_a_password_in_the_address_of_the_tracking_stays_there(tmp_path: Path, monkeypatch) -> None:
-    client = Client()
-    monkeypatch.setattr(Tracker, "experiment", client)
-    monkeypatch.setattr(Tracker, "run_id", "1")
-    monkeypatch.setattr(Tracker, "page", f"{ADDRESS}/#/runs/1", raising=False)
+    seen = tmp_path / "seen"
+    monkeypatch.setattr(courier, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Spy}))
+    monkeypatch.setattr(Spy, "seen", seen)
     options = {"trainer__logger": "Tracker", "trainer__logger__init_args__tracking_uri": ADDRESS}
     folder = tmp_path / "run"
     arguments = flow_arguments(
@@ -52,11 +34,25 @@ def test_a_password_in_the_address_of_the_tracking_stays_there(tmp_path: Path, m
     monkeypatch.setattr(sys, "argv", ["flowmatch-rl", *arguments])
     outcome = call(arguments)
     assert outcome.code == 0, outcome.err
-    written = [path.read_text() for path in folder.rglob("*") if path.suffix in (".yaml", ".json", ".csv")]
+    written = [path.read_text() for path in folder.rglob("*") if path.suffix in (".yaml", ".json", ".jsonl", ".csv")]
     assert any("me:***@host" in text for text in written)
-    assert any("me:***@host" in text for text in client.given)  # the command, among the tags
-    for text in (*client.given, *written, outcome.out, outcome.err):
+    (journal,) = folder.rglob("*.jsonl")
+    assert "--trainer.logger.init_args.tracking_uri=http://me:***@host" in journal.read_text()  # the command, a tag
+    for text in (*written, outcome.out, outcome.err):
         assert SECRET not in text
+    arguments, variables = json.loads(seen.read_text())
+    assert SECRET not in str(arguments)  # which everybody on the machine sees
+    assert variables["MLFLOW_TRACKING_URI"] == ADDRESS  # which it needs
+
+
+class Spy(subprocess.Popen):
+    """A process that writes down how another would have been started, and ends."""
+
+    seen = Path()
+
+    def __init__(self, command: list[str], env: dict[str, str], **options: Any) -> None:
+        self.seen.write_text(json.dumps([command, env]))
+        super().__init__(["true"], env=env, **options)
 
 
 def test_an_error_shows_no_password() -> None:

@@ -98,7 +98,7 @@ def artifacts(tracked: Tracked, folder: str | None = None) -> set[str]:
 def test_run_leaves_checkpoints_configuration_and_figures(tracked) -> None:
     files = {str(path.relative_to(tracked.folder)) for path in tracked.folder.rglob("*") if path.is_file()}
     wanted = {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "config.yaml", "figures/learning_curve.csv"}
-    wanted |= {"result.json"}
+    wanted |= {"result.json", "tracking/fit-1.jsonl", "tracking/fit-1.delivered.json"}
     wanted |= {f"figures/{name}.png" for name in ("learning_curve", "policy", "posterior", "episode")}
     assert files == wanted
 
