@@ -55,6 +55,7 @@ BENCHMARKS = (
     "offline_peer",
     "offline_online",
     "offline_speed",
+    "tracking_outage",
     "pictures",
 )
 ON_REQUEST = ("offline_peer",)
