@@ -128,8 +128,10 @@ def projected_probabilities(probabilities: Tensor, shift: Tensor, scale: Tensor,
     spacing = (v_max - v_min) / (num_atoms - 1)
     start = (shift + (scale - 1.0) * v_min) / spacing
     moved = (start[:, None] + scale[:, None] * places).clamp(0.0, num_atoms - 1.0)  # (B, O)
-    nearness = (1.0 - (moved[:, None, :] - places[:, None]).abs()).clamp_min(0.0)  # (B, O to, O from)
-    return (nearness * probabilities[:, None]).sum(-1)  # no product of matrices: autocast would round it
+    below = moved.floor()
+    to_above = (moved - below) * probabilities
+    projected = torch.zeros_like(probabilities).scatter_add_(1, below.long(), probabilities - to_above)
+    return projected.scatter_add_(1, (below + 1.0).clamp_max(num_atoms - 1.0).long(), to_above)
 
 
 def categorical_loss(logits: Tensor, target: Tensor) -> Tensor:
