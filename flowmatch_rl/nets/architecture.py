@@ -1,10 +1,12 @@
 """Interface of the networks of flows, and of the dataclasses that configure them."""
 
 import abc
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -12,9 +14,35 @@ from flowmatch_rl.shapes import append_dims
 
 Activation = Literal["gelu", "gelu_tanh", "mish", "relu", "silu"]
 
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The Gaussian error linear unit with the approximation by tanh.
+
+    On a CPU and without gradient it is written as x sigmoid(2 u) in place of x (1 + tanh(u)) / 2, which is the same
+    function in half the time: PyTorch's tanh takes three times as long as its sigmoid.
+
+    Args:
+        x: Any shape.
+
+    Returns:
+        Shape of x.
+
+    Reference:
+        Hendrycks and Gimpel, arXiv:1606.08415.
+    """
+    # Half precision would round every step; a gradient would keep them all in memory.
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return functional.gelu(x, approximate="tanh")
+    twice_u = (x * x).mul_(_GELU_CUBIC).add_(_GELU_LINEAR).mul_(x)
+    return twice_u.sigmoid_().mul_(x)
+
+
+_GELU_LINEAR = 2.0 * (2.0 / math.pi) ** 0.5
+_GELU_CUBIC = 0.044715 * _GELU_LINEAR
+
 ACTIVATIONS = {
     "gelu": functional.gelu,
-    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "gelu_tanh": gelu_tanh,
     "mish": functional.mish,
     "relu": functional.relu,
     "silu": functional.silu,
