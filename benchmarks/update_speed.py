@@ -4,6 +4,7 @@ The floor is the number of floating point operations in the matrix products of o
 the rate of an 8192 x 256 x 256 product measured in the same run.
 """
 
+import os
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import gemm, rates
 from flowmatch_rl.cli import FlowMatchCLI
+from flowmatch_rl.devices import has_fast_bfloat16
 from flowmatch_rl.nets import chunks
 
 PAPER = ["-c", "conf/actor_critic/halfcheetah.yaml", "-c", "conf/actor_critic/presets/paper.yaml"]
@@ -64,39 +66,57 @@ def _without_chunks(update: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
+def _with_threads(threads: int, call: Callable[[], object]) -> Callable[[], None]:
+    def run() -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            call()
+        finally:
+            torch.set_num_threads(before)
+
+    return run
+
+
 def run(rounds: int = 5) -> dict[str, Any]:
-    """Measure; returns one row per variant."""
+    """Measure; returns one row per variant and number of threads."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    variants = {
-        "paper, float32": (PAPER, "32-true", False, torch.float32),
-        "paper, float32, compiled": (PAPER, "32-true", True, torch.float32),
-        "paper, bfloat16": (PAPER, "bf16-mixed", False, torch.bfloat16),
-        "paper, bfloat16, compiled": (PAPER, "bf16-mixed", True, torch.bfloat16),
-        "fast, float32": (FAST, "32-true", False, torch.float32),
-        "fast, bfloat16": (FAST, "bf16-mixed", False, torch.bfloat16),
-    }
-    updates, flops = {}, {}
-    for name, (config, precision, compile, _) in variants.items():
-        updates[name], _ = update_of(config, precision, compile, device)
-        eager = update_of(config, precision, False, device)[0] if compile else updates[name]
-        with FlopCounterMode(display=False) as counter:
-            eager()
-        flops[name] = counter.get_total_flops()
-    whole = "paper, float32, states not taken in pieces (as before)"
-    updates[whole], flops[whole] = _without_chunks(updates["paper, float32"]), flops["paper, float32"]
-    types = {name: dtype for name, (*_, dtype) in variants.items()} | {whole: torch.float32}
-    products = {dtype: gemm(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
-    measured = rates(updates | {f"gemm {dtype}": call for dtype, (call, _) in products.items()}, rounds, warmup=2)
-    gemm_rate = {dtype: measured[f"gemm {dtype}"] * count for dtype, (_, count) in products.items()}
-    rows = [
-        {
-            "variant": name,
-            "updates_per_s": measured[name],
-            "gflop_per_update": flops[name] / 1e9,
-            "gemm_gflop_per_s": gemm_rate[types[name]] / 1e9,
-            "floor_updates_per_s": gemm_rate[types[name]] / flops[name],
-            "share_of_floor": measured[name] * flops[name] / gemm_rate[types[name]],
-        }
-        for name in updates
-    ]
-    return {"title": "Updates per second, HalfCheetah-v5", "threads": torch.get_num_threads(), "rows": rows}
+    recipes = {"paper": (PAPER, False), "paper, compiled": (PAPER, True), "fast": (FAST, False)}
+    precisions = {"float32": ("32-true", torch.float32)}
+    if has_fast_bfloat16("auto"):
+        precisions["bfloat16"] = ("bf16-mixed", torch.bfloat16)
+    numbers = (1, 2) if device == "cpu" and (os.cpu_count() or 1) > 1 else (1,)
+    calls, flops, types = {}, {}, {}
+    for recipe, (config, compile) in recipes.items():
+        for precision, (option, dtype) in precisions.items():
+            update = update_of(config, option, compile, device)[0]
+            eager = update_of(config, option, False, device)[0] if compile else update
+            with FlopCounterMode(display=False) as counter:
+                _with_threads(1, eager)()  # it counts what this thread computes
+            variants = {f"{recipe}, {precision}": update}
+            if (recipe, precision) == ("paper", "float32"):
+                variants["paper, float32, states not taken in pieces (as before)"] = _without_chunks(update)
+            for variant, call in variants.items():
+                for threads in numbers:
+                    calls[variant, threads] = _with_threads(threads, call)
+                    flops[variant, threads], types[variant, threads] = counter.get_total_flops(), dtype
+    products = {dtype: gemm(dtype, device) for _, dtype in precisions.values()}
+    gemms = {(dtype, n): _with_threads(n, call) for dtype, (call, _) in products.items() for n in numbers}
+    measured = rates({f"{name}": call for name, call in (calls | gemms).items()}, rounds, warmup=2)
+    rows = []
+    for (variant, threads), operations in flops.items():
+        dtype, updates = types[variant, threads], measured[str((variant, threads))]
+        rate = measured[str((dtype, threads))] * products[dtype][1]
+        rows.append(
+            {
+                "variant": variant,
+                "threads": threads,
+                "updates_per_s": updates,
+                "gflop_per_update": operations / 1e9,
+                "gemm_gflop_per_s": rate / 1e9,
+                "floor_updates_per_s": rate / operations,
+                "share_of_floor": updates * operations / rate,
+                "times_one_thread": updates / measured[str((variant, 1))],
+            }
+        )
+    return {"title": "Updates per second, HalfCheetah-v5", "rows": rows}

@@ -76,7 +76,7 @@ class PosteriorProposal(PriorProposal):
     sampler: SteppingSampler = SdeSampler(num_steps=8)
 
     def __post_init__(self) -> None:
-        if not self.sampler.needs_normal_source:
+        if not self.sampler.adds_noise:
             raise UserError(f"samples of a posterior need a sampler that adds noise, got {self.sampler}")
 
     @property
@@ -115,7 +115,7 @@ class MarginalProposal(PriorProposal):
     sampler: Sampler = OdeSampler(Midpoint(num_steps=5))
 
     def __post_init__(self) -> None:
-        if self.sampler.needs_normal_source:
+        if self.sampler.adds_noise:
             raise UserError(f"samples of the prior are drawn by a sampler without noise, got {self.sampler}")
 
     @property

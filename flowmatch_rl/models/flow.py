@@ -180,7 +180,7 @@ class Flow(nn.Module):
         Raises:
             UserError: If it needs another source, or average velocities.
         """
-        if sampler.needs_normal_source and not self.source.is_standard_normal:
+        if sampler.adds_noise and not self.source.is_standard_normal:
             raise UserError(f"{sampler} needs a standard normal source, got {self.source}")
         if sampler.needs_average_velocity and not self.averages:
             raise UserError(f"{sampler} needs a flow of average velocities, by the objective MeanFlow")
@@ -214,7 +214,8 @@ class Flow(nn.Module):
         def run(rows: Tensor, *conditions: Tensor) -> tuple[Tensor]:
             return (self._carry(rows, conditions[0] if conditions else None, sampler, guidance, draw),)
 
-        return map_in_chunks(run, math.prod(noise.shape[1:-1]), noise, *_given(_shared(condition, len(noise))))[0]
+        rows, given = math.prod(noise.shape[1:-1]), _given(_shared(condition, len(noise)))
+        return map_in_chunks(run, rows, noise, *given, ordered=sampler.adds_noise)[0]
 
     @torch.no_grad()
     def trajectory(

@@ -49,7 +49,7 @@ class StochasticDynamics(DynamicsSettings):
 
     def __post_init__(self) -> None:
         check_range("[2, inf)", num_members=self.num_members)
-        if self.sampler.needs_normal_source:
+        if self.sampler.adds_noise:
             raise UserError(
                 f"a one-step model needs a sampler that adds no noise, such as OdeSampler, got {self.sampler}"
             )

@@ -44,7 +44,7 @@ class Occupancy(nn.Module):
         intentions: Intentions | None = None,
     ) -> None:
         super().__init__()
-        if sampler.needs_normal_source or sampler.needs_average_velocity:
+        if sampler.adds_noise or sampler.needs_average_velocity:
             raise UserError(
                 f"future states need a deterministic sampler of velocities, such as OdeSampler, got {sampler}"
             )

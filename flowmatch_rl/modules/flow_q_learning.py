@@ -67,7 +67,7 @@ class FlowQLearning(BehaviorActorCritic):
         normalisation: Normalisation = Normalisation(),
     ) -> None:
         check_range("[0, inf)", alpha=alpha)
-        if policy.squash != behavior.squash or behavior.sampler.needs_normal_source:
+        if policy.squash != behavior.squash or behavior.sampler.adds_noise:
             raise UserError(
                 f"expected a behavior with the squash of policy, {policy.squash}, and a sampler without noise, got "
                 f"{behavior.squash} and {behavior.sampler}"

@@ -28,8 +28,11 @@ class Sampler(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def needs_normal_source(self) -> bool:
-        """Whether the sampler uses the score, which follows from the velocity only for a standard normal source."""
+    def adds_noise(self) -> bool:
+        """Whether the sampler draws noise on its way.
+
+        It then uses the score, which follows from the velocity for a standard normal source alone.
+        """
 
     @property
     @abc.abstractmethod

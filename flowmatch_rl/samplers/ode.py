@@ -27,7 +27,7 @@ class OdeSampler(Sampler):
     solver: Solver = Euler(num_steps=50)
 
     @property
-    def needs_normal_source(self) -> bool:
+    def adds_noise(self) -> bool:
         """False."""
         return False
 

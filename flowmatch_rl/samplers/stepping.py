@@ -41,7 +41,7 @@ class SdeSampler(SteppingSampler):
         check_range("[0, inf)", noise_scale=self.noise_scale)
 
     @property
-    def needs_normal_source(self) -> bool:
+    def adds_noise(self) -> bool:
         """Whether it adds noise, for which it uses the score."""
         return self.noise_scale > 0.0
 
@@ -94,7 +94,7 @@ class DdimSampler(SteppingSampler):
         check_range("(0, inf)", data_limit=self.data_limit)
 
     @property
-    def needs_normal_source(self) -> bool:
+    def adds_noise(self) -> bool:
         """Whether it adds fresh noise, which must have the distribution of the source."""
         return self.eta > 0.0
 
@@ -133,7 +133,7 @@ class AverageVelocitySampler(SteppingSampler):
     num_steps: int = 1
 
     @property
-    def needs_normal_source(self) -> bool:
+    def adds_noise(self) -> bool:
         """False."""
         return False
 

@@ -1,5 +1,9 @@
 """Evaluation in pieces."""
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +12,7 @@ from flowmatch_rl.models import Flow, FlowPolicy
 from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture, chunks
 from flowmatch_rl.nets.chunks import map_in_chunks
 from flowmatch_rl.paths import AffinePath, TanhSquash
-from flowmatch_rl.samplers import OdeSampler
+from flowmatch_rl.samplers import OdeSampler, Sampler, SdeSampler
 from flowmatch_rl.solvers import Euler
 from tests.combinations import each_value
 
@@ -53,3 +57,90 @@ def test_critics_and_sampling_do_not_depend_on_the_size_of_the_pieces(monkeypatc
     monkeypatch.setattr(chunks, "CPU_ROWS", 9)
     for wanted, got in zip(whole, outputs(), strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.fixture
+def two_threads(monkeypatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(chunks, "CPU_ROWS", 4)
+    monkeypatch.setattr(chunks, "THREAD_ROWS", 2)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@torch.no_grad()
+def test_each_thread_takes_whole_pieces_and_computes_by_itself(two_threads) -> None:
+    torch.set_num_threads(3)  # a number that no other test has made threads for
+    met = threading.Barrier(3, timeout=20.0)  # broken if the pieces follow one another
+    used: list[tuple[int, int]] = []
+
+    def function(a: Tensor) -> tuple[Tensor]:
+        met.wait()
+        used.append((threading.get_ident(), torch.get_num_threads()))
+        return (2.0 * a,)
+
+    a = torch.arange(12.0)
+    torch.testing.assert_close(map_in_chunks(function, 1, a)[0], 2.0 * a)
+    assert [threads for _, threads in used] == [1, 1, 1]
+    assert len({thread for thread, _ in used}) == 3
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
+
+
+@torch.no_grad()
+def test_a_batch_that_fits_the_cache_is_divided_among_threads_unless_it_is_small(two_threads) -> None:
+    sizes: list[int] = []
+
+    def function(a: Tensor) -> tuple[Tensor]:
+        sizes.append(len(a))
+        return (a,)
+
+    map_in_chunks(function, 1, torch.ones(4))
+    assert sizes == [2, 2]
+    sizes.clear()
+    map_in_chunks(function, 1, torch.ones(2))
+    assert sizes == [2]
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("rounds", [False, True])
+def test_threads_round_and_record_as_the_one_that_calls(two_threads, inference, rounds) -> None:
+    modes: list[tuple[bool, bool, torch.dtype]] = []
+
+    def function(a: Tensor) -> tuple[Tensor]:
+        modes.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.mm(a, a.T).dtype))
+        return (a,)
+
+    with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=rounds):
+        map_in_chunks(function, 1, torch.ones(8, 2))
+    assert set(modes) == {(inference, False, torch.bfloat16 if rounds else torch.float32)}
+
+
+def test_an_error_in_a_piece_reaches_the_caller(two_threads) -> None:
+    def function(a: Tensor) -> tuple[Tensor]:
+        raise ValueError(f"row {int(a[0])}")
+
+    with torch.no_grad(), pytest.raises(ValueError, match="row 0"):
+        map_in_chunks(function, 1, torch.arange(8.0))
+
+
+def test_pieces_with_gradients_stay_in_the_thread_that_calls(two_threads) -> None:
+    a = torch.arange(8.0, requires_grad=True)
+    map_in_chunks(lambda rows: (rows.square(),), 1, a)[0].sum().backward()
+    torch.testing.assert_close(a.grad, 2.0 * a.detach())
+
+
+@pytest.mark.parametrize("sampler", [OdeSampler(Euler(2)), SdeSampler(2)], ids=repr)
+def test_samples_under_a_seed_do_not_depend_on_the_threads(two_threads, sampler: Sampler) -> None:
+    network = VelocityArchitecture(hidden_dim=16, time_features=8).build(2, 3).double()
+    flow = Flow(network, AffinePath(), t_min=0.01)
+    noise, condition = torch.randn(64, 2).double(), torch.randn(64, 3).double()
+
+    def samples() -> Tensor:
+        torch.manual_seed(0)
+        return flow.sample(noise, sampler, condition)
+
+    divided = samples()
+    torch.set_num_threads(1)
+    torch.testing.assert_close(samples(), divided)

@@ -79,16 +79,16 @@ def test_a_trajectory_begins_and_ends_where_sampling_does(sampler: Sampler, batc
 
 
 @pytest.mark.parametrize(
-    "sampler", [*(s for s in SAMPLERS if not s.needs_normal_source), SdeSampler(5, 0.0), DdimSampler(5, 0.0)], ids=repr
+    "sampler", [*(s for s in SAMPLERS if not s.adds_noise), SdeSampler(5, 0.0), DdimSampler(5, 0.0)], ids=repr
 )
 def test_a_deterministic_sampler_never_asks_for_noise(sampler: Sampler) -> None:
-    assert not sampler.needs_normal_source
+    assert not sampler.adds_noise
     model, start = exact_model(LinearSchedule()), normal(3, 1, seed=1)
     sampler.sample(model, start, 0.1, 0.9, silent)
     sampler.trajectory(model, start, 0.1, 0.9, silent)
 
 
-@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s.needs_normal_source], ids=repr)
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s.adds_noise], ids=repr)
 def test_a_stochastic_sampler_spreads_points_that_start_together(sampler: Sampler) -> None:
     samples = sampler.sample(exact_model(LinearSchedule()), torch.zeros(50, 1, dtype=F64), 0.01, 0.99, seeded(1))
     assert samples.std() > 0.3

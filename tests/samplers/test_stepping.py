@@ -194,9 +194,9 @@ def test_a_model_without_average_velocities_is_refused() -> None:
 
 
 def test_each_sampler_says_what_it_needs() -> None:
-    assert SdeSampler().needs_normal_source
-    assert DdimSampler(eta=0.5).needs_normal_source
-    assert not any(s.needs_normal_source for s in (SdeSampler(5, 0.0), DdimSampler(), AverageVelocitySampler()))
+    assert SdeSampler().adds_noise
+    assert DdimSampler(eta=0.5).adds_noise
+    assert not any(s.adds_noise for s in (SdeSampler(5, 0.0), DdimSampler(), AverageVelocitySampler()))
     assert AverageVelocitySampler().needs_average_velocity
     assert not any(s.needs_average_velocity for s in (SdeSampler(), DdimSampler(), OdeSampler()))
 
