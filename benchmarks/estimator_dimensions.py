@@ -52,12 +52,13 @@ ESTIMATORS: dict[str, EndpointEstimator] = {
     "blocks from the endpoint, 16": BlockMeanEstimator(16),
 }
 ROBUST, FAST, CHAIN = tuple(ESTIMATORS)[:3]
-SEEDS = (1, 2)
+SEEDS = (1, 2, 3)
 """Seed 0 chose the settings of the chains."""
 
 CASES: Sequence[tuple[Bandit, str, tuple[int, ...]]] = (
     *((CorrelatedGaussians(38), name, SEEDS) for name in (CHAIN, FAST)),
     (CorrelatedGaussians(38), ROBUST, (1,)),
+    *((CorrelatedGaussians(21), name, SEEDS) for name in (CHAIN, FAST)),
     *((CorrelatedGaussians(6), name, SEEDS) for name in (CHAIN, ROBUST)),
     *((CorrelatedGaussians(6), name, (1,)) for name in ("chain from the endpoint, 16", "blocks from the endpoint, 16")),
     *((CorrelatedGaussians(2), name, SEEDS) for name in (CHAIN, ROBUST)),
