@@ -270,8 +270,10 @@ class Flow(nn.Module):
             )
             return (value,)
 
-        directions = divergence.needed_probes or sample.shape[-1]
-        return map_in_chunks(run, 1 + directions, sample, *_given(_shared(condition, len(sample))), *_given(noise))[0]
+        rows = 1 + (divergence.needed_probes or sample.shape[-1])
+        given = _given(_shared(condition, len(sample)), noise)
+        # Levels of forward-mode differentiation are those of the process, not of a thread.
+        return map_in_chunks(run, rows, sample, *given, ordered=True)[0]
 
     def loss(self, objective: FlowObjective, points: PathPoints, condition: Tensor | None = None) -> Tensor:
         """Training loss at points of the path.

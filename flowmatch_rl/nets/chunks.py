@@ -30,7 +30,8 @@ def map_in_chunks(
         function: Takes tensors whose first dimension counts states and returns a tuple of such tensors.
         rows_per_state: Rows of the largest matrix product inside the function, per state.
         *inputs: Tensors of shape (B, ...).
-        ordered: Whether the pieces must follow one another, as those of a function that draws random numbers.
+        ordered: Whether the pieces must follow one another, as those of a function that draws random numbers, or
+            differentiates in forward mode.
 
     Returns:
         The result of ``function(*inputs)``.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmatch_rl.models import Flow, FlowPolicy
+from flowmatch_rl.models import Flow, FlowPolicy, Likelihood
 from flowmatch_rl.nets import CriticArchitecture, VelocityArchitecture, chunks
 from flowmatch_rl.nets.chunks import map_in_chunks
 from flowmatch_rl.paths import AffinePath, TanhSquash
@@ -144,3 +144,12 @@ def test_samples_under_a_seed_do_not_depend_on_the_threads(two_threads, sampler:
     divided = samples()
     torch.set_num_threads(1)
     torch.testing.assert_close(samples(), divided)
+
+
+def test_log_densities_do_not_depend_on_the_threads(two_threads) -> None:
+    network = VelocityArchitecture(hidden_dim=16, time_features=8).build(2, 3).double()
+    flow = Flow(network, AffinePath(), t_min=0.01)
+    sample, condition = torch.randn(16, 2).double(), torch.randn(16, 3).double()
+    divided = flow.log_prob(sample, Likelihood(Euler(4)), condition)
+    torch.set_num_threads(1)
+    torch.testing.assert_close(flow.log_prob(sample, Likelihood(Euler(4)), condition), divided)
