@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.callbacks.occupancy_figures import OccupancyFigures
     from flowmatch_rl.callbacks.posterior_figures import PosteriorFigures
     from flowmatch_rl.callbacks.progress import Progress, Throughput
+    from flowmatch_rl.callbacks.quiet_profiler import QuietProfiler
     from flowmatch_rl.callbacks.results import RunResult
     from flowmatch_rl.callbacks.samples import SampleWriter
     from flowmatch_rl.callbacks.tracking import RunRecord, Tracker
@@ -47,6 +48,7 @@ __all__ = [
     "PolicyFigures",
     "PosteriorFigures",
     "Progress",
+    "QuietProfiler",
     "RunRecord",
     "RunResult",
     "SampleWriter",

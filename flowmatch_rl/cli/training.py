@@ -21,6 +21,7 @@ from flowmatch_rl.callbacks import (
     FlowFigures,
     OccupancyFigures,
     Progress,
+    QuietProfiler,
     RunRecord,
     RunResult,
     SampleWriter,
@@ -215,6 +216,8 @@ class FlowMatchCLI(LightningCLI):
         if not options.get("fast_dev_run"):
             self._claim(folder)
         kwargs["plugins"] = [*_as_list(options.get("plugins")), AtomicCheckpointIO()]
+        if options.get("profiler") is None:
+            kwargs["profiler"] = QuietProfiler()
         parts, own = wiring(data), model_wiring(self.model)
         # The bar comes first: it is closed before others print what they wrote.
         bar = [] if options.get("enable_progress_bar") is False else [Progress()]

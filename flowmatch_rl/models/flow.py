@@ -11,7 +11,7 @@ from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.models.noise import draw_normal
 from flowmatch_rl.nets import FlowNetwork
 from flowmatch_rl.nets.chunks import map_in_chunks
-from flowmatch_rl.objectives import FlowObjective
+from flowmatch_rl.objectives import FlowObjective, derivative_along_flow
 from flowmatch_rl.paths import AffinePath, Field, GaussianSource, PathPoints, Preconditioner, Source, guided
 from flowmatch_rl.samplers import Draw, Sampler
 from flowmatch_rl.solvers import Divergence, ExactDivergence, Midpoint, Solver, log_likelihood
@@ -286,7 +286,26 @@ class Flow(nn.Module):
         Returns:
             Loss per sample, shape (B,).
         """
-        return objective.loss(self, self.path, points, condition)
+        return objective.loss(self, self.path, points, condition, self.derivative_along_flow)
+
+    def derivative_along_flow(
+        self, x: Tensor, velocity: Tensor, t: Tensor, duration: Tensor, condition: Tensor | None
+    ) -> Tensor:
+        """Total derivative of the predicted average velocity, the end of its interval held fixed, without gradient.
+
+        Args:
+            x: Points, shape (B, D).
+            velocity: Velocity there, shape (B, D).
+            t: Flow time, shape (B,).
+            duration: Length of the interval, shape (B,).
+            condition: Condition as the network takes it, shape (B, C), or None.
+
+        Returns:
+            Derivative, shape (B, D).
+        """
+        if self._preconditioner.scales or self._preconditioner.guesses:
+            return derivative_along_flow(lambda x, t, length: self(x, t, condition, length), x, velocity, t, duration)
+        return self.network.derivative_along_flow(x, velocity, t, duration, condition)
 
     def compile_sampling(self) -> None:
         """Compile the sampling with ``torch.compile``."""

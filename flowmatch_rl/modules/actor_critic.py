@@ -16,7 +16,7 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.evaluation import Calibration, calibrate
 from flowmatch_rl.models import LatentPolicy
 from flowmatch_rl.modules.critic_learner import CriticLearner
-from flowmatch_rl.modules.gradients import check_gradient_options, fuses_adam
+from flowmatch_rl.modules.gradients import check_gradient_options, clip_gradient, fuses_adam
 from flowmatch_rl.modules.learning_rate import use_stated_options
 from flowmatch_rl.modules.policy_module import PolicyModule
 from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, Normalisation
@@ -228,7 +228,7 @@ class ActorCritic(PolicyModule, abc.ABC):
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clip the gradient of each network by itself."""
         for group in optimizer.param_groups:
-            norm = torch.nn.utils.clip_grad_norm_(group["params"], self.optimizer.max_gradient_norm)
+            norm = clip_gradient(group["params"], self.optimizer.max_gradient_norm)
             self.means.add({f"train/gradient_norm/{group['name']}": norm})
 
     def critic_loss(self, transition: Transition, next_action: Tensor, bonus: Tensor | None = None) -> Tensor:

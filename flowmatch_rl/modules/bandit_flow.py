@@ -12,17 +12,16 @@ from flowmatch_rl.estimators import EndpointEstimator, PosteriorMeanEstimator, b
 from flowmatch_rl.evaluation.bandit import evaluate_actions
 from flowmatch_rl.metrics import energy_distance, saturated_entries, saturated_fraction
 from flowmatch_rl.models import Acting, FlowPolicy, FlowPolicyArchitecture
-from flowmatch_rl.modules.gradients import check_gradient_options, fuses_adam
+from flowmatch_rl.modules.gradients import check_gradient_options, clip_gradient, fuses_adam
 from flowmatch_rl.modules.learning_rate import use_stated_options
 from flowmatch_rl.modules.policy_learner import PolicyLearner
-from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.settings import ActorCriticOptimizer, TrainingPoints
 from flowmatch_rl.modules.watched import WatchedModule
 from flowmatch_rl.objectives import ConditionalFlowMatching, FlowObjective
 from flowmatch_rl.testbeds import Bandit
 
 
-class BanditFlow(QuickHooks, WatchedModule):
+class BanditFlow(WatchedModule):
     """A flow policy trained toward the Boltzmann distribution of a bandit.
 
     Policy, estimator and objective are those of ``ReverseFlowActorCritic``, and so are the names of the arguments, so
@@ -186,7 +185,7 @@ class BanditFlow(QuickHooks, WatchedModule):
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """Clip the gradient of the network."""
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimizer.max_gradient_norm)
+        clip_gradient(self.policy.parameters(), self.optimizer.max_gradient_norm)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another bandit, in one line."""

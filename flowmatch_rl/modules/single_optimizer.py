@@ -4,12 +4,11 @@ import abc
 from typing import Any
 
 from flowmatch_rl.modules.learning_rate import use_stated_options
-from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.settings import FlowOptimizer
 from flowmatch_rl.modules.watched import WatchedModule
 
 
-class SingleOptimizer(QuickHooks, WatchedModule, abc.ABC):
+class SingleOptimizer(WatchedModule, abc.ABC):
     """Trains with one optimizer, whose learning rate follows the run.
 
     Children set the attribute, and return the optimizer from ``configure_optimizers``.

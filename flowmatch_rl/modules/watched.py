@@ -11,13 +11,14 @@ from torch import Tensor
 
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.generators import read_generators, write_generators
+from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.running_means import RunningMeans
 from flowmatch_rl.seeds import process_seed
 
 _RESUMPTION = "resumption"
 
 
-class WatchedModule(LightningModule, abc.ABC):
+class WatchedModule(QuickHooks, LightningModule, abc.ABC):
     """Ends a run whose losses or weights are no longer finite, before it is evaluated or a checkpoint is written.
 
     The losses are checked at the logging interval, losses and weights before an evaluation and a checkpoint.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowmatch_rl.objectives import derivative_along_flow
 from flowmatch_rl.shapes import append_dims
 
 Activation = Literal["gelu", "gelu_tanh", "mish", "relu", "silu"]
@@ -75,6 +76,26 @@ class FlowNetwork(nn.Module, abc.ABC):
             ValueError: If a shape does not fit, or the network takes no duration.
         """
         return self.bind(condition)(x, t, None, duration)
+
+    def derivative_along_flow(
+        self, x: Tensor, velocity: Tensor, t: Tensor, duration: Tensor, condition: Tensor | None
+    ) -> Tensor:
+        """Derivative of the average velocity in the direction (velocity, 1, -1) of (x, t, duration), without gradient.
+
+        A network may write it out: a forward-mode pass takes several times as long as the few products of a small
+        batch, since each sum of a tensor that has a derivative and one that has none takes a long way.
+
+        Args:
+            x: Samples, shape (B, D).
+            velocity: Velocity there, shape (B, D).
+            t: Flow time, shape (B,).
+            duration: Length of the interval, shape (B,).
+            condition: Context, shape (B, C), or None.
+
+        Returns:
+            Derivative, shape (B, D).
+        """
+        return derivative_along_flow(lambda x, t, length: self(x, t, condition, length), x, velocity, t, duration)
 
     def begin_at_zero(self) -> None:
         """Set the last layer to zero, so that the network is 0 everywhere until it is trained."""

@@ -40,3 +40,9 @@ class SinusoidalEmbedding(nn.Module):
         """
         angles = value[..., None] * self.frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+    def with_derivative(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Features, and their derivatives with respect to the scalar, each of shape (..., E)."""
+        features = self(value)
+        cosines, sines = features.chunk(2, -1)
+        return features, torch.cat([-self.frequencies * sines, self.frequencies * cosines], dim=-1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from flowmatch_rl.nets.architecture import (
     ACTIVATIONS,
@@ -131,6 +132,32 @@ class VelocityNetwork(FlowNetwork):
             return self._from_features(x, t, features, duration)
 
         return velocity
+
+    @torch.no_grad()
+    def derivative_along_flow(
+        self, x: Tensor, velocity: Tensor, t: Tensor, duration: Tensor, condition: Tensor | None
+    ) -> Tensor:
+        """Derivative in the direction (velocity, 1, -1) of (x, t, duration), written out; see ``FlowNetwork``."""
+        check_presence(condition, self.from_condition is not None)
+        if self.from_duration is None:
+            raise ValueError("this network takes no duration; build it with takes_duration=True")
+        (time, of_time), (length, of_length) = (self.embed_time.with_derivative(each) for each in (t, duration))
+        z = self.from_sample(x) + (self.from_time(time) + self.from_duration(length))
+        if condition is not None and self.from_condition is not None:
+            z = z + self.from_condition(self.features(condition))
+        direction = functional.linear(velocity, self.from_sample.weight)
+        h, dh = self._activated(z, direction + self.from_time(of_time) - self.from_duration(of_length))
+        for block in self.hidden_layers():
+            update, of_update = self._activated(block(h), functional.linear(dh, block.weight))
+            h, dh = (h + update, dh + of_update) if self.residual else (update, of_update)
+        return functional.linear(dh, self.to_velocity.weight)
+
+    def _activated(self, z: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """The activation, and its derivative in a direction: that of a function of single entries is its gradient."""
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            h = self.activation(z)
+        return h.detach(), torch.autograd.grad(h, z, direction.to(h.dtype))[0]
 
     def _from_features(self, x: Tensor, t: Tensor, features: Tensor | None, duration: Tensor | None) -> Tensor:
         shared = self.from_time(self.embed_time(append_dims(t, like=x[..., 0])))

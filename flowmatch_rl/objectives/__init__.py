@@ -22,6 +22,7 @@ from flowmatch_rl.objectives.flow_matching import (
     ConditionalFlowMatching,
     FlowObjective,
     MeanFlow,
+    derivative_along_flow,
     flow_matching_loss,
     mean_flow_target,
 )
@@ -97,6 +98,7 @@ __all__ = [
     "categorical_loss",
     "choose_state",
     "critic_loss",
+    "derivative_along_flow",
     "discounts_between",
     "distilled_policy_loss",
     "expand",

@@ -18,6 +18,10 @@ from flowmatch_rl.types import Prediction, Velocity
 Network: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 """A network called as ``network(x, t, condition, duration)``; one without durations receives None."""
 
+Derivative: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Derivative of the average velocity (B, D) along the flow, the end of the interval held fixed, called as
+``derivative(x, velocity, t, duration, condition)``."""
+
 
 def flow_matching_loss(
     predict: Velocity,
@@ -76,12 +80,34 @@ def mean_flow_target(
     Reference:
         Geng et al., arXiv:2505.13447; there time runs from data to noise.
     """
-    with torch.no_grad():
-        one = torch.ones_like(t)
-        # Expanded tensors have no room for the derivative.
-        point = (x_t.contiguous(), t.contiguous(), duration.contiguous())
-        _, derivative = torch.func.jvp(average_velocity, point, (v_t, one, -one))[:2]
-        return v_t + append_dims(duration, like=x_t) * derivative
+    return _target(v_t, duration, derivative_along_flow(average_velocity, x_t, v_t, t, duration))
+
+
+@torch.no_grad()
+def derivative_along_flow(
+    average_velocity: Callable[[Tensor, Tensor, Tensor], Tensor], x_t: Tensor, v_t: Tensor, t: Tensor, duration: Tensor
+) -> Tensor:
+    """Total derivative ``du/dt`` of an average velocity by a forward-mode pass, see ``mean_flow_target``.
+
+    Args:
+        average_velocity: Called as ``average_velocity(x, t, duration)``.
+        x_t: Points on the path, shape (B, D).
+        v_t: Velocity there, shape (B, D).
+        t: Flow time, shape (B,).
+        duration: Length of the interval, shape (B,).
+
+    Returns:
+        Derivative without gradient, shape (B, D).
+    """
+    one = torch.ones_like(t)
+    # Expanded tensors have no room for the derivative.
+    point = (x_t.contiguous(), t.contiguous(), duration.contiguous())
+    return torch.func.jvp(average_velocity, point, (v_t, one, -one))[1]
+
+
+@torch.no_grad()
+def _target(v_t: Tensor, duration: Tensor, derivative: Tensor) -> Tensor:
+    return v_t + append_dims(duration, like=v_t) * derivative
 
 
 @dataclass(frozen=True)
@@ -113,7 +139,14 @@ class FlowObjective(abc.ABC):
         """
 
     @abc.abstractmethod
-    def loss(self, network: Network, path: AffinePath, points: PathPoints, condition: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        network: Network,
+        path: AffinePath,
+        points: PathPoints,
+        condition: Tensor | None = None,
+        derivative: Derivative | None = None,
+    ) -> Tensor:
         """Weighted loss.
 
         The pair of endpoints may be posterior means given x_t; the network then learns the marginal prediction at once.
@@ -123,6 +156,8 @@ class FlowObjective(abc.ABC):
             path: Path from x_0 to x_1.
             points: Points of the path, made by ``points``.
             condition: Context, shape (B, C), or None.
+            derivative: Derivative of the network along the flow, for objectives that need it; by a forward-mode pass
+                through the network if None.
 
         Returns:
             Loss per sample, shape (B,).
@@ -158,7 +193,14 @@ class ConditionalFlowMatching(FlowObjective):
         """Points at one flow time per sample."""
         return PathPoints.between(path, x_0, x_1, _flow_times(self.time_distribution, uniform[0], t_min))
 
-    def loss(self, network: Network, path: AffinePath, points: PathPoints, condition: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        network: Network,
+        path: AffinePath,
+        points: PathPoints,
+        condition: Tensor | None = None,
+        derivative: Derivative | None = None,
+    ) -> Tensor:
         """Weighted squared error per sample, mean over dimensions, shape (B,)."""
 
         def predict(x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
@@ -213,7 +255,14 @@ class MeanFlow(FlowObjective):
         duration[:count] = (pair[0, :count] - pair[1, :count]).abs()
         return PathPoints.between(path, x_0, x_1, t, duration)
 
-    def loss(self, network: Network, path: AffinePath, points: PathPoints, condition: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        network: Network,
+        path: AffinePath,
+        points: PathPoints,
+        condition: Tensor | None = None,
+        derivative: Derivative | None = None,
+    ) -> Tensor:
         """Adaptively weighted squared error per sample, shape (B,)."""
         x_t, t, duration, count = points.x_t, points.t, points.duration, self._num_intervals(len(points.t))
         if duration is None:
@@ -224,7 +273,11 @@ class MeanFlow(FlowObjective):
         def average_velocity(x: Tensor, time: Tensor, length: Tensor) -> Tensor:
             return network(x, time, context, length)
 
-        intervals = mean_flow_target(average_velocity, x_t[:count], target[:count], t[:count], duration[:count])
+        begin = x_t[:count], target[:count], t[:count], duration[:count]
+        if derivative is None:
+            intervals = mean_flow_target(average_velocity, *begin)
+        else:
+            intervals = _target(target[:count], duration[:count], derivative(*begin, context))
         target = torch.cat([intervals, target[count:]])
         error = (network(x_t, t, condition, duration) - target).square().mean(-1)
         return error if self.adaptive_power == 0.0 else error * (error.detach() + 1e-3) ** -self.adaptive_power

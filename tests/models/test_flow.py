@@ -12,7 +12,7 @@ from torch import Tensor
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.models import Flow, Likelihood
 from flowmatch_rl.nets import FlowNetwork, VelocityArchitecture
-from flowmatch_rl.objectives import ConditionalFlowMatching, FlowObjective
+from flowmatch_rl.objectives import ConditionalFlowMatching, FlowObjective, MeanFlow
 from flowmatch_rl.paths import (
     AffinePath,
     CosineSchedule,
@@ -404,3 +404,17 @@ def test_a_limit_is_refused_that_float32_rounds_to_one_where_the_velocity_is_und
     network = exact_flow(LinearSchedule()).network
     with pytest.raises(UserError, match=r"the prediction data .* t_min must be above 1e-09"):
         Flow(network, AffinePath(schedule), prediction="data", t_min=1e-9)
+
+
+@pytest.mark.parametrize("scales", [False, True])
+def test_the_loss_of_mean_flow_has_the_derivative_that_forward_mode_has(scales: bool) -> None:
+    torch.manual_seed(0)
+    network = (
+        VelocityArchitecture(hidden_dim=8, num_blocks=1, time_features=4).build(D, C, takes_duration=True).double()
+    )
+    flow, objective = Flow(network, AffinePath(), t_min=T_MIN, scales=scales, averages=True), MeanFlow()
+    points = objective.points(flow.path, normal(B, D, seed=1), normal(B, D, seed=2), uniform(2, B, seed=3), T_MIN)
+    condition = normal(B, C, seed=4)
+    torch.testing.assert_close(
+        flow.loss(objective, points, condition), objective.loss(flow, flow.path, points, condition)
+    )

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 
 from flowmatch_rl.estimators import LikelihoodProposal, NoControlVariate, PosteriorMeanEstimator
 from flowmatch_rl.modules import BanditFlow, ReverseFlowActorCritic
+from flowmatch_rl.modules.gradients import clip_gradient
 from flowmatch_rl.modules.running_means import RunningMeans
 from flowmatch_rl.nets import VelocityArchitecture
 from flowmatch_rl.objectives import AnnealedTemperature, EntropyTemperature, Temperature
@@ -90,3 +91,20 @@ def test_means_do_not_follow_a_number_that_changes_in_place() -> None:
     value.fill_(4.0)
     means.add({"value": value})
     assert means.take()["value"].item() == 2.5
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 100.0, float("nan"), float("inf")])
+def test_a_gradient_is_clipped_as_torch_does_it(size: float) -> None:
+    weights = [torch.zeros(3, 2), torch.zeros(4), torch.zeros(1)]
+    for weight in weights[:2]:
+        weight.grad = size * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    others = [weight.clone() for weight in weights]
+    for other, weight in zip(others[:2], weights, strict=False):
+        assert weight.grad is not None
+        other.grad = weight.grad.clone()
+    wanted = torch.nn.utils.clip_grad_norm_(others, 3.0)
+    assert torch.equal(clip_gradient(weights, 3.0).nan_to_num(), wanted.nan_to_num())
+    for other, weight in zip(others[:2], weights, strict=False):
+        assert weight.grad is not None
+        assert other.grad is not None
+        assert torch.equal(weight.grad.nan_to_num(), other.grad.nan_to_num())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowmatch_rl.nets import SinusoidalEmbedding, VelocityArchitecture, VelocityNetwork
+from flowmatch_rl.nets import FlowNetwork, SinusoidalEmbedding, VelocityArchitecture, VelocityNetwork
 from tests.combinations import each_value, one_test
 
 B, N, D, C = 4, 3, 2, 5
@@ -168,6 +168,20 @@ def test_the_duration_adds_a_term_of_its_own_features_to_the_first_layer(duratio
         h = functional.gelu(functional.linear(torch.cat(inputs), weight, network.from_sample.bias))
         h = h + functional.gelu(network.blocks[0](h))
         torch.testing.assert_close(network(x, t, condition, length)[i, n], network.to_velocity(h))
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("condition_dim", [0, C])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_derivative_along_the_flow_is_that_of_forward_mode(activation, condition_dim, residual) -> None:
+    torch.manual_seed(0)
+    network = build(condition_dim, takes_duration=True, activation=activation, residual=residual)
+    (x, v), (t, duration) = torch.randn(2, B, D).double(), torch.rand(2, B).double()
+    condition = torch.randn(B, C).double() if condition_dim else None
+    found = network.derivative_along_flow(x, v, t, duration, condition)
+    torch.testing.assert_close(found, FlowNetwork.derivative_along_flow(network, x, v, t, duration, condition))
+    assert not found.requires_grad
+    assert found.abs().max() > 0.1
 
 
 def test_a_duration_is_refused_by_a_network_that_takes_none() -> None:
