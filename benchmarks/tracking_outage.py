@@ -4,8 +4,9 @@ A server of MLflow on this machine (SQLite behind it) is killed by SIGKILL in th
 again before its end. Another row hangs it instead (SIGSTOP, SIGCONT): it accepts connections and never answers. The
 pause is the longest time between two batches of a training without evaluations; the slowest window is the number of
 batches in the slowest ten seconds, relative to ten seconds at the median rate of all windows. The same is measured
-without tracking: what other work on the machine does. Metrics are missing if the journal of the run holds them and
-MLflow does not.
+without tracking: what other work on the machine does. Metrics that are left at the end, where the server takes longer
+to start than what remains of the training and the patience of 10 seconds, are delivered as by ``flowmatch-rl deliver``;
+they are missing if the journal of the run holds them and MLflow does not after that.
 """
 
 import contextlib
@@ -26,6 +27,8 @@ from urllib.request import urlopen
 from lightning.pytorch import Callback, LightningModule, Trainer
 from mlflow.tracking import MlflowClient
 
+from flowmatch_rl.callbacks.delivered import Delivered, remainder
+from flowmatch_rl.callbacks.deliverer import deliver_all
 from flowmatch_rl.callbacks.journal import METRICS, journals, read_entries
 from flowmatch_rl.cli import FlowMatchCLI
 
@@ -87,7 +90,7 @@ class Server:
 
     def wait(self) -> None:
         """Wait until it answers."""
-        deadline = time.monotonic() + 120.0
+        deadline = time.monotonic() + 600.0
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
                 urlopen(f"{self.address}/health", timeout=5.0).close()
@@ -124,9 +127,8 @@ def pauses(times: list[float]) -> tuple[float, float, float]:
     return longest, min(counts) / median, median / WINDOW_S
 
 
-def missing(folder: Path, address: str) -> tuple[int, int, int]:
+def missing(journal: Path, address: str) -> tuple[int, int, int]:
     """Values that the journal holds, those that MLflow lacks, and those that it has twice."""
-    (journal,) = journals(folder)
     client = MlflowClient(address)
     experiment = client.get_experiment_by_name("flowmatch_rl")
     assert experiment is not None
@@ -172,8 +174,15 @@ def measure(outage: str) -> dict[str, Any]:
         waited = time.monotonic() - ended
         longest, slowest, rate = pauses(batches.times)
         row = {"server": outage, "batches_per_s": rate, "longest_pause_s": longest, "slowest_window": slowest}
-        counts = missing(folder / "run", server.address) if server is not None else ("-", "-", "-")
-        return row | dict(zip(("metrics", "missing", "twice"), counts, strict=True)) | {"wait_at_end_s": waited}
+        row["wait_at_end_s"] = waited
+        counts: tuple[object, ...] = ("-", "-", "-", "-")
+        if server is not None:
+            (journal,) = journals(folder / "run")
+            left = remainder(journal, Delivered.read(journal)).metrics
+            server.wait()
+            deliver_all(journal, server.address)  # what flowmatch-rl deliver does, where something is left
+            counts = (left, *missing(journal, server.address))
+        return row | dict(zip(("left_at_end", "metrics", "missing", "twice"), counts, strict=True))
 
 
 def run() -> dict[str, Any]:

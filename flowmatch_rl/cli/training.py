@@ -227,7 +227,8 @@ class FlowMatchCLI(LightningCLI):
         for logger in trainer.loggers:
             if isinstance(logger, Tracker):
                 name = f"{label}/{time.strftime(RUN_TIME) if chosen else folder.name}"
-                logger.begin_in(folder, name, self.subcommand or "run", resumes=self._checkpoint is not None)
+                resumes = self.subcommand == "fit" and self._checkpoint is not None
+                logger.begin_in(folder, name, self.subcommand or "run", resumes)
                 self._folders.callback(logger.close)
         kept = [callback for callback in trainer.callbacks if not isinstance(callback, (*parts.dropped, *own.dropped))]
         # The result is written after what all others do, such as the video: it says that a run is done.
