@@ -157,5 +157,7 @@ def _mark_broken_off(trainer: Trainer) -> None:
 
 def _resumption(trainer: Trainer, path: str) -> str:
     """How to resume from a checkpoint: by the configuration that the command line keeps, if it does."""
-    config = Path(trainer.default_root_dir) / "config.yaml"
-    return f"resume with {f'flowmatch-rl fit -c {config} ' if config.is_file() else ''}--ckpt_path {path}"
+    folder = Path(trainer.default_root_dir)
+    config, last = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
+    command = f"flowmatch-rl fit -c {config} " if config.is_file() else ""
+    return f"resume with {command}--ckpt_path {'last' if command and Path(path) == last else path}"

@@ -56,7 +56,7 @@ def sole_run(folder: Path, checkpoints: Path | None, is_new: bool) -> Iterator[N
         if is_new and last is not None and last.exists():
             raise UserError(
                 f"{folder} holds a run already; resume it with flowmatch-rl fit -c {folder / 'config.yaml'} "
-                f"--ckpt_path {last}, or choose another folder"
+                "--ckpt_path last, or choose another folder"
             )
         yield
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.checks import UserError
+from flowmatch_rl.cli.resuming import LAST
 from flowmatch_rl.modules import FlowMatchingModel
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.trust import allow_imports, find_class, in_file
@@ -24,7 +25,7 @@ def request_words(overlays: Sequence[Any]) -> list[str]:
     """
     stated = [overlay for overlay in overlays if isinstance(overlay, dict)]
     paths = [overlay["ckpt_path"] for overlay in stated if isinstance(overlay.get("ckpt_path"), str)]
-    if not paths or any(_names_class(overlay.get("data")) for overlay in stated):
+    if not paths or paths[-1] == LAST or any(_names_class(overlay.get("data")) for overlay in stated):
         return []
     for overlay in stated:
         allow_imports(overlay.get("allow_imports") or [])

@@ -40,6 +40,7 @@ from flowmatch_rl.cli.names import known_names
 from flowmatch_rl.cli.parser import ALLOW_IMPORTS, CommandParser, user_errors
 from flowmatch_rl.cli.precision import RunTrainer, choose_precision
 from flowmatch_rl.cli.requests import request_words
+from flowmatch_rl.cli.resuming import LAST, folder_of_run, last_checkpoint
 from flowmatch_rl.cli.signals import Ending, ended_by_signals
 from flowmatch_rl.cli.wiring import giver, model_wiring, wiring
 from flowmatch_rl.configuration import DIMENSIONS, flatten
@@ -55,7 +56,7 @@ _WITH_OPTIONS = {
     FlowFigures: "figures",
     OccupancyFigures: "occupancy_figures",
 }
-_CHECKPOINT_WORDS = ("best", "last", "hpc")
+_CHECKPOINT_WORDS = ("best", "hpc")
 
 
 class Parser(CommandParser, LightningArgumentParser):
@@ -107,6 +108,7 @@ class FlowMatchCLI(LightningCLI):
         self._ending = ending or Ending()
         self._overlays: list[Any] = []
         self._checkpoint: str | None = None
+        self._folder: Path | None = None
         self._saved: dict[str, Any] | None = None
         self._folders = contextlib.ExitStack()
         with self._folders if run else contextlib.nullcontext():
@@ -167,6 +169,8 @@ class FlowMatchCLI(LightningCLI):
             raise UserError("weights_only must be true, got false: no code is run that comes with a checkpoint")
         # LightningCLI would let the arguments in a checkpoint win over those that are given; here they do not.
         self._checkpoint = section.pop("ckpt_path", None)
+        if self._checkpoint == LAST:
+            self._find_last(section)
         if command == ["test"] and not any(isinstance(overlay, dict) and "verbose" in overlay for overlay in overlays):
             section["verbose"] = False  # the summary says it
         if self._checkpoint is None:
@@ -211,7 +215,7 @@ class FlowMatchCLI(LightningCLI):
             kwargs["max_epochs"] = getattr(data, "num_epochs", None)
         label = getattr(data, "label", type(data).__name__)
         chosen = options.get("default_root_dir")
-        folder = Path(chosen or run_folder(label))
+        folder = Path(chosen or self._folder or run_folder(label))
         kwargs["default_root_dir"] = str(folder)
         if not options.get("fast_dev_run"):
             self._claim(folder)
@@ -227,7 +231,8 @@ class FlowMatchCLI(LightningCLI):
         for logger in trainer.loggers:
             if isinstance(logger, Tracker):
                 name = f"{label}/{time.strftime(RUN_TIME) if chosen else folder.name}"
-                resumes = self.subcommand == "fit" and self._checkpoint is not None
+                begun = self._checkpoint is not None or self._folder is not None
+                resumes = self.subcommand == "fit" and begun
                 logger.begin_in(folder, name, self.subcommand or "run", resumes)
                 self._folders.callback(logger.close)
         kept = [callback for callback in trainer.callbacks if not isinstance(callback, (*parts.dropped, *own.dropped))]
@@ -294,6 +299,13 @@ class FlowMatchCLI(LightningCLI):
         self.model.on_load_checkpoint(saved)
         with user_errors(RuntimeError):
             self.model.load_state_dict(saved["state_dict"])
+
+    def _find_last(self, section: Any) -> None:
+        """Find the newest whole checkpoint of the run that this command continues; none to begin the run."""
+        self._folder = folder_of_run(section, self._given)
+        chosen = section["checkpoints"].dirpath
+        found = last_checkpoint(Path(chosen) if chosen else self._folder / "checkpoints")
+        self._checkpoint = None if found is None else str(found)
 
     def _record(self) -> RunRecord:
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))

@@ -103,8 +103,7 @@ def test_an_interrupted_run_of_the_command_line_names_the_whole_command_that_res
     config.touch()
     with pytest.raises(SystemExit):
         fit(tmp_path, 3, watch=[InterruptsEvaluation()])
-    last = tmp_path / "checkpoints" / "last.ckpt"
-    assert f"interrupted; resume with flowmatch-rl fit -c {config} --ckpt_path {last}\n" in capsys.readouterr().out
+    assert f"interrupted; resume with flowmatch-rl fit -c {config} --ckpt_path last\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("interrupted", [False, True])

@@ -33,7 +33,7 @@ def test_a_run_that_diverges_ends_in_one_line_and_keeps_the_last_good_checkpoint
     assert len(outcome.error_lines) == 1, outcome.err
     assert "loss of the critics is not finite since update" in outcome.err
     last = tmp_path / "checkpoints" / "last.ckpt"
-    assert f"resume with flowmatch-rl fit -c {tmp_path / 'config.yaml'} --ckpt_path {last}" in outcome.err
+    assert f"resume with flowmatch-rl fit -c {tmp_path / 'config.yaml'} --ckpt_path last" in outcome.err
     saved = torch.load(last, weights_only=True)
     assert saved["OnlineData"]["local_env_steps"] in (40, 48)
     assert all(bool(value.isfinite().all()) for value in saved["state_dict"].values())

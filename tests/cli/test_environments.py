@@ -61,7 +61,7 @@ def test_environment_that_breaks_ends_the_run_in_one_line_that_says_how_to_resum
     assert len(outcome.error_lines) == 1, outcome.err
     for words in (
         "Breaks-v0 raised ZeroDivisionError in step: the robot fell over",
-        f"resume with flowmatch-rl fit -c {tmp_path / 'config.yaml'} --ckpt_path {last}",
+        f"resume with flowmatch-rl fit -c {tmp_path / 'config.yaml'} --ckpt_path last",
     ):
         assert words in outcome.err
     assert torch.load(last, weights_only=True)["OnlineData"]["local_env_steps"] == 36
@@ -87,7 +87,7 @@ def test_run_whose_environment_hangs_is_ended_by_a_signal_and_keeps_its_state(
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert outcome.code == status, outcome.err
-    assert f"resume with flowmatch-rl fit -c {tmp_path / 'config.yaml'} --ckpt_path {last}" in outcome.out
+    assert f"resume with flowmatch-rl fit -c {tmp_path / 'config.yaml'} --ckpt_path last" in outcome.out
     assert torch.load(last, weights_only=True)["OnlineData"]["local_env_steps"] == 38
 
 
@@ -107,8 +107,6 @@ def test_full_disk_ends_a_run_in_one_line_that_says_how_to_resume(tmp_path, monk
     assert outcome.code == 1
     assert len(outcome.error_lines) == 1, outcome.err
     assert "the disk is full ([Errno 28] No space left on device)" in outcome.err
-    assert (
-        f"make room, then resume with flowmatch-rl fit -c {tmp_path / 'config.yaml'} --ckpt_path {last}" in outcome.err
-    )
+    assert f"make room, then resume with flowmatch-rl fit -c {tmp_path / 'config.yaml'} --ckpt_path last" in outcome.err
     assert torch.load(last, weights_only=True)["global_step"] == 6
     assert not list(tmp_path.rglob("*.tmp*"))
