@@ -23,6 +23,7 @@ BENCHMARKS = (
     "training_speed",
     "policy_cost",
     "critic_cost",
+    "exact_resume",
     "bandits",
     "estimator_dimensions",
     "online",

@@ -13,18 +13,22 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from flowmatch_rl.callbacks import AtomicCheckpointIO, Checkpoints, LossCurve
+from flowmatch_rl.callbacks import AtomicCheckpointIO, Checkpoints, LearningCurve, LossCurve
 from flowmatch_rl.checkpoints import read_checkpoint
-from flowmatch_rl.data import OfflineData, SampleData
+from flowmatch_rl.data import OfflineData, OnlineData, SampleData
 from flowmatch_rl.data.tables.datasets import DensityTable
+from flowmatch_rl.envs import GymnasiumEnvironment
 from flowmatch_rl.evaluation import FlowTests, FutureTests
-from flowmatch_rl.modules import FlowMatchingModel
+from flowmatch_rl.modules import FlowMatchingModel, ReverseFlowActorCritic, SoftActorCritic
 from flowmatch_rl.modules.settings import FlowOptimizer
 from flowmatch_rl.nets import EmaSettings, VelocityArchitecture
 from flowmatch_rl.testbeds import LinearPolicy
 from tests.cli.support import default_signals
 from tests.data.toy_trajectories import trajectory_store
+from tests.modules import test_reverse_flow_actor_critic as reverse
+from tests.modules import test_soft_actor_critic as soft
 from tests.modules.occupancy_toys import occupancy
+from tests.modules.options import grouped
 
 SMALL = VelocityArchitecture(hidden_dim=8, num_blocks=1)
 
@@ -81,9 +85,39 @@ def futures(folder: Path) -> tuple[LightningModule, LightningDataModule]:
     return module, data
 
 
+def online(kind: type, options: dict[str, Any], **changes: Any) -> Callable[[Path], Any]:
+    def made(folder: Path) -> tuple[LightningModule, LightningDataModule]:
+        sizes: dict[str, Any] = {
+            "total_env_steps": 33,
+            "warmup_env_steps": 12,
+            "epoch_env_steps": 7,
+            "batch_size": 4,
+            "eval_episodes": 1,
+            "max_episode_steps": 5,
+        }
+        data = OnlineData(GymnasiumEnvironment("Pendulum-v1", {"max_episode_steps": 8}), **sizes | changes)
+        spaces = data.spaces
+        return kind(spaces.observation_dim, spaces.action_dim, **grouped(kind is SoftActorCritic, **options)), data
+
+    return made
+
+
 RUNS: dict[str, tuple[Callable[[Path], Any], type]] = {
     "flow": (flow, LossCurve),
     "occupancy": (futures, LossCurve),
+    "reverse flow": (online(ReverseFlowActorCritic, reverse.TINY), LearningCurve),
+    "soft, 3 steps": (
+        online(
+            SoftActorCritic,
+            soft.TINY,
+            n_steps=3,
+            updates_per_env_step=0.5,
+            total_env_steps=54,
+            epoch_env_steps=14,
+            buffer_capacity=13,
+        ),
+        LearningCurve,
+    ),
 }
 
 

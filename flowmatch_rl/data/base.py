@@ -118,6 +118,11 @@ class DataModule(LightningDataModule, abc.ABC):
         return self.trainer.world_size if self.trainer else 1
 
     @property
+    def is_ending(self) -> bool:
+        """Whether the system has asked the run to end."""
+        return bool(self.trainer and self.trainer.received_sigterm)
+
+    @property
     def rank(self) -> int:
         """Global rank of this process."""
         return self.trainer.global_rank if self.trainer else 0

@@ -1,11 +1,14 @@
 """Collection of transitions: a policy acts in an environment while it trains, and its steps fill a replay buffer."""
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tensordict import TensorDict, TensorDictBase
 
 from flowmatch_rl.batches import DONE, REWARD, TRANSITION
@@ -13,8 +16,10 @@ from flowmatch_rl.checks import RunError, UserError, check_range
 from flowmatch_rl.data.collector import StepCollector
 from flowmatch_rl.data.episodes import EpisodeData
 from flowmatch_rl.data.replay import Replay
-from flowmatch_rl.envs.building import build_environment
+from flowmatch_rl.envs.building import build_environment, read_environment, write_environment
 from flowmatch_rl.envs.environments import Environment
+from flowmatch_rl.envs.states import UnknownStateError
+from flowmatch_rl.generators import kept_generators
 from flowmatch_rl.interrupts import uninterrupted
 from flowmatch_rl.seeds import process_seed
 
@@ -26,7 +31,9 @@ _MOST_RETURNS = 20
 class Collection:
     """Steps of the policy of one process, collected with TorchRL at a fixed ratio to the batches that it is asked for.
 
-    A resumed run begins new episodes, and drops the steps that were waiting for those that follow, see ``Replay``.
+    A resumed run of a single process continues the episodes where the state of the environment can be written down, see
+    ``envs.states``. Elsewhere it says why it begins new ones, and drops the steps that were waiting for those that
+    follow, see ``Replay``.
 
     Args:
         data: The data module that owns this, which knows the trained module and the processes.
@@ -90,6 +97,8 @@ class Collection:
         self._restored: TensorDictBase | None = None  # transitions of a checkpoint, until the buffer is made
         self._collector: StepCollector | None = None
         self._blocks: Iterator[TensorDictBase] | None = None
+        self._is_collecting = False
+        self._held: dict[str, Any] | None = None  # state of the episodes in a checkpoint, until they continue
 
     @property
     def env_steps(self) -> int:
@@ -123,10 +132,12 @@ class Collection:
         held = self.replay if self._checkpoint_replay else None
         if held is not None:  # oldest first, so that a resumed run overwrites in the same order
             state["replay"] = dict(held.flatten_keys("/").items())
+        if held is not None and self._data.world_size == 1:
+            state["episodes"] = self._episodes()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore counters and replay buffer, in place of what was collected so far. New episodes begin.
+        """Restore counters, replay buffer and episodes, in place of what was collected so far.
 
         Raises:
             UserError: If the transitions of the replay buffer have another number of steps or actions.
@@ -146,15 +157,24 @@ class Collection:
             self._restored = TensorDict({tuple(key.split("/")): rows for key, rows in replay.items()}, [number])
         self._local_env_steps = state_dict["local_env_steps"]
         self._pending_updates = state_dict["pending_updates"]
+        episodes: Any = state_dict.get("episodes") or {"unknown": "the checkpoint does not hold their state"}
+        reason = self._reason_for_new_episodes(episodes)
+        if reason and self._local_env_steps:
+            rank_zero_only(print)(f"{self._environment.label} begins new episodes: {reason}")
+        self._held = None if reason else episodes
+        self.recent_returns.extend([] if reason else episodes["returns"])
 
     def _ready_replay(self) -> Replay:
         """The replay buffer, filled by warm-up (or from a checkpoint) before its first use."""
         if self._replay is None:
             device = self._data.module.device
             chunk = self._data.action_chunk
-            self._replay = Replay(self._capacity, self._batch_size, self._n_steps, chunk, device, self._restored)
+            state = None if self._held is None else self._held["replay"]
+            self._replay = Replay(self._capacity, self._batch_size, self._n_steps, chunk, device, self._restored, state)
             self._restored = None
         while self._local_env_steps < self._local_warmup() or len(self._replay) < self._batch_size:
+            if self._data.is_ending:  # between two blocks: a warm-up may take long
+                raise SIGTERMException
             self._collect(self._replay, 0.0)
             if len(self._replay) == 0 and len(self.recent_returns) == _MOST_RETURNS:
                 raise RunError(
@@ -169,9 +189,11 @@ class Collection:
 
     def _collect(self, replay: Replay, updates_per_env_step: float) -> None:
         """Collect one block into the replay buffer; each of its steps makes so many updates due."""
-        if self._blocks is None:
+        if self._blocks is None and self._held is None:
             replay.begin_episodes()
+        if self._blocks is None:
             self._blocks = iter(self._start_collector())
+        self._is_collecting = True
         try:
             block = next(self._blocks).reshape(-1)
         except RunError:
@@ -183,8 +205,55 @@ class Collection:
             replay.add(block.reshape(self._num_envs, -1))
             self._local_env_steps += len(block)
             self._pending_updates += len(block) * updates_per_env_step
+            self._is_collecting = False
+
+    def _episodes(self) -> dict[str, Any] | None:
+        """The state of the environment and of its episodes, or why it is not known; None before the first."""
+        if self._collector is None or self._replay is None:
+            return self._held
+        if self._is_collecting:
+            return {"unknown": "the run was ended within a step"}
+        if self._data.action_chunk > 1:
+            return {"unknown": "the rest of a chunk of actions is not kept"}
+        try:
+            state = read_environment(self._environment, self._collector.env)
+        except UnknownStateError as error:
+            return {"unknown": f"its state cannot be kept, {error}"}
+        current = self._collector.current
+        return {
+            "recipe": self._recipe,
+            "environment": state,
+            "current": None if current is None else dict(current.clone().flatten_keys("/").items()),
+            "returns": list(self.recent_returns),
+            "replay": self._replay.state_dict(),
+        }
+
+    def _reason_for_new_episodes(self, held: dict[str, Any]) -> str:
+        """Why the episodes of a checkpoint cannot continue; empty if they can."""
+        if self._data.world_size > 1:
+            return "there are several processes"
+        if "unknown" in held:
+            return held["unknown"]
+        return "" if held["recipe"] == self._recipe else "the run that is resumed has another environment"
+
+    @property
+    def _recipe(self) -> str:
+        return f"{self._num_envs} x {self._environment!r}"
 
     def _start_collector(self) -> StepCollector:
+        """Begin episodes, or continue those of a checkpoint; then no number is drawn that others would miss."""
+        with contextlib.nullcontext() if self._held is None else kept_generators():
+            self._collector = self._made_collector()
+            if self._held is not None:
+                env, current = self._collector.env, self._held["current"]
+                write_environment(self._environment, env, self._held["environment"])
+                if current is not None:
+                    entries = {tuple(name.split("/")): value for name, value in current.items()}
+                    self._collector.current = TensorDict(entries, env.batch_size, device=env.device)
+                self._held = None
+        return self._collector
+
+    def _made_collector(self) -> StepCollector:
         module = self._data.module
         random_steps = self._local_warmup() - self._local_env_steps if self._random_warmup else 0
         before, processes = self._local_env_steps, self._data.world_size
@@ -194,7 +263,7 @@ class Collection:
         # Seeded before its first reset: seeding starts new episodes. The seed depends on the step as well, so that a
         # resumed run does not see its first episodes again.
         env.set_seed(process_seed(torch.initial_seed(), self._data.rank, self._local_env_steps) % 2**31)
-        self._collector = StepCollector(
+        return StepCollector(
             env,
             self._data.acting_policy(module.collection_policy()),
             self._block_steps // self._num_envs,
@@ -202,4 +271,3 @@ class Collection:
             (*TRANSITION, DONE, _RETURN),
             module.device,
         )
-        return self._collector

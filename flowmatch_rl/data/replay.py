@@ -1,5 +1,7 @@
 """The replay buffer of one process, which stores transitions of one or several steps."""
 
+from typing import Any
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -26,6 +28,7 @@ class Replay:
         chunk: Actions of a transition, 1 or ``n_steps``.
         device: Device of the transitions.
         restored: Transitions to begin with, oldest first, batch size (N,); None for none.
+        state: State of the buffer that they come from; None to begin with an arrangement of their own.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Replay:
         chunk: int,
         device: torch.device,
         restored: TensorDictBase | None = None,
+        state: dict[str, Any] | None = None,
     ) -> None:
         self._keys = TRANSITION if n_steps == 1 else (*TRANSITION, LENGTH)
         self._capacity, self._n_steps, self._chunk = capacity, n_steps, chunk
@@ -47,17 +51,31 @@ class Replay:
         self._multi_step = MultiStep(n_steps, chunk)
         self._written = 0
         if restored is not None:
-            self._extend(restored)
+            # A batch is made of places: where each transition lies counts.
+            oldest = state["oldest"] if state is not None and len(restored) == capacity else 0
+            rows: Any = restored.apply(lambda entry: entry.roll(oldest, 0))
+            self._extend(rows)
+            self._extend(rows[:oldest])
+        if state is not None:
+            self._multi_step.load_state_dict(state["multi_step"], device)
 
     def __len__(self) -> int:
         return len(self._storage)
 
     @property
+    def oldest(self) -> int:
+        """Place of the oldest transition, where the next one is written once the buffer is full."""
+        return self._written % self._capacity if len(self) == self._capacity else 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What counts beside the transitions: the place of the oldest, and the steps that wait."""
+        return {"oldest": self.oldest, "multi_step": self._multi_step.state_dict()}
+
+    @property
     def transitions(self) -> TensorDictBase:
         """The stored transitions, oldest first and on the CPU, batch size (N,)."""
         held = self._storage[:].select(*self._keys).cpu()
-        oldest = self._written % self._capacity if len(held) == self._capacity else 0
-        return held.apply(lambda entry: entry.roll(-oldest, 0))
+        return held.apply(lambda entry: entry.roll(-self.oldest, 0))
 
     def begin_episodes(self) -> None:
         """Forget the steps that wait: the environments begin new episodes."""

@@ -7,13 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torchrl.envs import CatTensors, DoubleToFloat, EnvBase, RewardSum, StepCounter, TransformedEnv
+from torchrl.envs import (
+    CatTensors,
+    DoubleToFloat,
+    EnvBase,
+    ParallelEnv,
+    RewardSum,
+    SerialEnv,
+    StepCounter,
+    TransformedEnv,
+)
 
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.envs.environments import Environment, observations_of
 from flowmatch_rl.envs.finite import FiniteNumbers
 from flowmatch_rl.envs.guard import in_one_line
 from flowmatch_rl.envs.quick_steps import QuickSteps
+from flowmatch_rl.envs.states import UnknownStateError
 from flowmatch_rl.envs.unit_actions import UnitActions
 from flowmatch_rl.schema import ActionBounds
 
@@ -110,6 +120,44 @@ def spaces_of(env: EnvBase, label: str) -> Spaces:
         action_dim=action.shape[0],
         action_bounds=ActionBounds(tuple(low.tolist()), tuple(high.tolist())),
     )
+
+
+def read_environment(environment: Environment, env: EnvBase) -> Any:
+    """The state of what ``build_environment`` made, as a checkpoint may hold it.
+
+    Args:
+        environment: What it was made of.
+        env: What it made, reset at least once.
+
+    Raises:
+        UnknownStateError: If it cannot be written down.
+    """
+    bare: Any = env.base_env  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(bare, ParallelEnv):
+        raise UnknownStateError("in processes of its own")
+    if isinstance(bare, SerialEnv):
+        return [environment.read_state(copy.base_env) for copy in _copies(bare)]
+    return environment.read_state(bare)
+
+
+def write_environment(environment: Environment, env: EnvBase, state: Any) -> None:
+    """Put what ``build_environment`` made into a state that ``read_environment`` returned.
+
+    Args:
+        environment: What it was made of.
+        env: What it made, of as many copies, reset at least once.
+        state: The state.
+    """
+    bare: Any = env.base_env  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(bare, SerialEnv):
+        for copy, held in zip(_copies(bare), state, strict=True):
+            environment.write_state(copy.base_env, held)
+    else:
+        environment.write_state(bare, state)
+
+
+def _copies(env: Any) -> list[Any]:
+    return env._envs
 
 
 def examine(environment: Environment) -> tuple[Spaces, tuple[str, ...]]:

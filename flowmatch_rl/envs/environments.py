@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.mujoco import MujocoEnv
 from torchrl.data import Binary
 from torchrl.envs import (
     DMControlEnv,
@@ -24,6 +25,7 @@ from torchrl.envs import (
 
 from flowmatch_rl.batches import SUCCESS
 from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.envs import states
 from flowmatch_rl.envs.copies import ParallelCopies
 from flowmatch_rl.envs.guard import Guard, Guarded, in_one_line
 from flowmatch_rl.envs.rendering import reason_without_backend
@@ -84,6 +86,18 @@ class Environment(abc.ABC):
         """
 
     @abc.abstractmethod
+    def read_state(self, env: EnvBase) -> dict[str, Any]:
+        """The state of a bare environment of ``make``, as a checkpoint may hold it.
+
+        Raises:
+            UnknownStateError: If it cannot be written down.
+        """
+
+    @abc.abstractmethod
+    def write_state(self, env: EnvBase, state: dict[str, Any]) -> None:
+        """Put a bare environment of ``make`` into a state that ``read_state`` returned, also that of another one."""
+
+    @abc.abstractmethod
     def column_names(self, env: EnvBase) -> tuple[str, ...]:
         """Names of the S entries of the observation of a bare environment, as ``build_environment`` orders them."""
 
@@ -107,6 +121,14 @@ class SimulatedEnvironment(Environment, abc.ABC):
     def make(self, render: bool) -> EnvBase:
         """Make the bare TorchRL environment."""
         return self.make_guarded(render, None)
+
+    @abc.abstractmethod
+    def parts(self, env: EnvBase) -> dict[str, Any]:
+        """The objects that hold the state of a bare environment, by name, see ``envs.states``."""
+
+    def write_state(self, env: EnvBase, state: dict[str, Any]) -> None:
+        """Put a bare environment into a state."""
+        states.write_state(self.parts(env), state)
 
     def make_copies(self, num_envs: int, parallel: bool) -> EnvBase:
         """Make several bare environments that are stepped together."""
@@ -184,6 +206,14 @@ class GymnasiumEnvironment(SimulatedEnvironment):
                 f"{type(error).__name__}: {in_one_line(error)}"
             ) from error
 
+    def parts(self, env: EnvBase) -> dict[str, Any]:
+        """The wrappers, from outside, the environment, and the data of its simulation."""
+        return layers(_raw(env))
+
+    def read_state(self, env: EnvBase) -> dict[str, Any]:
+        """The state of a bare environment."""
+        return states.read_state(self.parts(env))
+
     def column_names(self, env: EnvBase) -> tuple[str, ...]:
         """Names of the entries of an observation, ``key_0``, ``key_1`` and so on for an entry ``key``."""
         return _raw(env).columns
@@ -256,6 +286,15 @@ class DMControlEnvironment(SimulatedEnvironment):
             raise UserError(reason)
         return ControlSuiteEnv(self.domain, self.task, self.action_repeat, Guard(self.label, None, reports))
 
+    def parts(self, env: EnvBase) -> dict[str, Any]:
+        """The loop of an episode, its task, and the data of its simulation."""
+        raw = _raw(env)
+        return {"loop": raw, "task": raw.task, "simulation": raw.physics.data.ptr}
+
+    def read_state(self, env: EnvBase) -> dict[str, Any]:
+        """The state of a bare environment; its physics are wrapped data of a simulation."""
+        return states.read_state(self.parts(env), _raw(env).physics)
+
     def column_names(self, env: EnvBase) -> tuple[str, ...]:
         """Names of the entries of an observation, ``key_0``, ``key_1`` and so on for an entry ``key``."""
         widths = {str(key): spec.shape.numel() for key, spec in observations_of(env).items()}
@@ -308,6 +347,16 @@ class ControlSuiteEnv(Guarded, DMControlEnv):
 def _make_float(environment: SimulatedEnvironment, reports: Path | None = None) -> EnvBase:
     """One of several copies. A batch whose episodes end at different times refuses numbers in double precision."""
     return TransformedEnv(environment.make_guarded(render=False, reports=reports), DoubleToFloat())
+
+
+def layers(env: gymnasium.Env) -> dict[str, Any]:
+    """A Gymnasium environment's wrappers, from outside, itself, and the data of its simulation, by name."""
+    found: dict[str, Any] = {}
+    while isinstance(env, gymnasium.Wrapper):
+        found[str(len(found))] = env
+        env = env.env
+    simulation = {"simulation": env.data} if isinstance(env, MujocoEnv) else {}
+    return found | {"environment": env} | simulation
 
 
 def _raw(env: EnvBase) -> Any:

@@ -1,5 +1,7 @@
 """Multi-step transitions, made of single steps as they are collected."""
 
+from typing import Any
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -32,6 +34,23 @@ class MultiStep:
         self.num_steps, self.chunk = num_steps, chunk
         self._waiting: dict[Key, Tensor] = {}  # each (E, n - 1 or less, ...), the latest steps of each environment
         self._begun: Tensor | None = None  # (E, same), whether a step's transition is still to be returned
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps that wait."""
+        waiting = {key if isinstance(key, str) else "/".join(key): held for key, held in self._waiting.items()}
+        return {"waiting": waiting, "begun": self._begun}
+
+    def load_state_dict(self, state_dict: dict[str, Any], device: torch.device) -> None:
+        """Continue with the steps that waited elsewhere.
+
+        Args:
+            state_dict: What ``state_dict`` returned there.
+            device: Device of the steps that will follow.
+        """
+        places = {name: tuple(name.split("/")) if "/" in name else name for name in state_dict["waiting"]}
+        self._waiting = {place: state_dict["waiting"][name].to(device) for name, place in places.items()}  # pyright: ignore
+        begun = state_dict["begun"]
+        self._begun = None if begun is None else begun.to(device)
 
     def fold(self, steps: TensorDictBase) -> TensorDict:
         """Take the next steps of each environment and return the transitions that they complete.

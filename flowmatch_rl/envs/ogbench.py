@@ -18,7 +18,8 @@ from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 from torchrl.envs import EnvBase
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.envs.environments import GymnasiumEnv, SimulatedEnvironment
+from flowmatch_rl.envs import states
+from flowmatch_rl.envs.environments import GymnasiumEnv, SimulatedEnvironment, layers
 from flowmatch_rl.envs.guard import Guard
 from flowmatch_rl.envs.rendering import reason_without_backend
 from flowmatch_rl.envs.vectors import VectorObservations
@@ -83,6 +84,14 @@ class OgbenchEnvironment(SimulatedEnvironment):
             raise UserError(reason)
         env = VectorObservations(self.make_task(), self.label, success="success")
         return GymnasiumEnv(env, Guard(self.label, None, reports))
+
+    def parts(self, env: EnvBase) -> dict[str, Any]:
+        """The wrappers, from outside, the environment, and the data of its simulation."""
+        return layers(_vectors(env))
+
+    def read_state(self, env: EnvBase) -> dict[str, Any]:
+        """The state of a bare environment."""
+        return states.read_state(self.parts(env))
 
     def column_names(self, env: EnvBase) -> tuple[str, ...]:
         """``observation_0``, ``observation_1`` and so on."""

@@ -78,6 +78,15 @@ class ProcessEnv(EnvBase):
             batch_size=self.batch_size,
         )
 
+    def read_state(self) -> dict[str, Any]:
+        """States, steps and generator."""
+        return {"state": self.state.clone(), "steps": self._steps.clone(), "generator": self._generator.get_state()}
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Continue from what ``read_state`` returned."""
+        self.state, self._steps = state["state"].clone(), state["steps"].clone()
+        self._generator.set_state(state["generator"])
+
     def _set_seed(self, seed: int | None) -> None:
         if seed is not None:
             self._generator.manual_seed(seed)
@@ -126,6 +135,14 @@ class ProcessEnvironment(Environment):
     def make_copies(self, num_envs: int, parallel: bool) -> EnvBase:
         """One environment whose batch is the copies; ``parallel`` is of no use, and ignored."""
         return ProcessEnv(self.process, self.reward, self.max_steps, num_envs)
+
+    def read_state(self, env: EnvBase) -> dict[str, Any]:
+        """States, steps and generator."""
+        return _bare(env).read_state()
+
+    def write_state(self, env: EnvBase, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        _bare(env).write_state(state)
 
     def column_names(self, env: EnvBase) -> tuple[str, ...]:
         """Names of the entries of the state."""

@@ -213,6 +213,27 @@ class SegmentPool(SegmentMaker):
         schema = TableSchema(model.columns, shift, scale, units=model.units)
         return ExpansionSample(schema, *(part.cpu() for part in (start, length, self._lengths, ended)))
 
+    def state_dict(self) -> dict[str, Any]:
+        """The pool, the order in which it is drawn from, the batches that wait, and the generators."""
+        return {
+            "generators": (self._generator.get_state(), self._step_generator.get_state()),
+            "waiting": [_parts_of(segment) for segment in self._waiting],
+            "order": list(self._order),
+            "pool": None if self._pool is None else _parts_of(self._pool),
+            "numbers": (self._lengths, self.full, self.length),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Continue with the pool of another run."""
+        if not state:  # of segments that were not expanded
+            return
+        for generator, held in zip((self._generator, self._step_generator), state["generators"], strict=True):
+            generator.set_state(held.cpu())
+        self._waiting = [_segment(parts, device) for parts in state["waiting"]]
+        self._order = [rows.to(device) for rows in state["order"]]
+        self._pool = None if state["pool"] is None else _segment(state["pool"], device)
+        self._lengths, self.full, self.length = (numbers.to(device) for numbers in state["numbers"])
+
     def _act(self, state: Tensor, embedding: Tensor) -> Tensor:
         return self._policy.act(state, embedding, self._step_generator)
 
@@ -242,6 +263,16 @@ def _join(segments: Sequence[Segment]) -> Segment:
     """Segments of several batches as one, without next actions and futures."""
     parts: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in segments]) for name in _PARTS}
     return Segment(**parts, next_action=None, future=None)
+
+
+def _parts_of(segment: Segment) -> dict[str, Tensor]:
+    return {name: getattr(segment, name) for name in _PARTS}
+
+
+def _segment(parts: dict[str, Tensor], device: torch.device) -> Segment:
+    """A segment of parts, without next actions and futures."""
+    moved: dict[str, Any] = {name: part.to(device) for name, part in parts.items()}
+    return Segment(**moved, next_action=None, future=None)
 
 
 def _select(segment: Segment, rows: Tensor) -> Segment:

@@ -36,6 +36,7 @@ from flowmatch_rl.modules.occupancy_checks import check_parts, check_rewards
 from flowmatch_rl.modules.occupancy_intentions import infer_latents
 from flowmatch_rl.modules.segments import AsObserved, ObservedSteps, SegmentMaker, Segments
 from flowmatch_rl.modules.settings import FlowOptimizer
+from flowmatch_rl.modules.watched import Carried
 from flowmatch_rl.nets import Architecture, EmaSettings, FilmUNetArchitecture, ema_copy
 from flowmatch_rl.objectives import TD2CFM, BackupNoise, OccupancyObjective, time_constants
 from flowmatch_rl.paths import AffinePath
@@ -194,6 +195,11 @@ class OccupancyModule(FlowTraining[Occupancy]):
                 f"{FEWEST_TIME_CONSTANTS:g} are wanted: about {math.exp(-self._clock):.0%} of the first error "
                 f"remains; lower ema.decay from {self.ema.decay:g}, raise num_updates, or expand transitions"
             )
+
+    @property
+    def carried(self) -> Mapping[str, Carried]:
+        """As of any module, and the pool that segments are drawn from."""
+        return {**super().carried, "segments": self._maker}
 
     @property
     def policy(self) -> Policy | None:

@@ -1,6 +1,7 @@
 """What the targets of a policy are like, by flow time."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +63,20 @@ class PosteriorMeter:
         self._names = tuple(sums)
         rows = torch.stack([*sums.values(), counts])
         self._sums = rows if self._sums is None else self._sums + rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was taken in since the last ``take``."""
+        return {"updates": self._updates, "names": self._names, "sums": self._sums}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Continue from what another object had taken in.
+
+        Args:
+            state: What its ``state_dict`` returned.
+            device: Device of what will be taken in.
+        """
+        self._updates, self._names = state["updates"], tuple(state["names"])
+        self._sums = None if state["sums"] is None else state["sums"].to(device)
 
     def take(self, step: int, gather: Callable[[Tensor], Tensor]) -> PosteriorProfile | None:
         """Means since the last call; starts afresh. Waits for the device.

@@ -1,5 +1,7 @@
 """Online actor-critic with a flow or diffusion policy, trained by reverse flow matching."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from flowmatch_rl.modules.actor_critic import ActorCritic
 from flowmatch_rl.modules.policy_learner import Learned, PolicyLearner
 from flowmatch_rl.modules.posterior_profile import PosteriorMeter, PosteriorProfile
 from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, Normalisation, TrainingPoints, WeightCritics
+from flowmatch_rl.modules.watched import Carried
 from flowmatch_rl.objectives import (
     ConditionalFlowMatching,
     FlowObjective,
@@ -122,9 +125,14 @@ class ReverseFlowActorCritic(ActorCritic):
         """The policy with the number of particles and the choice of a role."""
         return self.acting.actor(role, self.policy, self.critics.values, self.temperature)
 
-    def on_validation_epoch_start(self) -> None:
-        """Log a profile of the policy's targets, before a checkpoint is written."""
+    def on_validation_epoch_end(self) -> None:
+        """Log a profile of the policy's targets, before a checkpoint is written; one broken off is repeated."""
         self._log_posterior_profile()
+
+    @property
+    def carried(self) -> Mapping[str, Carried]:
+        """As of any module, and what the profile is made of."""
+        return {**super().carried, "posterior": self.posterior_meter}
 
     def on_train_epoch_end(self) -> None:
         """Log a profile of the policy's targets since the last evaluation."""

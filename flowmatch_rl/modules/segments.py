@@ -3,8 +3,9 @@
 import abc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from flowmatch_rl.batches import Segment
@@ -39,6 +40,14 @@ class SegmentMaker(abc.ABC):
     def expansions(self) -> ExpansionSample | None:
         """The last transitions that were expanded; None if none were."""
 
+    @abc.abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run continues with."""
+
+    @abc.abstractmethod
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Continue from a state, on the device of the segments that will follow."""
+
 
 class AsObserved(SegmentMaker):
     """Leaves the segments of the data as they are."""
@@ -56,6 +65,13 @@ class AsObserved(SegmentMaker):
     def expansions(self) -> ExpansionSample | None:
         """None."""
         return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Nothing."""
 
 
 class Segments(abc.ABC):

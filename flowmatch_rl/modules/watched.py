@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,6 +16,18 @@ from flowmatch_rl.modules.running_means import RunningMeans
 from flowmatch_rl.seeds import process_seed
 
 _RESUMPTION = "resumption"
+
+
+class Carried(Protocol):
+    """What is carried from one update to the next, beside weights and generators."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """It, as checkpoints hold it."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Continue from a state, on the device of what will follow."""
+        ...
 
 
 class WatchedModule(QuickHooks, LightningModule, abc.ABC):
@@ -40,6 +52,11 @@ class WatchedModule(QuickHooks, LightningModule, abc.ABC):
         self.means = RunningMeans(self.loss_names.values())
         self._common_seed = 0
         self._resumption: dict[str, Any] | None = None  # of the checkpoint, until training begins
+
+    @property
+    def carried(self) -> Mapping[str, Carried]:
+        """What is carried from one update to the next, by name; a resumed run continues with it."""
+        return {"means": self.means}
 
     @property
     @abc.abstractmethod
@@ -69,7 +86,8 @@ class WatchedModule(QuickHooks, LightningModule, abc.ABC):
         if self.trainer.ckpt_path is None:
             return
         if resumption is not None and self.trainer.world_size == 1:
-            self.means.load_state_dict(resumption["means"], self.device)
+            for name, part in self.carried.items():
+                part.load_state_dict(resumption["carried"][name], self.device)
             self.trainer.callback_metrics.update(resumption["metrics"])
             write_generators(resumption["generators"])
         elif self.global_step:
@@ -88,11 +106,11 @@ class WatchedModule(QuickHooks, LightningModule, abc.ABC):
         self.check_finite()
         if self._trainer is not None and self._trainer.world_size == 1:
             metrics = {name: value.cpu() for name, value in self._trainer.callback_metrics.items()}
-            held = {"generators": read_generators(), "means": self.means.state_dict(), "metrics": metrics}
-            checkpoint[_RESUMPTION] = held
+            carried = {name: part.state_dict() for name, part in self.carried.items()}
+            checkpoint[_RESUMPTION] = {"generators": read_generators(), "carried": carried, "metrics": metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what a resumed run continues with; checkpoints of version 0.3.0 and earlier hold nothing of it."""
+        """Keep what a resumed run continues with; checkpoints of version 0.2.0 hold nothing of it."""
         self._resumption = checkpoint.get(_RESUMPTION)
 
     def on_validation_start(self) -> None:
