@@ -9,6 +9,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
+import tests.toys  # noqa: F401 (registers environments)
 from flowmatch_rl.envs import DMControlEnvironment, GymnasiumEnvironment, ProcessEnvironment, build_environment
 from flowmatch_rl.envs.building import read_environment, write_environment
 from flowmatch_rl.envs.environments import Environment
