@@ -105,6 +105,9 @@ def _left(folder: Path) -> tuple[dict[str, Any], list[list[str]]]:
     state = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     table = [line.split(",") for line in (folder / "figures" / "learning_curve.csv").read_text().splitlines()]
     kept = [place for place, name in enumerate(table[0]) if name != "seconds"]
+    metrics = state["resumption"]["metrics"]
+    for name in [name for name in metrics if name.endswith("_per_s")]:
+        del metrics[name]
     left_out = ("callbacks", "epoch", "loops")
     return {k: v for k, v in state.items() if k not in left_out}, [[row[place] for place in kept] for row in table]
 
