@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.envs.process import ProcessEnv, ProcessEnvironment, planar_process
     from flowmatch_rl.envs.rendered import RenderedEnvironment
     from flowmatch_rl.envs.rollouts import roll_out_episodes
+    from flowmatch_rl.envs.states import UnknownStateError
     from flowmatch_rl.envs.vectors import VectorObservations
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
@@ -34,6 +35,7 @@ __all__ = [
     "ProcessEnvironment",
     "RenderedEnvironment",
     "Spaces",
+    "UnknownStateError",
     "VectorObservations",
     "build_environment",
     "examine",

@@ -36,7 +36,8 @@ def map_in_chunks(
     Returns:
         The result of ``function(*inputs)``.
     """
-    threads = 1 if ordered or torch.is_grad_enabled() else torch.get_num_threads()
+    alone = ordered or torch.is_grad_enabled() or torch.compiler.is_compiling()
+    threads = 1 if alone else torch.get_num_threads()
     states = _states_per_piece(len(inputs[0]), rows_per_state, threads)
     if inputs[0].device.type != "cpu" or len(inputs[0]) <= states:
         return function(*inputs)

@@ -294,7 +294,7 @@ def test_new_run_over_another_is_refused_and_loses_nothing(trained, data) -> Non
     outcome = call(occupancy_arguments("fit", MAZE_LOOP, **options))
     assert outcome.code == 2
     assert len(outcome.error_lines) == 1
-    assert str(last_of(folder)) in outcome.err
+    assert f"{folder / 'config.yaml'} --ckpt_path last" in outcome.err
     assert last_of(folder).read_bytes() == before
 
 

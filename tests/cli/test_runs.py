@@ -420,7 +420,7 @@ def test_new_run_over_another_is_refused_and_loses_nothing(tmp_path) -> None:
     outcome = call(fit)
     assert outcome.code == 2
     assert len(outcome.error_lines) == 1
-    assert str(last) in outcome.err
+    assert f"{tmp_path / 'config.yaml'} --ckpt_path last" in outcome.err
     assert last.read_bytes() == before
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,6 +206,12 @@ class NamedCounting(Environment):
 
     def frames_per_second(self, env: EnvBase) -> float:
         return 1.0
+
+    def read_state(self, env: EnvBase) -> dict[str, Any]:
+        return counting().read_state(env)
+
+    def write_state(self, env: EnvBase, state: dict[str, Any]) -> None:
+        counting().write_state(env, state)
 
 
 def test_names_of_columns_are_the_environments_own_where_it_has_some(tmp_path) -> None:
