@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from flowmatch_rl.envs.process import ProcessEnv, ProcessEnvironment, planar_process
     from flowmatch_rl.envs.rendered import RenderedEnvironment
     from flowmatch_rl.envs.rollouts import roll_out_episodes
-    from flowmatch_rl.envs.states import UnknownStateError
     from flowmatch_rl.envs.vectors import VectorObservations
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
@@ -35,7 +34,6 @@ __all__ = [
     "ProcessEnvironment",
     "RenderedEnvironment",
     "Spaces",
-    "UnknownStateError",
     "VectorObservations",
     "build_environment",
     "examine",
