@@ -236,21 +236,16 @@ class Delivery:
     def _send_files(self, client: MlflowClient) -> None:
         known = self.delivered
         for path, folder in list(known.files):
-            source = self.journal.parents[1] / path
+            source, others = self.journal.parents[1] / path, [kept for kept in known.files if kept != (path, folder)]
             if source.is_file():
-                known.sending = path
+                # The last of all from now on: one that cannot be copied does not keep the others back for good.
+                known.files, known.sending = [*others, (path, folder)], path
                 known.write(self.journal)
-                try:
-                    with bounded_requests(FILE_S):
-                        client.log_artifact(self._run, str(source), folder or None)
-                except Exception:
-                    # One file that cannot be copied does not keep the others back for good.
-                    known.files = [*(kept for kept in known.files if kept != (path, folder)), (path, folder)]
-                    raise
+                with bounded_requests(FILE_S):
+                    client.log_artifact(self._run, str(source), folder or None)
             else:
                 known.missing += 1
-            known.files = [kept for kept in known.files if kept != (path, folder)]
-            known.sending = None
+            known.files, known.sending = others, None
             known.write(self.journal)
 
     def _send_status(self, client: MlflowClient) -> None:

@@ -32,7 +32,7 @@ from flowmatch_rl.evaluation import (
 from flowmatch_rl.models import Flow, Horizon, Intentions, Likelihood, Occupancy, OccupancyInputs
 from flowmatch_rl.modules.flow_training import FlowTraining
 from flowmatch_rl.modules.occupancy_backups import BackupMaker
-from flowmatch_rl.modules.occupancy_checks import check_parts, check_rewards
+from flowmatch_rl.modules.occupancy_checks import check_parts, check_rewards, check_same_occupancy
 from flowmatch_rl.modules.occupancy_intentions import infer_latents
 from flowmatch_rl.modules.segments import AsObserved, ObservedSteps, SegmentMaker, Segments
 from flowmatch_rl.modules.settings import FlowOptimizer
@@ -320,14 +320,7 @@ class OccupancyModule(FlowTraining[Occupancy]):
         super().on_load_checkpoint(checkpoint)
         saved: TableSchema = checkpoint["hyper_parameters"]["schema"]
         here = self.model.inputs.schema
-        if saved.columns != here.columns:
-            raise UserError(
-                f"the checkpoint was trained on states ({', '.join(saved.columns)}), "
-                f"this data set has ({', '.join(here.columns)})"
-            )
-        for name, value in checkpoint["occupancy"].items():
-            if value != self._identity[name]:
-                raise UserError(f"the checkpoint was trained with {name} {value}, got {self._identity[name]}")
+        check_same_occupancy(checkpoint, here.columns, self._identity)
         self.model.inputs.use(saved)
         termination = self.model.termination
         if termination is not None and "model.termination.seen" not in checkpoint["state_dict"]:

@@ -1,6 +1,7 @@
 """Checks that the parts of a model go together, and that policies and rewards fit its states."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,27 @@ def check_parts(model: Occupancy, objective: OccupancyObjective, segments: Segme
     if policy is not None:
         check_policy(policy, inputs.state_shift[None], inputs.schema.columns, inputs.action_dim)
     inputs.horizon.check(torch.tensor(tests.discounts or [inputs.horizon.discount]), "tests.discounts")
+
+
+def check_same_occupancy(checkpoint: Mapping[str, Any], columns: tuple[str, ...], own: Mapping[str, Any]) -> None:
+    """Raise unless a checkpoint is of the same states and the same occupancy.
+
+    Args:
+        checkpoint: The checkpoint.
+        columns: Columns of the states of this run.
+        own: What tells this run's occupancy from others, by name.
+
+    Raises:
+        UserError: If they differ.
+    """
+    saved = checkpoint["hyper_parameters"]["schema"].columns
+    if saved != columns:
+        raise UserError(
+            f"the checkpoint was trained on states ({', '.join(saved)}), this data set has ({', '.join(columns)})"
+        )
+    for name, value in checkpoint["occupancy"].items():
+        if value != own[name]:
+            raise UserError(f"the checkpoint was trained with {name} {value}, got {own[name]}")
 
 
 def check_policy(policy: Policy, state: Tensor, columns: tuple[str, ...], action_dim: int) -> None:
