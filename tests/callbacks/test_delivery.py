@@ -189,6 +189,28 @@ def test_files_that_cannot_be_copied_keep_nothing_else_back(server: FakeServer, 
     assert line == "1 files were gone before they were copied to MLflow"
 
 
+def test_a_file_that_can_never_be_copied_does_not_keep_back_those_after_it(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = begin(tmp_path, server.address)
+    for name in ("bad.txt", "a.txt", "b.txt"):
+        (tmp_path / "run" / name).write_text(name)
+        journal.append(FILE, path=name, folder="")
+    copy = MlflowClient.log_artifact
+
+    def failing(client: MlflowClient, run: str, path: str, folder: str | None) -> None:
+        if path.endswith("bad.txt"):
+            raise OSError("no room")
+        copy(client, run, path, folder)
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", failing)
+    delivered = Delivery(journal.path)
+    for _ in range(2):
+        assert not delivered.attempt()
+    assert {path.name for path in server.files.iterdir()} == {"a.txt", "b.txt"}
+    assert delivered.delivered.files == [("bad.txt", "")]
+
+
 @pytest.mark.parametrize(("status", "copied_before"), [("FINISHED", True), ("KILLED", False), ("FAILED", False)])
 def test_an_interrupted_run_is_marked_before_its_files_are_copied(
     server: FakeServer, tmp_path: Path, status: str, copied_before: bool, monkeypatch: pytest.MonkeyPatch
