@@ -174,7 +174,7 @@ def difference(got: Any, wanted: Any, path: str = "") -> str:
     if isinstance(wanted, list | tuple):
         pairs = enumerate(zip(got, wanted, strict=True))
         return next(filter(None, (difference(*pair, f"{path}/{place}") for place, pair in pairs)), "")
-    return "" if got == wanted else f"{path}: {got!r} against {wanted!r}"
+    return "" if repr(got) == repr(wanted) else f"{path}: {got!r} against {wanted!r}"  # NaN too
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from flowmatch_rl.envs.building import read_environment, write_environment
 from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.envs.states import UnknownStateError, read_state, write_state
 from flowmatch_rl.testbeds import LinearGaussianProcess
+from tests.test_exact_resume import difference
 
 SHORT = {"max_episode_steps": 9}
 ENVIRONMENTS = [
@@ -70,6 +71,7 @@ def test_steps_from_a_state_are_the_same_whatever_came_between_and_in_another_ob
     again, _ = take(env, kept.clone(), actions[5:])
     other, _ = begin(environment, 7, copies)
     write_environment(environment, other, state)
+    assert difference(read_environment(environment, other), state) == ""
     elsewhere, _ = take(other, kept.clone(), actions[5:])
     for got in (again, elsewhere):
         for name in ("observation", "reward", "done", "episode_reward", "step_count"):
