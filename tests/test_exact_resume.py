@@ -121,7 +121,14 @@ RUNS: dict[str, tuple[Callable[[Path], Any], type]] = {
 }
 
 
-def fit(name: str, folder: Path, ends_at: int | None = None, how: str = "system", resumes: bool = False) -> None:
+def fit(
+    name: str,
+    folder: Path,
+    ends_at: int | None = None,
+    how: str = "system",
+    resumes: bool = False,
+    **options: Any,
+) -> None:
     """Train from the beginning or from the last checkpoint, until the run ends or is ended."""
     torch.manual_seed(3)
     (make, curve) = RUNS[name]
@@ -137,6 +144,7 @@ def fit(name: str, folder: Path, ends_at: int | None = None, how: str = "system"
         enable_model_summary=False,
         plugins=[AtomicCheckpointIO()],
         callbacks=[Checkpoints(), curve(), EndsAt(ends_at, how)],
+        **options,
     )
     last = str(folder / "checkpoints" / "last.ckpt") if resumes else None
     endings = {"system": SIGTERMException, "kill": KilledError, "user": SystemExit}

@@ -27,6 +27,7 @@ GROUND = {
     "trust",
     "checkpoints",
     "redaction",
+    "ranks",
 }
 MATH = {
     "paths",
@@ -55,6 +56,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "redaction": (set(), set()),
     "trust": ({"checks"}, {"torch", "yaml"}),
     "checkpoints": ({"checks", "trust"}, {"torch"}),
+    "ranks": ({"checks", "checkpoints", "files"}, {"torch"}),
     "schema": ({"checks"}, {"torch"}),
     "batches": ({"types", "shapes", "checks"}, {"torch", "tensordict"}),
     "configuration": ({"checks"}, {"yaml", "jsonargparse", "lightning"}),

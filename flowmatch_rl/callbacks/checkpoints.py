@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.checks import RunError
 from flowmatch_rl.files import atomic_path
+from flowmatch_rl.ranks import in_memory
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -40,6 +41,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read a checkpoint without running what it holds, whatever ``weights_only`` says.
 
+        The states of other processes are not read: they are mapped from the file.
+
         Args:
             path: Path of the file.
             map_location: Where its tensors go.
@@ -48,7 +51,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: If it is not the path of a checkpoint, or it names a class that it may not name.
         """
-        return read_checkpoint(path, map_location, parts=["state_dict"])
+        return in_memory(read_checkpoint(path, map_location, memory_map=True, parts=["state_dict"]))
 
 
 class Checkpoints(ModelCheckpoint):

@@ -21,7 +21,11 @@ from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.envs.states import UnknownStateError
 from flowmatch_rl.generators import kept_generators
 from flowmatch_rl.interrupts import uninterrupted
+from flowmatch_rl.ranks import own_state, states_of_ranks
 from flowmatch_rl.seeds import process_seed
+
+NOTHING_COLLECTED: dict[str, Any] = {"local_env_steps": 0, "pending_updates": 0.0}
+"""State of a collection before its first step."""
 
 _RETURN = ("next", "episode_reward")
 _MOST_RETURNS = 20
@@ -31,8 +35,8 @@ _MOST_RETURNS = 20
 class Collection:
     """Steps of the policy of one process, collected with TorchRL at a fixed ratio to the batches that it is asked for.
 
-    A resumed run of a single process continues the episodes where the state of the environment can be written down, see
-    ``envs.states``. Elsewhere it says why it begins new ones, and drops the steps that were waiting for those that
+    A resumed run of as many processes continues the episodes where the state of the environment can be written down,
+    see ``envs.states``. Elsewhere it says why it begins new ones, and drops the steps that were waiting for those that
     follow, see ``Replay``.
 
     Args:
@@ -98,6 +102,7 @@ class Collection:
         self._collector: StepCollector | None = None
         self._blocks: Iterator[TensorDictBase] | None = None
         self._is_collecting = False
+        self._saved_processes = 1  # of the run that is resumed
         self._held: dict[str, Any] | None = None  # state of the episodes in a checkpoint, until they continue
 
     @property
@@ -125,25 +130,29 @@ class Collection:
         self._collector, self._blocks = None, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters and, if so configured, the replay buffer of the first process."""
+        """Counters and, if so configured, the replay buffer of this process and the state of its episodes."""
         state: dict[str, Any] = {"local_env_steps": self._local_env_steps, "pending_updates": self._pending_updates}
         if self._data.action_chunk > 1:
             state["action_chunk"] = self._data.action_chunk
         held = self.replay if self._checkpoint_replay else None
         if held is not None:  # oldest first, so that a resumed run overwrites in the same order
             state["replay"] = dict(held.flatten_keys("/").items())
-        if held is not None and self._data.world_size == 1:
             state["episodes"] = self._episodes()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore counters, replay buffer and episodes, in place of what was collected so far.
 
+        Args:
+            state_dict: State of one process, or of all of them, see ``ranks``.
+
         Raises:
             UserError: If the transitions of the replay buffer have another number of steps or actions.
         """
         self.close()
         self.recent_returns.clear()
+        self._saved_processes = len(states_of_ranks(state_dict))
+        state_dict = own_state(state_dict, self._data.rank if self._saved_processes == self._data.world_size else 0)
         replay = state_dict.get("replay")
         self._replay = self._restored = None
         if replay is not None:
@@ -230,8 +239,8 @@ class Collection:
 
     def _reason_for_new_episodes(self, held: dict[str, Any]) -> str:
         """Why the episodes of a checkpoint cannot continue; empty if they can."""
-        if self._data.world_size > 1:
-            return "there are several processes"
+        if self._saved_processes != self._data.world_size:
+            return f"it ran in {self._saved_processes} processes, now in {self._data.world_size}"
         if "unknown" in held:
             return held["unknown"]
         return "" if held["recipe"] == self._recipe else "the run that is resumed has another environment"

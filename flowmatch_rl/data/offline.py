@@ -19,6 +19,7 @@ from flowmatch_rl.data.transitions.segments import SegmentReader
 from flowmatch_rl.data.transitions.store import TransitionStore
 from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.envs.process import planar_process
+from flowmatch_rl.ranks import states_of_ranks
 from flowmatch_rl.seeds import process_seed
 from flowmatch_rl.types import Policy
 
@@ -221,7 +222,7 @@ class OfflineData(DataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume after a number of batches."""
-        self._drawn = state_dict["drawn"]
+        self._drawn = states_of_ranks(state_dict)[0]["drawn"]
 
     def _test_trajectories(self) -> Trajectories:
         return self.trajectories(self.test_states, self.eval_seed + TEST_SEEDS)

@@ -23,8 +23,7 @@ class OnlineData(EpisodeData):
     with fixed initial states. With several processes each has its own environments, buffer and noise, collects an equal
     part of the steps, and trains ``updates_per_env_step`` times per step of its own.
 
-    With ``n_steps`` above 1 the buffer holds transitions of that many steps, see ``Replay``. A run that is resumed
-    begins new episodes, and drops the steps that were waiting for those that follow.
+    With ``n_steps`` above 1 the buffer holds transitions of that many steps, see ``Replay``.
 
     Args:
         environment: Environment to act in.
@@ -167,11 +166,11 @@ class OnlineData(EpisodeData):
         super().teardown(stage)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters and, if so configured, the replay buffer of the first process."""
+        """Counters and, if so configured, the replay buffer of this process."""
         return self._collection.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore counters and replay buffer. The environment itself starts a fresh episode.
+        """Restore counters, replay buffer and episodes of this process, see ``Collection``.
 
         Raises:
             UserError: If the transitions of the replay buffer have another number of steps.

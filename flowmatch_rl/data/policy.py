@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.data.base import batch_loader, epoch_batches
-from flowmatch_rl.data.collecting import Collection
+from flowmatch_rl.data.collecting import NOTHING_COLLECTED, Collection
 from flowmatch_rl.data.episodes import ActingModule, EpisodeData
 from flowmatch_rl.data.futures import FamilyReader
 from flowmatch_rl.data.online_phase import OnlinePhase, mix
@@ -22,6 +22,7 @@ from flowmatch_rl.data.transitions.reader import TransitionReader
 from flowmatch_rl.data.transitions.store import TransitionStore
 from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.envs.process import planar_process
+from flowmatch_rl.ranks import states_of_ranks
 from flowmatch_rl.seeds import process_seed
 from flowmatch_rl.testbeds import PlanarProcess
 from flowmatch_rl.types import Reward
@@ -306,8 +307,9 @@ class PolicyData(EpisodeData):
                 updates than those of this run, or epochs on the data have another length, so that training would end,
                 or go online, elsewhere than it says.
         """
-        self._drawn, self._reader = state_dict["drawn"], None
-        saved = state_dict.get("epoch_batches", self._offline_batches)
+        first = states_of_ranks(state_dict)[0]  # places are the same for all processes
+        self._drawn, self._reader = first["drawn"], None
+        saved = first.get("epoch_batches", self._offline_batches)
         if self._trains and saved != self._offline_batches:
             raise UserError(
                 f"the checkpoint has epochs of {saved:,} updates, this run of {self._offline_batches:,} (num_updates "
@@ -316,8 +318,8 @@ class PolicyData(EpisodeData):
             )
         if self._collection is None:
             return
-        began = state_dict.get("offline_updates", self._offline_updates)
-        has_begun = state_dict.get("local_env_steps", 0) > 0
+        began = first.get("offline_updates", self._offline_updates)
+        has_begun = first.get("local_env_steps", 0) > 0
         if self._trains and has_begun and began != self._offline_updates:
             raise UserError(
                 f"the online phase of the checkpoint began after {began:,} updates on the data set, that of this run "
@@ -328,7 +330,7 @@ class PolicyData(EpisodeData):
                 f"the checkpoint has {self._drawn:,} updates on the data set, more than num_updates "
                 f"{self.num_updates:,}, after which the online phase begins; set num_updates to {self._drawn}"
             )
-        self._collection.load_state_dict({"local_env_steps": 0, "pending_updates": 0.0} | state_dict)
+        self._collection.load_state_dict(state_dict if "local_env_steps" in first else NOTHING_COLLECTED)
 
     @property
     def _offline_updates(self) -> int:

@@ -24,6 +24,7 @@ from flowmatch_rl.data.tables.datasets import Dataset, DensityTable
 from flowmatch_rl.data.tables.gaps import Missing, drop_gaps, fill_gaps
 from flowmatch_rl.data.tables.shuffled import ShuffledRows
 from flowmatch_rl.data.tables.text import REMARKS
+from flowmatch_rl.ranks import states_of_ranks
 from flowmatch_rl.schema import TableSchema
 
 
@@ -212,7 +213,7 @@ class SampleData(DataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from a place in the sequence of training batches."""
-        self._place = state_dict
+        self._place = states_of_ranks(state_dict)[0]
 
     def _choose_columns(
         self, given: list[str | int] | None, conditions: list[str], classes: list[str]

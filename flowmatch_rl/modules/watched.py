@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from flowmatch_rl.checks import RunError
 from flowmatch_rl.generators import read_generators, write_generators
 from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.running_means import RunningMeans
+from flowmatch_rl.ranks import gather_states, own_state, states_of_ranks, together
 from flowmatch_rl.seeds import process_seed
 
 _RESUMPTION = "resumption"
@@ -35,8 +37,8 @@ class WatchedModule(QuickHooks, LightningModule, abc.ABC):
 
     The losses are checked at the logging interval, losses and weights before an evaluation and a checkpoint.
 
-    Checkpoints of a single process hold the states of the global generators and the means, so that a resumed run draws
-    the numbers that it would have drawn without the interruption.
+    Checkpoints hold the states of the global generators and the means of every process, so that a resumed run of as
+    many processes draws the numbers that it would have drawn without the interruption.
 
     Children that override a hook of this class call it.
 
@@ -85,29 +87,38 @@ class WatchedModule(QuickHooks, LightningModule, abc.ABC):
         resumption, self._resumption = self._resumption, None
         if self.trainer.ckpt_path is None:
             return
-        if resumption is not None and self.trainer.world_size == 1:
+        saved = 0 if resumption is None else len(states_of_ranks(resumption))
+        if resumption is not None and saved == self.trainer.world_size:
+            own = own_state(resumption, self.global_rank)
             for name, part in self.carried.items():
-                part.load_state_dict(resumption["carried"][name], self.device)
-            self.trainer.callback_metrics.update(resumption["metrics"])
-            write_generators(resumption["generators"])
+                part.load_state_dict(own["carried"][name], self.device)
+            self.trainer.callback_metrics.update(own["metrics"])
+            write_generators(own["generators"])
         elif self.global_step:
             torch.manual_seed(process_seed(self._common_seed, self.global_rank, self.global_step))
-            why = (
-                "it runs in several processes" if self.trainer.world_size > 1 else "the checkpoint holds no generators"
-            )
+            change = f"it ran in {saved} processes, now in {self.trainer.world_size}"
+            why = change if saved else "the checkpoint holds no generators"
             rank_zero_warn(f"the resumed run draws other random numbers than without the interruption: {why}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write what a resumed run continues with.
+        """Write what a resumed run continues with, of all processes.
 
         Raises:
             RunError: If a network has diverged.
         """
-        self.check_finite()
-        if self._trainer is not None and self._trainer.world_size == 1:
-            metrics = {name: value.cpu() for name, value in self._trainer.callback_metrics.items()}
-            carried = {name: part.state_dict() for name, part in self.carried.items()}
-            checkpoint[_RESUMPTION] = {"generators": read_generators(), "carried": carried, "metrics": metrics}
+        trainer = self._trainer
+        if trainer is None:
+            self.check_finite()
+            return
+        agree = trainer.strategy.reduce_boolean_decision
+        with together(agree):
+            self.check_finite()
+        metrics = {name: value.cpu() for name, value in trainer.callback_metrics.items()}
+        carried = {name: part.state_dict() for name, part in self.carried.items()}
+        checkpoint[_RESUMPTION] = {"generators": read_generators(), "carried": carried, "metrics": metrics}
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        own = [name for name in (_RESUMPTION, type(data).__qualname__) if name in checkpoint]
+        gather_states(checkpoint, own, Path(trainer.default_root_dir), self.global_rank, trainer.world_size, agree)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what a resumed run continues with; checkpoints of version 0.2.0 hold nothing of it."""

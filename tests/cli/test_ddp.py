@@ -11,6 +11,7 @@ import torch
 import flowmatch_rl.modules.safe_globals  # noqa: F401 (a checkpoint holds objects of the package)
 from flowmatch_rl.data import collect_transitions
 from flowmatch_rl.envs import GymnasiumEnvironment
+from flowmatch_rl.ranks import states_of_ranks
 from tests.cli.support import (
     CONF,
     MAZE_LOOP,
@@ -98,7 +99,7 @@ def test_environment_steps_count_both_processes(ranks) -> None:
         assert report["rows"] == 16 + 12
         assert report["env_steps"] == 56
         assert report["gradient_steps"] == 12
-    assert ranks[0]["checkpoint"]["OnlineData"]["local_env_steps"] == 28
+    assert [state["local_env_steps"] for state in states_of_ranks(ranks[0]["checkpoint"]["OnlineData"])] == [28, 28]
 
 
 def test_evaluation_counts_the_episodes_of_both_processes_and_is_printed_once(ranks) -> None:
@@ -133,7 +134,8 @@ def test_processes_of_a_flow_end_with_equal_weights_from_different_batches_and_n
 
 def test_processes_of_a_flow_keep_the_same_place_among_their_batches(flow_ranks) -> None:
     first, second = flow_ranks
-    assert first["place"] == second["place"] == first["checkpoint"]["SampleData"]
+    assert states_of_ranks(first["checkpoint"]["SampleData"]) == [first["place"], second["place"]]
+    assert first["place"] == second["place"]
 
 
 def test_processes_of_an_occupancy_end_with_equal_weights_from_different_rows_and_noise(tmp_path) -> None:
@@ -152,7 +154,7 @@ def test_processes_of_an_occupancy_end_with_equal_weights_from_different_rows_an
     assert len(first["batches"]) == len(second["batches"]) == first["gradient_steps"] == 6
     assert not set(first["batches"]) & set(second["batches"])
     assert not set(first["draw"]) & set(second["draw"])
-    assert first["place"] == first["checkpoint"]["OfflineData"] == {"drawn": 6}
+    assert states_of_ranks(first["checkpoint"]["OfflineData"]) == [{"drawn": 6}] * 2
     assert first["out"].count("distance  ") == 1
 
 
@@ -172,7 +174,7 @@ def test_processes_of_a_one_step_model_end_with_equal_weights_from_different_row
     assert len(first["batches"]) == len(second["batches"]) == first["gradient_steps"] == 6
     assert not set(first["batches"]) & set(second["batches"])
     assert not set(first["draw"]) & set(second["draw"])
-    assert first["place"] == first["checkpoint"]["OfflineData"] == {"drawn": 6}
+    assert states_of_ranks(first["checkpoint"]["OfflineData"]) == [{"drawn": 6}] * 2
     assert first["out"].count("loss  ") == 1
 
 
@@ -196,5 +198,5 @@ def test_processes_of_a_policy_from_data_end_with_equal_weights_from_different_r
     assert len(first["batches"]) == len(second["batches"]) == first["gradient_steps"] == 4
     assert not set(first["batches"]) & set(second["batches"])
     assert not set(first["draw"]) & set(second["draw"])
-    assert first["place"] == first["checkpoint"]["PolicyData"] == {"drawn": 4, "epoch_batches": 2}
+    assert states_of_ranks(first["checkpoint"]["PolicyData"]) == [{"drawn": 4, "epoch_batches": 2}] * 2
     assert first["out"].count("return  ") == first["out"].count("behaviour  ") == 1

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from flowmatch_rl.batches import ACTION, LENGTH, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED
@@ -14,6 +15,7 @@ from flowmatch_rl.data.layouts.base import ArrayLayout, Rows, vector_names
 from flowmatch_rl.data.transitions.store import StoreInfo
 from flowmatch_rl.envs.building import examine
 from flowmatch_rl.envs.environments import Environment
+from flowmatch_rl.ranks import states_of_ranks
 from flowmatch_rl.schema import ActionBounds
 
 
@@ -116,8 +118,9 @@ class _Steps:
 def _read(path: str) -> tuple[dict[Any, np.ndarray], ActionBounds | None]:
     """The entries of a replay buffer by their keys in batches, oldest row first, and the bounds of its actions."""
     content = read_checkpoint(path, memory_map=True)
-    # A data module writes its state under the name of its class.
-    states = [part for part in content.values() if isinstance(part, Mapping) and "replay" in part]
+    # A data module writes its state under the name of its class, with several processes that of each.
+    parts = [part for part in content.values() if isinstance(part, dict)]
+    states = [state for part in parts for state in states_of_ranks(part) if "replay" in state]
     if not states:
         raise UserError(
             f"{path!r} holds no replay buffer: it is not of an actor-critic, or of a run with checkpoint_replay false"
@@ -127,7 +130,9 @@ def _read(path: str) -> tuple[dict[Any, np.ndarray], ActionBounds | None]:
             f"the replay buffer of {path!r} holds transitions of action_chunk {chunk}, which lack the last steps of "
             "episodes; only those of single actions can be converted"
         )
-    held: Mapping[str, Tensor] = states[0]["replay"]
+    held: dict[str, Tensor] = {
+        name: torch.cat([state["replay"][name] for state in states]) for name in states[0]["replay"]
+    }
     keys = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION, TERMINATED, LENGTH)
     named = {key: "/".join(key) if isinstance(key, tuple) else key for key in keys}
     arrays = {key: held[name].numpy() for key, name in named.items() if name in held}
