@@ -1,6 +1,7 @@
 """Checkpoints are read here and nowhere else: from files, never from addresses, and without running what they hold."""
 
 import pickle
+import zipfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from flowmatch_rl.trust import find_class, in_file, reading_file
 
 PARTS = ("hyper_parameters", "state_dict")
 """What the checkpoint of a module with arguments holds."""
+
+_ARCHIVE = b"PK\x03\x04"
+"""How a checkpoint begins: it is an archive."""
 
 
 def read_checkpoint(
@@ -39,7 +43,7 @@ def read_checkpoint(
     try:
         with in_file(path), reading_file(), torch.serialization.safe_globals(_own_classes(path)):
             content = torch.load(path, map_location=device, weights_only=True, mmap=memory_map)
-        _ = [content[part] for part in parts]
+        lacking = [part for part in parts if part not in content]
     except UserError:
         raise
     except pickle.UnpicklingError as error:
@@ -47,9 +51,30 @@ def read_checkpoint(
             f"{path} is not a checkpoint of flowmatch-rl, or was changed: its content is refused"
         ) from error
     except Exception as error:  # a damaged file may raise anything
-        raise UserError(f"{path} is not a checkpoint of flowmatch-rl") from error
+        raise UserError(damage(path) or f"{path} is not a checkpoint of flowmatch-rl") from error
+    if lacking:
+        raise UserError(f"{path} is not a checkpoint of flowmatch-rl: it holds no {lacking[0]}")
     _rename(content.get("hyper_parameters", {}))
     return content
+
+
+def damage(path: str | Path) -> str:
+    """What is wrong with a file that was a checkpoint when it was written; empty if it is whole, or never was one.
+
+    PyTorch reads a file without a look at the checksums in it.
+
+    Args:
+        path: Path of the file.
+    """
+    with Path(path).open("rb") as file:
+        if file.read(len(_ARCHIVE)) != _ARCHIVE:
+            return "" if file.seek(0, 2) else f"{path} is damaged: it is empty"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+    except (zipfile.BadZipFile, EOFError):
+        return f"{path} is damaged: a part of it is missing"
+    return "" if changed is None else f"{path} is damaged: it is not what was written"
 
 
 def _rename(arguments: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 import sys
 import time
@@ -38,6 +39,8 @@ _POLL_S = 0.1
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 """What file systems of clusters may answer, Lustre without the option flock among them."""
 
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK)
+"""What the system answers where a file cannot have a second name."""
 
 _PARTIAL = re.compile(r".+\.tmp\d+")
 
@@ -74,18 +77,44 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         held.close()
 
 
-def delete_partial_files(folder: str | Path) -> None:
+def delete_partial_files(folder: str | Path) -> dict[Path, int]:
     """Delete the partial files of ``atomic_path`` that no process is writing any more.
 
     Args:
         folder: Folder to look in, without those under it.
+
+    Returns:
+        Bytes of each deleted file.
     """
-    for partial in Path(folder).glob("*.tmp*"):
+    deleted: dict[Path, int] = {}
+    for partial in sorted(Path(folder).glob("*.tmp*")):
         if _PARTIAL.fullmatch(partial.name):
             # Whoever writes it holds its lock; it may be gone, or another user's.
             with contextlib.suppress(OSError), partial.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                size = os.fstat(file.fileno()).st_size
                 partial.unlink()
+                deleted[partial] = size
+    return deleted
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a file that is never changed a second name, which replaces what has that name in one step.
+
+    Where the file system has no links between the two places, the file is copied.
+
+    Args:
+        source: The file.
+        target: The other name; its folder is made if there is none.
+    """
+    with atomic_path(target) as partial:
+        partial.unlink()
+        try:
+            os.link(source, partial)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            shutil.copyfile(source, partial)
 
 
 def _create_locked(partial: Path) -> BinaryIO:

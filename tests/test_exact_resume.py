@@ -205,3 +205,20 @@ def test_a_run_that_is_ended_and_resumed_is_the_run_that_was_never_ended(name: s
     assert difference(got.state, wanted.state) == ""
     assert got.curve == wanted.curve
     assert len(wanted.curve) == 3
+
+
+def test_a_checkpoint_from_before_exact_resumption_is_resumed_and_says_what_is_not_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    fit("reverse flow", tmp_path, ends_at=10)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    del content["resumption"], content["OnlineData"]["episodes"]
+    torch.save(content, last)
+    fit("reverse flow", tmp_path, resumes=True)
+    said = [str(warning.message) for warning in recwarn if "random numbers" in str(warning.message)]
+    assert said == [
+        "the resumed run draws other random numbers than without the interruption: the checkpoint holds no generators"
+    ]
+    assert "Pendulum-v1 begins new episodes: the checkpoint does not hold their state\n" in capsys.readouterr().out
+    assert torch.load(last, weights_only=True)["global_step"] == 21

@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.files import atomic_path, exclusive, lock_file, out_of_space, write_json, write_text
+from flowmatch_rl.files import (
+    atomic_path,
+    delete_partial_files,
+    exclusive,
+    link_or_copy,
+    lock_file,
+    out_of_space,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path: Path) -> None:
@@ -62,6 +71,31 @@ with atomic_path({str(tmp_path / "best.ckpt")!r}) as partial:
     child.wait()
     write_text(tmp_path / "last.ckpt", "2")
     assert {file.name for file in tmp_path.iterdir()} == {"notes.tmp", "last.ckpt"}
+
+
+def test_what_was_deleted_is_known_with_its_size(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt.tmp123").write_text("half")
+    assert delete_partial_files(tmp_path) == {tmp_path / "last.ckpt.tmp123": 4}
+    assert delete_partial_files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_second_name_keeps_its_content_where_the_first_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    first, second = tmp_path / "first", tmp_path / "second"
+    write_text(first, "1")
+    write_text(second, "of before")
+    link_or_copy(first, second)
+    assert first.samefile(second) == has_links
+    write_text(first, "2")
+    assert second.read_text() == "1"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize(

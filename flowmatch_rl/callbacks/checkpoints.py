@@ -1,5 +1,6 @@
 """Checkpoints: written atomically, the last and the best kept, and one more when a run is interrupted."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +13,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flowmatch_rl.checkpoints import read_checkpoint
-from flowmatch_rl.checks import RunError
-from flowmatch_rl.files import atomic_path
+from flowmatch_rl.checks import RunError, UserError, check_range
+from flowmatch_rl.files import atomic_path, link_or_copy
 from flowmatch_rl.ranks import in_memory
+
+_STAYS = re.compile(r"step_(\d+)\.ckpt")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -55,7 +58,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(ModelCheckpoint):
-    """Keeps ``last.ckpt``, of the latest evaluation or interruption, and ``best.ckpt``.
+    """Keeps ``last.ckpt``, of the latest evaluation or interruption, ``best.ckpt``, and others if so configured.
 
     Args:
         dirpath: Folder; ``checkpoints`` under the run's folder if None.
@@ -63,6 +66,12 @@ class Checkpoints(ModelCheckpoint):
             module has none either, there is no ``best.ckpt``.
         mode: Whether the highest or the lowest value of ``monitor`` is the best.
         every_n_epochs: Evaluations between two checkpoints.
+        keep_every: Evaluations between two checkpoints that stay, under a name with their gradient steps, such as
+            ``step_5000.ckpt``; None for none.
+        keep_most: Number of those that stay, the newest; None for all.
+
+    Raises:
+        UserError: If a number is below 1, or the number of what stays is given where nothing does.
     """
 
     def __init__(
@@ -71,7 +80,12 @@ class Checkpoints(ModelCheckpoint):
         monitor: str | None = None,
         mode: Literal["max", "min"] = "max",
         every_n_epochs: int = 1,
+        keep_every: int | None = None,
+        keep_most: int | None = None,
     ) -> None:
+        check_range("[1, inf)", every_n_epochs=every_n_epochs, keep_every=keep_every, keep_most=keep_most)
+        if keep_most is not None and keep_every is None:
+            raise UserError(f"keep_most {keep_most} needs keep_every, the evaluations between two of them")
         super().__init__(
             dirpath=dirpath,
             filename="best",
@@ -82,7 +96,7 @@ class Checkpoints(ModelCheckpoint):
             enable_version_counter=False,
             every_n_epochs=every_n_epochs,
         )
-        self._interval = every_n_epochs
+        self._interval, self._keep_every, self._keep_most = every_n_epochs, keep_every, keep_most
         self._last_saved_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -104,10 +118,12 @@ class Checkpoints(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``best.ckpt`` if this is the best, and ``last.ckpt`` in any case."""
         super().on_validation_end(trainer, pl_module)
-        due = (trainer.current_epoch + 1) % self._interval == 0 or trainer.current_epoch + 1 == trainer.max_epochs
+        evaluations = trainer.current_epoch + 1
+        stays = self._keep_every is not None and evaluations % self._keep_every == 0
+        due = stays or evaluations % self._interval == 0 or evaluations == trainer.max_epochs
         idle = trainer.sanity_checking or trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue]
         if due and not idle and trainer.state.fn == TrainerFn.FITTING:
-            self._save_last(trainer)
+            self._save_last(trainer, stays)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``last.ckpt`` of a run that ended between two evaluations, or had none."""
@@ -141,13 +157,26 @@ class Checkpoints(ModelCheckpoint):
         known = [str(path) for path in (self.last_model_path, trainer.ckpt_path) if path and Path(path).is_file()]
         return _resumption(trainer, known[0]) if known else ""
 
-    def _save_last(self, trainer: Trainer) -> None:
+    def _save_last(self, trainer: Trainer, stays: bool = False) -> None:
+        """Write ``last.ckpt``, and first under the name with its steps, which it shares, if it stays."""
         assert self.dirpath is not None
-        self.last_model_path = str(Path(self.dirpath) / "last.ckpt")
-        trainer.save_checkpoint(self.last_model_path)
+        folder = Path(self.dirpath)
+        self.last_model_path = str(folder / "last.ckpt")
+        written = folder / f"step_{trainer.global_step}.ckpt" if stays else folder / "last.ckpt"
+        trainer.save_checkpoint(written)
+        if stays and trainer.is_global_zero:
+            link_or_copy(written, self.last_model_path)
+            self._delete_oldest(folder)
         self._last_saved_step = trainer.global_step
         for logger in trainer.loggers if trainer.is_global_zero else []:
             logger.after_save_checkpoint(self)
+
+    def _delete_oldest(self, folder: Path) -> None:
+        """Delete what stays no longer."""
+        steps = {path: int(name[1]) for path in folder.iterdir() if (name := _STAYS.fullmatch(path.name))}
+        if self._keep_most is not None:
+            for path in sorted(steps, key=lambda path: steps[path])[: -self._keep_most]:
+                path.unlink()
 
 
 def _mark_broken_off(trainer: Trainer) -> None:

@@ -3,11 +3,11 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flowmatch_rl.checks import UserError
-from flowmatch_rl.files import RUN_LOCK, RUN_TIME, exclusive
+from flowmatch_rl.checks import UserError, first_names
+from flowmatch_rl.files import FIGURES, RUN_LOCK, RUN_TIME, delete_partial_files, exclusive, shown
 
 _RUN_DIR = "FLOWMATCH_RL_RUN_DIR"
 
@@ -32,7 +32,7 @@ def run_folder(label: str) -> str:
 
 @contextlib.contextmanager
 def sole_run(folder: Path, checkpoints: Path | None, is_new: bool) -> Iterator[None]:
-    """Keep other runs out of a run's folders, in a ``with`` block.
+    """Keep other runs out of a run's folders, in a ``with`` block, and delete what killed ones left half written.
 
     Args:
         folder: Folder of the run.
@@ -52,6 +52,8 @@ def sole_run(folder: Path, checkpoints: Path | None, is_new: bool) -> Iterator[N
                 held.callback(_remove_if_empty, path)  # of a run that was refused before it wrote anything
             advice = f"wait until it ends, or choose another folder with --{option}"
             held.enter_context(exclusive(path / RUN_LOCK, str(path), advice))
+        if checkpoints is not None:
+            _clear([folder, checkpoints, folder / FIGURES])
         last = None if checkpoints is None else checkpoints / "last.ckpt"
         if is_new and last is not None and last.exists():
             raise UserError(
@@ -59,6 +61,15 @@ def sole_run(folder: Path, checkpoints: Path | None, is_new: bool) -> Iterator[N
                 "--ckpt_path last, or choose another folder"
             )
         yield
+
+
+def _clear(folders: Sequence[Path]) -> None:
+    """Delete the partial files of killed processes, and say so."""
+    deleted = {path: size for folder in folders for path, size in delete_partial_files(folder).items()}
+    if deleted:
+        megabytes = sum(deleted.values()) / 1e6
+        names = first_names([shown(path) for path in deleted])
+        print(f"deleted what a killed run left half written, {megabytes:.1f} MB: {names}")
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -1,13 +1,16 @@
-"""``--ckpt_path last``: the folder of the run that continues, and the newest whole checkpoint in it."""
+"""The checkpoint that a command names: the newest whole one of a run, or one by its path."""
 
-import zipfile
-from collections.abc import Sequence
+import inspect
+import shlex
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from flowmatch_rl.checks import UserError
+from flowmatch_rl.checkpoints import damage, read_checkpoint
+from flowmatch_rl.checks import UserError, first_names
+from flowmatch_rl.trust import UntrustedNameError, find_class
 
 LAST = "last"
 """Stands for the newest whole checkpoint of the run."""
@@ -46,21 +49,76 @@ def last_checkpoint(folder: Path) -> Path | None:
     Raises:
         UserError: If there are checkpoints, none of which is whole.
     """
-    found = sorted(folder.glob("*.ckpt"), key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime))
+    found = _newest_first(folder)
     if not found:
         _say(f"starts afresh: there is no checkpoint in {folder}")
         return None
-    for path in reversed(found):
-        if _is_whole(path):
+    for path in found:
+        if not (problem := _unreadable(path)):
             return path
-        _say(f"{path} is damaged: tries the next older checkpoint")
+        _say(f"{problem}: tries the next older checkpoint")
     raise UserError(f"no checkpoint in {folder} is whole; delete them to start afresh")
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a checkpoint, which is an archive, has all that it lists: no half file, no byte that was changed."""
+def read_chosen(path: str, command: str, given: Sequence[str]) -> dict[str, Any]:
+    """The content of the checkpoint that a command names, its tensors read as they are used.
+
+    Args:
+        path: Path of the checkpoint.
+        command: Name of the command.
+        given: Its arguments.
+
+    Raises:
+        UserError: If it is missing, damaged or of another program; with the command for the newest of its folder that
+            is none of these, if there is one.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, EOFError):
-        return False
+        if "://" not in path and Path(path).is_file() and (problem := damage(path)):
+            raise UserError(problem)
+        return read_checkpoint(path, memory_map=True)
+    except UntrustedNameError:
+        raise
+    except UserError as error:
+        others = (other for other in _newest_first(Path(path).parent) if other != Path(path))
+        whole = next((other for other in others if not _unreadable(other)), None)
+        if whole is None:
+            raise
+        words = [str(whole) if word == path else word.replace(f"={path}", f"={whole}") for word in given]
+        words += ["--ckpt_path", str(whole)] if words == list(given) else []
+        raise UserError(f"{error}; the newest whole one: flowmatch-rl {shlex.join([command, *words])}") from error
+
+
+def check_arguments(class_path: str, names: Collection[str]) -> None:
+    """Raise unless a model has the arguments that its checkpoint names.
+
+    Args:
+        class_path: Import path of the model's class.
+        names: Names of the arguments.
+
+    Raises:
+        UserError: If it lacks one.
+    """
+    parameters = inspect.signature(find_class(class_path)).parameters
+    unknown = [name for name in names if name not in parameters]
+    if unknown and not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
+        kind = class_path.rpartition(".")[2]
+        raise UserError(f"of another version of flowmatch-rl: {kind} has no argument {first_names(unknown)}")
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, ``last.ckpt`` before all others."""
+    found = folder.glob("*.ckpt")
+    return sorted(found, key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime), reverse=True)
+
+
+def _unreadable(path: Path) -> str:
+    """What is wrong with a checkpoint; empty if nothing."""
+    if problem := damage(path):
+        return problem
+    try:
+        arguments = read_checkpoint(path, memory_map=True)["hyper_parameters"]
+        return "" if "_class_path" in arguments else f"{path} is not of a run of flowmatch-rl"
+    except UntrustedNameError:
+        return ""  # it is whole, and the user may allow what it names
+    except UserError as error:
+        return str(error)

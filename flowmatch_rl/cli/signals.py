@@ -20,10 +20,14 @@ class Ending:
     Attributes:
         number: SIGTERM, SIGHUP where the terminal was closed, or SIGINT where the user's interrupt waited.
         is_updating: Tells whether an update is under way, the end of which the user's first interrupt waits for.
+        may_end_at_once: Tells whether SIGTERM need not wait for anything.
+        has_begun: Whether SIGTERM has ended the run at once.
     """
 
     number: signal.Signals = signal.SIGTERM
     is_updating: Callable[[], bool] = lambda: False
+    may_end_at_once: Callable[[], bool] = lambda: True
+    has_begun: bool = False
 
     @property
     def status(self) -> int:
@@ -35,9 +39,11 @@ class Ending:
 def ended_by_signals() -> Iterator[Ending]:
     """End a run of Lightning by SIGTERM, SIGHUP and SIGINT, in a ``with`` block: also where an environment hangs.
 
-    SIGHUP, which comes when a terminal is closed, ends a run as SIGTERM does unless it is ignored. So does a first
-    SIGINT within an update, so that the checkpoint is one of a whole update; elsewhere, and the second time, it is a
-    ``KeyboardInterrupt``. Other threads than the main one get no signals; there the block does nothing.
+    SIGTERM waits for the end of an update that is under way, and ends all else at once, where Lightning would let an
+    evaluation go on to its end. SIGHUP, which comes when a terminal is closed, ends a run as SIGTERM does unless it is
+    ignored. So does a first SIGINT within an update, so that the checkpoint is one of a whole update; elsewhere, and
+    the second time, it is a ``KeyboardInterrupt``. Other threads than the main one get no signals; there the block does
+    nothing.
 
     Yields:
         The signal.
@@ -53,6 +59,11 @@ def ended_by_signals() -> Iterator[Ending]:
         silence(terminals)
         signal.raise_signal(signal.SIGTERM)
 
+    def terminate(number: int, frame: FrameType | None) -> None:
+        if not ending.has_begun and ending.may_end_at_once():
+            ending.has_begun = True  # a second signal must not end the writing of the checkpoint
+            raise SIGTERMException
+
     def interrupt(number: int, frame: FrameType | None) -> None:
         if ending.number == signal.SIGINT or not ending.is_updating():
             signal.default_int_handler(number, frame)
@@ -60,6 +71,9 @@ def ended_by_signals() -> Iterator[Ending]:
         os.write(2, b"\nends after this update; interrupt again to end at once\n")
         signal.raise_signal(signal.SIGTERM)
 
+    terminations = signal.getsignal(signal.SIGTERM)
+    if terminations == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, terminate)  # Lightning calls it after its own
     before = signal.getsignal(signal.SIGHUP)
     if before == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, hang_up)
@@ -70,6 +84,7 @@ def ended_by_signals() -> Iterator[Ending]:
         with listening(SIGTERMException):
             yield ending
     finally:
+        signal.signal(signal.SIGTERM, terminations)
         signal.signal(signal.SIGHUP, before)
         signal.signal(signal.SIGINT, interrupts)
 

@@ -31,7 +31,6 @@ from flowmatch_rl.callbacks import (
     header,
     summary,
 )
-from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.cli.arguments import compose
 from flowmatch_rl.cli.fitting import check_command, check_fit
@@ -40,12 +39,12 @@ from flowmatch_rl.cli.names import known_names
 from flowmatch_rl.cli.parser import ALLOW_IMPORTS, CommandParser, user_errors
 from flowmatch_rl.cli.precision import RunTrainer, choose_precision
 from flowmatch_rl.cli.requests import request_words
-from flowmatch_rl.cli.resuming import LAST, folder_of_run, last_checkpoint
+from flowmatch_rl.cli.resuming import LAST, check_arguments, folder_of_run, last_checkpoint, read_chosen
 from flowmatch_rl.cli.signals import Ending, ended_by_signals
 from flowmatch_rl.cli.wiring import giver, model_wiring, wiring
 from flowmatch_rl.configuration import DIMENSIONS, flatten
 from flowmatch_rl.experiments.plan import Job
-from flowmatch_rl.files import RUN_TIME, delete_partial_files
+from flowmatch_rl.files import RUN_TIME
 from flowmatch_rl.redaction import redact, redact_all
 from flowmatch_rl.trust import allow_imports, check_object, in_file, name_functions, reading_file
 
@@ -108,6 +107,7 @@ class FlowMatchCLI(LightningCLI):
         self._ending = ending or Ending()
         self._overlays: list[Any] = []
         self._checkpoint: str | None = None
+        self._other = ""
         self._folder: Path | None = None
         self._saved: dict[str, Any] | None = None
         self._folders = contextlib.ExitStack()
@@ -179,8 +179,7 @@ class FlowMatchCLI(LightningCLI):
             return
         if self._checkpoint in _CHECKPOINT_WORDS:
             return
-        self._saved = read_checkpoint(self._checkpoint, memory_map=True)
-        delete_partial_files(Path(self._checkpoint).parent)
+        self._saved = read_chosen(self._checkpoint, self._given[0], self._given[1:])
         name_functions(section.as_dict())
         self._take_arguments(self._saved["hyper_parameters"])
 
@@ -193,14 +192,20 @@ class FlowMatchCLI(LightningCLI):
         """Make data, model and trainer, and check that they fit each other and the checkpoint."""
         # The functions that the user names have been imported; those that remain are named by the checkpoint.
         limit = reading_file() if self._saved is not None else contextlib.nullcontext()
-        with user_errors(MisconfigurationException), limit:
-            super().instantiate_classes()
+        with limit:
+            try:
+                with user_errors(MisconfigurationException):
+                    super().instantiate_classes()
+            except UserError as error:
+                raise UserError(f"{self._other}{error}") from error
             if self._saved is not None:
-                self._check_weights(self._saved)
+                with in_file(self._checkpoint):
+                    self._check_weights(self._saved)
                 self._saved = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer with the run's folder, its length in environment steps, and the callbacks."""
+        self._other = ""  # model and data go together
         options = self._section(self.config_init)["trainer"]
         _, remark = choose_precision(options.get("precision"), str(options.get("accelerator")))
         check_fit(self.model, self.datamodule)
@@ -228,6 +233,8 @@ class FlowMatchCLI(LightningCLI):
         callbacks = [Throughput(), *parts.added, *own.added, self._record()]
         kwargs["callbacks"] = [*bar, *_as_list(options.get("callbacks")), *callbacks]
         trainer: Any = super().instantiate_trainer(**kwargs)
+        # Several processes end together, where Lightning lets them.
+        self._ending.may_end_at_once = lambda: trainer.world_size == 1 and not trainer.training
         for logger in trainer.loggers:
             if isinstance(logger, Tracker):
                 name = f"{label}/{time.strftime(RUN_TIME) if chosen else folder.name}"
@@ -287,18 +294,26 @@ class FlowMatchCLI(LightningCLI):
             return
         kept = {name: value for name, value in saved.items() if not name.startswith("_") and name not in DIMENSIONS}
         given = self._section(self.config)["model"]
+        if given.class_path not in (None, saved["_class_path"]):
+            names = [path.rpartition(".")[2] for path in (saved["_class_path"], given.class_path)]
+            self._other = "{} is a checkpoint of {}, the configuration is for {}: ".format(self._checkpoint, *names)
         stated = given.init_args.as_dict() if given.class_path == saved["_class_path"] else {}
         model = {"class_path": saved["_class_path"], "dict_kwargs": _without_given(kept, stated, paths)}
         with in_file(self._checkpoint):
             check_object(LightningModule, model)
+            check_arguments(saved["_class_path"], kept)
         with user_errors():
             self.config = self.parser.parse_object({self._given[0]: {"model": model}}, self.config)
 
     def _check_weights(self, saved: dict[str, Any]) -> None:
-        """Load the weights as the Trainer will, so that a checkpoint of another model is refused here."""
-        self.model.on_load_checkpoint(saved)
-        with user_errors(RuntimeError):
-            self.model.load_state_dict(saved["state_dict"])
+        """Load the weights as the Trainer will, so that a checkpoint of another model is refused here, by its name."""
+        kind = type(self.model).__name__
+        try:
+            self.model.on_load_checkpoint(saved)
+            with user_errors(RuntimeError):
+                self.model.load_state_dict(saved["state_dict"])
+        except KeyError as error:
+            raise UserError(f"not a checkpoint of {kind}: it holds no {error}") from error
 
     def _find_last(self, section: Any) -> None:
         """Find the newest whole checkpoint of the run that this command continues; none to begin the run."""

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from flowmatch_rl.callbacks import AtomicCheckpointIO, Checkpoints
-from flowmatch_rl.checks import RunError
+from flowmatch_rl.checks import RunError, UserError
 
 
 class Worsening(LightningModule):
@@ -57,6 +57,23 @@ def test_the_lowest_is_the_best_where_the_module_or_the_user_says_so(tmp_path, m
 
 def test_last_checkpoint_is_written_at_the_end_whatever_the_interval(tmp_path) -> None:
     assert fit(tmp_path, epochs=3, every_n_epochs=2)["last"] == 9
+
+
+def test_checkpoints_of_some_evaluations_stay_under_names_with_their_steps(tmp_path) -> None:
+    assert fit(tmp_path, epochs=5, keep_every=2) == {"last": 15, "best": 3, "step_6": 6, "step_12": 12}
+
+
+def test_the_newest_of_those_that_stay_are_kept_also_where_the_run_is_resumed(tmp_path) -> None:
+    kept = {"keep_every": 1, "keep_most": 2}
+    assert fit(tmp_path, 3, **kept) == {"last": 9, "best": 3, "step_6": 6, "step_9": 9}
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert last.samefile(last.with_name("step_9.ckpt"))
+    assert fit(tmp_path, 4, ckpt_path=last, **kept) == {"last": 12, "best": 3, "step_9": 9, "step_12": 12}
+
+
+def test_a_number_of_checkpoints_that_stay_needs_a_rule_which(tmp_path) -> None:
+    with pytest.raises(UserError, match="keep_most 3 needs keep_every"):
+        Checkpoints(keep_most=3)
 
 
 @pytest.mark.parametrize("limits", [{"max_steps": 5}, {"limit_val_batches": 0, "max_steps": 5}], ids=str)

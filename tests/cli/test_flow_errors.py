@@ -213,7 +213,8 @@ def test_file_that_is_no_checkpoint_is_refused_by_name(command, content, given, 
         torch.save({"state_dict": {}}, path)
     else:
         path.write_bytes(content)
-    assert_refused(evaluate(command, path, people, tmp_path / "run"), "not.ckpt is not a checkpoint")
+    words = "is damaged: it is empty" if content == b"" else "is not a checkpoint"
+    assert_refused(evaluate(command, path, people, tmp_path / "run"), f"not.ckpt {words}")
     assert not (tmp_path / "run").exists()
 
 

@@ -1,5 +1,7 @@
 """``--ckpt_path last``: the same command begins a run, continues it, and finds what is whole."""
 
+import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,9 @@ import torch
 import yaml
 from mlflow.tracking import MlflowClient
 
-from tests.cli.support import TWO_MOONS, call, flow_arguments
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.cli.resuming import read_chosen
+from tests.cli.support import PENDULUM, TWO_MOONS, arguments, call, default_signals, flow_arguments
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -65,7 +69,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_newest_whole_one(tmp_path) -> Non
     last.write_bytes(content[: len(content) // 2])
     continued = call(flow_arguments("fit", TWO_MOONS, **options))
     assert continued.code == 0, continued.err
-    assert f"{last} is damaged: tries the next older checkpoint\n" in continued.out
+    assert f"{last} is damaged: a part of it is missing: tries the next older checkpoint\n" in continued.out
     assert f"resumes      {best}" in continued.out
     for path in (best, last):
         path.write_bytes(content[:-1])
@@ -79,3 +83,99 @@ def test_last_without_a_folder_is_refused_in_one_line() -> None:
     assert outcome.code == 2
     assert len(outcome.error_lines) == 1
     assert "--ckpt_path last needs the folder of the run" in outcome.err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The last checkpoint of a run."""
+    folder = tmp_path_factory.mktemp("trained")
+    outcome = call(flow_arguments("fit", TWO_MOONS, trainer__default_root_dir=folder))
+    assert outcome.code == 0, outcome.err
+    return last_of(folder)
+
+
+def flipped(content: bytes) -> bytes:
+    """A checkpoint one bit of which has changed, in a weight: PyTorch would read it without a word."""
+    place = content.rindex(b"/data/", 0, len(content) // 2) + 200
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda content: content[: len(content) // 2], "is damaged: a part of it is missing"),
+        (flipped, "is damaged: it is not what was written"),
+        (lambda content: b"", "is damaged: it is empty"),
+        (lambda content: b"{}", "is not a checkpoint of flowmatch-rl"),
+    ],
+    ids=["cut", "flipped", "empty", "other"],
+)
+def test_a_file_that_cannot_be_resumed_is_named_with_the_command_for_the_newest_that_can(
+    trained, tmp_path, damage, words
+) -> None:
+    (tmp_path / "chosen.ckpt").write_bytes(damage(trained.read_bytes()))
+    torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "of_another_program.ckpt")
+    chosen, whole = str(tmp_path / "chosen.ckpt"), str(tmp_path / "whole.ckpt")
+    with pytest.raises(UserError, match=rf"^{chosen} {words}$"):
+        read_chosen(chosen, "fit", ["--ckpt_path", chosen])
+    (tmp_path / "whole.ckpt").write_bytes(trained.read_bytes())
+    for given in ([f"--ckpt_path={chosen}"], ["--ckpt_path", chosen], ["-c", "names_it.yaml"]):
+        with pytest.raises(UserError) as caught:
+            read_chosen(chosen, "fit", given)
+        command = " ".join(given).replace("chosen", "whole")
+        command = command if whole in command else f"{command} --ckpt_path {whole}"
+        assert str(caught.value) == f"{chosen} {words}; the newest whole one: flowmatch-rl fit {command}"
+
+
+def test_checkpoints_of_other_models_and_versions_are_refused_by_name(trained, tmp_path) -> None:
+    content = torch.load(trained, weights_only=True)
+    content["hyper_parameters"]["of_tomorrow"] = 1
+    torch.save(content, tmp_path / "newer.ckpt")
+    torch.save({"state_dict": {}, "hyper_parameters": {"lr": 0.1}}, tmp_path / "foreign.ckpt")
+    options = {"trainer__default_root_dir": tmp_path / "run", "trainer__logger": "false"}
+    newer = call(flow_arguments("fit", TWO_MOONS, ckpt_path=tmp_path / "newer.ckpt", **options))
+    other = call(arguments("fit", PENDULUM, ckpt_path=trained, **options))
+    foreign = call(arguments("fit", PENDULUM, ckpt_path=tmp_path / "foreign.ckpt", **options))
+    for outcome, words in (
+        (newer, "newer.ckpt: of another version of flowmatch-rl: FlowMatchingModel has no argument of_tomorrow"),
+        (other, f"{trained} is a checkpoint of FlowMatchingModel, the configuration is for ReverseFlowActorCritic"),
+        (foreign, "foreign.ckpt: not a checkpoint of ReverseFlowActorCritic: it holds no 'observation_dim'"),
+    ):
+        assert (outcome.code, len(outcome.error_lines)) == (2, 1)
+        assert words in outcome.err
+
+
+def test_what_killed_runs_left_half_written_is_deleted_at_the_next_start_which_says_so(trained) -> None:
+    folder = trained.parents[1]
+    leftovers = [trained.with_name("last.ckpt.tmp123"), folder / "figures" / "learning_curve.csv.tmp123"]
+    for path in leftovers:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(1_000_000))
+    outcome = call(flow_arguments("fit", TWO_MOONS, trainer__default_root_dir=folder, ckpt_path="last"))
+    assert outcome.code == 0, outcome.err
+    names = ", ".join(map(str, leftovers))
+    assert f"deleted what a killed run left half written, 2.0 MB: {names}\n" in outcome.out
+    assert not any(path.exists() for path in leftovers)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)],
+    ids=["system", "terminal", "user"],
+)
+@pytest.mark.parametrize(("evaluates", "kept"), [(True, 6), (False, 4)], ids=["evaluation", "update"])
+def test_a_checkpoint_of_whole_updates_is_there_ten_seconds_after_a_signal(
+    tmp_path, number, status, evaluates, kept
+) -> None:
+    init_args = {"path": str(tmp_path / "ended"), "number": int(number), "evaluates": evaluates}
+    probe = json.dumps([{"class_path": "tests.cli.probes.Signals", "init_args": init_args}])
+    with default_signals():
+        outcome = call(
+            flow_arguments("fit", TWO_MOONS, trainer__default_root_dir=tmp_path / "run", trainer__callbacks=probe)
+        )
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    last = last_of(tmp_path / "run")
+    assert outcome.code == status, outcome.err
+    assert step_of(last) == kept
+    assert last.stat().st_mtime - (tmp_path / "ended").stat().st_mtime < 10.0
+    assert "resume with flowmatch-rl fit" in outcome.out
