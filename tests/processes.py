@@ -6,8 +6,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from tests.cli.support import environment
+
+ALONE = SimpleNamespace(reduce_boolean_decision=lambda decision, all=True: decision, launcher=None)
+"""Strategy of a trainer that stands for one of several processes, whose others say what it says."""
 
 
 @dataclass

@@ -51,7 +51,11 @@ class EndsAt(Callback):
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if trainer.global_step == self.update and self.how == "kill":
             raise KilledError
-        if trainer.global_step == self.update and self.how == "system":
+        if (
+            trainer.global_step == self.update
+            and self.how == "system"
+            and trainer.global_rank == trainer.world_size - 1
+        ):
             signal.raise_signal(signal.SIGTERM)
 
     def on_validation_batch_start(

@@ -28,6 +28,7 @@ GROUND = {
     "checkpoints",
     "redaction",
     "ranks",
+    "endings",
 }
 MATH = {
     "paths",
@@ -56,6 +57,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "redaction": (set(), set()),
     "trust": ({"checks"}, {"torch", "yaml"}),
     "checkpoints": ({"checks", "trust"}, {"torch"}),
+    "endings": (set(), set()),
     "ranks": ({"checks", "checkpoints", "files"}, {"torch"}),
     "schema": ({"checks"}, {"torch"}),
     "batches": ({"types", "shapes", "checks"}, {"torch", "tensordict"}),

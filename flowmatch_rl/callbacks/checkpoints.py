@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.checks import RunError, UserError, check_range
+from flowmatch_rl.endings import SharedEnd
 from flowmatch_rl.files import atomic_path, link_or_copy
 from flowmatch_rl.ranks import in_memory
 
@@ -139,7 +140,9 @@ class Checkpoints(ModelCheckpoint):
         """
         if not self.dirpath:
             return
-        if not isinstance(exception, KeyboardInterrupt | SIGTERMException):
+        # Processes write it together: those that were not ended together would wait for each other.
+        ends = SharedEnd if trainer.world_size > 1 else KeyboardInterrupt | SIGTERMException
+        if not isinstance(exception, ends):
             if kept := self._kept(trainer):
                 exception.add_note(kept)
         elif trainer.state.fn == TrainerFn.FITTING and (trainer.training or trainer.validating):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flowmatch_rl.envs.watchdog import listening
@@ -68,7 +69,8 @@ def ended_by_signals() -> Iterator[Ending]:
         if ending.number == signal.SIGINT or not ending.is_updating():
             signal.default_int_handler(number, frame)
         ending.number = signal.SIGINT
-        os.write(2, b"\nends after this update; interrupt again to end at once\n")
+        if rank_zero_only.rank == 0:  # pyright: ignore[reportFunctionMemberAccess]
+            os.write(2, b"\nends after this update; interrupt again to end at once\n")
         signal.raise_signal(signal.SIGTERM)
 
     terminations = signal.getsignal(signal.SIGTERM)

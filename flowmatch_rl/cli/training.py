@@ -80,7 +80,9 @@ def train(command: str, args: list[str]) -> int:
         try:
             FlowMatchCLI([command, *args], ending=ending)
         except SIGTERMException:
-            return ending.status
+            # The first process may have more to write, and the status of the run is its own: Lightning kills it as soon
+            # as another one ends with another status than 0.
+            return ending.status if rank_zero_only.rank == 0 else 0  # pyright: ignore[reportFunctionMemberAccess]
         except SystemExit as end:
             # Lightning ends an interrupted run with status 1, from inside the handler of the interruption.
             return 128 + signal.SIGINT if isinstance(end.__context__, KeyboardInterrupt) else int(end.code or 0)

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from flowmatch_rl.checks import UserError
+from flowmatch_rl.endings import SharedEnd, end_is_requested, settle_ending
 
 TEST_SEEDS = 1_000_000
 """Distance between the seeds of evaluations during training and of tests."""
@@ -53,20 +55,35 @@ class Batches(IterableDataset):
 
 
 class BatchLoader(DataLoader):
-    """A loader of ``Batches`` whose place in a pass Lightning keeps in checkpoints, and resumes at."""
+    """A loader of ``Batches`` whose place in a pass Lightning keeps in checkpoints, and resumes at.
+
+    Attributes:
+        world_size: Number of processes. Where another number of them makes passes of another length, a pass continues
+            after the same fraction of it.
+        on_moved: Takes the place where it continues then.
+    """
 
     dataset: Batches  # pyright: ignore[reportIncompatibleVariableOverride]
+    world_size: int = 1
+    on_moved: Callable[[int], None] | None = None
 
     def state_dict(self) -> dict[str, int]:
         """The place."""
-        return {"made": self.dataset.made}
+        return {"made": self.dataset.made, "of": len(self.dataset), "processes": self.world_size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Begin the next pass at a place."""
-        self.dataset.continue_at(state_dict["made"])
+        made, here = state_dict["made"], len(self.dataset)
+        length = state_dict.get("of", here)
+        if length != here and state_dict["processes"] != self.world_size:
+            within = min(max(1, round(made * here / length)), here - 1)  # neither its beginning nor its end
+            made = within if 0 < made < length else made * here // length
+            if self.on_moved is not None:
+                self.on_moved(made)
+        self.dataset.continue_at(made)
 
 
-def batch_loader(number: int, make: Callable[[int], Any]) -> DataLoader:
+def batch_loader(number: int, make: Callable[[int], Any]) -> BatchLoader:
     """A loader that returns whole batches unchanged, and leaves the global random numbers alone.
 
     Args:
@@ -78,6 +95,10 @@ def batch_loader(number: int, make: Callable[[int], Any]) -> DataLoader:
     return BatchLoader(
         Batches(number, make), batch_size=None, collate_fn=_identity, num_workers=0, generator=torch.Generator()
     )
+
+
+class TrainingEnd(SharedEnd, SIGTERMException):
+    """All processes that train together end before the same batch, since the system has asked one of them to."""
 
 
 class DataModule(LightningDataModule, abc.ABC):
@@ -119,8 +140,24 @@ class DataModule(LightningDataModule, abc.ABC):
 
     @property
     def is_ending(self) -> bool:
-        """Whether the system has asked the run to end."""
-        return bool(self.trainer and self.trainer.received_sigterm)
+        """Whether the system has asked this process to end."""
+        return end_is_requested() or bool(self.trainer and self.trainer.received_sigterm)
+
+    def end_if_asked(self) -> None:
+        """End if the system has asked for it: all processes that train together, if it has asked one of them.
+
+        Every process must come here as often as the others.
+
+        Raises:
+            SIGTERMException: If the run ends; with several processes a ``TrainingEnd``.
+        """
+        if self.world_size == 1 and self.is_ending:
+            raise SIGTERMException
+        if self.world_size > 1:
+            assert self.trainer is not None
+            if self.trainer.strategy.reduce_boolean_decision(self.is_ending, all=False):
+                settle_ending()
+                raise TrainingEnd
 
     @property
     def rank(self) -> int:
@@ -158,7 +195,29 @@ class DataModule(LightningDataModule, abc.ABC):
             num_updates: Gradient steps of the whole run.
             make: Returns a batch, given its number in the epoch.
         """
-        return batch_loader(epoch_batches(num_updates, self.num_epochs), make)
+        return self.epoch_loader(epoch_batches(num_updates, self.num_epochs), make)
+
+    def epoch_loader(self, number: int, make: Callable[[int], Any]) -> DataLoader:
+        """Loader of a number of training batches.
+
+        Args:
+            number: Batches of one virtual epoch.
+            make: Returns a batch, given its number in the epoch.
+        """
+        loader = batch_loader(number, make if self.world_size == 1 else lambda place: self._joint_batch(make, place))
+        loader.world_size, loader.on_moved = self.world_size, self._move_progress
+        return loader
+
+    def _joint_batch(self, make: Callable[[int], Any], place: int) -> Any:
+        """A batch, if the processes do not end before it; a single process ends after an update, by Lightning."""
+        self.end_if_asked()
+        return make(place)
+
+    def _move_progress(self, made: int) -> None:
+        """Let the trainer count the batches of the present epoch from another place on."""
+        assert self.trainer is not None
+        current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        current.ready = current.started = current.processed = current.completed = made
 
 
 def epoch_batches(num_updates: float, num_epochs: int) -> int:

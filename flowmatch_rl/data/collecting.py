@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tensordict import TensorDict, TensorDictBase
 
 from flowmatch_rl.batches import DONE, REWARD, TRANSITION
 from flowmatch_rl.checks import RunError, UserError, check_range
 from flowmatch_rl.data.collector import StepCollector
+from flowmatch_rl.data.division import divided_state, division_line
 from flowmatch_rl.data.episodes import EpisodeData
 from flowmatch_rl.data.replay import Replay
 from flowmatch_rl.envs.building import build_environment, read_environment, write_environment
@@ -37,7 +37,7 @@ class Collection:
 
     A resumed run of as many processes continues the episodes where the state of the environment can be written down,
     see ``envs.states``. Elsewhere it says why it begins new ones, and drops the steps that were waiting for those that
-    follow, see ``Replay``.
+    follow, see ``Replay``. Another number of processes divide the transitions among them, see ``division``.
 
     Args:
         data: The data module that owns this, which knows the trained module and the processes.
@@ -96,6 +96,7 @@ class Collection:
         self._checkpoint_replay = checkpoint_replay
         self.recent_returns: deque[float] = deque(maxlen=_MOST_RETURNS)
         self._local_env_steps = 0
+        self._extra_env_steps = 0  # of an earlier run in another number of processes, which does not divide them evenly
         self._pending_updates = 0.0
         self._replay: Replay | None = None
         self._restored: TensorDictBase | None = None  # transitions of a checkpoint, until the buffer is made
@@ -108,7 +109,7 @@ class Collection:
     @property
     def env_steps(self) -> int:
         """Environment steps taken so far, over all processes."""
-        return self._local_env_steps * self._data.world_size
+        return self._total_env_steps(self._local_env_steps)
 
     @property
     def replay(self) -> TensorDictBase | None:
@@ -132,6 +133,8 @@ class Collection:
     def state_dict(self) -> dict[str, Any]:
         """Counters and, if so configured, the replay buffer of this process and the state of its episodes."""
         state: dict[str, Any] = {"local_env_steps": self._local_env_steps, "pending_updates": self._pending_updates}
+        if self._extra_env_steps:
+            state["extra_env_steps"] = self._extra_env_steps
         if self._data.action_chunk > 1:
             state["action_chunk"] = self._data.action_chunk
         held = self.replay if self._checkpoint_replay else None
@@ -151,8 +154,7 @@ class Collection:
         """
         self.close()
         self.recent_returns.clear()
-        self._saved_processes = len(states_of_ranks(state_dict))
-        state_dict = own_state(state_dict, self._data.rank if self._saved_processes == self._data.world_size else 0)
+        state_dict = self._state_of_this_process(state_dict)
         replay = state_dict.get("replay")
         self._replay = self._restored = None
         if replay is not None:
@@ -165,6 +167,7 @@ class Collection:
                 raise UserError(f"the checkpoint's replay buffer has action_chunk {chunk}, this run {own}")
             self._restored = TensorDict({tuple(key.split("/")): rows for key, rows in replay.items()}, [number])
         self._local_env_steps = state_dict["local_env_steps"]
+        self._extra_env_steps = state_dict.get("extra_env_steps", 0)
         self._pending_updates = state_dict["pending_updates"]
         episodes: Any = state_dict.get("episodes") or {"unknown": "the checkpoint does not hold their state"}
         reason = self._reason_for_new_episodes(episodes)
@@ -173,8 +176,23 @@ class Collection:
         self._held = None if reason else episodes
         self.recent_returns.extend([] if reason else episodes["returns"])
 
+    def _state_of_this_process(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """What this process continues with, of the states of all processes of the run that is resumed."""
+        states, rank, processes = states_of_ranks(state_dict), self._data.rank, self._data.world_size
+        self._saved_processes = len(states)
+        if len(states) == processes:
+            return own_state(state_dict, rank)
+        if line := division_line(states, processes, self._capacity):
+            rank_zero_only(print)(f"{self._environment.label}: {line}")
+        return divided_state(states, rank, processes, self._capacity)
+
+    def _total_env_steps(self, local: int) -> int:
+        """Environment steps of all processes, when this one has taken a number of them."""
+        return local * self._data.world_size + self._extra_env_steps
+
     def _ready_replay(self) -> Replay:
         """The replay buffer, filled by warm-up (or from a checkpoint) before its first use."""
+        is_first = self._replay is None
         if self._replay is None:
             device = self._data.module.device
             chunk = self._data.action_chunk
@@ -183,13 +201,15 @@ class Collection:
             self._restored = None
         while self._local_env_steps < self._local_warmup() or len(self._replay) < self._batch_size:
             if self._data.is_ending:  # between two blocks: a warm-up may take long
-                raise SIGTERMException
+                break
             self._collect(self._replay, 0.0)
             if len(self._replay) == 0 and len(self.recent_returns) == _MOST_RETURNS:
                 raise RunError(
                     f"{_MOST_RETURNS} episodes of {self._environment.label} or more, {self._local_env_steps} steps, "
                     f"are shorter than action_chunk {self._data.action_chunk}: they make no transition"
                 )
+        if is_first:
+            self._data.end_if_asked()
         return self._replay
 
     def _local_warmup(self) -> int:
@@ -265,9 +285,12 @@ class Collection:
     def _made_collector(self) -> StepCollector:
         module = self._data.module
         random_steps = self._local_warmup() - self._local_env_steps if self._random_warmup else 0
-        before, processes = self._local_env_steps, self._data.world_size
+        before = self._local_env_steps
         env = build_environment(
-            self._environment, self._num_envs, self._parallel, env_step=lambda taken: (before + taken) * processes
+            self._environment,
+            self._num_envs,
+            self._parallel,
+            env_step=lambda taken: self._total_env_steps(before + taken),
         )
         # Seeded before its first reset: seeding starts new episodes. The seed depends on the step as well, so that a
         # resumed run does not see its first episodes again.

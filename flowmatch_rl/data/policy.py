@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flowmatch_rl.checks import UserError, check_range
-from flowmatch_rl.data.base import batch_loader, epoch_batches
+from flowmatch_rl.data.base import epoch_batches
 from flowmatch_rl.data.collecting import NOTHING_COLLECTED, Collection
 from flowmatch_rl.data.episodes import ActingModule, EpisodeData
 from flowmatch_rl.data.futures import FamilyReader
@@ -260,12 +260,14 @@ class PolicyData(EpisodeData):
         """Batches of transitions, see ``batches.read_transition``; collects as it goes in the online phase."""
         if self._collection is not None and self.trainer and self.trainer.current_epoch >= self._offline_epochs:
             collection = self._collection
-            return batch_loader(self._online_batches(), lambda _: self._mixed_batch(collection))
+            return self.epoch_loader(self._online_batches(), lambda _: self._mixed_batch(collection))
         reader, family = self._ready_reader(), self._family
         if family is None:
-            return batch_loader(self._offline_batches, lambda _: reader.take())
+            return self.epoch_loader(self._offline_batches, lambda _: reader.take())
         seed = process_seed(self.common_seed, self.rank)
-        return batch_loader(self._offline_batches, lambda _: family.add_to(reader.take(), seed, reader.sampler.drawn))
+        return self.epoch_loader(
+            self._offline_batches, lambda _: family.add_to(reader.take(), seed, reader.sampler.drawn)
+        )
 
     def goal_table(self, number: int) -> Tensor:
         """Goals of training rows in the units of the environment, the same on all processes, shape (number, G).

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
+from flowmatch_rl.endings import ending_is_shared
+
 POLL_S = 0.25
 """Seconds between two looks at the running call. Looks are counted, not seconds: a stopped process is not late."""
 
@@ -80,7 +82,8 @@ class _Watchdog:
     def _watch(self) -> None:
         while True:
             if select.select([self._signals], [], [], POLL_S)[0]:
-                if set(os.read(self._signals, 64)) & set(_ENDING) and self.looks_since_signal is None:
+                came = set(os.read(self._signals, 64)) & set(_ENDING)
+                if came and self.looks_since_signal is None and not ending_is_shared():
                     self.looks_since_signal = 0
                 continue
             if self.looks_since_signal is not None:
@@ -164,7 +167,7 @@ def run_is_ending() -> bool:
 def listening(ending: type[BaseException]) -> contextlib.AbstractContextManager[None]:
     """End watched calls soon after SIGTERM and SIGHUP, in a ``with`` block of the main thread.
 
-    Without it these signals are the business of whoever handles them.
+    Without it these signals are the business of whoever handles them, and so are those of processes that end together.
 
     Args:
         ending: What to raise in a call that goes on.

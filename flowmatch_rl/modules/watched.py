@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from flowmatch_rl.checks import RunError
+from flowmatch_rl.endings import settle_ending, share_ending
 from flowmatch_rl.generators import read_generators, write_generators
 from flowmatch_rl.modules.quick_hooks import QuickHooks
 from flowmatch_rl.modules.running_means import RunningMeans
@@ -83,6 +84,8 @@ class WatchedModule(QuickHooks, LightningModule, abc.ABC):
 
     def on_train_start(self) -> None:
         """Make ready for training, and put a resumed run into the state of its checkpoint at the last moment."""
+        if self.trainer.world_size > 1:
+            share_ending(self._end_others)
         self.start_training()
         resumption, self._resumption = self._resumption, None
         if self.trainer.ckpt_path is None:
@@ -99,6 +102,10 @@ class WatchedModule(QuickHooks, LightningModule, abc.ABC):
             change = f"it ran in {saved} processes, now in {self.trainer.world_size}"
             why = change if saved else "the checkpoint holds no generators"
             rank_zero_warn(f"the resumed run draws other random numbers than without the interruption: {why}")
+
+    def on_train_end(self) -> None:
+        """Leave signals alone."""
+        settle_ending()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write what a resumed run continues with, of all processes.
@@ -179,6 +186,12 @@ class WatchedModule(QuickHooks, LightningModule, abc.ABC):
         """
         self._check_losses(updates)
         return self.means.take()
+
+    def _end_others(self, number: int) -> None:
+        """Send a signal to the processes that this one has started."""
+        launcher: Any = self.trainer.strategy.launcher
+        if launcher is not None:
+            launcher.kill(number)
 
     def _check_losses(self, updates: int) -> None:
         """Raise unless all losses since the last logging are finite."""

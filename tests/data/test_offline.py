@@ -16,6 +16,7 @@ from flowmatch_rl.testbeds import ConstantPolicy, LinearGaussianProcess, LinearP
 from flowmatch_rl.types import Policy
 from tests.combinations import one_test
 from tests.data.toy_trajectories import End, action_at, trajectory_store
+from tests.processes import ALONE
 
 EIGHT: list[tuple[int, End]] = [(3, "truncated"), (2, "terminated")] * 4
 """Eight trajectories, of which two may be held out: rows 15 to 19."""
@@ -39,7 +40,9 @@ def data(
     sizes = {"batch_size": 32, "num_updates": 10, "epoch_updates": 4, "eval_steps": 4}
     made = OfflineData(str(path / "set"), **(sizes | options))
     module = SimpleNamespace(policy=policy, segment_needs=needs, action_trials=ActionTrials(2, 3))
-    made.trainer = SimpleNamespace(lightning_module=module, world_size=world_size, global_rank=rank)  # pyright: ignore
+    made.trainer = SimpleNamespace(
+        lightning_module=module, strategy=ALONE, world_size=world_size, global_rank=rank, received_sigterm=False
+    )  # pyright: ignore
     torch.manual_seed(11)
     made.setup("fit")
     return made

@@ -17,6 +17,7 @@ from flowmatch_rl.envs import GymnasiumEnvironment, build_environment
 from tests.cli.support import default_signals
 from tests.combinations import each_value, one_test
 from tests.envs.test_finite import FailsAt
+from tests.processes import ALONE
 from tests.toys import POLICY_ACTION, ConstantPolicy
 
 COUNTING = GymnasiumEnvironment("ToyCounting-v0")
@@ -35,7 +36,7 @@ def build(environment: GymnasiumEnvironment = COUNTING, world_size: int = 1, ran
         check_finite=lambda: None,
     )
     data.trainer = SimpleNamespace(
-        world_size=world_size, global_rank=rank, lightning_module=module, received_sigterm=False
+        strategy=ALONE, world_size=world_size, global_rank=rank, lightning_module=module, received_sigterm=False
     )
     return data
 
@@ -240,7 +241,7 @@ def test_steps_of_messages_count_all_processes_and_what_a_resumed_run_had_taken(
     take(before, 3)
     environment = GymnasiumEnvironment("ToyCounting-v0", {"bad_reward_at": 6})
     data = build(environment, world_size=world_size, env_steps_per_collection=4)
-    data.load_state_dict(before.state_dict())
+    data.load_state_dict({"ranks": [before.state_dict()] * world_size})
     with pytest.raises(RunError, match=f"environment step {before.env_steps + 6 * world_size} "):
         take(data, 100)
 

@@ -20,6 +20,7 @@ from flowmatch_rl.envs import GymnasiumEnvironment
 from flowmatch_rl.modules import SoftActorCritic
 from tests.combinations import each_value, one_test
 from tests.data.toy_trajectories import trajectory_rows
+from tests.processes import ALONE
 from tests.toys import POLICY_ACTION, ConstantPolicy
 
 COUNTING = GymnasiumEnvironment("ToyCounting-v0")
@@ -64,6 +65,7 @@ def build(path: str, epoch: int = OFFLINE_EPOCHS, world_size: int = 1, **options
         check_finite=lambda: None,
     )
     data.trainer = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
+        strategy=ALONE,
         world_size=world_size,
         global_rank=0,
         lightning_module=module,

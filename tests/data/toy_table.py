@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from flowmatch_rl.batches import SAMPLE
 from flowmatch_rl.data import Dataset, SampleData
 from flowmatch_rl.schema import TableSchema
+from tests.processes import ALONE
 
 ROWS = 50
 
@@ -49,7 +50,9 @@ def build(values: dict = VALUES, world_size: int = 1, rank: int = 0, module: obj
     torch.manual_seed(0)
     data = SampleData(ToyTable(values), **({"batch_size": 8} | options))
     module = plain_module(data.schema) if module is None else module
-    data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank, lightning_module=module)
+    data.trainer = SimpleNamespace(
+        strategy=ALONE, world_size=world_size, global_rank=rank, lightning_module=module, received_sigterm=False
+    )
     return data
 
 

@@ -1,0 +1,83 @@
+"""The end of a run of several processes: all of them stop at the same update, whichever of them a signal reaches."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+AGREEMENT_S = 20.0
+"""Seconds after a signal in which the processes reach the end of an update; then the one that waits ends by itself."""
+
+
+class SharedEnd(BaseException):
+    """All processes of a run end here, after the same update, so that they can write a checkpoint together."""
+
+
+class _Request:
+    """Whether the system, or the user, has asked this process to end."""
+
+    def __init__(self) -> None:
+        self.is_shared = self.was_made = False
+        self._forward: Callable[[int], None] = lambda number: None
+        self._timer: threading.Timer | None = None
+
+    def listen(self, forward: Callable[[int], None]) -> None:
+        """Take termination signals from here on."""
+        self.is_shared, self.was_made, self._forward = True, False, forward
+        signal.signal(signal.SIGTERM, self._receive)
+
+    def settle(self) -> None:
+        """Be done with a request: the processes have agreed on it, or their training is over."""
+        self.is_shared = self.was_made = False
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if not self.was_made and self.is_shared:
+            self.was_made = True
+            self._timer = threading.Timer(AGREEMENT_S, _end_alone)
+            self._timer.daemon = True
+            self._timer.start()
+            self._forward(number)
+
+
+_request = _Request()
+
+
+def share_ending(forward: Callable[[int], None]) -> None:
+    """Let a termination signal end all processes of a run after the same update, see ``end_is_requested``.
+
+    A library that ends the process that a signal reaches, or talks to the others from within the handler, leaves them
+    waiting for each other.
+
+    Args:
+        forward: Sends a signal to the processes that this one has started.
+    """
+    _request.listen(forward)
+
+
+def end_is_requested() -> bool:
+    """Whether a signal has asked this process to end since ``share_ending``."""
+    return _request.was_made
+
+
+def ending_is_shared() -> bool:
+    """Whether a signal ends this process together with others, at a point that they all reach, and not by itself."""
+    return _request.is_shared
+
+
+def settle_ending() -> None:
+    """Say that the processes have agreed to end, or that training is over: nothing ends them after some seconds."""
+    _request.settle()
+
+
+def _end_alone() -> None:
+    print(
+        f"flowmatch-rl: error: the run was asked to end, but its processes did not reach the end of an update within "
+        f"{AGREEMENT_S:g} s; the last checkpoint stays as it is",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(128 + signal.SIGTERM)
