@@ -54,6 +54,7 @@ def _policies(overlay: str) -> tuple[Callable[[], object], Callable[[], object]]
     with tempfile.TemporaryDirectory() as folder:
         files = [f"-c={CONF / file}" for file in ("cheetah_run.yaml", overlay)]
         options = [f"--trainer.default_root_dir={folder}", f"--data.total_env_steps={WARMUP + 8}"]
+        options += ["--data.eval_episodes=1", "--data.max_episode_steps=5"]
         cli = FlowMatchCLI([*files, *COMMON, *options], run=False)
         cli.trainer.fit(cli.model, cli.datamodule)
         path = Path(folder) / "checkpoints" / "last.ckpt"

@@ -131,7 +131,6 @@ class ParticleActor:
         """How it acts, in some words."""
         return self.selection.description(self.num_particles) if self.noise_scale else "by the mode of the policy"
 
-    @torch.no_grad()
     def particles(self, observation: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Latent points of N particles per state.
 
@@ -150,9 +149,9 @@ class ParticleActor:
         def draw(like: Tensor) -> Tensor:
             return _draw(torch.randn, tuple(like.shape), like, generator)
 
-        return self.policy.sample_latents(observation, noise, draw)
+        with torch.no_grad():  # a decorator here would break a graph of torch.compile
+            return self.policy.sample_latents(observation, noise, draw)
 
-    @torch.no_grad()
     def latent(self, observation: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Latent point of the chosen particle.
 
@@ -167,10 +166,11 @@ class ParticleActor:
         if self.num_particles == 1:
             return latents[:, 0]
         values = latents.new_zeros(latents.shape[:2])
-        if self.selection.needs_values:
-            values = self.values(observation, self.policy.squash.action(latents))
-        uniform = _draw(torch.rand, values.shape, observation, generator)
-        index = self.selection.choose(values.float(), self.temperature, uniform)
+        with torch.no_grad():
+            if self.selection.needs_values:
+                values = self.values(observation, self.policy.squash.action(latents))
+            uniform = _draw(torch.rand, values.shape, observation, generator)
+            index = self.selection.choose(values.float(), self.temperature, uniform)
         return latents[torch.arange(len(latents), device=latents.device), index]
 
     @torch.no_grad()

@@ -55,7 +55,8 @@ class ReverseFlowActorCritic(ActorCritic):
             an entropy.
         optimizer: Learning rates, clipping and resets.
         normalisation: Units of observations and rewards.
-        compile: Whether to compile sampling and posterior with ``torch.compile``.
+        compile: Whether to compile updates, as one graph each, and acting with ``torch.compile``. The first update then
+            takes up to a minute; on the CPU it needs a C++ compiler.
 
     Raises:
         UserError: If a number is out of its range, or parts do not fit each other.
@@ -116,6 +117,7 @@ class ReverseFlowActorCritic(ActorCritic):
             check_compiler()
             self.policy.compile_sampling()
             self.critics.compile_evaluation()
+            self._evaluate = torch.compile(self._evaluate)
 
     @property
     def behavior(self) -> None:
@@ -140,12 +142,14 @@ class ReverseFlowActorCritic(ActorCritic):
 
     def losses(self, transition: Transition) -> tuple[dict[str, Tensor], PolicyState]:
         """Critic loss and policy loss."""
-        next_latent, observation, x_1 = self.endpoints(transition)
-        critic_loss, entropy = self._critic_loss(transition, next_latent)
+        losses, entropy, learned = self._evaluate(transition)
+        estimate, count = learned.estimate, self.learner.estimator.num_samples
+        saturated = self.policy.squash.action(learned.points.x_1).abs() > 0.99
+        self.means.add(estimate.diagnostics("train/") | {"train/saturated": saturated.float().mean()})
         if entropy is not None:
             self.means.add({"train/entropy": entropy})
-        policy_loss, effective_samples = self.policy_loss(observation, x_1)
-        losses = {"critic": critic_loss, "policy": policy_loss}
+        self.posterior_meter.add(learned)
+        effective_samples = estimate.effective_sample_size.mean() / count if count else None
         return losses, PolicyState(entropy, effective_samples, self.action_dim)
 
     def value_losses(self, transition: Transition) -> dict[str, Tensor]:
@@ -167,6 +171,13 @@ class ReverseFlowActorCritic(ActorCritic):
         x_1 = squash.latent(action if self.points.x_1_source == "replay" else uniform)
         return actor.latent(transition.next_observation), observation, x_1
 
+    def _evaluate(self, transition: Transition) -> tuple[dict[str, Tensor], Tensor | None, Learned]:
+        """The losses, entropy, and what the policy has learned from; what an update may compile as a whole."""
+        next_latent, observation, x_1 = self.endpoints(transition)
+        critic_loss, entropy = self._critic_loss(transition, next_latent)
+        policy_loss, learned = self.policy_loss(observation, x_1)
+        return {"critic": critic_loss, "policy": policy_loss}, entropy, learned
+
     def _critic_loss(self, transition: Transition, next_latent: Tensor) -> tuple[Tensor, Tensor | None]:
         """Bellman loss of the critics, and the entropy of the policy in nats where it is estimated; each shape ()."""
         bonus, entropy = None, None
@@ -182,24 +193,21 @@ class ReverseFlowActorCritic(ActorCritic):
         noise = torch.randn(probes, *latent.shape, device=latent.device).movedim(0, 1) if probes else None
         return self.policy.log_prob(observation, latent, self.likelihood, noise)
 
-    def policy_loss(self, observation: Tensor, x_1: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Loss, and mean fraction of the samples that carry weight, None where there are none; both of shape ()."""
-        estimator = self.learner.estimator
+    def policy_loss(self, observation: Tensor, x_1: Tensor) -> tuple[Tensor, Learned]:
+        """Loss, shape (), and what it was made of.
+
+        Args:
+            observation: States, shape (P, S).
+            x_1: Latent points where the paths end, shape (P, A).
+        """
+        needs_score, needs_jacobian = self.learner.estimator.needs_score, self.learner.estimator.needs_jacobian
 
         def value_and_gradient(actions: Tensor) -> tuple[Tensor, Tensor]:
-            return self.critics.weight_values(self.weights, observation, actions, estimator.needs_score)
+            return self.critics.weight_values(self.weights, observation, actions, needs_score)
 
-        density = boltzmann_density(value_and_gradient, self.temperature, self.policy.squash, estimator.needs_jacobian)
+        density = boltzmann_density(value_and_gradient, self.temperature, self.policy.squash, needs_jacobian)
         loss, learned = self.learner.loss(observation, x_1, density)
-        count = estimator.num_samples
-        fraction = learned.estimate.effective_sample_size.mean() / count if count else None
-        self._note(learned)
-        return loss.mean(), fraction
-
-    def _note(self, learned: Learned) -> None:
-        saturated = self.policy.squash.action(learned.points.x_1).abs() > 0.99
-        self.means.add(learned.estimate.diagnostics("train/") | {"train/saturated": saturated.float().mean()})
-        self.posterior_meter.add(learned)
+        return loss.mean(), learned
 
     def _log_posterior_profile(self) -> None:
         """Log the targets of the updates since the last time by flow time, if there were any, and keep them."""

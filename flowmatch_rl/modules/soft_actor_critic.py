@@ -32,7 +32,8 @@ class SoftActorCritic(ActorCritic):
         entropy_backup: Whether the next state's value includes the entropy of the policy.
         optimizer: Learning rates, clipping and resets.
         normalisation: Units of observations and rewards.
-        compile: Whether to compile the networks with ``torch.compile``.
+        compile: Whether to compile updates, as one graph each, and acting with ``torch.compile``. The first update then
+            takes up to a minute; on the CPU it needs a C++ compiler.
 
     Raises:
         UserError: If a number is out of its range, or the temperature is tuned to what is unknown of this policy.
@@ -79,6 +80,7 @@ class SoftActorCritic(ActorCritic):
             check_compiler()
             self.policy.compile_sampling()
             self.critics.compile_evaluation()
+            self._evaluate = torch.compile(self._evaluate)
 
     @property
     def behavior(self) -> None:
@@ -91,18 +93,9 @@ class SoftActorCritic(ActorCritic):
 
     def losses(self, transition: Transition) -> tuple[dict[str, Tensor], PolicyState]:
         """Critic loss and policy loss."""
-        value_losses = self.value_losses(transition)
-        latent, log_prob = self._sample(transition.observation)
-        action = self.policy.squash.action(latent)
-        values, gradients = self.critics.online.action_values_and_gradients(
-            transition.observation, action.detach()[:, None], self.critics.critics.reduction
-        )
-        policy_loss = self.critics.online.in_own_unit(
-            soft_policy_loss(log_prob, action, gradients[:, 0], self.temperature).mean()
-        )
-        entropy = -log_prob.detach().mean()
-        self.means.add({"train/policy_value": values.mean(), "train/entropy": entropy})
-        return value_losses | {"policy": policy_loss}, PolicyState(entropy, None, self.action_dim)
+        losses, value, entropy = self._evaluate(transition)
+        self.means.add({"train/policy_value": value, "train/entropy": entropy})
+        return losses, PolicyState(entropy, None, self.action_dim)
 
     def value_losses(self, transition: Transition) -> dict[str, Tensor]:
         """The Bellman loss of the critics."""
@@ -114,3 +107,15 @@ class SoftActorCritic(ActorCritic):
     def _sample(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         noise = torch.randn(len(observation), self.action_dim, device=observation.device)
         return self.policy.sample_with_log_prob(observation, noise)
+
+    def _evaluate(self, transition: Transition) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The losses, mean value of the policy's actions, and entropy in nats; what an update may compile as a whole."""
+        losses = self.value_losses(transition)
+        latent, log_prob = self._sample(transition.observation)
+        action = self.policy.squash.action(latent)
+        values, gradients = self.critics.online.action_values_and_gradients(
+            transition.observation, action.detach()[:, None], self.critics.critics.reduction
+        )
+        policy_loss = soft_policy_loss(log_prob, action, gradients[:, 0], self.temperature).mean()
+        losses["policy"] = self.critics.online.in_own_unit(policy_loss)
+        return losses, values.mean(), -log_prob.detach().mean()

@@ -4,6 +4,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -48,6 +49,16 @@ ACTIVATIONS = {
     "relu": functional.relu,
     "silu": functional.silu,
 }
+
+DIRECTIONAL_DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gelu": torch.ops.aten.gelu_backward,
+    "gelu_tanh": partial(torch.ops.aten.gelu_backward, approximate="tanh"),
+    "mish": torch.ops.aten.mish_backward,
+    "relu": partial(torch.ops.aten.threshold_backward, threshold=0),
+    "silu": torch.ops.aten.silu_backward,
+}
+"""Derivatives of the activations at ``x``, called as ``derivative(direction, x)``: those of functions of single entries
+are their gradients. A graph of ``torch.compile`` holds them, and no call of ``torch.autograd.grad``."""
 
 
 class FlowNetwork(nn.Module, abc.ABC):

@@ -36,8 +36,17 @@ def map_in_chunks(
     Returns:
         The result of ``function(*inputs)``.
     """
-    alone = ordered or torch.is_grad_enabled() or torch.compiler.is_compiling()
-    threads = 1 if alone else torch.get_num_threads()
+    whole = inputs[0].device.type != "cpu" or len(inputs[0]) * rows_per_state <= CPU_ROWS
+    if whole and torch.compiler.is_compiling():
+        return function(*inputs)  # a graph does not know the number of threads
+    return _map_in_chunks(function, rows_per_state, inputs, ordered)
+
+
+@torch.compiler.disable()  # a graph of all pieces one after the other takes minutes to make
+def _map_in_chunks(
+    function: Callable[..., tuple[Tensor, ...]], rows_per_state: int, inputs: tuple[Tensor, ...], ordered: bool
+) -> tuple[Tensor, ...]:
+    threads = 1 if ordered or torch.is_grad_enabled() else torch.get_num_threads()
     states = _states_per_piece(len(inputs[0]), rows_per_state, threads)
     if inputs[0].device.type != "cpu" or len(inputs[0]) <= states:
         return function(*inputs)

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from flowmatch_rl.nets.architecture import (
     ACTIVATIONS,
+    DIRECTIONAL_DERIVATIVES,
     Activation,
     Architecture,
     FlowNetwork,
@@ -80,6 +81,7 @@ class VelocityNetwork(FlowNetwork):
         width = architecture.hidden_dim
         self.residual = architecture.residual
         self.activation = ACTIVATIONS[architecture.activation]
+        self.activation_derivative = DIRECTIONAL_DERIVATIVES[architecture.activation]
         self.embed_time = SinusoidalEmbedding(architecture.time_features, architecture.max_frequency)
         self.from_sample = nn.Linear(sample_dim, width)
         self.from_time = nn.Linear(architecture.time_features, width, bias=False)
@@ -153,11 +155,8 @@ class VelocityNetwork(FlowNetwork):
         return functional.linear(dh, self.to_velocity.weight)
 
     def _activated(self, z: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """The activation, and its derivative in a direction: that of a function of single entries is its gradient."""
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            h = self.activation(z)
-        return h.detach(), torch.autograd.grad(h, z, direction.to(h.dtype))[0]
+        """The activation, and its derivative in a direction."""
+        return self.activation(z), self.activation_derivative(direction.to(z.dtype), z)
 
     def _from_features(self, x: Tensor, t: Tensor, features: Tensor | None, duration: Tensor | None) -> Tensor:
         shared = self.from_time(self.embed_time(append_dims(t, like=x[..., 0])))

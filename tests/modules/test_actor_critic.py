@@ -133,9 +133,8 @@ def test_choices_and_density_use_the_present_temperature(monkeypatch) -> None:
     def spread(temperature: float) -> float:
         module.temperature.fill_(temperature)
         torch.manual_seed(1)
-        module.means.take()
-        module.policy_loss(observation, x_1)
-        return float(module.means.take()["train/effective_sample_size"])
+        _, learned = module.policy_loss(observation, x_1)
+        return float(learned.estimate.effective_sample_size.mean())
 
     assert spread(1e-4) < 1.5
     assert spread(1e4) > 2.0

@@ -1,0 +1,98 @@
+"""CPU time per step of several endless loops, which take turns of half a second.
+
+The speed of a processor that others share changes from minute to minute by more than what is to be measured. Loops that
+take turns see the same changes.
+"""
+
+import multiprocessing
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
+from multiprocessing.sharedctypes import Synchronized
+from typing import Any, TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
+
+_TURN_S, _PATIENCE_S = 0.5, 600.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a loop reports, shared between processes.
+
+    Attributes:
+        steps: Steps so far.
+        cpu_s: CPU seconds of its process when the last of them was done.
+    """
+
+    steps: "Synchronized[int]"
+    cpu_s: "Synchronized[float]"
+
+    def step(self) -> None:
+        """Report that a step is done."""
+        self.steps.value += 1
+        self.cpu_s.value = time.process_time()
+
+
+Loop = tuple[Callable[..., None], tuple[Any, ...]]
+"""A function that runs for ever, called with its ``Progress`` and the arguments."""
+
+
+def cpu_seconds(loops: Mapping[Name, Loop], skipped: int, turns: int) -> dict[Name, float]:
+    """Median over the turns of the CPU time of a step, by name.
+
+    Args:
+        loops: The loops; each runs in a process of its own.
+        skipped: Steps of each loop before the first turn.
+        turns: Turns of each loop.
+
+    Raises:
+        RuntimeError: If a loop ends, or does not come to its first turn within ten minutes.
+    """
+    with _stopped(loops, skipped) as processes:
+        measured: dict[Name, list[float]] = {name: [] for name in loops}
+        for _ in range(turns):
+            for name, (process, progress) in processes.items():
+                before = progress.steps.value, progress.cpu_s.value
+                _run(process, lambda end=time.monotonic() + _TURN_S: time.monotonic() > end)
+                steps, seconds = progress.steps.value - before[0], progress.cpu_s.value - before[1]
+                if steps:
+                    measured[name].append(seconds / steps)
+    return {name: statistics.median(values) for name, values in measured.items()}
+
+
+@contextmanager
+def _stopped(loops: Mapping[Name, Loop], skipped: int) -> Iterator[dict[Name, tuple[SpawnProcess, Progress]]]:
+    """Processes of the loops, stopped after their first steps; they are killed in the end."""
+    context = multiprocessing.get_context("spawn")
+    processes: dict[Name, tuple[SpawnProcess, Progress]] = {}
+    try:
+        for name, (function, arguments) in loops.items():
+            progress = Progress(context.Value("q", 0, lock=False), context.Value("d", 0.0, lock=False))
+            process = context.Process(target=function, args=(progress, *arguments), daemon=True)
+            process.start()
+            processes[name] = process, progress
+            end = time.monotonic() + _PATIENCE_S
+            _run(process, lambda p=progress, end=end: p.steps.value >= skipped or time.monotonic() > end)
+            if progress.steps.value < skipped:
+                raise RuntimeError(f"{name} took {progress.steps.value} of {skipped} steps in {_PATIENCE_S:g} s")
+        yield processes
+    finally:
+        for process, _ in processes.values():
+            process.kill()
+
+
+def _run(process: SpawnProcess, is_over: Callable[[], bool]) -> None:
+    """Let a stopped process continue until something is the case, and stop it."""
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGCONT)
+    while not is_over():
+        if not process.is_alive():
+            raise RuntimeError(f"a loop ended with exit status {process.exitcode}")
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)
