@@ -24,6 +24,7 @@ BENCHMARKS = (
     "policy_cost",
     "critic_cost",
     "exact_resume",
+    "checkpoint_kills",
     "bandits",
     "estimator_dimensions",
     "online",

@@ -1,0 +1,94 @@
+"""Runs that are killed while they write a checkpoint: how many leave one that is whole, and from which they resume."""
+
+import random
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.exact_resume import FIT, QUICK
+from flowmatch_rl.checkpoints import damage, read_checkpoint
+
+RUNS: dict[str, list[str]] = {
+    "flow model": [
+        "-c=conf/flow/two_moons.yaml",
+        *("--data.num_updates=1000000", "--data.epoch_updates=1", "--data.batch_size=16", "--data.eval_samples=8"),
+        *("--model.network.hidden_dim=1024", "--model.network.num_blocks=4", "--figures.enabled=false"),
+        *("--model.tests.likelihood_samples=0", "--model.tests.transport_samples=8"),
+    ],
+}
+"""Runs that write checkpoints as often as they can: after each update."""
+
+_POLL_S = 0.001
+_START_S = 300.0
+
+
+def run(kills: int = 20, seed: int = 0) -> dict[str, Any]:
+    """Kill each run so many times while it writes a checkpoint; returns one row per run.
+
+    The run goes on in the same folder, ``--ckpt_path last``, until it is killed again (SIGKILL). A moment is drawn
+    uniformly from a second, after which the next writing is waited for, and a second one uniformly from the time that
+    the last writing took. Kills after which there is no partial file do not count, and are repeated. Whole are the
+    ``last.ckpt`` after a kill in a write whose checksums fit and which is read; resumed those after any kill that the
+    next run continues from.
+    """
+    rows, moments = [], random.Random(seed)
+    for name, options in RUNS.items():
+        with tempfile.TemporaryDirectory() as home:
+            row: dict[str, Any] = {"run": name, "kills_in_a_write": 0, "other_kills": 0, "whole": 0, "resumed": 0}
+            last = Path(home) / "checkpoints" / "last.ckpt"
+            begins = True
+            while row["kills_in_a_write"] < kills:
+                resumed = _killed([*options, *QUICK], Path(home), moments)
+                row["resumed"] += resumed and not begins
+                begins = False
+                in_write = any(last.parent.glob("*.ckpt.tmp*"))
+                row["kills_in_a_write" if in_write else "other_kills"] += 1
+                row["whole"] += in_write and not damage(last) and "state_dict" in read_checkpoint(last, memory_map=True)
+            row["resumed"] += _killed([*options, *QUICK], Path(home), moments)
+            row["megabytes"] = last.stat().st_size / 1e6
+            rows.append(row)
+    return {"title": "Runs killed while they write a checkpoint", "rows": rows}
+
+
+def _killed(options: list[str], folder: Path, moments: random.Random) -> bool:
+    """Kill a run in a write; whether it had continued from the last checkpoint."""
+    checkpoints, log = folder / "checkpoints", folder / "log.txt"
+    before = _written(checkpoints)
+    with log.open("w") as file:
+        command = [*FIT, *options, f"--trainer.default_root_dir={folder}"]
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            _wait(lambda: _written(checkpoints) != before, process)
+            time.sleep(moments.uniform(0.0, 1.0))
+            _wait(lambda: not _writes(checkpoints), process)
+            _wait(lambda: _writes(checkpoints), process)
+            began = time.monotonic()
+            _wait(lambda: not _writes(checkpoints), process)
+            took = time.monotonic() - began
+            _wait(lambda: _writes(checkpoints), process)
+            time.sleep(moments.uniform(0.0, took))
+        finally:
+            process.kill()
+            process.wait()
+    said = log.read_text()
+    return f"resumes      {checkpoints / 'last.ckpt'}" in said and "is damaged" not in said
+
+
+def _written(checkpoints: Path) -> int | None:
+    """When the last checkpoint was written; None if there is none."""
+    last = checkpoints / "last.ckpt"
+    return last.stat().st_mtime_ns if last.exists() else None
+
+
+def _writes(checkpoints: Path) -> bool:
+    return any(checkpoints.glob("*.ckpt.tmp*"))
+
+
+def _wait(condition: Any, process: subprocess.Popen) -> None:
+    end = time.monotonic() + _START_S
+    while not condition():
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"the run ended with status {process.returncode} before it could be killed")
+        time.sleep(_POLL_S)
