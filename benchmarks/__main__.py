@@ -25,6 +25,7 @@ BENCHMARKS = (
     "critic_cost",
     "exact_resume",
     "checkpoint_kills",
+    "replay_checkpoint",
     "bandits",
     "estimator_dimensions",
     "online",

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.exact_resume import FIT, QUICK
-from flowmatch_rl.checkpoints import damage, read_checkpoint
+from flowmatch_rl.checkpoints import damage
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.data.replay_log import named_files
 
 RUNS: dict[str, list[str]] = {
     "flow model": [
@@ -16,6 +18,12 @@ RUNS: dict[str, list[str]] = {
         *("--data.num_updates=1000000", "--data.epoch_updates=1", "--data.batch_size=16", "--data.eval_samples=8"),
         *("--model.network.hidden_dim=1024", "--model.network.num_blocks=4", "--figures.enabled=false"),
         *("--model.tests.likelihood_samples=0", "--model.tests.transport_samples=8"),
+    ],
+    "actor-critic, replay buffer on a disk": [
+        "-c=conf/actor_critic/pendulum.yaml",
+        *("--data.storage=DiskStorage", "--data.total_env_steps=1000000", "--data.warmup_env_steps=256"),
+        *("--data.epoch_env_steps=1", "--data.buffer_capacity=300", "--data.eval_episodes=1"),
+        *("--data.max_episode_steps=1", "--model.critics.architecture.hidden_dim=1024"),
     ],
 }
 """Runs that write checkpoints as often as they can: after each update."""
@@ -30,7 +38,8 @@ def run(kills: int = 20, seed: int = 0) -> dict[str, Any]:
     The run goes on in the same folder, ``--ckpt_path last``, until it is killed again (SIGKILL). A moment is drawn
     uniformly from a second, after which the next writing is waited for, and a second one uniformly from the time that
     the last writing took. Kills after which there is no partial file do not count, and are repeated. Whole are the
-    ``last.ckpt`` after a kill in a write whose checksums fit and which is read; resumed those after any kill that the
+    ``last.ckpt`` after a kill in a write whose checksums fit, and those of the files of transitions that it names;
+    resumed those after any kill that the
     next run continues from.
     """
     rows, moments = [], random.Random(seed)
@@ -45,11 +54,21 @@ def run(kills: int = 20, seed: int = 0) -> dict[str, Any]:
                 begins = False
                 in_write = any(last.parent.glob("*.ckpt.tmp*"))
                 row["kills_in_a_write" if in_write else "other_kills"] += 1
-                row["whole"] += in_write and not damage(last) and "state_dict" in read_checkpoint(last, memory_map=True)
+                row["whole"] += in_write and _is_whole(last)
             row["resumed"] += _killed([*options, *QUICK], Path(home), moments)
             row["megabytes"] = last.stat().st_size / 1e6
             rows.append(row)
     return {"title": "Runs killed while they write a checkpoint", "rows": rows}
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint and the files of transitions that it names are what was written."""
+    try:
+        for named in named_files(checkpoint):
+            named.found([])
+    except UserError:
+        return False
+    return not damage(checkpoint)
 
 
 def _killed(options: list[str], folder: Path, moments: random.Random) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flowmatch_rl.callbacks import AtomicCheckpointIO, Checkpoints, LearningCurve, LossCurve
 from flowmatch_rl.checkpoints import read_checkpoint
-from flowmatch_rl.data import OfflineData, OnlineData, SampleData
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.data import DiskStorage, OfflineData, OnlineData, SampleData
+from flowmatch_rl.data.replay_log import FILES, Named, named_files
 from flowmatch_rl.data.tables.datasets import DensityTable
 from flowmatch_rl.envs import GymnasiumEnvironment
 from flowmatch_rl.evaluation import FlowTests, FutureTests
@@ -122,6 +125,10 @@ RUNS: dict[str, tuple[Callable[[Path], Any], type]] = {
         ),
         LearningCurve,
     ),
+    "reverse flow, on disk": (
+        online(ReverseFlowActorCritic, reverse.TINY, storage=DiskStorage(), buffer_capacity=13),
+        LearningCurve,
+    ),
 }
 
 
@@ -131,6 +138,8 @@ def fit(
     ends_at: int | None = None,
     how: str = "system",
     resumes: bool = False,
+    last: Path | None = None,
+    keep_every: int | None = None,
     **options: Any,
 ) -> None:
     """Train from the beginning or from the last checkpoint, until the run ends or is ended."""
@@ -147,10 +156,10 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[Checkpoints(), curve(), EndsAt(ends_at, how)],
+        callbacks=[Checkpoints(keep_every=keep_every), curve(), EndsAt(ends_at, how)],
         **options,
     )
-    last = str(folder / "checkpoints" / "last.ckpt") if resumes else None
+    last = last or folder / "checkpoints" / "last.ckpt" if resumes else None
     endings = {"system": SIGTERMException, "kill": KilledError, "user": SystemExit}
     with contextlib.nullcontext() if ends_at is None else pytest.raises(endings[how]):
         trainer.fit(module, data, ckpt_path=last, weights_only=True if resumes else None)
@@ -167,6 +176,10 @@ class End:
     def of(cls, folder: Path) -> "End":
         state = read_checkpoint(folder / "checkpoints" / "last.ckpt")
         kept = {name: part for name, part in state.items() if name not in ("callbacks", "epoch", "loops")}
+        for part in kept.values():
+            if isinstance(part, dict) and FILES in part:  # of which each run has its own, with the same rows
+                named = Named.of(part.pop(FILES))
+                part["rows"] = torch.cat(list(named.read(0, len(named)))).to_dict()  # pyright: ignore
         with (folder / "figures" / "learning_curve.csv").open() as file:
             rows = [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
         return cls(kept, rows)
@@ -226,3 +239,37 @@ def test_a_checkpoint_from_before_exact_resumption_is_resumed_and_says_what_is_n
     ]
     assert "Pendulum-v1 begins new episodes: the checkpoint does not hold their state\n" in capsys.readouterr().out
     assert torch.load(last, weights_only=True)["global_step"] == 21
+
+
+def test_a_run_resumed_from_an_older_checkpoint_has_the_rows_of_its_moment_though_the_buffer_has_overwritten_them(
+    tmp_path: Path,
+) -> None:
+    name = "reverse flow, on disk"
+    fit(name, tmp_path, keep_every=1)
+    checkpoints = tmp_path / "checkpoints"
+    wanted = End.of(tmp_path)
+    older = checkpoints / "step_7.ckpt"  # the 13 rows of then have all been overwritten
+    assert not set(named_files(older)[0].names) & set(named_files(checkpoints / "last.ckpt")[0].names)
+    older.replace(checkpoints / "last.ckpt")
+    fit(name, tmp_path, resumes=True)
+    assert difference(End.of(tmp_path).state, wanted.state) == ""
+    files = {path.name for path in (tmp_path / "replay" / "rank_0").iterdir()}
+    kept = [named_files(path)[0].names for path in checkpoints.iterdir()]
+    assert files == set().union(*kept)  # those of step_7.ckpt, which is no more, are deleted
+
+
+def test_a_run_in_another_folder_needs_no_file_of_the_one_that_it_continues(tmp_path: Path) -> None:
+    name = "reverse flow, on disk"
+    fit(name, tmp_path / "first", ends_at=10)
+    last = Path("checkpoints") / "last.ckpt"
+    (tmp_path / "second" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "first").rename(tmp_path / "moved")  # to where no checkpoint says
+    fit(name, tmp_path / "second", resumes=True, last=tmp_path / "moved" / last)
+    shutil.rmtree(tmp_path / "moved")
+    fit(name, tmp_path / "whole")
+    assert difference(End.of(tmp_path / "second").state, End.of(tmp_path / "whole").state) == ""
+    shutil.rmtree(tmp_path / "second" / "replay")
+    with pytest.raises(
+        UserError, match=r"needs \d files of transitions in .*second/replay/rank_0, where .* is missing"
+    ):
+        fit(name, tmp_path / "second", resumes=True)

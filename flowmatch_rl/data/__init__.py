@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.data.online import OnlineData
     from flowmatch_rl.data.online_phase import OnlinePhase
     from flowmatch_rl.data.policy import PolicyData
+    from flowmatch_rl.data.replay_storage import DiskStorage, MemoryStorage
     from flowmatch_rl.data.requests import SampleRequests
     from flowmatch_rl.data.samples import SampleData
     from flowmatch_rl.data.tables.datasets import Dataset, DensityTable
@@ -38,10 +39,12 @@ __all__ = [
     "DataModule",
     "Dataset",
     "DensityTable",
+    "DiskStorage",
     "EpisodeLog",
     "ExorlEpisodes",
     "Goals",
     "Layout",
+    "MemoryStorage",
     "MinariFolder",
     "OfflineData",
     "OgbenchFile",

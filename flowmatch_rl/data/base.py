@@ -2,10 +2,12 @@
 
 import abc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -158,6 +160,24 @@ class DataModule(LightningDataModule, abc.ABC):
             if self.trainer.strategy.reduce_boolean_decision(self.is_ending, all=False):
                 settle_ending()
                 raise TrainingEnd
+
+    @property
+    def run_folder(self) -> Path:
+        """Folder of the run; the working folder without a Trainer."""
+        return Path(self.trainer.default_root_dir) if self.trainer else Path()
+
+    @property
+    def checkpoint_path(self) -> str | None:
+        """Path of the checkpoint that the run continues from; None if it begins."""
+        path = self.trainer.ckpt_path if self.trainer else None
+        return None if path is None else str(path)
+
+    @property
+    def checkpoint_folders(self) -> list[Path]:
+        """Folders that the run writes checkpoints to."""
+        callbacks = self.trainer.checkpoint_callbacks if self.trainer else []
+        folders = [callback.dirpath for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+        return [Path(folder) for folder in folders if folder is not None]
 
     @property
     def rank(self) -> int:

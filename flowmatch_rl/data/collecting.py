@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from flowmatch_rl.checks import RunError, UserError, check_range
 from flowmatch_rl.data.collector import StepCollector
 from flowmatch_rl.data.division import divided_state, division_line
 from flowmatch_rl.data.episodes import EpisodeData
-from flowmatch_rl.data.replay import Replay
+from flowmatch_rl.data.replay import Replay, Restored, RestoredRows
+from flowmatch_rl.data.replay_log import FILES, Named, ReplayLog, folders_beside, with_rows
+from flowmatch_rl.data.replay_storage import ReplayStorage
 from flowmatch_rl.envs.building import build_environment, read_environment, write_environment
 from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.envs.states import UnknownStateError
@@ -52,6 +55,7 @@ class Collection:
         env_steps_per_collection: Steps collected at a time, a multiple of ``num_envs``.
         n_steps: Steps of a transition, at least 1.
         checkpoint_replay: Whether ``state_dict`` holds the replay buffer.
+        storage: Where the replay buffer lies.
         random_warmup: Whether the actions of the warm-up are random, not the policy's.
 
     Raises:
@@ -71,6 +75,7 @@ class Collection:
         env_steps_per_collection: int,
         n_steps: int,
         checkpoint_replay: bool,
+        storage: ReplayStorage,
         random_warmup: bool,
     ) -> None:
         check_range(
@@ -93,13 +98,14 @@ class Collection:
         self._updates_per_env_step = updates_per_env_step
         self._batch_size, self._capacity, self._n_steps = batch_size, buffer_capacity, n_steps
         self._num_envs, self._parallel, self._block_steps = num_envs, parallel, env_steps_per_collection
-        self._checkpoint_replay = checkpoint_replay
+        self._checkpoint_replay, self._storage = checkpoint_replay, storage
         self.recent_returns: deque[float] = deque(maxlen=_MOST_RETURNS)
         self._local_env_steps = 0
         self._extra_env_steps = 0  # of an earlier run in another number of processes, which does not divide them evenly
         self._pending_updates = 0.0
         self._replay: Replay | None = None
-        self._restored: TensorDictBase | None = None  # transitions of a checkpoint, until the buffer is made
+        self._restored: Restored | None = None  # transitions of a checkpoint, until the buffer is made
+        self._log: ReplayLog | None = None
         self._collector: StepCollector | None = None
         self._blocks: Iterator[TensorDictBase] | None = None
         self._is_collecting = False
@@ -114,7 +120,10 @@ class Collection:
     @property
     def replay(self) -> TensorDictBase | None:
         """Transitions that this process holds, oldest first and on the CPU, batch size (N,); None before the first."""
-        return self._restored if self._replay is None or len(self._replay) == 0 else self._replay.transitions
+        if self._replay is not None and len(self._replay):
+            return self._replay.transitions
+        restored = self._restored
+        return None if restored is None else torch.cat(list(restored.read(0, len(restored))))  # pyright: ignore
 
     def next_batch(self) -> TensorDictBase:
         """A batch from the replay buffer, after collecting at the set ratio."""
@@ -137,11 +146,25 @@ class Collection:
             state["extra_env_steps"] = self._extra_env_steps
         if self._data.action_chunk > 1:
             state["action_chunk"] = self._data.action_chunk
-        held = self.replay if self._checkpoint_replay else None
-        if held is not None:  # oldest first, so that a resumed run overwrites in the same order
-            state["replay"] = dict(held.flatten_keys("/").items())
-            state["episodes"] = self._episodes()
-        return state
+        if not self._checkpoint_replay:
+            return state
+        held = self._log_state() if self._storage.is_logged else self._replay_state()
+        return state | held | {"episodes": self._episodes()} if held else state
+
+    def _replay_state(self) -> dict[str, Any]:
+        """The transitions, oldest first, so that a resumed run overwrites in the same order; empty before the first."""
+        held = self.replay
+        return {} if held is None else {"replay": dict(held.flatten_keys("/").items())}
+
+    def _log_state(self) -> dict[str, Any]:
+        """The names of the files that hold the transitions, once those are written that none holds."""
+        if self._replay is None and isinstance(self._restored, RestoredRows):
+            return self._replay_state()  # until the buffer is made
+        if self._replay is not None and len(self._replay):
+            log = self._ready_log()
+            log.save(self._replay)
+            log.prune(self._data.checkpoint_folders)
+        return {FILES: self._log.held.state_dict()} if self._log is not None and len(self._log.held) else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore counters, replay buffer and episodes, in place of what was collected so far.
@@ -155,17 +178,16 @@ class Collection:
         self.close()
         self.recent_returns.clear()
         state_dict = self._state_of_this_process(state_dict)
-        replay = state_dict.get("replay")
-        self._replay = self._restored = None
-        if replay is not None:
-            number, steps = replay["/".join(REWARD)].shape
+        self._replay = self._log = None
+        self._restored = restored = self._held_by(state_dict)
+        if restored is not None:
+            steps = next(restored.read(0, 1))[REWARD].shape[1]
             if steps != self._n_steps:
                 raise UserError(f"the checkpoint's replay buffer has n_steps {steps}, this run {self._n_steps}")
             chunk = state_dict.get("action_chunk", 1)
             if chunk != self._data.action_chunk:
                 own = self._data.action_chunk
                 raise UserError(f"the checkpoint's replay buffer has action_chunk {chunk}, this run {own}")
-            self._restored = TensorDict({tuple(key.split("/")): rows for key, rows in replay.items()}, [number])
         self._local_env_steps = state_dict["local_env_steps"]
         self._extra_env_steps = state_dict.get("extra_env_steps", 0)
         self._pending_updates = state_dict["pending_updates"]
@@ -182,6 +204,8 @@ class Collection:
         self._saved_processes = len(states)
         if len(states) == processes:
             return own_state(state_dict, rank)
+        if self._checkpoint_replay and any(FILES in state for state in states):
+            states = [with_rows(state, self._data.checkpoint_path) for state in states]
         if line := division_line(states, processes, self._capacity):
             rank_zero_only(print)(f"{self._environment.label}: {line}")
         return divided_state(states, rank, processes, self._capacity)
@@ -190,6 +214,32 @@ class Collection:
         """Environment steps of all processes, when this one has taken a number of them."""
         return local * self._data.world_size + self._extra_env_steps
 
+    def _held_by(self, state: dict[str, Any]) -> Restored | None:
+        """The transitions of a checkpoint, in this process's own files where the buffer is logged."""
+        if FILES in state and not self._checkpoint_replay:
+            return None
+        if FILES in state:
+            named = Named.of(state[FILES])
+            beside = folders_beside(self._data.checkpoint_path, named)
+            if not self._storage.is_logged:
+                return named.found(beside)
+            log = self._ready_log()
+            log.adopt(named.found([log.held.folder, *beside]))
+            return log.held
+        if "replay" not in state:
+            return None
+        rows = {tuple(key.split("/")): entry for key, entry in state["replay"].items()}
+        return RestoredRows(TensorDict(rows, [len(next(iter(rows.values())))]))
+
+    def _ready_log(self) -> ReplayLog:
+        if self._log is None:
+            self._log = ReplayLog(self._replay_folder / f"rank_{self._data.rank}")
+        return self._log
+
+    @property
+    def _replay_folder(self) -> Path:
+        return self._data.run_folder / "replay"
+
     def _ready_replay(self) -> Replay:
         """The replay buffer, filled by warm-up (or from a checkpoint) before its first use."""
         is_first = self._replay is None
@@ -197,7 +247,9 @@ class Collection:
             device = self._data.module.device
             chunk = self._data.action_chunk
             state = None if self._held is None else self._held["replay"]
-            self._replay = Replay(self._capacity, self._batch_size, self._n_steps, chunk, device, self._restored, state)
+            sizes = self._capacity, self._batch_size, self._n_steps, chunk
+            place = self._storage, self._replay_folder if self._storage.is_logged else Path()
+            self._replay = Replay(*sizes, device, *place, self._restored, state)
             self._restored = None
         while self._local_env_steps < self._local_warmup() or len(self._replay) < self._batch_size:
             if self._data.is_ending:  # between two blocks: a warm-up may take long

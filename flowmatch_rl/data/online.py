@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.data.collecting import Collection
 from flowmatch_rl.data.episodes import ActingModule, EpisodeData
+from flowmatch_rl.data.replay_storage import MemoryStorage, ReplayStorage
 from flowmatch_rl.envs.building import Spaces, examine
 from flowmatch_rl.envs.environments import Environment, GymnasiumEnvironment
 
@@ -44,6 +45,7 @@ class OnlineData(EpisodeData):
         eval_seed: Seed of the initial states during training; tests have others.
         max_episode_steps: Steps after which an evaluation episode is cut off.
         checkpoint_replay: Whether checkpoints hold the replay buffer, so that a resumed run continues with it.
+        storage: Where the replay buffer lies, in memory or on a disk.
 
     Raises:
         UserError: If the environment or a number does not fit.
@@ -67,6 +69,7 @@ class OnlineData(EpisodeData):
         eval_seed: int = 0,
         max_episode_steps: int = 10_000,
         checkpoint_replay: bool = True,
+        storage: ReplayStorage = MemoryStorage(),
     ) -> None:
         check_range("[1, inf)", epoch_env_steps=epoch_env_steps, batch_size=batch_size)
         if batch_size > warmup_env_steps:
@@ -91,6 +94,7 @@ class OnlineData(EpisodeData):
             env_steps_per_collection,
             n_steps,
             checkpoint_replay,
+            storage,
             random_warmup=True,
         )
         self.spaces: Spaces = examine(environment)[0]

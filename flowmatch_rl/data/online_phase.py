@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDictBase
 
 from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.data.replay_storage import MemoryStorage, ReplayStorage
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class OnlinePhase:
         parallel: Whether each environment runs in a process of its own.
         env_steps_per_collection: Steps collected at a time, a multiple of ``num_envs``.
         checkpoint_replay: Whether checkpoints hold the collected transitions.
+        storage: Where the collected transitions lie, in memory or on a disk.
 
     Raises:
         UserError: If a number is out of its range.
@@ -43,6 +45,7 @@ class OnlinePhase:
     parallel: bool = False
     env_steps_per_collection: int = 1
     checkpoint_replay: bool = True
+    storage: ReplayStorage = MemoryStorage()
 
     def __post_init__(self) -> None:
         check_range(

@@ -380,6 +380,7 @@ class PolicyData(EpisodeData):
             online.env_steps_per_collection,
             self.n_steps,
             online.checkpoint_replay,
+            online.storage,
             random_warmup=False,
         )
 

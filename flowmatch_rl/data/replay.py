@@ -1,13 +1,16 @@
 """The replay buffer of one process, which stores transitions of one or several steps."""
 
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import LazyTensorStorage, RandomSampler, RoundRobinWriter
+from torchrl.data import ListStorage, RandomSampler, RoundRobinWriter, Storage
 
-from flowmatch_rl.batches import LENGTH, TRANSITION
+from flowmatch_rl.batches import LENGTH, REWARD, TRANSITION
+from flowmatch_rl.data.replay_storage import MemoryStorage, ReplayStorage
 from flowmatch_rl.envs.multi_step import MultiStep
 
 
@@ -26,9 +29,14 @@ class Replay:
         batch_size: Transitions per batch.
         n_steps: Steps of a transition, at least 1.
         chunk: Actions of a transition, 1 or ``n_steps``.
-        device: Device of the transitions.
-        restored: Transitions to begin with, oldest first, batch size (N,); None for none.
+        device: Device of the batches.
+        storage: Where the transitions lie.
+        folder: Folder of the run for them.
+        restored: Transitions to begin with; None for none.
         state: State of the buffer that they come from; None to begin with an arrangement of their own.
+
+    Attributes:
+        added: Transitions that were added, also those that were dropped since and those to begin with.
     """
 
     def __init__(
@@ -38,29 +46,34 @@ class Replay:
         n_steps: int,
         chunk: int,
         device: torch.device,
-        restored: TensorDictBase | None = None,
+        storage: ReplayStorage = MemoryStorage(),
+        folder: Path = Path(),
+        restored: "Restored | None" = None,
         state: dict[str, Any] | None = None,
     ) -> None:
         self._keys = TRANSITION if n_steps == 1 else (*TRANSITION, LENGTH)
         self._capacity, self._n_steps, self._chunk = capacity, n_steps, chunk
         self._batch_size = batch_size
-        self._storage = LazyTensorStorage(capacity, device=device)
+        self._device, self._place, self._folder = device, storage, folder
+        self._storage: Storage = ListStorage(0)  # until there are transitions
         self._writer, self._sampler = RoundRobinWriter(), RandomSampler()
-        self._writer.register_storage(self._storage)
-        self._held: dict[str | tuple[str, ...], Tensor] = {}  # views of what the storage holds
+        self._held: dict[Any, Tensor] = {}  # views of what the storage holds
         self._multi_step = MultiStep(n_steps, chunk)
-        self._written = 0
+        self._written = self.added = 0
         if restored is not None:
-            # A batch is made of places: where each transition lies counts.
-            oldest = state["oldest"] if state is not None and len(restored) == capacity else 0
-            rows: Any = restored.apply(lambda entry: entry.roll(oldest, 0))
-            self._extend(rows)
-            self._extend(rows[:oldest])
+            # A batch is made of places: where each transition lies counts. The last rows are written twice, the second
+            # time so that the next one follows them.
+            number = len(restored)
+            oldest = state["oldest"] if state is not None and number == capacity else 0
+            for first, stop in ((number - oldest, number), (0, number - oldest), (number - oldest, number)):
+                for rows in restored.read(first, stop):
+                    self._extend(rows)
+            self.added = number
         if state is not None:
             self._multi_step.load_state_dict(state["multi_step"], device)
 
     def __len__(self) -> int:
-        return len(self._storage)
+        return min(self._written, self._capacity)
 
     @property
     def oldest(self) -> int:
@@ -74,8 +87,18 @@ class Replay:
     @property
     def transitions(self) -> TensorDictBase:
         """The stored transitions, oldest first and on the CPU, batch size (N,)."""
-        held = self._storage[:].select(*self._keys).cpu()
-        return held.apply(lambda entry: entry.roll(-self.oldest, 0))
+        return self.read(0, len(self))
+
+    def read(self, first: int, stop: int) -> TensorDictBase:
+        """Stored transitions by their age, 0 for the oldest, on the CPU, batch size (stop - first,).
+
+        Args:
+            first: Age of the first one.
+            stop: Age after the last one.
+        """
+        places = (torch.arange(first, stop) + self.oldest) % max(1, len(self))
+        rows = {key: self._held[key].index_select(0, places.to(self._held[key].device)).cpu() for key in self._keys}
+        return TensorDict(rows, [stop - first])
 
     def begin_episodes(self) -> None:
         """Forget the steps that wait: the environments begin new episodes."""
@@ -94,12 +117,48 @@ class Replay:
         """A batch drawn with replacement."""
         index: Tensor = self._sampler.sample(self._storage, self._batch_size)[0]
         drawn = {key: rows.index_select(0, index) for key, rows in self._held.items()}
-        return TensorDict(drawn, [len(index)], device=self._storage.device)
+        return TensorDict(drawn, [len(index)], device=self._held[REWARD].device).to(self._device)
 
     def _extend(self, rows: TensorDictBase) -> None:
-        if len(rows):
-            self._writer.extend(rows)
-            if self._written < self._capacity:
-                held: TensorDictBase = self._storage[:]
-                self._held = dict(held.items(include_nested=True, leaves_only=True))
+        if len(rows) == 0:
+            return
+        if self._written == 0:
+            self._storage = self._place.begin(self._capacity, rows, self._device, self._folder)
+            self._writer.register_storage(self._storage)
+        self._writer.extend(rows)
+        if self._written < self._capacity:
+            held: TensorDictBase = self._storage[:]
+            leaves: Any = held.items(include_nested=True, leaves_only=True)
+            self._held = {key: rows.as_subclass(Tensor) for key, rows in leaves}  # a mapped tensor is of another class
         self._written += len(rows)
+        self.added += len(rows)
+
+
+class Restored(Protocol):
+    """Transitions of a checkpoint, oldest first."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def read(self, first: int, stop: int) -> Iterator[TensorDictBase]:
+        """Those of some ages, 0 for the oldest, in parts."""
+        ...
+
+
+class RestoredRows:
+    """Transitions of a checkpoint that holds them itself.
+
+    Args:
+        rows: They, oldest first, batch size (N,).
+    """
+
+    def __init__(self, rows: TensorDictBase) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, first: int, stop: int) -> Iterator[TensorDictBase]:
+        """Those of some ages, at once."""
+        yield self._rows[first:stop]

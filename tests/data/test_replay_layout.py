@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.data import CheckpointReplay, TransitionStore, convert_layout
 from flowmatch_rl.data.layouts.replay import trajectories
-from flowmatch_rl.data.replay import Replay
+from flowmatch_rl.data.replay import Replay, RestoredRows
 from flowmatch_rl.envs import GymnasiumEnvironment
 from flowmatch_rl.schema import ActionBounds
 
@@ -134,7 +134,9 @@ def test_several_steps_of_several_environments_are_taken_where_they_are_certain(
 def test_several_steps_of_interleaved_environments_are_refused(tmp_path: Path) -> None:
     replay = filled(3, 4, 1, total=3 + 7 + 2 + 10)
     endless = replay.transitions["length"].squeeze(-1) == 4
-    path = checkpoint(tmp_path, Replay(1000, 1, 4, 1, torch.device("cpu"), replay.transitions[endless]))
+    path = checkpoint(
+        tmp_path, Replay(1000, 1, 4, 1, torch.device("cpu"), restored=RestoredRows(replay.transitions[endless]))
+    )
     with pytest.raises(UserError, match="transitions of 4 steps of several environments"):
         CheckpointReplay(path).describe()
 

@@ -12,6 +12,7 @@ from flowmatch_rl.batches import ACTION, LENGTH, NEXT_OBSERVATION, OBSERVATION, 
 from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.data.layouts.base import ArrayLayout, Rows, vector_names
+from flowmatch_rl.data.replay_log import with_rows
 from flowmatch_rl.data.transitions.store import StoreInfo
 from flowmatch_rl.envs.building import examine
 from flowmatch_rl.envs.environments import Environment
@@ -120,7 +121,8 @@ def _read(path: str) -> tuple[dict[Any, np.ndarray], ActionBounds | None]:
     content = read_checkpoint(path, memory_map=True)
     # A data module writes its state under the name of its class, with several processes that of each.
     parts = [part for part in content.values() if isinstance(part, dict)]
-    states = [state for part in parts for state in states_of_ranks(part) if "replay" in state]
+    states = [with_rows(state, path) for part in parts for state in states_of_ranks(part)]
+    states = [state for state in states if "replay" in state]
     if not states:
         raise UserError(
             f"{path!r} holds no replay buffer: it is not of an actor-critic, or of a run with checkpoint_replay false"
