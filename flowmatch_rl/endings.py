@@ -81,3 +81,28 @@ def _end_alone() -> None:
         flush=True,
     )
     os._exit(128 + signal.SIGTERM)
+
+
+class _Progress:
+    """How far this process has come, for those that wait for it."""
+
+    def __init__(self) -> None:
+        self.stages = self.actions = 0
+
+
+_progress = _Progress()
+
+
+def mark_stage() -> None:
+    """Count a point of the run that all processes reach, in the same order, such as the end of an update."""
+    _progress.stages += 1
+
+
+def mark_action() -> None:
+    """Count something that shows that this process is at work, such as a step of an environment."""
+    _progress.actions += 1
+
+
+def progress() -> tuple[int, int]:
+    """Stages and actions of this process so far."""
+    return _progress.stages, _progress.actions

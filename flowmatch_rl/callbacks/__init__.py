@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.callbacks.posterior_figures import PosteriorFigures
     from flowmatch_rl.callbacks.progress import Progress, Throughput
     from flowmatch_rl.callbacks.quiet_profiler import QuietProfiler
+    from flowmatch_rl.callbacks.rank_watch import RankWatch
     from flowmatch_rl.callbacks.results import RunResult
     from flowmatch_rl.callbacks.samples import SampleWriter
     from flowmatch_rl.callbacks.tracking import RunRecord, Tracker
@@ -49,6 +50,7 @@ __all__ = [
     "PosteriorFigures",
     "Progress",
     "QuietProfiler",
+    "RankWatch",
     "RunRecord",
     "RunResult",
     "SampleWriter",

@@ -22,6 +22,7 @@ from flowmatch_rl.callbacks import (
     OccupancyFigures,
     Progress,
     QuietProfiler,
+    RankWatch,
     RunRecord,
     RunResult,
     SampleWriter,
@@ -54,6 +55,7 @@ _WITH_OPTIONS = {
     SampleWriter: "samples",
     FlowFigures: "figures",
     OccupancyFigures: "occupancy_figures",
+    RankWatch: "ranks",
 }
 _CHECKPOINT_WORDS = ("best", "hpc")
 

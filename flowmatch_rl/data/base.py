@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.endings import SharedEnd, end_is_requested, settle_ending
+from flowmatch_rl.endings import SharedEnd, end_is_requested, mark_stage, settle_ending
 
 TEST_SEEDS = 1_000_000
 """Distance between the seeds of evaluations during training and of tests."""
@@ -230,6 +230,7 @@ class DataModule(LightningDataModule, abc.ABC):
 
     def _joint_batch(self, make: Callable[[int], Any], place: int) -> Any:
         """A batch, if the processes do not end before it; a single process ends after an update, by Lightning."""
+        mark_stage()
         self.end_if_asked()
         return make(place)
 

@@ -19,6 +19,7 @@ from flowmatch_rl.data.episodes import EpisodeData
 from flowmatch_rl.data.replay import Replay, Restored, RestoredRows
 from flowmatch_rl.data.replay_log import FILES, Named, ReplayLog, folders_beside, with_rows
 from flowmatch_rl.data.replay_storage import ReplayStorage
+from flowmatch_rl.endings import mark_action, mark_stage
 from flowmatch_rl.envs.building import build_environment, read_environment, write_environment
 from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.envs.states import UnknownStateError
@@ -261,6 +262,7 @@ class Collection:
                     f"are shorter than action_chunk {self._data.action_chunk}: they make no transition"
                 )
         if is_first:
+            mark_stage()
             self._data.end_if_asked()
         return self._replay
 
@@ -287,6 +289,7 @@ class Collection:
             self._local_env_steps += len(block)
             self._pending_updates += len(block) * updates_per_env_step
             self._is_collecting = False
+        mark_action()  # environments in processes of their own count there
 
     def _episodes(self) -> dict[str, Any] | None:
         """The state of the environment and of its episodes, or why it is not known; None before the first."""

@@ -13,6 +13,7 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from flowmatch_rl.checks import RunError, UserError
+from flowmatch_rl.endings import mark_action
 from flowmatch_rl.envs.watchdog import CallTimeout, run_is_ending, watched
 
 
@@ -87,5 +88,6 @@ class Guarded(EnvBase):
             return super()._reset(tensordict, **options)  # pyright: ignore[reportAbstractUsage]
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        mark_action()
         with self.guard("step"):
             return super()._step(tensordict)  # pyright: ignore[reportAbstractUsage]
