@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -17,23 +18,33 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from flowmatch_rl.callbacks import AtomicCheckpointIO, Checkpoints, LearningCurve, LossCurve
 from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.data import DiskStorage, OfflineData, OnlineData, SampleData
+from flowmatch_rl.data import BanditData, DiskStorage, OfflineData, OnlineData, SampleData
 from flowmatch_rl.data.replay_log import FILES, Named, named_files
 from flowmatch_rl.data.tables.datasets import DensityTable
 from flowmatch_rl.envs import GymnasiumEnvironment
 from flowmatch_rl.evaluation import FlowTests, FutureTests
-from flowmatch_rl.modules import FlowMatchingModel, ReverseFlowActorCritic, SoftActorCritic
+from flowmatch_rl.models import DeterministicDynamics, StochasticDynamics
+from flowmatch_rl.modules import (
+    DynamicsModule,
+    Expansion,
+    FlowMatchingModel,
+    ForwardBackward,
+    ReverseFlowActorCritic,
+    SoftActorCritic,
+)
 from flowmatch_rl.modules.settings import FlowOptimizer
-from flowmatch_rl.nets import EmaSettings, VelocityArchitecture
-from flowmatch_rl.testbeds import LinearPolicy
+from flowmatch_rl.nets import DynamicsArchitecture, EmaSettings, ForwardBackwardArchitecture, VelocityArchitecture
+from flowmatch_rl.testbeds import FourModes, LinearPolicy
 from tests.cli.support import default_signals
 from tests.data.toy_trajectories import trajectory_store
+from tests.modules import test_bandit_flow as bandits
 from tests.modules import test_reverse_flow_actor_critic as reverse
 from tests.modules import test_soft_actor_critic as soft
 from tests.modules.occupancy_toys import occupancy
 from tests.modules.options import grouped
 
 SMALL = VelocityArchitecture(hidden_dim=8, num_blocks=1)
+FEW_WEIGHTS = DynamicsArchitecture(num_members=2, hidden_dim=5, num_layers=1)
 
 
 class KilledError(Exception):
@@ -80,16 +91,33 @@ def flow(folder: Path) -> tuple[LightningModule, LightningDataModule]:
     return module, data
 
 
-def futures(folder: Path) -> tuple[LightningModule, LightningDataModule]:
+def stored(folder: Path) -> OfflineData:
     if not (folder / "set").is_dir():
         trajectory_store(folder / "set", trajectories=[(9, "truncated"), (7, "terminated")] * 6)
     sizes: dict[str, Any] = {"batch_size": 8, "num_updates": 21, "epoch_updates": 7, "eval_steps": 4}
-    data = OfflineData(str(folder / "set"), **sizes)
+    return OfflineData(str(folder / "set"), **sizes)
+
+
+def futures(folder: Path, **options: Any) -> tuple[LightningModule, LightningDataModule]:
+    data = stored(folder)
     schema, bounds = data.dimensions["schema"], data.dimensions["action_bounds"]
-    module = occupancy(
-        schema, 1, action_bounds=bounds, policy=LinearPolicy([[0.1, -0.2]]), tests=FutureTests(val_samples=4)
-    )
-    return module, data
+    policy, tests = LinearPolicy([[0.1, -0.2]]), FutureTests(val_samples=4)
+    return occupancy(schema, 1, action_bounds=bounds, policy=policy, tests=tests, **options), data
+
+
+def on_stored(kind: type, **options: Any) -> Callable[[Path], Any]:
+    def made(folder: Path) -> tuple[LightningModule, LightningDataModule]:
+        data = stored(folder)
+        known = {name: value for name, value in data.dimensions.items() if name != "embedding_dim"}
+        return kind(**known, **options), data
+
+    return made
+
+
+def bandit(folder: Path) -> tuple[LightningModule, LightningDataModule]:
+    data = BanditData(FourModes(), batch_size=8, num_updates=21, epoch_updates=7, eval_samples=10)
+    # The seed of the weights is that of the run.
+    return bandits.build(data.bandit, x_1_source="replay", replay_capacity=20, replay_actions=6), data
 
 
 def online(kind: type, options: dict[str, Any], **changes: Any) -> Callable[[Path], Any]:
@@ -132,6 +160,38 @@ RUNS: dict[str, tuple[Callable[[Path], Any], type]] = {
 }
 
 
+ONCE: dict[str, tuple[Callable[[Path], Any], type]] = {
+    "bandit": (bandit, LossCurve),
+    "dynamics": (on_stored(DynamicsModule, dynamics=DeterministicDynamics(FEW_WEIGHTS)), LossCurve),
+    "random dynamics": (on_stored(DynamicsModule, dynamics=StochasticDynamics(network=SMALL)), LossCurve),
+    "forward-backward": (
+        on_stored(
+            ForwardBackward,
+            architecture=ForwardBackwardArchitecture(embedding_dim=3, hidden_dim=8),
+            discount=0.9,
+            num_references=16,
+        ),
+        LossCurve,
+    ),
+    "expansion": (
+        functools.partial(
+            futures,
+            segments=Expansion(
+                length=4,
+                gate=1e6,
+                dynamics=StochasticDynamics(network=SMALL),
+                num_updates=3,
+                batch_size=8,
+                pool_batches=3,
+                reuse=2,
+            ),
+        ),
+        LossCurve,
+    ),
+}
+"""Runs that are ended once."""
+
+
 def fit(
     name: str,
     folder: Path,
@@ -144,7 +204,7 @@ def fit(
 ) -> None:
     """Train from the beginning or from the last checkpoint, until the run ends or is ended."""
     torch.manual_seed(3)
-    (make, curve) = RUNS[name]
+    (make, curve) = (RUNS | ONCE)[name]
     module, data = make(folder)
     trainer = Trainer(
         default_root_dir=folder,
@@ -217,6 +277,18 @@ def test_a_run_that_is_ended_and_resumed_is_the_run_that_was_never_ended(name: s
     fit(name, parts, ends_at=10, how="kill", resumes=True)  # in the second, from the beginning of which it continues
     fit(name, parts, ends_at=10, how="user", resumes=True)  # in the evaluation at its end, which is repeated
     fit(name, parts, ends_at=20, resumes=True)  # in the last update
+    fit(name, parts, resumes=True)
+    got, wanted = End.of(parts), End.of(whole)
+    assert difference(got.state, wanted.state) == ""
+    assert got.curve == wanted.curve
+    assert len(wanted.curve) == 3
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_so_is_a_run_of_every_other_module_that_is_ended_within_an_epoch(name: str, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fit(name, whole)
+    fit(name, parts, ends_at=10)
     fit(name, parts, resumes=True)
     got, wanted = End.of(parts), End.of(whole)
     assert difference(got.state, wanted.state) == ""
