@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
 from flowmatch_rl.checks import UserError, first_names
 from flowmatch_rl.files import FIGURES, RUN_LOCK, RUN_TIME, delete_partial_files, exclusive, shown
 
@@ -17,8 +19,16 @@ def run_folder(label: str) -> str:
 
     Args:
         label: What the run is about.
+
+    Raises:
+        UserError: If torchrun or SLURM has started several processes, none of which knows the folder of another.
     """
     if _RUN_DIR not in os.environ:
+        if (processes := _started_together()) > 1:
+            raise UserError(
+                f"the {processes} processes that torchrun or srun has started need one folder, which all of them see: "
+                "name it with --trainer.default_root_dir"
+            )
         parent = Path("runs") / label
         name = time.strftime(RUN_TIME)
         folder, copies = parent / name, 1
@@ -70,6 +80,13 @@ def _clear(folders: Sequence[Path]) -> None:
         megabytes = sum(deleted.values()) / 1e6
         names = first_names([shown(path) for path in deleted])
         print(f"deleted what a killed run left half written, {megabytes:.1f} MB: {names}")
+
+
+def _started_together() -> int:
+    """Number of processes that torchrun or SLURM has started for this run; 1 without them."""
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment().world_size()
+    return SLURMEnvironment().world_size() if SLURMEnvironment.detect() else 1
 
 
 def _remove_if_empty(folder: Path) -> None:
