@@ -1,15 +1,20 @@
 """Runs that are killed while they write a checkpoint: how many leave one that is whole, and from which they resume."""
 
+import multiprocessing
 import random
-import subprocess
+import sys
 import tempfile
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from benchmarks.exact_resume import FIT, QUICK
+import flowmatch_rl.cli
+from benchmarks.exact_resume import QUICK
 from flowmatch_rl.checkpoints import damage
 from flowmatch_rl.checks import UserError
+from flowmatch_rl.cli.names import known_classes
 from flowmatch_rl.data.replay_log import named_files
 
 RUNS: dict[str, list[str]] = {
@@ -28,6 +33,7 @@ RUNS: dict[str, list[str]] = {
 }
 """Runs that write checkpoints as often as they can: after each update."""
 
+FIT = ["fit", "-c=conf/logger/none.yaml", "--ckpt_path=last"]
 _POLL_S = 0.001
 _START_S = 300.0
 
@@ -42,6 +48,7 @@ def run(kills: int = 20, seed: int = 0) -> dict[str, Any]:
     resumed those after any kill that the
     next run continues from.
     """
+    known_classes()  # imports what runs import: they are forks of this process
     rows, moments = [], random.Random(seed)
     for name, options in RUNS.items():
         with tempfile.TemporaryDirectory() as home:
@@ -75,24 +82,30 @@ def _killed(options: list[str], folder: Path, moments: random.Random) -> bool:
     """Kill a run in a write; whether it had continued from the last checkpoint."""
     checkpoints, log = folder / "checkpoints", folder / "log.txt"
     before = _written(checkpoints)
-    with log.open("w") as file:
-        command = [*FIT, *options, f"--trainer.default_root_dir={folder}"]
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        try:
-            _wait(lambda: _written(checkpoints) != before, process)
-            time.sleep(moments.uniform(0.0, 1.0))
-            _wait(lambda: not _writes(checkpoints), process)
-            _wait(lambda: _writes(checkpoints), process)
-            began = time.monotonic()
-            _wait(lambda: not _writes(checkpoints), process)
-            took = time.monotonic() - began
-            _wait(lambda: _writes(checkpoints), process)
-            time.sleep(moments.uniform(0.0, took))
-        finally:
-            process.kill()
-            process.wait()
+    arguments = [*FIT, *options, f"--trainer.default_root_dir={folder}"]
+    process = multiprocessing.get_context("fork").Process(target=_fit, args=(arguments, log))
+    process.start()
+    try:
+        _wait(lambda: _written(checkpoints) != before, process)
+        time.sleep(moments.uniform(0.0, 1.0))
+        _wait(lambda: not _writes(checkpoints), process)
+        _wait(lambda: _writes(checkpoints), process)
+        began = time.monotonic()
+        _wait(lambda: not _writes(checkpoints), process)
+        took = time.monotonic() - began
+        _wait(lambda: _writes(checkpoints), process)
+        time.sleep(moments.uniform(0.0, took))
+    finally:
+        process.kill()
+        process.join()
     said = log.read_text()
     return f"resumes      {checkpoints / 'last.ckpt'}" in said and "is damaged" not in said
+
+
+def _fit(arguments: list[str], log: Path) -> None:
+    """Run a command, in a process of its own; what it prints goes to a file."""
+    with log.open("w", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
+        sys.exit(flowmatch_rl.cli.run(arguments))
 
 
 def _written(checkpoints: Path) -> int | None:
@@ -105,9 +118,9 @@ def _writes(checkpoints: Path) -> bool:
     return any(checkpoints.glob("*.ckpt.tmp*"))
 
 
-def _wait(condition: Any, process: subprocess.Popen) -> None:
+def _wait(condition: Any, process: BaseProcess) -> None:
     end = time.monotonic() + _START_S
     while not condition():
-        if process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"the run ended with status {process.returncode} before it could be killed")
+        if not process.is_alive() or time.monotonic() > end:
+            raise RuntimeError(f"the run ended with status {process.exitcode} before it could be killed")
         time.sleep(_POLL_S)
