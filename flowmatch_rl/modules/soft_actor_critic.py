@@ -109,7 +109,7 @@ class SoftActorCritic(ActorCritic):
         return self.policy.sample_with_log_prob(observation, noise)
 
     def _evaluate(self, transition: Transition) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """The losses, mean value of the policy's actions, and entropy in nats; what an update may compile as a whole."""
+        """The losses, mean value of the policy's actions, and entropy in nats; an update may compile all of it."""
         losses = self.value_losses(transition)
         latent, log_prob = self._sample(transition.observation)
         action = self.policy.squash.action(latent)
