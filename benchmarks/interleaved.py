@@ -1,4 +1,4 @@
-"""CPU time per step of several endless loops, which take turns of half a second.
+"""Time per step of several endless loops, which take turns of half a second.
 
 The speed of a processor that others share changes from minute to minute by more than what is to be measured. Loops that
 take turns see the same changes.
@@ -28,28 +28,33 @@ class Progress:
     Attributes:
         steps: Steps so far.
         cpu_s: CPU seconds of its process when the last of them was done.
+        clock_s: Time of that by the clock, seconds.
     """
 
     steps: "Synchronized[int]"
     cpu_s: "Synchronized[float]"
+    clock_s: "Synchronized[float]"
 
     def step(self) -> None:
         """Report that a step is done."""
         self.steps.value += 1
-        self.cpu_s.value = time.process_time()
+        self.cpu_s.value, self.clock_s.value = time.process_time(), time.monotonic()
 
 
 Loop = tuple[Callable[..., None], tuple[Any, ...]]
 """A function that runs for ever, called with its ``Progress`` and the arguments."""
 
 
-def cpu_seconds(loops: Mapping[Name, Loop], skipped: int, turns: int) -> dict[Name, float]:
-    """Median over the turns of the CPU time of a step, by name.
+def seconds_per_step(
+    loops: Mapping[Name, Loop], skipped: int, turns: int, by_the_clock: bool = False
+) -> dict[Name, float]:
+    """Median over the turns of the time of a step, by name.
 
     Args:
         loops: The loops; each runs in a process of its own.
         skipped: Steps of each loop before the first turn.
         turns: Turns of each loop.
+        by_the_clock: Whether the time is that of the clock, not CPU time of the process of the loop alone.
 
     Raises:
         RuntimeError: If a loop ends, or does not come to its first turn within ten minutes.
@@ -58,9 +63,7 @@ def cpu_seconds(loops: Mapping[Name, Loop], skipped: int, turns: int) -> dict[Na
         measured: dict[Name, list[float]] = {name: [] for name in loops}
         for _ in range(turns):
             for name, (process, progress) in processes.items():
-                before = progress.steps.value, progress.cpu_s.value
-                _run(process, lambda end=time.monotonic() + _TURN_S: time.monotonic() > end)
-                steps, seconds = progress.steps.value - before[0], progress.cpu_s.value - before[1]
+                steps, seconds = _turn(process, progress, by_the_clock)
                 if steps:
                     measured[name].append(seconds / steps)
     return {name: statistics.median(values) for name, values in measured.items()}
@@ -73,8 +76,12 @@ def _stopped(loops: Mapping[Name, Loop], skipped: int) -> Iterator[dict[Name, tu
     processes: dict[Name, tuple[SpawnProcess, Progress]] = {}
     try:
         for name, (function, arguments) in loops.items():
-            progress = Progress(context.Value("q", 0, lock=False), context.Value("d", 0.0, lock=False))
-            process = context.Process(target=function, args=(progress, *arguments), daemon=True)
+            progress = Progress(
+                context.Value("q", 0, lock=False),
+                context.Value("d", 0.0, lock=False),
+                context.Value("d", 0.0, lock=False),
+            )
+            process = context.Process(target=function, args=(progress, *arguments))
             process.start()
             processes[name] = process, progress
             end = time.monotonic() + _PATIENCE_S
@@ -87,12 +94,23 @@ def _stopped(loops: Mapping[Name, Loop], skipped: int) -> Iterator[dict[Name, tu
             process.kill()
 
 
-def _run(process: SpawnProcess, is_over: Callable[[], bool]) -> None:
-    """Let a stopped process continue until something is the case, and stop it."""
+def _turn(process: SpawnProcess, progress: Progress, by_the_clock: bool) -> tuple[int, float]:
+    """Whole steps of a turn, and their time."""
+    time_of_step = progress.clock_s if by_the_clock else progress.cpu_s
+    before = progress.steps.value
+    _run(process, lambda: progress.steps.value > before, stops=False)  # this one began in an earlier turn
+    first, began, end = progress.steps.value, time_of_step.value, time.monotonic() + _TURN_S
+    _run(process, lambda: time.monotonic() > end)
+    return progress.steps.value - first, time_of_step.value - began
+
+
+def _run(process: SpawnProcess, is_over: Callable[[], bool], stops: bool = True) -> None:
+    """Let a process continue until something is the case, and stop it if so wanted."""
     assert process.pid is not None
     os.kill(process.pid, signal.SIGCONT)
     while not is_over():
         if not process.is_alive():
             raise RuntimeError(f"a loop ended with exit status {process.exitcode}")
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(0.002)
+    if stops:
+        os.kill(process.pid, signal.SIGSTOP)

@@ -16,7 +16,7 @@ import torch
 from dm_control import suite
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from benchmarks.interleaved import Loop, Progress, cpu_seconds
+from benchmarks.interleaved import Loop, Progress, seconds_per_step
 from flowmatch_rl.cli import FlowMatchCLI
 from flowmatch_rl.devices import has_fast_bfloat16
 
@@ -62,7 +62,7 @@ class Steps(Callback):
         self._progress.step()
 
 
-def ours(progress: Progress, task: str, overlay: str, precision: str, compile: bool) -> None:
+def ours(progress: Progress, task: str, overlay: str, precision: str, compile: bool, ahead: bool = False) -> None:
     """Train for ever."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -70,6 +70,7 @@ def ours(progress: Progress, task: str, overlay: str, precision: str, compile: b
             "trainer.precision": precision,
             "trainer.default_root_dir": folder,
             "model.init_args.compile": compile,
+            "data.processes": "{number: 1}" if ahead else "null",
         }
         files = [f"-c={CONF / file}" for file in (f"{task}.yaml", overlay)]
         cli = FlowMatchCLI([*files, *COMMON, *(f"--{name}={value}" for name, value in options.items())], run=False)
@@ -134,7 +135,7 @@ def run(turns: int = 60) -> dict[str, Any]:
             if name in OTHERWISE and has_fast_bfloat16("cpu"):
                 loops[name, "bfloat16", False] = ours, (task, overlay, "bf16-mixed", False)
                 loops[name, "bfloat16", True] = ours, (task, overlay, "bf16-mixed", True)
-        taken = cpu_seconds(loops, SKIPPED, turns)
+        taken = seconds_per_step(loops, SKIPPED, turns)
         rows += [
             {
                 "task": task,

@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from tensordict import TensorDict, TensorDictBase
 from flowmatch_rl.batches import DONE, REWARD, TRANSITION
 from flowmatch_rl.checks import RunError, UserError, check_range
 from flowmatch_rl.data.collector import StepCollector
+from flowmatch_rl.data.collector_processes import AheadCollector, CollectorProcesses, Recipe
 from flowmatch_rl.data.division import divided_state, division_line
 from flowmatch_rl.data.episodes import EpisodeData
 from flowmatch_rl.data.replay import Replay, Restored, RestoredRows
@@ -32,6 +32,7 @@ NOTHING_COLLECTED: dict[str, Any] = {"local_env_steps": 0, "pending_updates": 0.
 """State of a collection before its first step."""
 
 _RETURN = ("next", "episode_reward")
+_ENTRIES = (*TRANSITION, DONE, _RETURN)
 _MOST_RETURNS = 20
 """Latest episodes whose returns are kept."""
 
@@ -58,6 +59,7 @@ class Collection:
         checkpoint_replay: Whether ``state_dict`` holds the replay buffer.
         storage: Where the replay buffer lies.
         random_warmup: Whether the actions of the warm-up are random, not the policy's.
+        processes: Processes that collect while the caller trains; None to collect in this one, before a batch.
 
     Raises:
         UserError: If a number does not fit.
@@ -78,6 +80,7 @@ class Collection:
         checkpoint_replay: bool,
         storage: ReplayStorage,
         random_warmup: bool,
+        processes: CollectorProcesses | None = None,
     ) -> None:
         check_range(
             "[1, inf)",
@@ -94,7 +97,11 @@ class Collection:
             raise UserError(
                 f"env_steps_per_collection {env_steps_per_collection} must be a multiple of num_envs {num_envs}"
             )
+        if processes is not None:
+            processes.check(num_envs, parallel)
         self._data, self._environment = data, environment
+        self._processes = processes
+        self._batches = 0  # that were returned
         self._warmup_env_steps, self._random_warmup = warmup_env_steps, random_warmup
         self._updates_per_env_step = updates_per_env_step
         self._batch_size, self._capacity, self._n_steps = batch_size, buffer_capacity, n_steps
@@ -107,8 +114,7 @@ class Collection:
         self._replay: Replay | None = None
         self._restored: Restored | None = None  # transitions of a checkpoint, until the buffer is made
         self._log: ReplayLog | None = None
-        self._collector: StepCollector | None = None
-        self._blocks: Iterator[TensorDictBase] | None = None
+        self._collector: StepCollector | AheadCollector | None = None
         self._is_collecting = False
         self._saved_processes = 1  # of the run that is resumed
         self._held: dict[str, Any] | None = None  # state of the episodes in a checkpoint, until they continue
@@ -117,6 +123,11 @@ class Collection:
     def env_steps(self) -> int:
         """Environment steps taken so far, over all processes."""
         return self._total_env_steps(self._local_env_steps)
+
+    @property
+    def policy_ages(self) -> deque[int]:
+        """Updates by which the policy of the latest blocks was behind; empty without ``processes``."""
+        return self._collector.ages if isinstance(self._collector, AheadCollector) else deque()
 
     @property
     def replay(self) -> TensorDictBase | None:
@@ -132,13 +143,14 @@ class Collection:
         while self._pending_updates < 1.0:
             self._collect(replay, self._updates_per_env_step)
         self._pending_updates -= 1.0
+        self._batches += 1
         return replay.sample()
 
     def close(self) -> None:
         """Close the environments; the next batch begins new episodes."""
         if self._collector is not None:
             self._collector.shutdown()
-        self._collector, self._blocks = None, None
+        self._collector = None
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and, if so configured, the replay buffer of this process and the state of its episodes."""
@@ -272,13 +284,12 @@ class Collection:
 
     def _collect(self, replay: Replay, updates_per_env_step: float) -> None:
         """Collect one block into the replay buffer; each of its steps makes so many updates due."""
-        if self._blocks is None and self._held is None:
+        if self._collector is None and self._held is None:
             replay.begin_episodes()
-        if self._blocks is None:
-            self._blocks = iter(self._start_collector())
+        collector = self._start_collector() if self._collector is None else self._collector
         self._is_collecting = True
         try:
-            block = next(self._blocks).reshape(-1)
+            block = self._next_block(collector, replay).reshape(-1)
         except RunError:
             self._data.module.check_finite()  # a network that has diverged is the cause, not what it made of a state
             raise
@@ -291,10 +302,22 @@ class Collection:
             self._is_collecting = False
         mark_action()  # environments in processes of their own count there
 
+    def _next_block(self, collector: StepCollector | AheadCollector, replay: Replay) -> TensorDictBase:
+        """The next block; where a process was replaced its first steps follow none that wait."""
+        if not isinstance(collector, AheadCollector):
+            return collector.block()
+        restarts = collector.restarts
+        block = collector.block()
+        if collector.restarts > restarts:
+            replay.begin_episodes()
+        return block
+
     def _episodes(self) -> dict[str, Any] | None:
         """The state of the environment and of its episodes, or why it is not known; None before the first."""
         if self._collector is None or self._replay is None:
             return self._held
+        if isinstance(self._collector, AheadCollector):
+            return {"unknown": "processes of their own collect"}
         if self._is_collecting:
             return {"unknown": "the run was ended within a step"}
         if self._data.action_chunk > 1:
@@ -324,8 +347,11 @@ class Collection:
     def _recipe(self) -> str:
         return f"{self._num_envs} x {self._environment!r}"
 
-    def _start_collector(self) -> StepCollector:
+    def _start_collector(self) -> StepCollector | AheadCollector:
         """Begin episodes, or continue those of a checkpoint; then no number is drawn that others would miss."""
+        if self._processes is not None:
+            self._collector = self._made_processes(self._processes)
+            return self._collector
         with contextlib.nullcontext() if self._held is None else kept_generators():
             self._collector = self._made_collector()
             if self._held is not None:
@@ -337,9 +363,25 @@ class Collection:
                 self._held = None
         return self._collector
 
+    @property
+    def _random_steps(self) -> int:
+        """Steps of this process before the policy acts."""
+        return max(0, self._local_warmup() - self._local_env_steps) if self._random_warmup else 0
+
+    @property
+    def _env_seed(self) -> int:
+        """Depends on the step as well, so that a resumed run does not see its first episodes again."""
+        return process_seed(torch.initial_seed(), self._data.rank, self._local_env_steps) % 2**31
+
+    def _made_processes(self, processes: CollectorProcesses) -> AheadCollector:
+        module, number = self._data.module, processes.number
+        sizes = self._num_envs // number, self._block_steps // self._num_envs, math.ceil(self._random_steps / number)
+        seeds = [(self._env_seed + 104_729 * index) % 2**31 for index in range(number)]
+        recipes = [Recipe(module.builder, self._environment, *sizes, _ENTRIES, seed) for seed in seeds]
+        return AheadCollector(processes, recipes, module.state_dict(), module.device, lambda: self._batches)
+
     def _made_collector(self) -> StepCollector:
         module = self._data.module
-        random_steps = self._local_warmup() - self._local_env_steps if self._random_warmup else 0
         before = self._local_env_steps
         env = build_environment(
             self._environment,
@@ -347,14 +389,12 @@ class Collection:
             self._parallel,
             env_step=lambda taken: self._total_env_steps(before + taken),
         )
-        # Seeded before its first reset: seeding starts new episodes. The seed depends on the step as well, so that a
-        # resumed run does not see its first episodes again.
-        env.set_seed(process_seed(torch.initial_seed(), self._data.rank, self._local_env_steps) % 2**31)
+        env.set_seed(self._env_seed)  # before its first reset: seeding starts new episodes
         return StepCollector(
             env,
             self._data.acting_policy(module.collection_policy()),
             self._block_steps // self._num_envs,
-            random_steps,
-            (*TRANSITION, DONE, _RETURN),
+            self._random_steps,
+            _ENTRIES,
             module.device,
         )

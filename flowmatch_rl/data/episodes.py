@@ -2,7 +2,7 @@
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -46,6 +46,15 @@ class ActingModule(Protocol):
 
     def collection_policy(self) -> TensorDictModuleBase:
         """Policy that collects."""
+        ...
+
+    @property
+    def builder(self) -> Callable[[], Any]:
+        """Makes a module of the same shape with weights of its own, in this process or another."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """Its weights, by name."""
         ...
 
     def evaluation_policy(self) -> TensorDictModuleBase:

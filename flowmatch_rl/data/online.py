@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.data.collecting import Collection
+from flowmatch_rl.data.collector_processes import CollectorProcesses
 from flowmatch_rl.data.episodes import ActingModule, EpisodeData
 from flowmatch_rl.data.replay_storage import MemoryStorage, ReplayStorage
 from flowmatch_rl.envs.building import Spaces, examine
@@ -46,6 +47,8 @@ class OnlineData(EpisodeData):
         max_episode_steps: Steps after which an evaluation episode is cut off.
         checkpoint_replay: Whether checkpoints hold the replay buffer, so that a resumed run continues with it.
         storage: Where the replay buffer lies, in memory or on a disk.
+        processes: Processes that collect while the model trains, see ``CollectorProcesses``; None to collect between
+            updates.
 
     Raises:
         UserError: If the environment or a number does not fit.
@@ -70,6 +73,7 @@ class OnlineData(EpisodeData):
         max_episode_steps: int = 10_000,
         checkpoint_replay: bool = True,
         storage: ReplayStorage = MemoryStorage(),
+        processes: CollectorProcesses | None = None,
     ) -> None:
         check_range("[1, inf)", epoch_env_steps=epoch_env_steps, batch_size=batch_size)
         if batch_size > warmup_env_steps:
@@ -96,6 +100,7 @@ class OnlineData(EpisodeData):
             checkpoint_replay,
             storage,
             random_warmup=True,
+            processes=processes,
         )
         self.spaces: Spaces = examine(environment)[0]
         self.total_env_steps = total_env_steps
@@ -140,6 +145,11 @@ class OnlineData(EpisodeData):
     def recent_returns(self) -> deque[float]:
         """Returns of the latest episodes that this process collected."""
         return self._collection.recent_returns
+
+    @property
+    def policy_ages(self) -> deque[int]:
+        """Updates by which the policy of the latest blocks was older than the one in training, with ``processes``."""
+        return self._collection.policy_ages
 
     @property
     def replay(self) -> TensorDictBase | None:

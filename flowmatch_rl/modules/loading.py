@@ -14,6 +14,9 @@ from flowmatch_rl.trust import check_object, in_file, reading_file
 
 Module = TypeVar("Module", bound=LightningModule)
 
+_BY_COMMAND, _CLASS = "_instantiator", "_class_path"
+"""Names that the command line leaves among the arguments."""
+
 
 def build_module(kind: type[Module], checkpoint: Mapping[str, Any], path: str | Path) -> Module:
     """The module of a checkpoint, with its weights, on the CPU.
@@ -29,7 +32,8 @@ def build_module(kind: type[Module], checkpoint: Mapping[str, Any], path: str | 
     """
     try:
         with in_file(path), reading_file():
-            module = _instantiate(kind, dict(checkpoint["hyper_parameters"]))
+            _check_names(kind, checkpoint["hyper_parameters"])
+            module = instantiate(kind, checkpoint["hyper_parameters"])
     except UserError:
         raise
     except (ArgumentError, TypeError, ValueError) as error:
@@ -43,12 +47,25 @@ def build_module(kind: type[Module], checkpoint: Mapping[str, Any], path: str | 
     return module
 
 
-def _instantiate(kind: type[Module], arguments: dict[str, Any]) -> Module:
-    # The command line leaves descriptions of objects and these two names; Python leaves the objects themselves.
-    by_command = arguments.pop("_instantiator", None) is not None
-    if not by_command:
-        names = inspect.signature(kind).parameters
-        return kind(**{name: value for name, value in arguments.items() if name in names})
-    path = arguments.get("_class_path", f"{kind.__module__}.{kind.__qualname__}")
-    check_object(kind, {"class_path": path, "dict_kwargs": {k: v for k, v in arguments.items() if k != "_class_path"}})
-    return instantiate_module(kind, arguments)
+def instantiate(kind: type[Module], hyperparameters: Mapping[str, Any]) -> Module:
+    """A module with the arguments that ``save_hyperparameters`` kept of another, and weights of its own.
+
+    Args:
+        kind: Its class, or a base of it where a command made the other.
+        hyperparameters: What was kept.
+    """
+    arguments = dict(hyperparameters)
+    # The command line leaves descriptions of objects and two names of its own; Python leaves the objects themselves.
+    if arguments.pop(_BY_COMMAND, None) is not None:
+        return instantiate_module(kind, arguments)
+    names = inspect.signature(kind).parameters
+    return kind(**{name: value for name, value in arguments.items() if name in names})
+
+
+def _check_names(kind: type[LightningModule], arguments: Mapping[str, Any]) -> None:
+    """Raise if the arguments that a command left name a class that they may not name."""
+    if arguments.get(_BY_COMMAND) is None:
+        return
+    path = arguments.get(_CLASS, f"{kind.__module__}.{kind.__qualname__}")
+    described = {name: value for name, value in arguments.items() if name not in (_BY_COMMAND, _CLASS)}
+    check_object(kind, {"class_path": path, "dict_kwargs": described})

@@ -2,7 +2,8 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.evaluation import Calibration, Episodes, behavior_distance, normalised_score, score_actions
 from flowmatch_rl.models import ActorModule, FirstSelection, GoalTable, LatentPolicy, ParticleActor, no_values
 from flowmatch_rl.models.actor import Role
+from flowmatch_rl.modules.loading import instantiate
 from flowmatch_rl.modules.watched import WatchedModule
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.seeds import process_seed
@@ -60,6 +62,12 @@ class PolicyModule(WatchedModule, abc.ABC):
     def collection_policy(self) -> ActorModule:
         """Policy that collects data; it shares the weights in training."""
         return ActorModule(self.actor("collect"))
+
+    @property
+    def builder(self) -> Callable[[], "PolicyModule"]:
+        """Makes a module of the same shape with weights of its own, not compiled, in this process or another."""
+        plain = {"compile": False} if "compile" in self.hparams else {}
+        return partial(instantiate, type(self), dict(self.hparams) | plain)
 
     def evaluation_policy(self) -> ActorModule:
         """Policy that is evaluated, with seeded noise of its own, so that evaluations leave the training's noise."""

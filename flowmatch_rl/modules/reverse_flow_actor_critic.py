@@ -172,7 +172,7 @@ class ReverseFlowActorCritic(ActorCritic):
         return actor.latent(transition.next_observation), observation, x_1
 
     def _evaluate(self, transition: Transition) -> tuple[dict[str, Tensor], Tensor | None, Learned]:
-        """The losses, entropy, and what the policy has learned from; what an update may compile as a whole."""
+        """The losses, entropy, and what the policy has learned from; an update may compile all of it."""
         next_latent, observation, x_1 = self.endpoints(transition)
         critic_loss, entropy = self._critic_loss(transition, next_latent)
         policy_loss, learned = self.policy_loss(observation, x_1)

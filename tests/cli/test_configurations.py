@@ -2,6 +2,7 @@
 
 import functools
 import math
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,19 @@ def check_stated(stated: dict[str, Any], written: dict[str, Any], where: str, si
             check_stated(value, found, place, sizes)
         elif sizes.get(place) is None:
             assert found == value, place
+
+
+def test_a_run_that_collects_in_a_process_takes_its_steps_and_begins_new_episodes_when_resumed(tmp_path) -> None:
+    overlay = CONF / "collectors" / "processes.yaml"
+    state = train(tmp_path, PENDULUM, overlay)["OnlineData"]
+    assert (state["local_env_steps"], len(state["replay"]["observation"])) == (40, 40)
+    options = {"trainer__logger": "false", "trainer__default_root_dir": tmp_path, "ckpt_path": "last"}
+    outcome = call(arguments("fit", PENDULUM, overlay, **options, data__total_env_steps=48))
+    assert outcome.code == 0, outcome.err
+    assert "Pendulum-v1 begins new episodes: processes of their own collect" in outcome.out
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["OnlineData"]["local_env_steps"] == 48
+    assert multiprocessing.active_children() == []
 
 
 def test_a_run_that_is_not_tested_ends_with_where_its_files_are(tmp_path) -> None:

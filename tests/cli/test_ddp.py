@@ -1,11 +1,8 @@
 """Two processes that train together."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -203,40 +200,3 @@ def test_processes_of_a_policy_from_data_end_with_equal_weights_from_different_r
     assert not set(first["draw"]) & set(second["draw"])
     assert states_of_ranks(first["checkpoint"]["PolicyData"]) == [{"drawn": 4, "epoch_batches": 2}] * 2
     assert first["out"].count("return  ") == first["out"].count("behaviour  ") == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "to_group", "status"), [(signal.SIGTERM, False, 143), (signal.SIGINT, True, 130)])
-def test_a_signal_ends_both_processes_after_the_same_update_with_one_checkpoint(
-    number: signal.Signals, to_group: bool, status: int, tmp_path: Path
-) -> None:
-    args = flow_arguments(
-        "fit",
-        TWO_MOONS,
-        CONF / "trainer" / "ddp.yaml",
-        trainer__default_root_dir=tmp_path,
-        data__num_updates=100_000,
-        data__epoch_updates=50_000,
-        ckpt_path="last",
-    )
-    probe = {"class_path": "tests.cli.probes.Started", "init_args": {"path": str(tmp_path / "started")}}
-    command = [sys.executable, "-m", "flowmatch_rl", *args, f"--trainer.callbacks={json.dumps([probe])}"]
-    run = subprocess.Popen(
-        command,
-        env=environment(),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,
-    )
-    while not (tmp_path / "started").exists() and run.poll() is None:
-        time.sleep(0.2)
-    os.killpg(run.pid, number) if to_group else run.send_signal(number)
-    out, err = run.communicate(timeout=200)
-    assert run.returncode == status, err
-    assert out.count("interrupted; resume with") == 1
-    assert "Traceback" not in err
-    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] >= 3
-    assert len(states_of_ranks(saved["SampleData"])) == 2

@@ -1,0 +1,146 @@
+"""Collection in processes of their own."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import nn
+
+from flowmatch_rl.batches import DONE, TRANSITION
+from flowmatch_rl.checks import RunError, UserError
+from flowmatch_rl.data import OnlineData
+from flowmatch_rl.data.collector_processes import AheadCollector, CollectorProcesses, Recipe
+from flowmatch_rl.envs.environments import GymnasiumEnvironment
+
+
+class Constant(TensorDictModuleBase):
+    """Acts by its weight, whatever it observes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_keys, self.out_keys = ["observation"], ["action"]
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def collection_policy(self) -> TensorDictModuleBase:
+        return self
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        observation = tensordict.get("observation")
+        return tensordict.set("action", self.weight.detach().expand(*observation.shape[:-1], 1).clone())
+
+
+class Training:
+    """A weight that changes, and the number of its changes."""
+
+    def __init__(self) -> None:
+        self.updates = 0
+        self.weights = {"weight": torch.zeros(1)}
+
+    def update(self, number: int = 1, value: float | None = None) -> None:
+        self.updates += number
+        self.weights["weight"].fill_(self.updates / 100.0 if value is None else value)
+
+    def collector(self, settings: CollectorProcesses, num_envs: int = 1, block: int = 3, random: int = 0) -> Any:
+        recipes = [
+            Recipe(Constant, GymnasiumEnvironment("Pendulum-v1"), num_envs, block, random, (*TRANSITION, DONE), seed)
+            for seed in range(settings.number)
+        ]
+        return AheadCollector(settings, recipes, self.weights, torch.device("cpu"), lambda: self.updates)
+
+
+@pytest.fixture
+def training() -> Iterator[Training]:
+    yield Training()
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+
+
+def values(block: TensorDictBase) -> list[float]:
+    return sorted(set(block.get("action").flatten().mul(100.0).round().tolist()))
+
+
+def take_two(collector: AheadCollector) -> TensorDictBase:
+    """The second of two blocks: the first may have been sent before something happened."""
+    collector.block()
+    return collector.block()
+
+
+def test_a_block_is_of_the_weights_with_which_the_one_before_was_taken(training: Training) -> None:
+    collector = training.collector(CollectorProcesses(2), num_envs=2, random=12)
+    first = collector.block()
+    assert first.shape == (4, 3)
+    assert len(values(first)) > 2, "the first twelve steps of each process are random"
+    rows = first["observation"].reshape(4, -1)
+    assert len(torch.unique(rows, dim=0)) == 4, "each environment has its own episodes"
+    collector.block()
+    for number in (5, 2, 7):
+        training.update(number)
+        before = training.updates
+        block = collector.block()
+        assert values(block) == [before - number]
+        assert collector.ages[-1] == number
+    assert torch.equal(block["next", "observation"][:, :-1], block["observation"][:, 1:])
+    assert collector.restarts == 0
+    collector.shutdown()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_process_that_dies_or_hangs_is_replaced_and_reported_until_there_were_too_many(training, capsys) -> None:
+    collector = training.collector(CollectorProcesses(timeout_s=1.0, max_restarts=2))
+    observation = collector.block()["next", "observation"][:, -1]
+    for number, sent, words in ((1, signal.SIGKILL, "exit status -9"), (2, signal.SIGSTOP, "took more than 1 s")):
+        collector.block()
+        (process,) = multiprocessing.active_children()
+        os.kill(process.pid or 0, sent)
+        training.update()
+        block = take_two(collector)
+        assert collector.restarts == number
+        assert words in capsys.readouterr().out
+        assert not torch.equal(block["observation"][:, 0], observation), "another episode"
+    (process,) = multiprocessing.active_children()
+    os.kill(process.pid or 0, signal.SIGKILL)
+    with pytest.raises(RunError, match=r"Pendulum-v1 ended with exit status -9, after 2 were replaced, the most"):
+        take_two(collector)
+
+
+def test_what_fails_in_a_process_is_raised_in_the_run_and_what_a_terminal_sends_ends_none(training) -> None:
+    collector = training.collector(CollectorProcesses(timeout_s=20.0))
+    collector.block()
+    (process,) = multiprocessing.active_children()
+    for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(process.pid or 0, sent)
+    training.update(value=float("nan"))
+    collector.block()
+    with pytest.raises(RunError, match="nan"):
+        take_two(collector)
+    assert collector.restarts == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_envs": 3}, "num_envs must be a multiple of their number 2, and parallel false, got 3 and False"),
+        ({"num_envs": 2, "parallel": True}, "got 2 and True"),
+    ],
+)
+def test_environments_that_cannot_be_divided_are_refused(options: Mapping[str, Any], words: str) -> None:
+    data = partial(OnlineData, env_steps_per_collection=6, processes=CollectorProcesses(2))
+    with pytest.raises(UserError, match=words):
+        data(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"number": 0}, "number must"), ({"timeout_s": 0.0}, "timeout_s must"), ({"max_restarts": -1}, "max_restarts")],
+)
+def test_numbers_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        CollectorProcesses(**options)
