@@ -12,7 +12,7 @@ from benchmarks.training_speed import METHODS, SKIPPED, ours
 TASK, COMPARED = "cheetah_run", ("SAC", "lean", "fast")
 
 
-def run(turns: int = 60) -> dict[str, Any]:
+def run(turns: int = 40) -> dict[str, Any]:
     """Measure; returns one row per method and way of collecting."""
     loops: dict[tuple[str, bool], Loop] = {
         (name, ahead): (ours, (TASK, METHODS[name], "32-true", False, ahead))

@@ -123,7 +123,7 @@ def peer(progress: Progress, task: str) -> None:
     model.learn(FOR_EVER, reset_num_timesteps=False, callback=ConvertCallback(report))
 
 
-def run(turns: int = 60) -> dict[str, Any]:
+def run(turns: int = 40) -> dict[str, Any]:
     """Measure; returns one row per task and method."""
     rows = []
     for task in TASKS:
