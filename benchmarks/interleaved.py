@@ -64,8 +64,7 @@ def seconds_per_step(
         for _ in range(turns):
             for name, (process, progress) in processes.items():
                 steps, seconds = _turn(process, progress, by_the_clock)
-                if steps:
-                    measured[name].append(seconds / steps)
+                measured[name].append(seconds / steps)
     return {name: statistics.median(values) for name, values in measured.items()}
 
 
@@ -95,12 +94,12 @@ def _stopped(loops: Mapping[Name, Loop], skipped: int) -> Iterator[dict[Name, tu
 
 
 def _turn(process: SpawnProcess, progress: Progress, by_the_clock: bool) -> tuple[int, float]:
-    """Whole steps of a turn, and their time."""
+    """Whole steps of a turn, at least one, and their time."""
     time_of_step = progress.clock_s if by_the_clock else progress.cpu_s
     before = progress.steps.value
     _run(process, lambda: progress.steps.value > before, stops=False)  # this one began in an earlier turn
     first, began, end = progress.steps.value, time_of_step.value, time.monotonic() + _TURN_S
-    _run(process, lambda: time.monotonic() > end)
+    _run(process, lambda: time.monotonic() > end and progress.steps.value > first)
     return progress.steps.value - first, time_of_step.value - began
 
 

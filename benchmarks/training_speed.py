@@ -27,8 +27,6 @@ METHODS = {
     "lean": "presets/lean.yaml",
     "fast": "presets/fast.yaml",
     "one_step": "presets/one_step.yaml",
-    "robust": "presets/robust.yaml",
-    "paper": "presets/paper.yaml",
 }
 """Overlays of the task."""
 OTHERWISE = ("SAC", "lean", "fast")
@@ -70,7 +68,7 @@ def ours(progress: Progress, task: str, overlay: str, precision: str, compile: b
             "trainer.precision": precision,
             "trainer.default_root_dir": folder,
             "model.init_args.compile": compile,
-            "data.processes": "{number: 1}" if ahead else "null",
+            "data.workers": "LocalProcesses" if ahead else "null",
         }
         files = [f"-c={CONF / file}" for file in (f"{task}.yaml", overlay)]
         cli = FlowMatchCLI([*files, *COMMON, *(f"--{name}={value}" for name, value in options.items())], run=False)
@@ -123,7 +121,7 @@ def peer(progress: Progress, task: str) -> None:
     model.learn(FOR_EVER, reset_num_timesteps=False, callback=ConvertCallback(report))
 
 
-def run(turns: int = 40) -> dict[str, Any]:
+def run(turns: int = 25) -> dict[str, Any]:
     """Measure; returns one row per task and method."""
     rows = []
     for task in TASKS:

@@ -6,6 +6,7 @@ from flowmatch_rl.doors import lazy_exports
 if TYPE_CHECKING:
     from flowmatch_rl.data.bandit import BanditData
     from flowmatch_rl.data.base import DataModule
+    from flowmatch_rl.data.collector_processes import LocalProcesses
     from flowmatch_rl.data.demonstrations import collect_demonstrations
     from flowmatch_rl.data.layouts.base import Layout
     from flowmatch_rl.data.layouts.conversion import convert_layout
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.data.online import OnlineData
     from flowmatch_rl.data.online_phase import OnlinePhase
     from flowmatch_rl.data.policy import PolicyData
+    from flowmatch_rl.data.ray_actors import RayActors
     from flowmatch_rl.data.replay_storage import DiskStorage, MemoryStorage
     from flowmatch_rl.data.requests import SampleRequests
     from flowmatch_rl.data.samples import SampleData
@@ -44,6 +46,7 @@ __all__ = [
     "ExorlEpisodes",
     "Goals",
     "Layout",
+    "LocalProcesses",
     "MemoryStorage",
     "MinariFolder",
     "OfflineData",
@@ -51,6 +54,7 @@ __all__ = [
     "OnlineData",
     "OnlinePhase",
     "PolicyData",
+    "RayActors",
     "SampleData",
     "SampleRequests",
     "StoreInfo",

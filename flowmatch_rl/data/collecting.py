@@ -12,8 +12,8 @@ from tensordict import TensorDict, TensorDictBase
 
 from flowmatch_rl.batches import DONE, REWARD, TRANSITION
 from flowmatch_rl.checks import RunError, UserError, check_range
+from flowmatch_rl.data.ahead import AheadCollector, CollectorWorkers, Recipe
 from flowmatch_rl.data.collector import StepCollector
-from flowmatch_rl.data.collector_processes import AheadCollector, CollectorProcesses, Recipe
 from flowmatch_rl.data.division import divided_state, division_line
 from flowmatch_rl.data.episodes import EpisodeData
 from flowmatch_rl.data.replay import Replay, Restored, RestoredRows
@@ -59,7 +59,7 @@ class Collection:
         checkpoint_replay: Whether ``state_dict`` holds the replay buffer.
         storage: Where the replay buffer lies.
         random_warmup: Whether the actions of the warm-up are random, not the policy's.
-        processes: Processes that collect while the caller trains; None to collect in this one, before a batch.
+        workers: Workers that collect while the caller trains; None to collect in this one, before a batch.
 
     Raises:
         UserError: If a number does not fit.
@@ -80,7 +80,7 @@ class Collection:
         checkpoint_replay: bool,
         storage: ReplayStorage,
         random_warmup: bool,
-        processes: CollectorProcesses | None = None,
+        workers: CollectorWorkers | None = None,
     ) -> None:
         check_range(
             "[1, inf)",
@@ -97,10 +97,10 @@ class Collection:
             raise UserError(
                 f"env_steps_per_collection {env_steps_per_collection} must be a multiple of num_envs {num_envs}"
             )
-        if processes is not None:
-            processes.check(num_envs, parallel)
+        if workers is not None:
+            workers.check(num_envs, parallel)
         self._data, self._environment = data, environment
-        self._processes = processes
+        self._workers = workers
         self._batches = 0  # that were returned
         self._warmup_env_steps, self._random_warmup = warmup_env_steps, random_warmup
         self._updates_per_env_step = updates_per_env_step
@@ -126,7 +126,7 @@ class Collection:
 
     @property
     def policy_ages(self) -> deque[int]:
-        """Updates by which the policy of the latest blocks was behind; empty without ``processes``."""
+        """Updates by which the policy of the latest blocks was behind; empty without ``workers``."""
         return self._collector.ages if isinstance(self._collector, AheadCollector) else deque()
 
     @property
@@ -317,7 +317,7 @@ class Collection:
         if self._collector is None or self._replay is None:
             return self._held
         if isinstance(self._collector, AheadCollector):
-            return {"unknown": "processes of their own collect"}
+            return {"unknown": "workers beside it collect"}
         if self._is_collecting:
             return {"unknown": "the run was ended within a step"}
         if self._data.action_chunk > 1:
@@ -349,8 +349,8 @@ class Collection:
 
     def _start_collector(self) -> StepCollector | AheadCollector:
         """Begin episodes, or continue those of a checkpoint; then no number is drawn that others would miss."""
-        if self._processes is not None:
-            self._collector = self._made_processes(self._processes)
+        if self._workers is not None:
+            self._collector = self._made_ahead(self._workers)
             return self._collector
         with contextlib.nullcontext() if self._held is None else kept_generators():
             self._collector = self._made_collector()
@@ -373,12 +373,12 @@ class Collection:
         """Depends on the step as well, so that a resumed run does not see its first episodes again."""
         return process_seed(torch.initial_seed(), self._data.rank, self._local_env_steps) % 2**31
 
-    def _made_processes(self, processes: CollectorProcesses) -> AheadCollector:
-        module, number = self._data.module, processes.number
+    def _made_ahead(self, workers: CollectorWorkers) -> AheadCollector:
+        module, number = self._data.module, workers.number
         sizes = self._num_envs // number, self._block_steps // self._num_envs, math.ceil(self._random_steps / number)
         seeds = [(self._env_seed + 104_729 * index) % 2**31 for index in range(number)]
         recipes = [Recipe(module.builder, self._environment, *sizes, _ENTRIES, seed) for seed in seeds]
-        return AheadCollector(processes, recipes, module.state_dict(), module.device, lambda: self._batches)
+        return AheadCollector(workers, recipes, module.state_dict(), module.device, lambda: self._batches)
 
     def _made_collector(self) -> StepCollector:
         module = self._data.module

@@ -9,8 +9,8 @@ from tensordict import TensorDictBase
 from torch.utils.data import DataLoader
 
 from flowmatch_rl.checks import UserError, check_range
+from flowmatch_rl.data.ahead import CollectorWorkers
 from flowmatch_rl.data.collecting import Collection
-from flowmatch_rl.data.collector_processes import CollectorProcesses
 from flowmatch_rl.data.episodes import ActingModule, EpisodeData
 from flowmatch_rl.data.replay_storage import MemoryStorage, ReplayStorage
 from flowmatch_rl.envs.building import Spaces, examine
@@ -47,7 +47,7 @@ class OnlineData(EpisodeData):
         max_episode_steps: Steps after which an evaluation episode is cut off.
         checkpoint_replay: Whether checkpoints hold the replay buffer, so that a resumed run continues with it.
         storage: Where the replay buffer lies, in memory or on a disk.
-        processes: Processes that collect while the model trains, see ``CollectorProcesses``; None to collect between
+        workers: Workers that collect while the model trains, see ``CollectorWorkers``; None to collect between
             updates.
 
     Raises:
@@ -73,7 +73,7 @@ class OnlineData(EpisodeData):
         max_episode_steps: int = 10_000,
         checkpoint_replay: bool = True,
         storage: ReplayStorage = MemoryStorage(),
-        processes: CollectorProcesses | None = None,
+        workers: CollectorWorkers | None = None,
     ) -> None:
         check_range("[1, inf)", epoch_env_steps=epoch_env_steps, batch_size=batch_size)
         if batch_size > warmup_env_steps:
@@ -100,7 +100,7 @@ class OnlineData(EpisodeData):
             checkpoint_replay,
             storage,
             random_warmup=True,
-            processes=processes,
+            workers=workers,
         )
         self.spaces: Spaces = examine(environment)[0]
         self.total_env_steps = total_env_steps
@@ -148,7 +148,7 @@ class OnlineData(EpisodeData):
 
     @property
     def policy_ages(self) -> deque[int]:
-        """Updates by which the policy of the latest blocks was older than the one in training, with ``processes``."""
+        """Updates by which the policy of the latest blocks was older than the one in training, with ``workers``."""
         return self._collection.policy_ages
 
     @property

@@ -80,7 +80,7 @@ def test_a_run_that_collects_in_a_process_takes_its_steps_and_begins_new_episode
     options = {"trainer__logger": "false", "trainer__default_root_dir": tmp_path, "ckpt_path": "last"}
     outcome = call(arguments("fit", PENDULUM, overlay, **options, data__total_env_steps=48))
     assert outcome.code == 0, outcome.err
-    assert "Pendulum-v1 begins new episodes: processes of their own collect" in outcome.out
+    assert "Pendulum-v1 begins new episodes: workers beside it collect" in outcome.out
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["OnlineData"]["local_env_steps"] == 48
     assert multiprocessing.active_children() == []

@@ -16,7 +16,8 @@ from torch import nn
 from flowmatch_rl.batches import DONE, TRANSITION
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.data import OnlineData
-from flowmatch_rl.data.collector_processes import AheadCollector, CollectorProcesses, Recipe
+from flowmatch_rl.data.ahead import AheadCollector, CollectorWorkers, Recipe
+from flowmatch_rl.data.collector_processes import LocalProcesses
 from flowmatch_rl.envs.environments import GymnasiumEnvironment
 
 
@@ -47,7 +48,7 @@ class Training:
         self.updates += number
         self.weights["weight"].fill_(self.updates / 100.0 if value is None else value)
 
-    def collector(self, settings: CollectorProcesses, num_envs: int = 1, block: int = 3, random: int = 0) -> Any:
+    def collector(self, settings: CollectorWorkers, num_envs: int = 1, block: int = 3, random: int = 0) -> Any:
         recipes = [
             Recipe(Constant, GymnasiumEnvironment("Pendulum-v1"), num_envs, block, random, (*TRANSITION, DONE), seed)
             for seed in range(settings.number)
@@ -74,7 +75,7 @@ def take_two(collector: AheadCollector) -> TensorDictBase:
 
 
 def test_a_block_is_of_the_weights_with_which_the_one_before_was_taken(training: Training) -> None:
-    collector = training.collector(CollectorProcesses(2), num_envs=2, random=12)
+    collector = training.collector(LocalProcesses(2), num_envs=2, random=12)
     first = collector.block()
     assert first.shape == (4, 3)
     assert len(values(first)) > 2, "the first twelve steps of each process are random"
@@ -94,7 +95,7 @@ def test_a_block_is_of_the_weights_with_which_the_one_before_was_taken(training:
 
 
 def test_a_process_that_dies_or_hangs_is_replaced_and_reported_until_there_were_too_many(training, capsys) -> None:
-    collector = training.collector(CollectorProcesses(timeout_s=1.0, max_restarts=2))
+    collector = training.collector(LocalProcesses(timeout_s=1.0, max_restarts=2))
     observation = collector.block()["next", "observation"][:, -1]
     for number, sent, words in ((1, signal.SIGKILL, "exit status -9"), (2, signal.SIGSTOP, "took more than 1 s")):
         collector.block()
@@ -112,7 +113,7 @@ def test_a_process_that_dies_or_hangs_is_replaced_and_reported_until_there_were_
 
 
 def test_what_fails_in_a_process_is_raised_in_the_run_and_what_a_terminal_sends_ends_none(training) -> None:
-    collector = training.collector(CollectorProcesses(timeout_s=20.0))
+    collector = training.collector(LocalProcesses(timeout_s=20.0))
     collector.block()
     (process,) = multiprocessing.active_children()
     for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -132,7 +133,7 @@ def test_what_fails_in_a_process_is_raised_in_the_run_and_what_a_terminal_sends_
     ],
 )
 def test_environments_that_cannot_be_divided_are_refused(options: Mapping[str, Any], words: str) -> None:
-    data = partial(OnlineData, env_steps_per_collection=6, processes=CollectorProcesses(2))
+    data = partial(OnlineData, env_steps_per_collection=6, workers=LocalProcesses(2))
     with pytest.raises(UserError, match=words):
         data(**options)
 
@@ -143,4 +144,4 @@ def test_environments_that_cannot_be_divided_are_refused(options: Mapping[str, A
 )
 def test_numbers_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        CollectorProcesses(**options)
+        LocalProcesses(**options)

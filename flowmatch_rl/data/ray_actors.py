@@ -1,0 +1,93 @@
+"""Workers that are actors of Ray, on this machine or others."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from flowmatch_rl.checks import RunError, UserError
+from flowmatch_rl.data.ahead import START_S, Acting, CollectorWorkers, Recipe, Worker
+
+
+@dataclass(frozen=True)
+class RayActors(CollectorWorkers):
+    """Actors of Ray, each of which takes a core somewhere in its cluster; needs the extra ``ray``.
+
+    Every machine of the cluster has this package and the environment installed. Weights and blocks travel by Ray's
+    object store.
+
+    Args:
+        number: Workers of each rank; ``num_envs`` is a multiple of it.
+        timeout_s: Seconds for a block, positive.
+        max_restarts: Workers that are replaced, at most, before the run ends with an error; at least 0.
+        address: Address of a running cluster, such as ``auto`` or ``ray://head:10001``; None to start Ray on this
+            machine.
+    """
+
+    address: str | None = None
+
+    def begin(self, recipe: Recipe, weights: Mapping[str, Tensor]) -> Worker:
+        """Start an actor.
+
+        Raises:
+            UserError: If Ray is not installed, or there is no cluster at the address.
+        """
+        try:
+            ray: Any = importlib.import_module("ray")
+        except ModuleNotFoundError as error:
+            raise UserError("RayActors needs Ray: pip install 'flowmatch_rl[ray]'") from error
+        if not ray.is_initialized():
+            try:
+                ray.init(address=self.address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+            except (ConnectionError, ValueError) as error:
+                raise UserError(f"found no Ray cluster at address {self.address}: {error}") from error
+        return _Actor(ray, recipe, weights)
+
+
+class _Remote:
+    """What acts, in the process of the actor."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._acting: Acting = recipe.build()
+
+    def block(self, weights: Mapping[str, Tensor]) -> dict[Any, Any]:
+        return self._acting.block(weights)
+
+
+class _Actor(Worker):
+    """A handle of an actor."""
+
+    def __init__(self, ray: Any, recipe: Recipe, weights: Mapping[str, Tensor]) -> None:
+        super().__init__(recipe)
+        self._ray, self._weights = ray, weights
+        self._handle = ray.remote(_Remote).options(num_cpus=1).remote(recipe)
+        self._block: Any = None
+
+    def order(self) -> None:
+        """Have it begin a block, with a copy of the weights of now."""
+        self._block = self._handle.block.remote({name: weight.clone() for name, weight in self._weights.items()})
+
+    def answer(self, timeout_s: float) -> dict[Any, Any] | Exception | str:
+        """The arrays of a block, an error of the environment, or what happened to the actor."""
+        limit = timeout_s if self.blocks else START_S
+        try:
+            return self._ray.get(self._block, timeout=limit)
+        except self._ray.exceptions.GetTimeoutError:
+            return f"took more than {limit:g} s for a block"
+        except self._ray.exceptions.RayActorError as error:
+            return f"ended: {' '.join(str(error).split())[:200]}"
+        except self._ray.exceptions.RayTaskError as error:
+            return error.cause if isinstance(error.cause, RunError | UserError) else error
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._ray.kill(self._handle)
+
+    def ask_to_end(self) -> None:
+        """Nothing: it has no more to do, and is ended by ``end``."""
+
+    def end(self) -> None:
+        """End it."""
+        self.kill()
