@@ -21,7 +21,7 @@ from flowmatch_rl.inference import load_policy
 
 DOG = {"data.environment.init_args.domain": "dog", "data.environment.init_args.task": "run"}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "lean, cheetah-run: batch 256, width 256, 64 states, 8 samples, 1 particle, 1 step": ("cheetah_run", {}),
+    "lean, cheetah-run: batch 256, width 256, 48 states, 8 samples, 1 particle, 1 step": ("cheetah_run", {}),
     "batch 1024, 256 states": ("cheetah_run", {"data.batch_size": 1024, "model.points.batch_size": 256}),
     "width 512": (
         "cheetah_run",

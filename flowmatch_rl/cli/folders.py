@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from flowmatch_rl.checks import UserError, first_names
 from flowmatch_rl.files import FIGURES, RUN_LOCK, RUN_TIME, delete_partial_files, exclusive, shown
