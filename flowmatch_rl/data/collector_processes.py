@@ -1,5 +1,6 @@
 """Workers that are processes of this machine."""
 
+import atexit
 import multiprocessing.connection
 import signal
 import time
@@ -43,6 +44,8 @@ class _Process(Worker):
         self._process = context.Process(target=_collect, args=(theirs, recipe, dict(shared)), daemon=True)
         self._process.start()
         theirs.close()
+        # A run that fails does not shut it down, and multiprocessing would wait for it: SIGTERM does not end it.
+        atexit.register(self._process.kill)
 
     def order(self) -> None:
         """Have it begin a block; a dead process is found by its missing answer."""
@@ -75,6 +78,7 @@ class _Process(Worker):
         """End it at once."""
         self._process.kill()
         self._process.join()
+        atexit.unregister(self._process.kill)
         self._connection.close()
 
     def end(self) -> None:

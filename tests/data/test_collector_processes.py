@@ -3,8 +3,12 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +23,8 @@ from flowmatch_rl.data import OnlineData
 from flowmatch_rl.data.ahead import AheadCollector, CollectorWorkers, Recipe
 from flowmatch_rl.data.collector_processes import LocalProcesses
 from flowmatch_rl.envs.environments import GymnasiumEnvironment
+from tests.data.test_online import build as online
+from tests.toys import ConstantPolicy
 
 
 class Constant(TensorDictModuleBase):
@@ -35,6 +41,13 @@ class Constant(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         observation = tensordict.get("observation")
         return tensordict.set("action", self.weight.detach().expand(*observation.shape[:-1], 1).clone())
+
+
+class Still(ConstantPolicy):
+    """Acts alike in every state, and has no weights."""
+
+    def collection_policy(self) -> TensorDictModuleBase:
+        return self
 
 
 class Training:
@@ -123,6 +136,61 @@ def test_what_fails_in_a_process_is_raised_in_the_run_and_what_a_terminal_sends_
     with pytest.raises(RunError, match="nan"):
         take_two(collector)
     assert collector.restarts == 0
+
+
+def test_no_transition_joins_the_steps_of_a_process_to_those_of_the_one_that_replaces_it() -> None:
+    data = online(n_steps=3, env_steps_per_collection=2, workers=LocalProcesses())
+    module: Any = data.trainer.lightning_module
+    module.builder, module.state_dict = Still, dict
+    for _ in range(4):
+        data.next_batch()
+        (process,) = multiprocessing.active_children()
+        os.kill(process.pid or 0, signal.SIGKILL)
+        data.next_batch()
+    data.next_batch()
+    assert data.replay is not None
+    begun, reached = (
+        data.replay["observation"],
+        data.replay["next", "observation"],
+    )  # steps so far, number of the episode
+    assert len(begun) >= 12
+    assert torch.equal(begun[:, 1], reached[:, 1])
+    assert torch.equal(reached[:, 0] - begun[:, 0], data.replay["length"].squeeze(-1).float())
+    data.teardown("fit")
+
+
+LEAVING = """
+import multiprocessing, os, signal, torch
+from flowmatch_rl.batches import TRANSITION
+from flowmatch_rl.data.ahead import AheadCollector, Recipe
+from flowmatch_rl.data.collector_processes import LocalProcesses
+from flowmatch_rl.envs.environments import GymnasiumEnvironment
+from tests.data.test_collector_processes import Constant
+if __name__ == "__main__":
+    recipe = Recipe(Constant, GymnasiumEnvironment("Pendulum-v1"), 1, 3, 0, TRANSITION, 0)
+    weights = {"weight": torch.zeros(1)}
+    AheadCollector(LocalProcesses(), [recipe], weights, torch.device("cpu"), lambda: 0).block()
+    print(multiprocessing.active_children()[0].pid, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("raise SystemExit(3)", 3),
+        pytest.param("os.kill(os.getpid(), signal.SIGKILL)", -9, marks=pytest.mark.slow),
+    ],
+)
+def test_processes_end_with_a_run_that_fails_or_is_killed(tmp_path, end: str, status: int) -> None:
+    script = tmp_path / "leaving.py"
+    script.write_text(f"{LEAVING}    {end}\n")
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    run = subprocess.run([sys.executable, script], env=found, capture_output=True, text=True, timeout=120)
+    assert run.returncode == status, run.stderr
+    end_by = time.monotonic() + 30.0
+    while Path(f"/proc/{int(run.stdout)}").exists() and time.monotonic() < end_by:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{int(run.stdout)}").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import os
 import signal
 
 import pytest
-import ray
 import torch
 
 from flowmatch_rl.batches import DONE, TRANSITION
@@ -15,9 +14,11 @@ from flowmatch_rl.data.ahead import AheadCollector, Recipe
 from flowmatch_rl.envs.environments import GymnasiumEnvironment
 from tests.data.test_collector_processes import Constant, Training, take_two, values
 
+ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 
-class Named(Constant):
-    """Acts by its weight; the second entry is the process that it acts in."""
+
+class Fatal(Constant):
+    """Acts by its weight, and ends its process when that becomes 7."""
 
     def load_state_dict(self, state_dict, *args, **options):
         weights = dict(state_dict)
@@ -29,7 +30,7 @@ class Named(Constant):
 @pytest.mark.slow
 def test_an_actor_collects_a_block_ahead_and_is_replaced_when_it_dies_and_its_errors_are_raised(capsys) -> None:
     training = Training()
-    recipe = Recipe(Named, GymnasiumEnvironment("Pendulum-v1"), 1, 3, 0, (*TRANSITION, DONE), 0)
+    recipe = Recipe(Fatal, GymnasiumEnvironment("Pendulum-v1"), 1, 3, 0, (*TRANSITION, DONE), 0)
     settings = RayActors(timeout_s=60.0, max_restarts=2)
     collector = AheadCollector(settings, [recipe], training.weights, torch.device("cpu"), lambda: training.updates)
     try:
