@@ -159,6 +159,12 @@ def test_no_transition_joins_the_steps_of_a_process_to_those_of_the_one_that_rep
     data.teardown("fit")
 
 
+def test_what_replaces_a_process_takes_the_random_steps_that_remain_in_other_episodes() -> None:
+    recipe = Recipe(Constant, GymnasiumEnvironment("Pendulum-v1"), 2, 3, 20, (*TRANSITION, DONE), 5)
+    assert [recipe.after(blocks, 1).random_steps for blocks in (0, 1, 3, 4)] == [20, 14, 2, 0]
+    assert len({recipe.seed, recipe.after(0, 1).seed, recipe.after(0, 2).seed}) == 3
+
+
 LEAVING = """
 import multiprocessing, os, signal, torch
 from flowmatch_rl.batches import TRANSITION
@@ -169,7 +175,8 @@ from tests.data.test_collector_processes import Constant
 if __name__ == "__main__":
     recipe = Recipe(Constant, GymnasiumEnvironment("Pendulum-v1"), 1, 3, 0, TRANSITION, 0)
     weights = {"weight": torch.zeros(1)}
-    AheadCollector(LocalProcesses(), [recipe], weights, torch.device("cpu"), lambda: 0).block()
+    collector = AheadCollector(LocalProcesses(), [recipe], weights, torch.device("cpu"), lambda: 0)
+    collector.block()
     print(multiprocessing.active_children()[0].pid, flush=True)
 """
 
