@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.data.ahead import CollectorWorkers
 from flowmatch_rl.data.collecting import Collection
+from flowmatch_rl.data.collection_settings import CollectionSettings
 from flowmatch_rl.data.episodes import ActingModule, EpisodeData
 from flowmatch_rl.data.replay_storage import MemoryStorage, ReplayStorage
 from flowmatch_rl.envs.building import Spaces, examine
@@ -86,22 +87,21 @@ class OnlineData(EpisodeData):
         num_epochs = math.ceil((total_env_steps - warmup_env_steps) / epoch_env_steps)
         super().__init__(num_epochs, environment, eval_episodes, test_episodes, eval_seed, max_episode_steps)
         self._collects_in = environment
-        self._collection = Collection(
-            self,
-            environment,
-            warmup_env_steps,
-            updates_per_env_step,
-            batch_size,
-            buffer_capacity,
-            num_envs,
-            parallel,
-            env_steps_per_collection,
-            n_steps,
-            checkpoint_replay,
-            storage,
+        settings = CollectionSettings(
+            warmup_env_steps=warmup_env_steps,
+            batch_size=batch_size,
+            updates_per_env_step=updates_per_env_step,
+            buffer_capacity=buffer_capacity,
+            num_envs=num_envs,
+            parallel=parallel,
+            env_steps_per_collection=env_steps_per_collection,
+            n_steps=n_steps,
+            checkpoint_replay=checkpoint_replay,
+            storage=storage,
             random_warmup=True,
             workers=workers,
         )
+        self._collection = Collection(self, environment, settings)
         self.spaces: Spaces = examine(environment)[0]
         self.total_env_steps = total_env_steps
         self.warmup_env_steps = warmup_env_steps

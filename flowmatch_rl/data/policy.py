@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.data.base import epoch_batches
 from flowmatch_rl.data.collecting import NOTHING_COLLECTED, Collection
+from flowmatch_rl.data.collection_settings import CollectionSettings
 from flowmatch_rl.data.episodes import ActingModule, EpisodeData
 from flowmatch_rl.data.futures import FamilyReader
 from flowmatch_rl.data.online_phase import OnlinePhase, mix
@@ -368,21 +369,20 @@ class PolicyData(EpisodeData):
         collected_rows = max(1, self.batch_size - self._stored_rows)
         self._first_env_steps = online.first_env_steps(collected_rows, self.n_steps)
         online.num_updates(self._first_env_steps, world_size=1)
-        return Collection(
-            self,
-            self.environment,
-            self._first_env_steps,
-            online.updates_per_env_step,
-            collected_rows,
-            online.buffer_capacity,
-            online.num_envs,
-            online.parallel,
-            online.env_steps_per_collection,
-            self.n_steps,
-            online.checkpoint_replay,
-            online.storage,
+        settings = CollectionSettings(
+            warmup_env_steps=self._first_env_steps,
+            batch_size=collected_rows,
+            updates_per_env_step=online.updates_per_env_step,
+            buffer_capacity=online.buffer_capacity,
+            num_envs=online.num_envs,
+            parallel=online.parallel,
+            env_steps_per_collection=online.env_steps_per_collection,
+            n_steps=self.n_steps,
+            checkpoint_replay=online.checkpoint_replay,
+            storage=online.storage,
             random_warmup=False,
         )
+        return Collection(self, self.environment, settings)
 
     def _ready_reader(self) -> TransitionReader:
         if self._reader is None:
