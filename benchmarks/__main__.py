@@ -26,6 +26,7 @@ BENCHMARKS = (
     "critic_cost",
     "exact_resume",
     "checkpoint_kills",
+    "soak",
     "replay_checkpoint",
     "bandits",
     "estimator_dimensions",
