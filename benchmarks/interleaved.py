@@ -51,7 +51,7 @@ def seconds_per_step(
     """Median over the turns of the time of a step, by name.
 
     Args:
-        loops: The loops; each runs in a process of its own.
+        loops: The loops; each runs in a process of its own, those that it starts take turns with it.
         skipped: Steps of each loop before the first turn.
         turns: Turns of each loop.
         by_the_clock: Whether the time is that of the clock, not CPU time of the process of the loop alone.
@@ -80,36 +80,49 @@ def _stopped(loops: Mapping[Name, Loop], skipped: int) -> Iterator[dict[Name, tu
                 context.Value("d", 0.0, lock=False),
                 context.Value("d", 0.0, lock=False),
             )
-            process = context.Process(target=function, args=(progress, *arguments))
+            process = context.Process(target=_lead, args=(function, progress, *arguments))
             process.start()
             processes[name] = process, progress
             end = time.monotonic() + _PATIENCE_S
-            _run(process, lambda p=progress, end=end: p.steps.value >= skipped or time.monotonic() > end)
+            _wait(process, lambda p=progress, end=end: p.steps.value >= skipped or time.monotonic() > end)
+            _signal(process, signal.SIGSTOP)
             if progress.steps.value < skipped:
                 raise RuntimeError(f"{name} took {progress.steps.value} of {skipped} steps in {_PATIENCE_S:g} s")
         yield processes
     finally:
-        for process, _ in processes.values():
+        for process, progress in processes.values():
+            if progress.steps.value:
+                _signal(process, signal.SIGKILL)
             process.kill()
+
+
+def _lead(function: Callable[..., None], progress: Progress, *arguments: Any) -> None:
+    """A loop in a group of processes of its own."""
+    os.setsid()
+    function(progress, *arguments)
+
+
+def _signal(process: SpawnProcess, number: signal.Signals) -> None:
+    """Send a signal to the group of a loop that has begun."""
+    assert process.pid is not None
+    os.killpg(process.pid, number)
 
 
 def _turn(process: SpawnProcess, progress: Progress, by_the_clock: bool) -> tuple[int, float]:
     """Whole steps of a turn, at least one, and their time."""
     time_of_step = progress.clock_s if by_the_clock else progress.cpu_s
     before = progress.steps.value
-    _run(process, lambda: progress.steps.value > before, stops=False)  # this one began in an earlier turn
+    _signal(process, signal.SIGCONT)
+    _wait(process, lambda: progress.steps.value > before)  # this one began in an earlier turn
     first, began, end = progress.steps.value, time_of_step.value, time.monotonic() + _TURN_S
-    _run(process, lambda: time.monotonic() > end and progress.steps.value > first)
+    _wait(process, lambda: time.monotonic() > end and progress.steps.value > first)
+    _signal(process, signal.SIGSTOP)
     return progress.steps.value - first, time_of_step.value - began
 
 
-def _run(process: SpawnProcess, is_over: Callable[[], bool], stops: bool = True) -> None:
-    """Let a process continue until something is the case, and stop it if so wanted."""
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGCONT)
+def _wait(process: SpawnProcess, is_over: Callable[[], bool]) -> None:
+    """Wait until something is the case."""
     while not is_over():
         if not process.is_alive():
             raise RuntimeError(f"a loop ended with exit status {process.exitcode}")
         time.sleep(0.002)
-    if stops:
-        os.kill(process.pid, signal.SIGSTOP)

@@ -60,18 +60,20 @@ class Steps(Callback):
         self._progress.step()
 
 
-def ours(progress: Progress, task: str, overlay: str, precision: str, compile: bool, ahead: bool = False) -> None:
-    """Train for ever."""
+def ours(
+    progress: Progress, task: str, overlay: str, precision: str, compile: bool, more: tuple[str, ...] = ()
+) -> None:
+    """Train for ever, with more options of the command line."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         options = {
             "trainer.precision": precision,
             "trainer.default_root_dir": folder,
             "model.init_args.compile": compile,
-            "data.workers": "LocalProcesses" if ahead else "null",
         }
         files = [f"-c={CONF / file}" for file in (f"{task}.yaml", overlay)]
-        cli = FlowMatchCLI([*files, *COMMON, *(f"--{name}={value}" for name, value in options.items())], run=False)
+        set_options = [f"--{name}={value}" for name, value in options.items()]
+        cli = FlowMatchCLI([*files, *COMMON, *set_options, *more], run=False)
         cli.trainer.callbacks.append(Steps(progress))  # pyright: ignore[reportAttributeAccessIssue]
         cli.trainer.fit(cli.model, cli.datamodule)
 
