@@ -9,6 +9,17 @@ import numpy as np
 import torch
 
 
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of PyTorch, NumPy and Python.
+
+    Args:
+        seed: In [0, 2^32).
+    """
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
 def read_generators() -> dict[str, Any]:
     """States of the global generators of PyTorch, on the CPU and on each GPU in use, of NumPy and of Python."""
     kind, key, place, has_normal, normal = np.random.get_state()

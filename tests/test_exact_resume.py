@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from flowmatch_rl.callbacks import AtomicCheckpointIO, Checkpoints, LearningCurve, LossCurve
 from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.data import BanditData, DiskStorage, OfflineData, OnlineData, SampleData
+from flowmatch_rl.data import BanditData, DiskStorage, LocalProcesses, OfflineData, OnlineData, SampleData
 from flowmatch_rl.data.replay_log import FILES, Named, named_files
 from flowmatch_rl.data.tables.datasets import DensityTable
 from flowmatch_rl.envs import GymnasiumEnvironment
@@ -187,6 +187,19 @@ ONCE: dict[str, tuple[Callable[[Path], Any], type]] = {
             ),
         ),
         LossCurve,
+    ),
+    "soft, collected ahead": (
+        online(
+            SoftActorCritic,
+            soft.TINY,
+            n_steps=3,
+            num_envs=2,
+            env_steps_per_collection=4,
+            total_env_steps=36,
+            epoch_env_steps=8,
+            workers=LocalProcesses(),
+        ),
+        LearningCurve,
     ),
 }
 """Runs that are ended once."""

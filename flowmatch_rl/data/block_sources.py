@@ -7,14 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 
 from flowmatch_rl.batches import DONE, TRANSITION
-from flowmatch_rl.data.ahead import AheadCollector, CollectorWorkers, Recipe
+from flowmatch_rl.data.ahead import AheadCollector
 from flowmatch_rl.data.collection_settings import CollectionSettings
 from flowmatch_rl.data.collector import StepCollector
+from flowmatch_rl.data.collector_state import read_collector, write_collector
 from flowmatch_rl.data.episodes import EpisodeData
-from flowmatch_rl.envs.building import build_environment, read_environment, write_environment
+from flowmatch_rl.data.workers import CollectorWorkers, Recipe
+from flowmatch_rl.envs.building import build_environment
 from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.envs.states import UnknownStateError
 
@@ -32,11 +34,13 @@ class Beginning:
         seed: Seed of the environments.
         random_steps: Steps of this process before the policy acts.
         env_step: Number of an environment step for messages, given how many have been taken since.
+        state: State of the episodes that continue, see ``BlockSource.state_dict``; None for new ones.
     """
 
     seed: int
     random_steps: int
     env_step: Callable[[int], int]
+    state: dict[str, Any] | None
 
 
 class BlockSource(abc.ABC):
@@ -62,10 +66,6 @@ class BlockSource(abc.ABC):
     @abc.abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """The state of the environments and of their episodes; where it is not known, ``unknown``, the reason."""
-
-    @abc.abstractmethod
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the episodes of a known state, before the first block."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -98,6 +98,8 @@ class OwnBlocks(BlockSource):
             _ENTRIES,
             module.device,
         )
+        if beginning.state is not None:
+            write_collector(environment, self._collector, beginning.state)
 
     def block(self) -> TensorDictBase:
         """The next block."""
@@ -108,20 +110,9 @@ class OwnBlocks(BlockSource):
         if self._acts_in_chunks:
             return {"unknown": "the rest of a chunk of actions is not kept"}
         try:
-            state = read_environment(self._environment, self._collector.env)
+            return read_collector(self._environment, self._collector)
         except UnknownStateError as error:
             return {"unknown": f"its state cannot be kept, {error}"}
-        current = self._collector.current
-        place = None if current is None else dict(current.clone().flatten_keys("/").items())
-        return {"environment": state, "current": place}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put the environments into a state."""
-        env, current = self._collector.env, state_dict["current"]
-        write_environment(self._environment, env, state_dict["environment"])
-        if current is not None:
-            entries = {tuple(name.split("/")): value for name, value in current.items()}
-            self._collector.current = TensorDict(entries, env.batch_size, device=env.device)
 
     def close(self) -> None:
         """Close the environments."""
@@ -155,7 +146,8 @@ class WorkerBlocks(BlockSource):
         sizes = settings.num_envs // number, settings.steps_per_env, random_steps
         seeds = [(beginning.seed + 104_729 * index) % 2**31 for index in range(number)]
         recipes = [Recipe(module.builder, environment, *sizes, _ENTRIES, seed) for seed in seeds]
-        self._collector = AheadCollector(workers, recipes, module.state_dict(), module.device, updates)
+        weights = module.state_dict()
+        self._collector = AheadCollector(workers, recipes, weights, module.device, updates, beginning.state)
         self.ages = self._collector.ages
 
     def block(self) -> TensorDictBase:
@@ -166,11 +158,11 @@ class WorkerBlocks(BlockSource):
         return block
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the workers collect on."""
-        return {"unknown": "workers beside it collect"}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: there is no known state."""
+        """The states of the workers after the block in the making, for which it waits, and that block."""
+        try:
+            return self._collector.state_dict()
+        except UnknownStateError as error:
+            return {"unknown": str(error)}
 
     def close(self) -> None:
         """End the workers."""

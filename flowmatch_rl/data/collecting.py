@@ -152,11 +152,14 @@ class Collection:
             return f"it ran in {self._saved_processes} processes, now in {self._data.world_size}"
         if "unknown" in held:
             return held["unknown"]
-        return "" if held["recipe"] == self._recipe else "the run that is resumed has another environment"
+        return "" if held["recipe"] == self._recipe else "the run that is resumed has another environment or workers"
 
     @property
     def _recipe(self) -> str:
-        return f"{self._settings.num_envs} x {self._environment!r}"
+        """What must be alike for episodes to continue."""
+        workers = self._settings.workers
+        beside = "" if workers is None else f" by {workers.number} workers"
+        return f"{self._settings.num_envs} x {self._environment!r}{beside}"
 
     def _total_env_steps(self, local: int) -> int:
         """Environment steps of all processes, when this one has taken a number of them."""
@@ -212,15 +215,12 @@ class Collection:
         remaining = max(0, self._local_warmup() - before) if settings.random_warmup else 0
         # The seed depends on the step as well, so that a resumed run does not see its first episodes again.
         seed = process_seed(torch.initial_seed(), self._data.rank, before) % 2**31
-        beginning = Beginning(seed, remaining, lambda taken: self._total_env_steps(before + taken))
+        beginning = Beginning(seed, remaining, lambda taken: self._total_env_steps(before + taken), self._held)
         parts = self._data, self._environment, settings
         with contextlib.nullcontext() if self._held is None else kept_generators():
             if settings.workers is None:
-                source = OwnBlocks(*parts, beginning)
+                self._source = OwnBlocks(*parts, beginning)
             else:
-                source = WorkerBlocks(*parts, settings.workers, beginning, lambda: self._batches)
-            self._source = source
-            if self._held is not None:
-                source.load_state_dict(self._held)
-                self._held = None
-        return source
+                self._source = WorkerBlocks(*parts, settings.workers, beginning, lambda: self._batches)
+        self._held = None
+        return self._source

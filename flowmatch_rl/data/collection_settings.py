@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from flowmatch_rl.checks import UserError, check_range
-from flowmatch_rl.data.ahead import CollectorWorkers
 from flowmatch_rl.data.replay_storage import ReplayStorage
+from flowmatch_rl.data.workers import CollectorWorkers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.multiprocessing import get_context
 
 from flowmatch_rl.checks import RunError, UserError
-from flowmatch_rl.data.ahead import START_S, CollectorWorkers, Recipe, Worker
+from flowmatch_rl.data.workers import START_S, CollectorWorkers, Recipe, Worker
 
 _END_S = 5.0
 """Seconds for a process to end by itself."""
@@ -49,11 +49,11 @@ class _Process(Worker):
 
     def order(self) -> None:
         """Have it begin a block; a dead process is found by its missing answer."""
-        self._say(True)
+        self._say("block")
 
     def ask_to_end(self) -> None:
         """Let it end after its block."""
-        self._say(False)
+        self._say("end")
 
     def answer(self, timeout_s: float) -> dict[Any, Any] | Exception | str:
         """The entries of a block, an error of the environment, or what happened to a process that gives no answer."""
@@ -74,6 +74,21 @@ class _Process(Worker):
             return f"ended with exit status {self._process.exitcode}"
         return answer
 
+    def has_answer(self, timeout_s: float) -> bool:
+        """Whether there is an answer within some seconds; a process that is dead has one."""
+        return self._is_ready and self._connection.poll(timeout_s)
+
+    def state(self, timeout_s: float) -> bytes | Exception | str:
+        """Where it is after its last block; one that does not say so in time is ended."""
+        self._say("state")
+        try:
+            if self._connection.poll(timeout_s):
+                return self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            return "its process has ended"
+        self._process.kill()  # a late answer would be taken for another one
+        return f"it did not answer within {timeout_s:.1f} s"
+
     def kill(self) -> None:
         """End it at once."""
         self._process.kill()
@@ -86,9 +101,9 @@ class _Process(Worker):
         self._process.join(_END_S)
         self.kill()
 
-    def _say(self, goes_on: bool) -> None:
+    def _say(self, order: str) -> None:
         try:
-            self._connection.send(goes_on)
+            self._connection.send(order)
         except (BrokenPipeError, ConnectionResetError):
             return  # it has died; `answer` says so
 
@@ -100,8 +115,8 @@ def _collect(connection: multiprocessing.connection.Connection, recipe: Recipe, 
     try:
         acting = recipe.build()
         connection.send(None)
-        while connection.recv():
-            connection.send(acting.block(shared))
+        while (order := connection.recv()) != "end":
+            connection.send(acting.state() if order == "state" else acting.block(shared))
         acting.collector.shutdown()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the run is gone

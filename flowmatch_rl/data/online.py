@@ -9,11 +9,11 @@ from tensordict import TensorDictBase
 from torch.utils.data import DataLoader
 
 from flowmatch_rl.checks import UserError, check_range
-from flowmatch_rl.data.ahead import CollectorWorkers
 from flowmatch_rl.data.collecting import Collection
 from flowmatch_rl.data.collection_settings import CollectionSettings
 from flowmatch_rl.data.episodes import ActingModule, EpisodeData
 from flowmatch_rl.data.replay_storage import MemoryStorage, ReplayStorage
+from flowmatch_rl.data.workers import CollectorWorkers
 from flowmatch_rl.envs.building import Spaces, examine
 from flowmatch_rl.envs.environments import Environment, GymnasiumEnvironment
 

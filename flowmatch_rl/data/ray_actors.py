@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from flowmatch_rl.checks import RunError, UserError
-from flowmatch_rl.data.ahead import START_S, Acting, CollectorWorkers, Recipe, Worker
+from flowmatch_rl.data.workers import START_S, Acting, CollectorWorkers, Recipe, Worker
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class _Remote:
     def block(self, weights: Mapping[str, Tensor]) -> dict[Any, Any]:
         return self._acting.block(weights)
 
+    def state(self) -> Any:
+        return self._acting.state()
+
 
 class _Actor(Worker):
     """A handle of an actor."""
@@ -80,6 +83,17 @@ class _Actor(Worker):
             return f"ended: {' '.join(str(error).split())[:200]}"
         except self._ray.exceptions.RayTaskError as error:
             return error.cause if isinstance(error.cause, RunError | UserError) else error
+
+    def has_answer(self, timeout_s: float) -> bool:
+        """Whether there is an answer within some seconds; a dead actor has one."""
+        return bool(self._ray.wait([self._block], timeout=timeout_s)[0])
+
+    def state(self, timeout_s: float) -> bytes | Exception | str:
+        """Where it is after its last block."""
+        try:
+            return self._ray.get(self._handle.state.remote(), timeout=timeout_s)
+        except (self._ray.exceptions.GetTimeoutError, self._ray.exceptions.RayError) as error:
+            return " ".join(str(error).split())[:200]
 
     def kill(self) -> None:
         """End it at once."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ import pytest
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import nn
+from torch import Tensor, nn
 
 from flowmatch_rl.batches import DONE, TRANSITION
 from flowmatch_rl.checks import RunError, UserError
-from flowmatch_rl.data import OnlineData
-from flowmatch_rl.data.ahead import AheadCollector, CollectorWorkers, Recipe
+from flowmatch_rl.data import OnlineData, ahead
+from flowmatch_rl.data.ahead import AheadCollector
 from flowmatch_rl.data.collector_processes import LocalProcesses
+from flowmatch_rl.data.workers import CollectorWorkers, Recipe, Worker
 from flowmatch_rl.envs.environments import GymnasiumEnvironment
+from flowmatch_rl.envs.states import UnknownStateError
 from tests.data.test_online import build as online
+from tests.data.test_online import held
 from tests.toys import ConstantPolicy
 
 
@@ -107,22 +111,27 @@ def test_a_block_is_of_the_weights_with_which_the_one_before_was_taken(training:
     assert multiprocessing.active_children() == []
 
 
-def test_a_process_that_dies_or_hangs_is_replaced_and_reported_until_there_were_too_many(training, capsys) -> None:
-    collector = training.collector(LocalProcesses(timeout_s=1.0, max_restarts=2))
+def test_a_process_that_dies_is_replaced_and_one_that_hangs_has_no_state_until_there_were_too_many(
+    training, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(ahead, "STATE_S", 0.2)
+    collector = training.collector(LocalProcesses(timeout_s=1.0, max_restarts=1))
     observation = collector.block()["next", "observation"][:, -1]
-    for number, sent, words in ((1, signal.SIGKILL, "exit status -9"), (2, signal.SIGSTOP, "took more than 1 s")):
-        collector.block()
-        (process,) = multiprocessing.active_children()
-        os.kill(process.pid or 0, sent)
-        training.update()
-        block = take_two(collector)
-        assert collector.restarts == number
-        assert words in capsys.readouterr().out
-        assert not torch.equal(block["observation"][:, 0], observation), "another episode"
     (process,) = multiprocessing.active_children()
     os.kill(process.pid or 0, signal.SIGKILL)
-    with pytest.raises(RunError, match=r"Pendulum-v1 ended with exit status -9, after 2 were replaced, the most"):
-        take_two(collector)
+    training.update()
+    block = take_two(collector)
+    assert collector.restarts == 1
+    assert "exit status -9" in capsys.readouterr().out
+    assert not torch.equal(block["observation"][:, 0], observation), "another episode"
+    (process,) = multiprocessing.active_children()
+    collector.state_dict()  # its block has arrived
+    os.kill(process.pid or 0, signal.SIGSTOP)
+    collector.block()
+    with pytest.raises(UnknownStateError, match=r"did not end its block within 0\.2 s"):
+        collector.state_dict()
+    with pytest.raises(RunError, match=r"Pendulum-v1 took more than 1 s for a block, after 1 were replaced, the most"):
+        collector.block()
 
 
 def test_what_fails_in_a_process_is_raised_in_the_run_and_what_a_terminal_sends_ends_none(training) -> None:
@@ -138,25 +147,93 @@ def test_what_fails_in_a_process_is_raised_in_the_run_and_what_a_terminal_sends_
     assert collector.restarts == 0
 
 
-def test_no_transition_joins_the_steps_of_a_process_to_those_of_the_one_that_replaces_it() -> None:
-    data = online(n_steps=3, env_steps_per_collection=2, workers=LocalProcesses())
+class Immediate(Worker):
+    """Collects in this process when the answer is taken; ``is_dead`` says that it never will."""
+
+    def __init__(self, recipe: Recipe, weights: Mapping[str, Tensor]) -> None:
+        super().__init__(recipe)
+        self._acting, self._weights, self.is_dead = recipe.build(), weights, False
+
+    def order(self) -> None: ...
+
+    def answer(self, timeout_s: float) -> Any:
+        return "died" if self.is_dead else self._acting.block(self._weights)
+
+    def has_answer(self, timeout_s: float) -> bool:
+        return not self.is_dead
+
+    def state(self, timeout_s: float) -> Any:
+        return self._acting.state()
+
+    def kill(self) -> None: ...
+
+    def ask_to_end(self) -> None: ...
+
+    def end(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Here(CollectorWorkers):
+    """Workers in this process."""
+
+    begun: list[Immediate] = field(default_factory=list)
+
+    def begin(self, recipe: Recipe, weights: Mapping[str, Tensor]) -> Worker:
+        self.begun.append(Immediate(recipe, weights))
+        return self.begun[-1]
+
+
+def collected_here(**options: Any) -> tuple[OnlineData, list[Immediate]]:
+    workers = Here(options.pop("number", 1))
+    data = online(n_steps=3, workers=workers, **options)
     module: Any = data.trainer.lightning_module
     module.builder, module.state_dict = Still, dict
-    for _ in range(4):
-        data.next_batch()
-        (process,) = multiprocessing.active_children()
-        os.kill(process.pid or 0, signal.SIGKILL)
-        data.next_batch()
+    return data, workers.begun
+
+
+def test_no_transition_joins_the_steps_of_a_process_to_those_of_the_one_that_replaces_it() -> None:
+    data, workers = collected_here(env_steps_per_collection=2)
     data.next_batch()
-    assert data.replay is not None
-    begun, reached = (
-        data.replay["observation"],
-        data.replay["next", "observation"],
-    )  # steps so far, number of the episode
-    assert len(begun) >= 12
+    for number in range(1, 5):
+        while workers[-1].blocks < 3:
+            data.next_batch()
+        workers[-1].is_dead = True
+        while len(workers) == number:
+            data.next_batch()
+    data.next_batch()
+    rows = held(data)
+    begun, reached = rows["observation"], rows["next", "observation"]  # steps so far, mark of the episode
+    assert len(begun) > 20
     assert torch.equal(begun[:, 1], reached[:, 1])
-    assert torch.equal(reached[:, 0] - begun[:, 0], data.replay["length"].squeeze(-1).float())
-    data.teardown("fit")
+    assert torch.equal(reached[:, 0] - begun[:, 0], rows["length"].squeeze(-1).float())
+
+
+def test_a_checkpoint_without_the_block_of_a_dead_worker_says_so_and_the_run_continues() -> None:
+    data, workers = collected_here()
+    data.next_batch()
+    assert set(data.state_dict()["episodes"]) >= {"workers", "blocks", "age"}
+    data.next_batch()
+    workers[-1].is_dead = True
+    assert "did not end its block within 5 s" in data.state_dict()["episodes"]["unknown"]
+    for _ in range(3):
+        data.next_batch()
+    assert len(workers) == 2
+
+
+@pytest.mark.parametrize("changes", [{"number": 2}, {"workers": None}])
+def test_a_run_with_other_workers_begins_new_episodes(changes: dict[str, Any], capsys) -> None:
+    sizes = {"num_envs": 2, "env_steps_per_collection": 2}
+    data, _ = collected_here(**sizes)
+    data.next_batch()
+    fresh = online(n_steps=3, **sizes, **changes) if "workers" in changes else collected_here(**sizes, **changes)[0]
+    fresh.load_state_dict(data.state_dict())
+    assert "begins new episodes: the run that is resumed has another environment or workers" in capsys.readouterr().out
+    for _ in range(12):
+        fresh.next_batch()
+    rows = held(fresh)
+    assert len(rows) > len(held(data))
+    assert torch.equal(rows["observation"][:, 1], rows["next", "observation"][:, 1]), "steps that waited are dropped"
+    fresh.teardown("fit")
 
 
 def test_what_replaces_a_process_takes_the_random_steps_that_remain_in_other_episodes() -> None:
@@ -168,9 +245,11 @@ def test_what_replaces_a_process_takes_the_random_steps_that_remain_in_other_epi
 LEAVING = """
 import multiprocessing, os, signal, torch
 from flowmatch_rl.batches import TRANSITION
-from flowmatch_rl.data.ahead import AheadCollector, Recipe
+from flowmatch_rl.data.ahead import AheadCollector
+from flowmatch_rl.data.workers import Recipe
 from flowmatch_rl.data.collector_processes import LocalProcesses
 from flowmatch_rl.envs.environments import GymnasiumEnvironment
+from flowmatch_rl.envs.states import UnknownStateError
 from tests.data.test_collector_processes import Constant
 if __name__ == "__main__":
     recipe = Recipe(Constant, GymnasiumEnvironment("Pendulum-v1"), 1, 3, 0, TRANSITION, 0)

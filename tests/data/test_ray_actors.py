@@ -10,7 +10,8 @@ import torch
 from flowmatch_rl.batches import DONE, TRANSITION
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.data import RayActors
-from flowmatch_rl.data.ahead import AheadCollector, Recipe
+from flowmatch_rl.data.ahead import AheadCollector
+from flowmatch_rl.data.workers import Recipe
 from flowmatch_rl.envs.environments import GymnasiumEnvironment
 from tests.data.test_collector_processes import Constant, Training, take_two, values
 
