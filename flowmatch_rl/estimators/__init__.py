@@ -10,6 +10,7 @@ from flowmatch_rl.estimators.control_variates import (
     RegressControlVariate,
 )
 from flowmatch_rl.estimators.density import boltzmann_density
+from flowmatch_rl.estimators.local_mean import LocalMeanEstimator
 from flowmatch_rl.estimators.point_score import PointScoreEstimator
 from flowmatch_rl.estimators.posterior_mean import PosteriorMeanEstimator
 from flowmatch_rl.estimators.prior import MarginalProposal, PosteriorProposal, PriorMeanEstimator, PriorProposal
@@ -33,6 +34,7 @@ __all__ = [
     "FixedControlVariate",
     "GradientControlVariate",
     "LikelihoodProposal",
+    "LocalMeanEstimator",
     "MarginalProposal",
     "MixtureProposal",
     "NoControlVariate",

@@ -11,6 +11,7 @@ from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator, Pr
 from flowmatch_rl.estimators.chains import ChainState, ExpectedStates, Secants, langevin_proposal
 from flowmatch_rl.estimators.control_variates import ControlVariate, FisherControlVariate
 from flowmatch_rl.estimators.proposals import ProductProposal, Proposal
+from flowmatch_rl.estimators.stratified import choice
 from flowmatch_rl.estimators.weighted import mean_estimate
 from flowmatch_rl.paths import AffinePath, PathPoints, Source
 from flowmatch_rl.shapes import append_dims, check_shape
@@ -142,7 +143,7 @@ class ChainMeanEstimator(EndpointEstimator):
             correction = self.proposal.correction(x_0, x_1, source, x_t[:, None], alpha, sigma)
             weights = (starts.log_density - source.log_prob(x_0) + correction).softmax(1)
             secants = Secants.between(starts, starts.select(torch.zeros_like(starts.log_density[:, :1]).long()))
-            state = starts.select(_chosen(weights, chance[:, : self.num_chains]))
+            state = starts.select(choice(weights, chance[:, : self.num_chains]))
         else:
             state = ChainState.at(posterior, points.x_1[:, None])
             secants = Secants.between(state, state)  # of length zero: nothing is known yet
@@ -201,9 +202,3 @@ class ChainMeanEstimator(EndpointEstimator):
             secants = secants.then(Secants.between(new, state))
             state = new.where(taken, state)
         return average.result()
-
-
-def _chosen(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Indices (B, C) drawn by weights (B, M) that sum to 1 with uniform noise (B, C)."""
-    below = weights.cumsum(1)[:, None] < uniform[..., None]  # (B, C, M)
-    return below.sum(-1).clamp_max(weights.shape[1] - 1)

@@ -1,5 +1,6 @@
 """Metropolis-adjusted Langevin steps, their size, and the points that chains of them are averaged over."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -29,6 +30,12 @@ class ChainState:
         """The chains at points (B, C, D)."""
         return cls(x, *density(x))
 
+    @classmethod
+    def cat(cls, parts: "Sequence[ChainState]") -> "ChainState":
+        """All chains of several, in their order."""
+        x, log_density, score = zip(*((s.x, s.log_density, s.score) for s in parts), strict=True)
+        return cls(torch.cat(x, 1), torch.cat(log_density, 1), torch.cat(score, 1))
+
     def select(self, index: Tensor) -> "ChainState":
         """The chains with indices (B, M) in 0, ..., C - 1."""
         rows = index[..., None].expand(-1, -1, self.x.shape[-1])
@@ -47,14 +54,25 @@ Scale: TypeAlias = Tensor
 """Standard deviation of a step in each coordinate, shape (B, 1, D)."""
 
 
+def langevin_drift(score: Tensor, scale: Scale, limit: Tensor) -> Tensor:
+    """Where a step of Langevin diffusion leads on average, from the point: ``scale^2 score / 2``, clipped to a limit.
+
+    Args:
+        score: Gradient of the log-density at the point, shape (B, C, D).
+        scale: Standard deviation of the step, positive, shape (B, 1, D).
+        limit: Largest drift of a coordinate, positive, shape (B, 1, 1).
+    """
+    return (0.5 * scale.square() * score).maximum(-limit).minimum(limit)
+
+
 def langevin_proposal(
     state: ChainState, density: LogDensityAndScore, scale: Scale, limit: Tensor, z: Tensor
 ) -> tuple[ChainState, Tensor]:
     """One step of Langevin diffusion from each chain, and the probability at which Metropolis accepts it.
 
-    The step is normal, with standard deviation ``scale`` about ``x + drift``, where ``drift = scale^2 score / 2`` is
-    clipped to ``limit``. A chain that takes it at the returned probability, and stays where it is otherwise, leaves
-    the density invariant, whatever the scale, as long as that doesn't depend on the chain.
+    The step is normal, with standard deviation ``scale`` about ``x`` plus ``langevin_drift``. A chain that takes it at
+    the returned probability, and stays where it is otherwise, leaves the density invariant, whatever the scale, as long
+    as that doesn't depend on the chain.
 
     Args:
         state: Where the chains are.
@@ -69,13 +87,9 @@ def langevin_proposal(
     Reference:
         Roberts and Tweedie, Bernoulli 2 (1996), MALA and its truncated form.
     """
-
-    def drift(score: Tensor) -> Tensor:
-        return (0.5 * scale.square() * score).maximum(-limit).minimum(limit)
-
-    there = state.x + drift(state.score)
+    there = state.x + langevin_drift(state.score, scale, limit)
     new = ChainState.at(density, there + scale * z)
-    back = (state.x - new.x - drift(new.score)) / scale
+    back = (state.x - new.x - langevin_drift(new.score, scale, limit)) / scale
     log_ratio = new.log_density - state.log_density + 0.5 * (z.square() - back.square()).sum(-1)
     # A density of zero, or one that overflows, at the new point is never accepted.
     return new, log_ratio.nan_to_num(nan=-torch.inf).clamp_max(0.0).exp()
@@ -146,7 +160,5 @@ class ExpectedStates:
 
     def result(self) -> tuple[ChainState, Tensor]:
         """All N points of all chains, and their weights (B, N), which sum to 1."""
-        parts = zip(*((s.x, s.log_density, s.score) for s in self._states), strict=True)
-        x, log_density, score = (torch.cat(part, 1) for part in parts)
         weights = self._weights.flatten(1)
-        return ChainState(x, log_density, score), weights / weights.sum(1, keepdim=True)
+        return ChainState.cat(self._states), weights / weights.sum(1, keepdim=True)
