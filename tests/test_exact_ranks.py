@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from flowmatch_rl.checkpoints import read_checkpoint
+from flowmatch_rl.data.replay_log import named_files
 from flowmatch_rl.ranks import states_of_ranks
 from tests.cli.support import default_signals
 from tests.processes import in_processes
@@ -16,6 +17,9 @@ pytestmark = pytest.mark.ddp
 
 NAME = "soft, 3 steps"
 """Warm-up of 12 steps and 42 more, two for each update: an epoch has 7 updates, with two processes 4."""
+
+
+ON_DISK = "reverse flow, on disk"
 
 
 def last(folder: Path) -> Path:
@@ -32,6 +36,7 @@ def train(folder: Path) -> None:
     fit(NAME, parts, ends_at=9, how="kill", resumes=True, **two)
     fit(NAME, parts, resumes=True, **two)
     fit(NAME, folder / "more", resumes=True, **two)
+    fit(ON_DISK, folder / "disk", ends_at=10, resumes=True, **two)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +44,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ranks")
     with default_signals():
         fit(NAME, path / "more", ends_at=9)
+        fit(ON_DISK, path / "disk", ends_at=9)
     shutil.copy(last(path / "more"), path / "single.ckpt")
+    (path / "disk_alone.rows").write_bytes(b"".join(stored(path / "disk")))
     for rank, ended in enumerate(in_processes("tests.test_exact_ranks:train", path)):
         assert ended.code == 0, ended.err
-        assert ended.out.count("begins new episodes") == (rank == 0)  # the one that a single process began
-        assert ended.out.count("transitions of 1 processes are divided among 2") == (rank == 0)
+        assert ended.out.count("begins new episodes") == 2 * (rank == 0)  # those that a single process began
+        assert ended.out.count("transitions of 1 processes are divided among 2") == 2 * (rank == 0)
     return path
+
+
+def stored(folder: Path) -> list[bytes]:
+    """The transitions that a checkpoint names, of each process one after the other."""
+    rows = [torch.cat(list(named.read(0, len(named)))) for named in named_files(last(folder))]  # pyright: ignore
+    return [row["next", "observation"].numpy().tobytes() for part in rows for row in part]
 
 
 def test_a_run_of_two_processes_that_is_ended_and_resumed_is_the_run_that_was_never_ended(folder: Path) -> None:
@@ -86,3 +99,24 @@ def test_a_run_of_one_process_continues_in_two_for_the_steps_that_remain(folder:
     # Three of seven updates in the second epoch are two of four; two updates of it remain, and four of the last.
     assert env_steps(last(folder / "more")) == 12 + 10 * 2 + (2 + 4) * 2 * 2
     assert [int(row["env_steps"]) for row in End.of(folder / "more").curve] == [26, 40, 56]
+
+
+def test_a_buffer_on_a_disk_is_divided_among_more_processes_and_joined_again(folder: Path, capsys) -> None:
+    alone = (folder / "disk_alone.rows").read_bytes()
+    both = stored(folder / "disk")
+    size = len(both[0])
+    rows = {alone[first : first + size] for first in range(0, len(alone), size)}
+    assert len(rows) == 13
+    assert rows < set(both)  # the second process has a part of them, and none is lost
+    assert len(set(both)) == len(both)
+    first, second = named_files(last(folder / "disk"))
+    assert second.folder.name == "rank_1"
+    assert min(len(first), len(second)) > 6
+    (last(folder / "disk").parent / "best.ckpt").unlink()  # it needs files of both processes
+    with default_signals():
+        fit(ON_DISK, folder / "disk", resumes=True)
+    assert f"{len(both)} transitions of 2 processes are divided among 1" in capsys.readouterr().out
+    (named,) = named_files(last(folder / "disk"))
+    assert named.folder.name == "rank_0"
+    assert not list((folder / "disk" / "replay" / "rank_1").iterdir())
+    assert len(named) == len(set(stored(folder / "disk"))) == 13

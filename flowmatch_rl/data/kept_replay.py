@@ -74,7 +74,7 @@ class KeptReplay:
         if self.buffer is not None and len(self.buffer):
             log = self._ready_log()
             log.save(self.buffer)
-            log.prune(self._data.checkpoint_folders)
+            log.prune(self._data.checkpoint_folders, self._folders_of_no_process())
         return {FILES: self._log.held.state_dict()} if self._log is not None and len(self._log.held) else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -120,6 +120,11 @@ class KeptReplay:
         if self._log is None:
             self._log = ReplayLog(self._folder / f"rank_{self._data.rank}")
         return self._log
+
+    def _folders_of_no_process(self) -> list[Path]:
+        """Folders of processes of an earlier run in more of them, which the first process looks after."""
+        known = {self._folder / f"rank_{rank}" for rank in range(self._data.world_size)}
+        return [path for path in self._folder.glob("rank_*") if path not in known] if self._data.rank == 0 else []
 
     @property
     def _folder(self) -> Path:

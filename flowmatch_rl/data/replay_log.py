@@ -154,20 +154,22 @@ class ReplayLog:
         # Together: a run that is interrupted here writes the same rows again, to other files.
         self.held, self._seen = Named(kept.folder, tuple(names), tuple(counts), dropped), buffer.added
 
-    def prune(self, folders: Sequence[Path]) -> None:
+    def prune(self, checkpoints: Sequence[Path], others: Sequence[Path] = ()) -> None:
         """Delete the files that neither this buffer nor a checkpoint needs; none where a checkpoint cannot be read.
 
         Args:
-            folders: Folders of checkpoints.
+            checkpoints: Folders of checkpoints.
+            others: Folders of files of processes that are no more.
         """
-        unused = {path.name for path in self.held.folder.glob("*.pt")} - set(self.held.names)
-        checkpoints = [path for folder in folders for path in folder.glob("*.ckpt")] if unused else []
+        files = {path.name: path for folder in (self.held.folder, *others) for path in folder.glob("*.pt")}
+        unused = files.keys() - set(self.held.names)
+        paths = [path for folder in checkpoints for path in folder.glob("*.ckpt")] if unused else []
         try:
-            unused = unused.difference(*(self._needs(path) for path in checkpoints))
+            unused = unused.difference(*(self._needs(path) for path in paths))
         except UserError:
             return  # it may be of use once it can be read, such as one that names a class of the user's
         for name in unused:
-            (self.held.folder / name).unlink()
+            files[name].unlink()
 
     def _needs(self, checkpoint: Path) -> set[str]:
         """Names of the files that a checkpoint names."""
