@@ -1,6 +1,7 @@
 """Workers that are actors of Ray, on this machine or others."""
 
 import importlib
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,12 @@ from torch import Tensor
 
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.data.workers import START_S, Acting, CollectorWorkers, Recipe, Worker
+
+CONNECT_S = 10.0
+"""Seconds in which something must answer at the address of a cluster; Ray itself would try for minutes."""
+
+_WORDS = ("auto", "local")
+_WANTED = "wanted auto, host:port or ray://host:port of a running cluster, or null to start Ray on this machine"
 
 
 @dataclass(frozen=True)
@@ -22,11 +29,19 @@ class RayActors(CollectorWorkers):
         number: Workers of each rank; ``num_envs`` is a multiple of it.
         timeout_s: Seconds for a block, positive.
         max_restarts: Workers that are replaced, at most, before the run ends with an error; at least 0.
-        address: Address of a running cluster, such as ``auto`` or ``ray://head:10001``; None to start Ray on this
-            machine.
+        address: Address of a running cluster, such as ``auto``, ``head:6379`` or ``ray://head:10001``, where it must
+            answer within 10 s; None to start Ray on this machine.
+
+    Raises:
+        UserError: If a number is out of its range, or the address is none.
     """
 
     address: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.address not in (None, *_WORDS):
+            _host_and_port(self.address)
 
     def begin(self, recipe: Recipe, weights: Mapping[str, Tensor]) -> Worker:
         """Start an actor.
@@ -39,11 +54,31 @@ class RayActors(CollectorWorkers):
         except ModuleNotFoundError as error:
             raise UserError("RayActors needs Ray: pip install 'flowmatch_rl[ray]'") from error
         if not ray.is_initialized():
+            if self.address not in (None, *_WORDS):
+                _await_answer(self.address)
             try:
                 ray.init(address=self.address, log_to_driver=False, include_dashboard=False, configure_logging=False)
             except (ConnectionError, ValueError) as error:
-                raise UserError(f"found no Ray cluster at address {self.address}: {error}") from error
+                raise UserError(f"found no Ray cluster at address {self.address}: {error}; {_WANTED}") from error
         return _Actor(ray, recipe, weights)
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """The parts of an address of a machine."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise UserError(f"address must be that of a Ray cluster, got {address!r}; {_WANTED}")
+    return host.strip("[]"), int(port)
+
+
+def _await_answer(address: str) -> None:
+    """Raise unless something listens at the address of a machine."""
+    try:
+        socket.create_connection(_host_and_port(address), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"found no Ray cluster at address {address} within {CONNECT_S:g} s ({error}); {_WANTED}"
+        ) from error
 
 
 class _Remote:

@@ -14,6 +14,7 @@ from flowmatch_rl.data.ahead import AheadCollector
 from flowmatch_rl.data.workers import Recipe
 from flowmatch_rl.envs.environments import GymnasiumEnvironment
 from tests.data.test_collector_processes import Constant, Training, take_two, values
+from tests.processes import free_port
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 
@@ -64,3 +65,21 @@ def test_without_ray_the_extra_is_named(monkeypatch) -> None:
     recipe = Recipe(Constant, GymnasiumEnvironment("Pendulum-v1"), 1, 3, 0, (*TRANSITION, DONE), 0)
     with pytest.raises(UserError, match=r"pip install 'flowmatch_rl\[ray\]'"):
         RayActors().begin(recipe, {})
+
+
+@pytest.mark.parametrize("address", ["head", "head:", "http://head/x:1", "head:99999", ""])
+def test_what_is_no_address_is_refused_at_once(address: str) -> None:
+    with pytest.raises(UserError, match=rf"got '{address}'; wanted auto, host:port or ray://host:port"):
+        RayActors(address=address)
+
+
+@pytest.mark.parametrize("prefix", ["", "ray://"])
+def test_an_address_where_nothing_answers_is_refused_in_one_line_before_ray_tries(prefix: str, monkeypatch) -> None:
+    def unwanted(**_: object) -> None:
+        raise AssertionError("Ray would try for minutes")
+
+    monkeypatch.setattr(ray, "init", unwanted)
+    recipe = Recipe(Constant, GymnasiumEnvironment("Pendulum-v1"), 1, 3, 0, (*TRANSITION, DONE), 0)
+    address = f"{prefix}127.0.0.1:{free_port()}"
+    with pytest.raises(UserError, match=f"found no Ray cluster at address {address} within 10 s .*refused.*; wanted"):
+        RayActors(address=address).begin(recipe, {})
