@@ -23,6 +23,7 @@ from flowmatch_rl.estimators import (
     BlockMeanEstimator,
     ChainMeanEstimator,
     EndpointEstimator,
+    LocalMeanEstimator,
     PosteriorMeanEstimator,
     boltzmann_density,
 )
@@ -47,21 +48,25 @@ ESTIMATORS: dict[str, EndpointEstimator] = {
     "weighted, 100 samples (robust)": PosteriorMeanEstimator(100),
     "weighted, 16 samples (fast)": PosteriorMeanEstimator(16),
     "chain, 16": ChainMeanEstimator(16),
+    "local, 16": LocalMeanEstimator(16),
     "chain, 8": ChainMeanEstimator(8, num_starts=2),
     "chain from the endpoint, 16": ChainMeanEstimator(16, num_starts=0),
     "blocks from the endpoint, 16": BlockMeanEstimator(16),
 }
-ROBUST, FAST, CHAIN = tuple(ESTIMATORS)[:3]
+ROBUST, FAST, CHAIN, LOCAL = tuple(ESTIMATORS)[:4]
 SEEDS = (1, 2, 3)
 """Seed 0 chose the settings of the chains."""
 
 CASES: Sequence[tuple[Bandit, str, tuple[int, ...]]] = (
-    *((CorrelatedGaussians(38), name, SEEDS) for name in (CHAIN, FAST)),
+    *((CorrelatedGaussians(38), name, SEEDS) for name in (LOCAL, CHAIN, FAST)),
     (CorrelatedGaussians(38), ROBUST, (1,)),
-    *((CorrelatedGaussians(21), name, SEEDS) for name in (CHAIN, FAST)),
-    *((CorrelatedGaussians(6), name, SEEDS) for name in (CHAIN, ROBUST)),
+    *((CorrelatedGaussians(21), name, SEEDS) for name in (LOCAL, CHAIN)),
+    (CorrelatedGaussians(21), FAST, (1,)),
+    *((CorrelatedGaussians(6), name, (*SEEDS, 4, 5)) for name in (LOCAL, ROBUST)),
+    (CorrelatedGaussians(6), CHAIN, SEEDS),
     *((CorrelatedGaussians(6), name, (1,)) for name in ("chain from the endpoint, 16", "blocks from the endpoint, 16")),
-    *((CorrelatedGaussians(2), name, SEEDS) for name in (CHAIN, ROBUST)),
+    *((CorrelatedGaussians(2), name, SEEDS) for name in (LOCAL, CHAIN, ROBUST)),
+    (CorrelatedGaussians(2), FAST, SEEDS[:2]),
     *((Bimodal(38), name, (1,)) for name in (CHAIN, FAST)),
     *((Bimodal(6), name, (1,)) for name in (CHAIN, ROBUST)),
     *((Bimodal(2), name, (1,)) for name in (CHAIN, ROBUST)),
@@ -71,7 +76,7 @@ CASES: Sequence[tuple[Bandit, str, tuple[int, ...]]] = (
 
 def run() -> dict[str, Any]:
     """Train what is missing; one row per bandit and estimator."""
-    for place in range(len(SEEDS)):
+    for place in range(max(len(seeds) for _, _, seeds in CASES)):
         for bandit, name, seeds in CASES:
             if place < len(seeds):
                 trained(bandit, name, seeds[place])

@@ -18,8 +18,9 @@ from flowmatch_rl.estimators import (
     boltzmann_density,
 )
 from flowmatch_rl.estimators.stratified import latin_hypercube, systematic_choice
+from flowmatch_rl.evaluation.estimators import estimator_errors
 from flowmatch_rl.paths import AffinePath, CosineSchedule, PathPoints, Schedule, Squash, TanhSquash, UniformSource
-from flowmatch_rl.testbeds import CorrelatedGaussians
+from flowmatch_rl.testbeds import CorrelatedGaussians, FourModes
 from tests.combinations import each_pair, one_test
 from tests.families import SCHEDULES, SQUASHES
 from tests.oracles import F64, NORMAL, TWO_D, at, gaussian_density, normal, rmse, uniform
@@ -90,7 +91,7 @@ def test_paths_of_the_same_ratio_of_noise_to_data_give_the_same_means() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.25, 0.75])
-def test_many_samples_give_the_means_by_quadrature_whatever_part_are_steps(fraction: float) -> None:
+def test_many_samples_give_the_exact_means_whatever_part_are_steps(fraction: float) -> None:
     size, number, t = 400, 80, torch.full((400,), 0.4, dtype=F64)
     x_t = torch.tensor([[0.3, -0.4]], dtype=F64).expand(size, 2)
     exact = TWO_D.posterior_means(x_t[:1], t[:1], 1.0 - t[:1])[1]
@@ -145,6 +146,14 @@ def test_sixteen_evaluations_beat_sixteen_weighted_samples_and_a_chain_in_few_an
 def test_in_six_dimensions_sixteen_evaluations_beat_a_hundred_weighted_samples() -> None:
     local, weighted = correlated_errors(6, [LocalMeanEstimator(16), PosteriorMeanEstimator(100)])
     assert local < 0.95 * weighted
+
+
+def test_under_a_squash_it_beats_as_many_weighted_samples_by_quadrature() -> None:
+    estimators = {"local": LocalMeanEstimator(16), "weighted": PosteriorMeanEstimator(16)}
+    t = torch.tensor([0.3, 0.7, 0.9], dtype=F64)
+    found = estimator_errors(FourModes(), estimators, t, num_points=16, num_repeats=32)
+    assert (found["local"].rmse < torch.tensor([0.95, 0.7, 0.6]) * found["weighted"].rmse).all()
+    assert (found["local"].bias < 0.1).all()
 
 
 def test_a_density_a_hundred_times_as_narrow_is_sampled_by_the_same_settings() -> None:
