@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from dm_control import suite
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
 
 from benchmarks.interleaved import Loop, Progress, seconds_per_step
 from flowmatch_rl.cli import FlowMatchCLI
@@ -46,7 +47,7 @@ COMMON = [
 
 
 class Steps(Callback):
-    """Reports every batch of a training.
+    """Reports every update of a training.
 
     Args:
         progress: Where to.
@@ -55,8 +56,8 @@ class Steps(Callback):
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Report that one more begins."""
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Report that one more has its gradient."""
         self._progress.step()
 
 

@@ -46,11 +46,11 @@ def update_of(config: list[str], precision: str, compile: bool, device: str) -> 
     def update() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            loss = module.training_step(batch, 0)
+            loss = module.loss(batch)
         loss.backward()
-        module.configure_gradient_clipping(optimizer)
+        module.on_before_optimizer_step(optimizer)
         optimizer.step()
-        module.on_train_batch_end(None, batch, 0)
+        module.after_update()
 
     return update, module
 

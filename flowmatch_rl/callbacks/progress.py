@@ -8,6 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from flowmatch_rl.publishing import publish
+
 
 class CountsEnvSteps(Protocol):
     """A data module that counts environment steps."""
@@ -156,7 +158,7 @@ class Throughput(Callback):
     ) -> None:
         """Log the rates since the last time."""
         interval: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        if interval == 0 or (trainer.global_step % interval != 0 and self._last is not None):
+        if interval == 0 or (self._last is not None and trainer.global_step // interval == self._last[2] // interval):
             return  # 0 stands for no logging
         data = env_step_counter(trainer)
         now = (time.perf_counter(), _done(trainer), trainer.global_step)
@@ -167,7 +169,10 @@ class Throughput(Callback):
                 rates |= {"train/env_steps_per_s": (now[1] - self._last[1]) / seconds, "step": float(now[1])}
             if returns := getattr(trainer.datamodule, "recent_returns", ()):  # pyright: ignore[reportAttributeAccessIssue]
                 rates["train/episode_return"] = sum(returns) / len(returns)
-            pl_module.log_dict(rates)
+            if data is not None:
+                publish(pl_module, rates)
+            else:
+                pl_module.log_dict(rates)
         self._last = now
 
 

@@ -1,6 +1,7 @@
 """The common part of all data modules: ranks, the shared seed, and loaders of whole batches."""
 
 import abc
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.endings import SharedEnd, end_is_requested, mark_stage, settle_ending
+from flowmatch_rl.rounds import Round
 
 TEST_SEEDS = 1_000_000
 """Distance between the seeds of evaluations during training and of tests."""
@@ -25,17 +27,20 @@ class Batches(IterableDataset):
     Args:
         number: Batches per pass.
         make: Returns a batch, given its number in the pass. Its state outlives a pass.
+        per_round: Batches of an item of the pass, which is a ``Round`` of them unless it is 1.
 
     Attributes:
+        number: Batches per pass.
         made: Batches of the present pass made so far.
+        per_round: Batches of an item.
     """
 
-    def __init__(self, number: int, make: Callable[[int], Any]) -> None:
-        self._number, self._make = number, make
+    def __init__(self, number: int, make: Callable[[int], Any], per_round: int = 1) -> None:
+        self.number, self._make, self.per_round = number, make, per_round
         self.made = self._first = 0
 
     def __len__(self) -> int:
-        return self._number
+        return math.ceil(self.number / self.per_round)
 
     def __iter__(self) -> Iterator[Any]:
         self.made, self._first = self._first, 0
@@ -50,10 +55,20 @@ class Batches(IterableDataset):
         self._first = made
 
     def _rest(self) -> Iterator[Any]:
-        while self.made < self._number:
-            batch = self._make(self.made)
-            self.made += 1
-            yield batch
+        if self.per_round == 1:
+            while self.made < self.number:
+                yield self._next()
+            return
+        first = self.made
+        while first < self.number:
+            last = min(self.number, (first // self.per_round + 1) * self.per_round)
+            yield Round(last - first, lambda _: self._next())
+            first = last
+
+    def _next(self) -> Any:
+        batch = self._make(self.made)
+        self.made += 1
+        return batch
 
 
 class BatchLoader(DataLoader):
@@ -71,31 +86,38 @@ class BatchLoader(DataLoader):
 
     def state_dict(self) -> dict[str, int]:
         """The place."""
-        return {"made": self.dataset.made, "of": len(self.dataset), "processes": self.world_size}
+        data = self.dataset
+        place = {"made": data.made, "of": data.number, "processes": self.world_size}
+        return place if data.per_round == 1 else place | {"per_round": data.per_round}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Begin the next pass at a place."""
-        made, here = state_dict["made"], len(self.dataset)
-        length = state_dict.get("of", here)
+        made, here, per_round = state_dict["made"], self.dataset.number, self.dataset.per_round
+        length, moved = state_dict.get("of", here), state_dict.get("per_round", 1) != per_round
         if length != here and state_dict["processes"] != self.world_size:
             within = min(max(1, round(made * here / length)), here - 1)  # neither its beginning nor its end
-            made = within if 0 < made < length else made * here // length
-            if self.on_moved is not None:
-                self.on_moved(made)
+            made, moved = within if 0 < made < length else made * here // length, True
+        if moved and self.on_moved is not None:
+            self.on_moved(made // per_round if made < here else len(self.dataset))
         self.dataset.continue_at(made)
 
 
-def batch_loader(number: int, make: Callable[[int], Any]) -> BatchLoader:
+def batch_loader(number: int, make: Callable[[int], Any], per_round: int = 1) -> BatchLoader:
     """A loader that returns whole batches unchanged, and leaves the global random numbers alone.
 
     Args:
         number: Batches per pass.
         make: Returns a batch, a dictionary or a TensorDict, given its number in the pass.
+        per_round: Batches of an item, which is a ``Round`` of them unless it is 1.
     """
     # The default collate function cannot take a TensorDict apart.
     # Without a generator of its own each iterator would draw from the global one, and evaluation disturb training.
     return BatchLoader(
-        Batches(number, make), batch_size=None, collate_fn=_identity, num_workers=0, generator=torch.Generator()
+        Batches(number, make, per_round),
+        batch_size=None,
+        collate_fn=_identity,
+        num_workers=0,
+        generator=torch.Generator(),
     )
 
 
@@ -208,34 +230,37 @@ class DataModule(LightningDataModule, abc.ABC):
             )
         return torch.arange(self.rank, number, self.world_size)
 
-    def training_loader(self, num_updates: float, make: Callable[[int], Any]) -> DataLoader:
+    def training_loader(self, num_updates: float, make: Callable[[int], Any], per_round: int = 1) -> DataLoader:
         """Loader of one virtual epoch.
 
         Args:
             num_updates: Gradient steps of the whole run.
             make: Returns a batch, given its number in the epoch.
+            per_round: Batches of one step of the trainer, see ``Round``.
         """
-        return self.epoch_loader(epoch_batches(num_updates, self.num_epochs), make)
+        return self.epoch_loader(epoch_batches(num_updates, self.num_epochs), make, per_round)
 
-    def epoch_loader(self, number: int, make: Callable[[int], Any]) -> DataLoader:
+    def epoch_loader(self, number: int, make: Callable[[int], Any], per_round: int = 1) -> DataLoader:
         """Loader of a number of training batches.
 
         Args:
             number: Batches of one virtual epoch.
             make: Returns a batch, given its number in the epoch.
+            per_round: Batches of one step of the trainer, see ``Round``.
         """
-        loader = batch_loader(number, make if self.world_size == 1 else lambda place: self._joint_batch(make, place))
+        ends_here = per_round == 1 and self.world_size == 1  # Lightning ends a single process after each of its steps
+        loader = batch_loader(number, make if ends_here else lambda place: self._joint_batch(make, place), per_round)
         loader.world_size, loader.on_moved = self.world_size, self._move_progress
         return loader
 
     def _joint_batch(self, make: Callable[[int], Any], place: int) -> Any:
-        """A batch, if the processes do not end before it; a single process ends after an update, by Lightning."""
+        """A batch, if the processes do not end before it."""
         mark_stage()
         self.end_if_asked()
         return make(place)
 
     def _move_progress(self, made: int) -> None:
-        """Let the trainer count the batches of the present epoch from another place on."""
+        """Let the trainer count its steps of the present epoch from another place on."""
         assert self.trainer is not None
         current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         current.ready = current.started = current.processed = current.completed = made

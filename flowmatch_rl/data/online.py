@@ -16,6 +16,7 @@ from flowmatch_rl.data.replay_storage import MemoryStorage, ReplayStorage
 from flowmatch_rl.data.workers import CollectorWorkers
 from flowmatch_rl.envs.building import Spaces, examine
 from flowmatch_rl.envs.environments import Environment, GymnasiumEnvironment
+from flowmatch_rl.rounds import UPDATES_PER_ROUND
 
 
 class OnlineData(EpisodeData):
@@ -162,9 +163,10 @@ class OnlineData(EpisodeData):
             raise UserError(f"{type(module).__name__} imitates a data set; use PolicyData, got {type(self).__name__}")
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of transitions; collects as it goes."""
+        """Rounds of batches of transitions; collects as it goes."""
         local_steps = (self.total_env_steps - self.warmup_env_steps) / self.world_size
-        return self.training_loader(local_steps * self.updates_per_env_step, lambda _: self.next_batch())
+        num_updates = local_steps * self.updates_per_env_step
+        return self.training_loader(num_updates, lambda _: self.next_batch(), UPDATES_PER_ROUND)
 
     def evaluation_batches(self, number: int, seed: int) -> list[Callable[[], TensorDictBase]]:
         """Episodes alone."""

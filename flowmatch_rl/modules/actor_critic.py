@@ -23,6 +23,8 @@ from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, Normali
 from flowmatch_rl.modules.task_units import TaskUnits
 from flowmatch_rl.nets import update_ema
 from flowmatch_rl.objectives import ConstantTemperature, PolicyState, Temperature, temperature_loss
+from flowmatch_rl.publishing import publish
+from flowmatch_rl.rounds import Round
 
 _UNIT_INTERVAL = 64
 """Updates between two looks at the unit of returns, which wait for the device."""
@@ -102,6 +104,7 @@ class ActorCritic(PolicyModule, abc.ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As for any policy; refuse in one line what was trained in other units."""
         super().on_load_checkpoint(checkpoint)
+        _count_updates(checkpoint)
         self.units.check_state(checkpoint["state_dict"])
 
     @abc.abstractmethod
@@ -150,13 +153,25 @@ class ActorCritic(PolicyModule, abc.ABC):
             )
         self.units.take(getattr(self._trainer, "datamodule", None))
         super().on_fit_start()
+        self.automatic_optimization = False  # from here on: before, Lightning would refuse those options in other words
 
     def start_training(self) -> None:
         """Give a resumed run the learning rates that it states."""
         use_stated_options(self.trainer.optimizers[0], self.configure_optimizers())
 
-    def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
-        """All losses of one batch, summed."""
+    def training_step(self, batch: TensorDictBase | Round, batch_idx: int) -> None:
+        """Update for each of the batches, one after the other."""
+        batches = iter(batch if isinstance(batch, Round) else [batch])
+        most = self.trainer.max_steps
+        while most < 0 or self.global_step < most:
+            with torch.autocast(self.device.type, enabled=False):  # a round may collect
+                following = next(batches, None)
+            if following is None:
+                break
+            self._update(following)
+
+    def loss(self, batch: TensorDictBase) -> Tensor:
+        """All losses of one batch, summed; logs at the logging interval."""
         transition = read_transition(batch)
         self._measure(transition)
         losses, state = self.losses(transition)
@@ -171,12 +186,10 @@ class ActorCritic(PolicyModule, abc.ABC):
         if self.logs_after(self.global_step + 1):
             means = self.take_means(self.global_step + 1)
             self._warn_of_constant_critics()
-            bar = {name: means.pop(name) for name in self.loss_names.values()}
-            self.log_dict(means | {"step": self._env_steps()})
-            self.log_dict(bar, prog_bar=True)
+            publish(self, means | {"step": self._env_steps()}, self.loss_names.values())
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def after_update(self) -> None:
         """Update the target networks and the temperature; initialise the networks again where it is time."""
         update_ema(self.critics.target, self.critics.online, self.critics.critics.ema_decay)
         if self.log_temperature is not None:
@@ -225,7 +238,7 @@ class ActorCritic(PolicyModule, abc.ABC):
             groups.append({"name": "temperature", "params": [self.log_temperature], "lr": rate})
         return torch.optim.Adam(groups, fused=fuses_adam(self._trainer))
 
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient of each network by itself."""
         for group in optimizer.param_groups:
             norm = clip_gradient(group["params"], self.optimizer.max_gradient_norm)
@@ -244,6 +257,17 @@ class ActorCritic(PolicyModule, abc.ABC):
         """
         uniform = torch.rand(self.critics.online.num_members, device=next_action.device)
         return self.critics.loss(transition, next_action, bonus, self.critics.choose_members(uniform)).mean()
+
+    def _update(self, batch: TensorDictBase) -> None:
+        optimizer: Any = self.optimizers()
+
+        def closure() -> None:
+            loss = self.loss(batch)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+
+        optimizer.step(closure)
+        self.after_update()
 
     @torch.no_grad()
     def reset_networks(self) -> None:
@@ -294,3 +318,10 @@ class ActorCritic(PolicyModule, abc.ABC):
                 "lower optimizer.critic_learning_rate, or set optimizer.reset_interval",
                 stacklevel=2,
             )
+
+
+def _count_updates(checkpoint: dict[str, Any]) -> None:
+    """Let a checkpoint of version 0.2.0 continue, whose updates Lightning made by itself, and counted elsewhere."""
+    loops = checkpoint.get("loops", {}).get("fit_loop", {})
+    if (counted := loops.get("epoch_loop.manual_optimization.optim_step_progress")) is not None:
+        counted["total"] = {"ready": checkpoint["global_step"], "completed": checkpoint["global_step"]}

@@ -194,7 +194,7 @@ def test_entropy_is_estimated_only_where_it_is_wanted(monkeypatch) -> None:
         module.trainer = quiet_trainer()
         original = module.policy.log_prob
         monkeypatch.setattr(module.policy, "log_prob", lambda *a, count=count, f=original: count.append(1) or f(*a))
-        module.training_step(transitions(), 0)
+        module.loss(transitions())
         assert len(count) == calls, options
 
 
@@ -245,7 +245,7 @@ def test_every_composition_reaches_each_trained_parameter_and_no_lagging_one(nam
     module = build(**{"temperature": 1.0} | METHODS[name])
     module.trainer = quiet_trainer()
     torch.manual_seed(1)
-    loss = module.training_step(transitions(), 0)
+    loss = module.loss(transitions())
     assert torch.isfinite(loss)
     loss.backward()
     for key, parameter in module.named_parameters():
@@ -268,9 +268,9 @@ def test_critics_of_every_composition_learn_a_fixed_batch(name) -> None:
         transition = read_transition(batch)
         losses.append(float(module.losses(transition)[0]["critic"].detach()))
         optimizer.zero_grad()
-        module.training_step(batch, step).backward()
+        module.loss(batch).backward()
         optimizer.step()
-        module.on_train_batch_end(None, batch, step)
+        module.after_update()
     start = math.log(11) if name == "categorical" else losses[0]
     assert losses[-1] < 0.8 * start
     assert all(bool(torch.isfinite(weight).all()) for weight in module.state_dict().values())

@@ -88,12 +88,12 @@ def train(module: ActorCritic, batches: list[TensorDict]) -> list[float]:
     optimizer, losses = module.configure_optimizers(), []
     for step, batch in enumerate(batches):
         torch.manual_seed(step)
-        loss = module.training_step(batch, step)
+        loss = module.loss(batch)
         losses.append(float(loss))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.on_train_batch_end(None, batch, step)
+        module.after_update()
     return losses
 
 
@@ -257,7 +257,7 @@ def test_weights_of_samples_do_not_depend_on_the_unit_of_rewards_where_values_ar
                     critics.value_bias.mul_(factor)
             batch = with_rewards(transitions(), factor)
             torch.manual_seed(1)
-            module.training_step(batch, 0)
+            module.loss(batch)
             found[factor, normalisation] = float(module.means.take()["train/loss/policy"])
     assert found[64.0, SCALED] == pytest.approx(found[1.0, SCALED], rel=1e-4)
     assert abs(found[64.0, SEEN] / found[1.0, SEEN] - 1.0) > 0.01
@@ -269,7 +269,7 @@ def test_the_weight_of_flow_q_learning_is_in_units_of_the_rewards_too() -> None:
         with torch.no_grad():
             module.critics.online.value_weight.mul_(factor)
         torch.manual_seed(1)
-        module.training_step(with_rewards(transitions(), factor), 0).backward()
+        module.loss(with_rewards(transitions(), factor)).backward()
         return torch.cat([p.grad.flatten() for p in module.policy.parameters()])
 
     torch.testing.assert_close(policy_gradient(64.0, SCALED), policy_gradient(1.0, SCALED), rtol=1e-3, atol=1e-5)
@@ -316,7 +316,7 @@ def test_rewards_in_another_unit_are_learned_alike_to_the_last_digit(name: str) 
 @every_kind
 def test_no_value_changes_where_the_unit_does(name: str, head: ValueHead) -> None:
     module = build(name, normalisation=WHOLE, critics=critics_with(name, head), discount=0.75)
-    module.training_step(transitions(), 0)
+    module.loss(transitions())
     typical = 4.0 * float(transitions()["next", "reward"].square().mean().sqrt())  # 1 / (1 - discount) is 4
     assert 2.0**-0.5 * typical < float(module.units.returns.size) < 2.0**0.5 * typical
     observation, action = torch.randn(6, S), torch.rand(6, A)
@@ -362,7 +362,7 @@ def test_the_loss_and_the_steps_of_adam_follow_a_change_of_unit() -> None:
             optimizer.step()
             return loss.detach()
 
-        module.training_step(transitions(), 0)
+        module.loss(transitions())
         for _ in range(5):
             step()
         if changes:

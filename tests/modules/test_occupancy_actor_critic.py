@@ -65,7 +65,7 @@ def plain_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_loss_reaches_each_trained_parameter_and_no_other(step: int) -> None:
     module = build()
     module._step = step
-    module.training_step(batch(), 0).backward()
+    module.loss(batch()).backward()
     trained = {id(p) for group in module.configure_optimizers().param_groups for p in group["params"]}
     for key, parameter in module.named_parameters():
         assert (parameter.grad is not None) == (id(parameter) in trained), key

@@ -97,7 +97,7 @@ def build(name: str, **options: Any) -> Any:
 @every_module
 def test_loss_reaches_each_trained_parameter_and_no_other(name: str) -> None:
     module = build(name)
-    module.training_step(transitions(), 0).backward()
+    module.loss(transitions()).backward()
     trained = {id(p): p for group in module.configure_optimizers().param_groups for p in group["params"]}
     for key, parameter in module.named_parameters():
         has_gradient = parameter.grad is not None
@@ -122,7 +122,7 @@ def test_all_losses_fall_on_a_fixed_batch(name: str) -> None:
     module.means.add = record
     for step in range(200):
         torch.manual_seed(step % 10)
-        loss = module.training_step(batch, step)
+        loss = module.loss(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -188,7 +188,7 @@ def test_cloning_acts_as_the_data_do() -> None:
 def test_cloning_in_one_step_by_mean_flow() -> None:
     policy = FlowPolicyArchitecture(squash=ClipSquash(), network=NETWORK, sampler=AverageVelocitySampler(1))
     module = build("cloning", policy=policy, objective=MeanFlow())
-    module.training_step(transitions(), 0).backward()
+    module.loss(transitions()).backward()
     assert module.actor("eval")(torch.randn(4, S)).shape == (4, A)
 
 
@@ -322,9 +322,9 @@ def test_the_temperature_falls_until_the_divergence_is_met() -> None:
 def test_a_tuned_temperature_stays_positive() -> None:
     module = build("prior", temperature=DivergenceTemperature())
     module.log_temperature.data.fill_(-200.0)
-    module.on_train_batch_end(None, transitions(), 0)
+    module.after_update()
     assert 0.0 < float(module.temperature) == pytest.approx(1e-6)
-    assert module.training_step(transitions(), 0).isfinite()
+    assert module.loss(transitions()).isfinite()
 
 
 @pytest.mark.parametrize("rule", [1.0, DivergenceTemperature()])

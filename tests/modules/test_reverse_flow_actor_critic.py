@@ -76,12 +76,12 @@ def test_both_losses_fall_on_a_fixed_batch(seed) -> None:
     optimizer = module.configure_optimizers()
     for step in range(300):
         torch.manual_seed(step % 10)  # the same ten draws of noise again and again
-        loss = module.training_step(batch, step)
+        loss = module.loss(batch)
         optimizer.zero_grad()
         loss.backward()
-        module.configure_gradient_clipping(optimizer)
+        module.on_before_optimizer_step(optimizer)
         optimizer.step()
-        module.on_train_batch_end(None, batch, step)
+        module.after_update()
     for name in ("train/loss/critic", "train/loss/policy", "train/loss"):
         losses = recorded.steps[name]
         assert sum(losses[-10:]) < 0.7 * sum(losses[:10]), name
@@ -104,7 +104,7 @@ def test_both_losses_fall_on_a_fixed_batch(seed) -> None:
 )
 def test_loss_reaches_each_trained_parameter_and_no_lagging_one(options) -> None:
     module = build(temperature=1.0, **options)
-    loss = module.training_step(transitions(), 0)
+    loss = module.loss(transitions())
     assert loss.shape == ()
     loss.backward()
     trained = {id(p) for group in module.configure_optimizers().param_groups for p in group["params"]}
@@ -121,7 +121,7 @@ def test_loss_reaches_each_trained_parameter_and_no_lagging_one(options) -> None
 
 def test_single_transition_trains() -> None:
     module = build()
-    loss = module.training_step(transitions(size=1), 0)
+    loss = module.loss(transitions(size=1))
     assert torch.isfinite(loss)
 
 
@@ -203,7 +203,7 @@ def test_gradients_are_clipped_for_each_network_by_itself() -> None:
     for value, name in ((1e3, "critic"), (1e-4, "actor")):
         for parameter in groups[name]:
             parameter.grad = torch.full_like(parameter, value)
-    module.configure_gradient_clipping(optimizer, None, None)
+    module.on_before_optimizer_step(optimizer)
     norms = {name: torch.stack([p.grad.norm() for p in params]).norm() for name, params in groups.items()}
     torch.testing.assert_close(norms["critic"], torch.tensor(0.5), atol=1e-4, rtol=0)
     assert all(torch.equal(p.grad, torch.full_like(p, 1e-4)) for p in groups["actor"])
@@ -220,7 +220,7 @@ def test_lagging_critics_follow_after_a_step() -> None:
         for parameter in module.critics.online.parameters():
             parameter.add_(1.0)
     before = [p.clone() for p in module.critics.target.parameters()]
-    module.on_train_batch_end(None, None, 0)
+    module.after_update()
     for old, new in zip(before, module.critics.target.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.1)
 

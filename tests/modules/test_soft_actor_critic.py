@@ -29,12 +29,12 @@ def build(**options) -> SoftActorCritic:
 
 def step(module: SoftActorCritic, optimizer: torch.optim.Optimizer, batch: TensorDict, index: int = 0) -> None:
     """One update, as a trainer makes it."""
-    loss = module.training_step(batch, index)
+    loss = module.loss(batch)
     optimizer.zero_grad()
     loss.backward()
-    module.configure_gradient_clipping(optimizer)
+    module.on_before_optimizer_step(optimizer)
     optimizer.step()
-    module.on_train_batch_end(None, batch, index)
+    module.after_update()
 
 
 @pytest.mark.parametrize("squash", [TanhSquash(), NoSquash()], ids=repr)
@@ -86,7 +86,7 @@ def test_target_is_the_reward_and_the_value_with_the_entropy_of_the_next_action(
 
 def test_loss_reaches_each_trained_parameter_and_no_lagging_one() -> None:
     module = build()
-    module.training_step(transitions(), 0).backward()
+    module.loss(transitions()).backward()
     trained = {id(p) for group in module.configure_optimizers().param_groups for p in group["params"]}
     for name, parameter in module.named_parameters():
         if name.startswith("critics.target"):
@@ -101,7 +101,7 @@ def test_loss_reaches_each_trained_parameter_and_no_lagging_one() -> None:
 @pytest.mark.parametrize("size", [1, A, B])
 def test_batches_of_any_size_train(size) -> None:
     module = build()
-    assert torch.isfinite(module.training_step(transitions(size), 0))
+    assert torch.isfinite(module.loss(transitions(size)))
 
 
 @pytest.mark.parametrize(("target", "rises"), [(5.0, True), (-20.0, False)])

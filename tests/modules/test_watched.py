@@ -141,8 +141,8 @@ def test_an_update_waits_for_the_device_at_the_logging_interval_only(kind, monke
     with Waits() as needed:  # by a check inside torch, on the CPU alone
         module.losses(read_transition(batch))
     with Waits() as waits:
-        module.training_step(batch, 0).backward()
-        module.on_train_batch_end(None, batch, 0)
+        module.loss(batch).backward()
+        module.after_update()
     assert waits.number == needed.number
 
 
@@ -162,9 +162,9 @@ def test_a_critic_that_has_become_constant_is_warned_about_once_by_its_number(ki
 def test_a_critic_is_not_called_constant_where_its_inputs_are(kind) -> None:
     module = build(kind)
     module.trainer = quiet_trainer()
-    module.training_step(transitions()[[0, 0]], 0)
+    module.loss(transitions()[[0, 0]])
     assert module.critics.constant_members() == []
-    module.training_step(transitions()[:1], 0)
+    module.loss(transitions()[:1])
     assert module.critics.constant_members() == []
 
 
