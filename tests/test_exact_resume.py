@@ -56,13 +56,14 @@ class EndsAt(Callback):
 
     Args:
         update: Number of the update; None for no end.
-        how: ``system``, ``kill``, or ``user`` for an interrupt in the evaluation that follows.
+        how: ``system``, ``kill``, ``user`` for an interrupt in the evaluation that follows, ``late`` for a kill after
+            its checkpoint.
     """
 
     def __init__(self, update: int | None, how: str) -> None:
         self.update, self.how = update, how
 
-    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
         if trainer.global_step == self.update and self.how == "kill":
             raise KilledError
         if (
@@ -71,6 +72,10 @@ class EndsAt(Callback):
             and trainer.global_rank == trainer.world_size - 1
         ):
             signal.raise_signal(signal.SIGTERM)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == self.update and self.how == "late":
+            raise KilledError
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -223,17 +228,16 @@ def fit(
         default_root_dir=folder,
         max_epochs=3,
         accelerator="cpu",
-        logger=False,
         log_every_n_steps=5,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
         plugins=[AtomicCheckpointIO()],
         callbacks=[Checkpoints(keep_every=keep_every), curve(), EndsAt(ends_at, how)],
-        **options,
+        **{"logger": False} | options,
     )
     last = last or folder / "checkpoints" / "last.ckpt" if resumes else None
-    endings = {"system": SIGTERMException, "kill": KilledError, "user": SystemExit}
+    endings = {"system": SIGTERMException, "kill": KilledError, "late": KilledError, "user": SystemExit}
     with contextlib.nullcontext() if ends_at is None else pytest.raises(endings[how]):
         trainer.fit(module, data, ckpt_path=last, weights_only=True if resumes else None)
 
@@ -295,6 +299,15 @@ def test_a_run_that_is_ended_and_resumed_is_the_run_that_was_never_ended(name: s
     assert difference(got.state, wanted.state) == ""
     assert got.curve == wanted.curve
     assert len(wanted.curve) == 3
+
+
+@pytest.mark.parametrize("name", ["flow", "soft, 3 steps"])
+def test_so_is_a_run_that_is_killed_after_its_last_evaluation(name: str, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fit(name, whole)
+    fit(name, parts, ends_at=21, how="late")
+    fit(name, parts, resumes=True)
+    assert difference(End.of(parts).state, End.of(whole).state) == ""
 
 
 @pytest.mark.parametrize("name", ONCE)

@@ -20,6 +20,7 @@ from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.envs.open_loop import OpenLoop
 from flowmatch_rl.envs.rendered import RenderedEnvironment
 from flowmatch_rl.envs.rollouts import roll_out_episodes
+from flowmatch_rl.rounds import UPDATES_PER_ROUND
 
 _MOST_COPIES = 32
 """Copies of the environment that an evaluation steps together; one of a robot with meshes takes some 200 MB."""
@@ -30,9 +31,11 @@ class ActingModule(Protocol):
 
     Attributes:
         learns_from_rewards: Whether training uses rewards; otherwise it imitates a data set.
+        takes_rounds: Whether a step of the trainer may hold several updates, see ``Round``.
     """
 
     learns_from_rewards: ClassVar[bool]
+    takes_rounds: ClassVar[bool]
 
     @property
     def takes_goals(self) -> bool:
@@ -215,6 +218,11 @@ class EpisodeData(DataModule, abc.ABC):
         for env in self._evaluation_envs.values():
             env.close(raise_if_closed=False)
         self._evaluation_envs = {}
+
+    @property
+    def _per_round(self) -> int:
+        """Updates of a step of the trainer."""
+        return UPDATES_PER_ROUND if self.trainer is not None and self.module.takes_rounds else 1
 
     def _loader(self, number: int, seed: int) -> DataLoader:
         makers = self.evaluation_batches(number, seed)

@@ -16,7 +16,6 @@ from flowmatch_rl.data.replay_storage import MemoryStorage, ReplayStorage
 from flowmatch_rl.data.workers import CollectorWorkers
 from flowmatch_rl.envs.building import Spaces, examine
 from flowmatch_rl.envs.environments import Environment, GymnasiumEnvironment
-from flowmatch_rl.rounds import UPDATES_PER_ROUND
 
 
 class OnlineData(EpisodeData):
@@ -166,7 +165,7 @@ class OnlineData(EpisodeData):
         """Rounds of batches of transitions; collects as it goes."""
         local_steps = (self.total_env_steps - self.warmup_env_steps) / self.world_size
         num_updates = local_steps * self.updates_per_env_step
-        return self.training_loader(num_updates, lambda _: self.next_batch(), UPDATES_PER_ROUND)
+        return self.training_loader(num_updates, lambda _: self.next_batch(), self._per_round)
 
     def evaluation_batches(self, number: int, seed: int) -> list[Callable[[], TensorDictBase]]:
         """Episodes alone."""

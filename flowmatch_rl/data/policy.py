@@ -203,10 +203,10 @@ class PolicyData(EpisodeData):
         return lines
 
     @property
-    def total_updates(self) -> int | None:
-        """Gradient steps of a run of two phases, whose epochs differ in length; None where they do not."""
+    def total_updates(self) -> int:
+        """Gradient steps of the run, whose phases have epochs of different lengths."""
         if self.online is None:
-            return None
+            return self._offline_updates
         return self._offline_updates + (self.num_epochs - self._offline_epochs) * self._online_batches()
 
     @property
@@ -261,13 +261,15 @@ class PolicyData(EpisodeData):
         """Batches of transitions, see ``batches.read_transition``; collects as it goes in the online phase."""
         if self._collection is not None and self.trainer and self.trainer.current_epoch >= self._offline_epochs:
             collection = self._collection
-            return self.epoch_loader(self._online_batches(), lambda _: self._mixed_batch(collection))
+            return self.epoch_loader(self._online_batches(), lambda _: self._mixed_batch(collection), self._per_round)
         reader, family = self._ready_reader(), self._family
         if family is None:
-            return self.epoch_loader(self._offline_batches, lambda _: reader.take())
+            return self.epoch_loader(self._offline_batches, lambda _: reader.take(), self._per_round)
         seed = process_seed(self.common_seed, self.rank)
         return self.epoch_loader(
-            self._offline_batches, lambda _: family.add_to(reader.take(), seed, reader.sampler.drawn)
+            self._offline_batches,
+            lambda _: family.add_to(reader.take(), seed, reader.sampler.drawn),
+            self._per_round,
         )
 
     def goal_table(self, number: int) -> Tensor:

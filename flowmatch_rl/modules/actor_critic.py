@@ -56,6 +56,8 @@ class ActorCritic(PolicyModule, abc.ABC):
         UserError: If a number is out of its range.
     """
 
+    takes_rounds: ClassVar = True
+
     progress_metrics: ClassVar = (
         ("return", "val/return_mean"),
         ("critic", "train/loss/critic"),

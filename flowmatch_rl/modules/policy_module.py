@@ -32,6 +32,7 @@ class PolicyModule(WatchedModule, abc.ABC):
 
     Attributes:
         learns_from_rewards: Whether training uses rewards; otherwise it imitates a data set.
+        takes_rounds: Whether a step of the trainer may hold several updates, see ``Round``.
         observation_dim: Dimension S of the observation.
         action_dim: Dimension A of the action.
         policy: The policy.
@@ -41,6 +42,7 @@ class PolicyModule(WatchedModule, abc.ABC):
     """Entry of a checkpoint that names the class of the module; the word is that of the first versions."""
 
     learns_from_rewards: ClassVar[bool] = True
+    takes_rounds: ClassVar[bool] = False
     observation_dim: int
     action_dim: int
     policy: LatentPolicy

@@ -30,7 +30,7 @@ class SingleOptimizer(WatchedModule, abc.ABC):
     def start_training(self) -> None:
         """Give a resumed run the weight decay that it states."""
         stated: Any = self.configure_optimizers()
-        use_stated_options(self.trainer.optimizers[0], stated)
+        use_stated_options(self.trainer.optimizers[0], stated, ["weight_decay"])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate of this update."""

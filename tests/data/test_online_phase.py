@@ -60,6 +60,7 @@ def build(path: str, epoch: int = OFFLINE_EPOCHS, world_size: int = 1, **options
     module = SimpleNamespace(
         device=torch.device("cpu"),
         learns_from_rewards=True,
+        takes_rounds=False,
         takes_goals=False,
         collection_policy=policy,
         check_finite=lambda: None,
