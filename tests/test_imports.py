@@ -29,6 +29,8 @@ GROUND = {
     "redaction",
     "ranks",
     "endings",
+    "rounds",
+    "publishing",
 }
 MATH = {
     "paths",
@@ -58,6 +60,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "trust": ({"checks"}, {"torch", "yaml"}),
     "checkpoints": ({"checks", "trust"}, {"torch"}),
     "endings": (set(), set()),
+    "rounds": (set(), set()),
+    "publishing": (set(), {"torch", "lightning"}),
     "ranks": ({"checks", "checkpoints", "files"}, {"torch"}),
     "schema": ({"checks"}, {"torch"}),
     "batches": ({"types", "shapes", "checks"}, {"torch", "tensordict"}),
