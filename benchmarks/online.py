@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.comparisons import last_step, rate, recorded, train
 from flowmatch_rl.experiments.runs import RETURN, Run
 
-COMPARISONS = ("pendulum", "control_suite", "lean", "paper_recipe", "estimators")
+COMPARISONS = ("pendulum", "control_suite", "lean", "lean_and_sac", "paper_recipe", "estimators")
 RECORDS = Path(__file__).parent / "online"
 
 
