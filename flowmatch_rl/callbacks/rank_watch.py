@@ -13,10 +13,19 @@ from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed import DistError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from flowmatch_rl.checks import check_range
-from flowmatch_rl.endings import SharedEnd, mark_stage, progress
+from flowmatch_rl.endings import (
+    SharedEnd,
+    end_evaluation,
+    evaluation_is_ending,
+    mark_stage,
+    progress,
+    settle_evaluation,
+)
 
 LOOK_S = 1.0
 """Seconds between two looks at the other processes. Looks are counted, not seconds: a stopped machine is not late."""
@@ -117,6 +126,9 @@ class RankWatch(Callback):
     they have come. A process that another one has started, as Lightning's launcher does, is named at once when it ends,
     with its exit status or signal; others within 30 seconds. A single process has nothing to watch.
 
+    A termination signal ends an evaluation of several processes at once, see ``endings.end_evaluation``: by Lightning
+    the process that it reaches would talk to the others from within the handler, and wait for them.
+
     Args:
         timeout_s: Seconds without progress of any process, after which the one that is behind is named and the run
             ends. More than the longest pause in which no update ends and no environment takes a step, such as the
@@ -131,7 +143,7 @@ class RankWatch(Callback):
         self._world_size, self._is_first_of_node = 1, True
         self._judge = Judge(0, 1, timeout_s)
         self._left: str | None = None
-        self._has_told = False
+        self._has_told = self._trains = False
         self._done = threading.Event()
         self._statuses: list[Status] = []
         self._thread: threading.Thread | None = None
@@ -143,6 +155,7 @@ class RankWatch(Callback):
         self._rank, self._world_size = trainer.global_rank, trainer.world_size
         self._is_first_of_node = trainer.local_rank == 0
         strategy: Any = trainer.strategy
+        self._trains = stage == "fit"
         if self._store is None:
             self._store = _shared_store(strategy, trainer.is_global_zero)
         self._rounds, self._beat, self._left, self._done = self._rounds + 1, 0, None, threading.Event()
@@ -155,6 +168,21 @@ class RankWatch(Callback):
         for rank, status in enumerate(self._statuses):
             if self._rank != rank:
                 threading.Thread(target=self._await_child, args=(rank, status.pid, self._done), daemon=True).start()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let signals end the ``validate`` command; a training ends after an update."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.on_test_start(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let signals end all processes."""
+        if trainer.world_size > 1:
+            launcher: Any = trainer.strategy.launcher
+            end_evaluation(lambda number: None if launcher is None else launcher.kill(number), SIGTERMException)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let signals end all processes."""
+        self.on_test_start(trainer, pl_module)
 
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Say that a batch is there."""
@@ -199,6 +227,7 @@ class RankWatch(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Be done; the first process, which holds the store, when all others are."""
+        settle_evaluation()
         if self._thread is None or self._done.is_set():
             return
         self._left = ""
@@ -249,11 +278,11 @@ class RankWatch(Callback):
         speaks = self._rank == 0 or (culprit == 0 and (self._rank == 1 or self._is_first_of_node))
         if not speaks and message:
             done.wait(GRACE_S)
-        if done.is_set():
+        if done.is_set() or evaluation_is_ending():
             return
         if speaks and message:
-            text = f"flowmatch-rl: error: {message}; the last checkpoint stays, resume with --ckpt_path last"
-            print(text, file=sys.stderr, flush=True)
+            text = f"{message}; the last checkpoint stays" + (", resume with --ckpt_path last" if self._trains else "")
+            print(f"flowmatch-rl: error: {text}", file=sys.stderr, flush=True)
             with contextlib.suppress(DistError):
                 self._has_told = True
                 self._say()

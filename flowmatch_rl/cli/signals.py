@@ -11,6 +11,8 @@ from types import FrameType
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from flowmatch_rl.cli.messages import print_error
+from flowmatch_rl.endings import evaluation_is_ending
 from flowmatch_rl.envs.watchdog import listening
 
 
@@ -23,17 +25,28 @@ class Ending:
         is_updating: Tells whether an update is under way, the end of which the user's first interrupt waits for.
         may_end_at_once: Tells whether SIGTERM need not wait for anything.
         has_begun: Whether SIGTERM has ended the run at once.
+        remark: What to say of a run that it ends; empty where a checkpoint is written, which says so itself.
     """
 
     number: signal.Signals = signal.SIGTERM
     is_updating: Callable[[], bool] = lambda: False
     may_end_at_once: Callable[[], bool] = lambda: True
     has_begun: bool = False
+    remark: str = ""
 
     @property
     def status(self) -> int:
         """Exit status."""
         return 128 + self.number
+
+    @property
+    def status_of_others(self) -> int:
+        """Exit status of another process than the first, which hears of its end, or else must be ended by Lightning."""
+        return 0 if not self.remark or evaluation_is_ending() else self.status
+
+    def said(self, status: int) -> int:
+        """The exit status of a run that has ended, once it is said."""
+        return print_error(self.remark, status) if self.remark else status
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import shlex
 import signal
 import time
 from collections.abc import Iterable
@@ -82,13 +83,18 @@ def train(command: str, args: list[str]) -> int:
         try:
             FlowMatchCLI([command, *args], ending=ending)
         except SIGTERMException:
-            # The first process may have more to write, and the status of the run is its own: Lightning kills it as soon
-            # as another one ends with another status than 0.
-            return ending.status if rank_zero_only.rank == 0 else 0  # pyright: ignore[reportFunctionMemberAccess]
+            # The status is that of the first process, which Lightning kills as soon as another one ends with not 0.
+            return ending.said(ending.status) if _is_first() else ending.status_of_others
         except SystemExit as end:
             # Lightning ends an interrupted run with status 1, from inside the handler of the interruption.
-            return 128 + signal.SIGINT if isinstance(end.__context__, KeyboardInterrupt) else int(end.code or 0)
+            if not isinstance(end.__context__, KeyboardInterrupt):
+                return int(end.code or 0)
+            return ending.said(128 + signal.SIGINT) if _is_first() else 128 + signal.SIGINT
     return 0
+
+
+def _is_first() -> bool:
+    return rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]
 
 
 class FlowMatchCLI(LightningCLI):
@@ -238,7 +244,10 @@ class FlowMatchCLI(LightningCLI):
         kwargs["callbacks"] = [*bar, *_as_list(options.get("callbacks")), *callbacks]
         trainer: Any = super().instantiate_trainer(**kwargs)
         # Several processes end together, where Lightning lets them.
-        self._ending.may_end_at_once = lambda: trainer.world_size == 1 and not trainer.training
+        if self.subcommand not in (None, "fit"):
+            self._ending.remark = f"interrupted; repeat with: flowmatch-rl {shlex.join(self._given)}"
+        is_fit = self.subcommand == "fit"
+        self._ending.may_end_at_once = lambda: not is_fit or (trainer.world_size == 1 and not trainer.training)
         for logger in trainer.loggers:
             if isinstance(logger, Tracker):
                 name = f"{label}/{time.strftime(RUN_TIME) if chosen else folder.name}"
@@ -264,6 +273,7 @@ class FlowMatchCLI(LightningCLI):
         """Test the trained policy, draw it, film it, and print the summary."""
         trainer: Any = self.trainer
         self._ending.is_updating = lambda: False
+        self._ending.remark = "interrupted in the test after training; the last checkpoint is complete"
         if not trainer.fast_dev_run and trainer.state.finished:
             # The last policy: the best of several evaluations on ten episodes is a matter of luck as well.
             trainer.test(self.model, datamodule=self.datamodule, verbose=False)
@@ -284,7 +294,7 @@ class FlowMatchCLI(LightningCLI):
 
     def _claim(self, folder: Path) -> None:
         """Keep other runs out of the folders, on the first process: the others belong to the same run."""
-        if rank_zero_only.rank == 0:  # pyright: ignore[reportFunctionMemberAccess]
+        if _is_first():
             fits = self.subcommand == "fit"
             chosen = self._section(self.config_init)["checkpoints"].dirpath
             checkpoints = Path(chosen) if chosen else folder / "checkpoints"

@@ -14,7 +14,7 @@ from torchrl.envs import EnvBase
 
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.endings import mark_action
-from flowmatch_rl.envs.watchdog import CallTimeout, run_is_ending, watched
+from flowmatch_rl.envs.watchdog import CallTimeout, ends_run, watched
 
 
 class MisfitError(Exception):
@@ -58,7 +58,7 @@ class Guard:
         except (UserError, RunError):
             raise
         except (Exception, CallTimeout, SystemExit) as error:
-            if isinstance(error, SystemExit) and run_is_ending():
+            if ends_run(error):
                 raise
             message = self._message(method, error)
             if self.reports is None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-from flowmatch_rl.endings import ending_is_shared
+from flowmatch_rl.endings import ending_is_shared, note_ending
 
 POLL_S = 0.25
 """Seconds between two looks at the running call. Looks are counted, not seconds: a stopped process is not late."""
@@ -82,7 +82,10 @@ class _Watchdog:
     def _watch(self) -> None:
         while True:
             if select.select([self._signals], [], [], POLL_S)[0]:
-                came = set(os.read(self._signals, 64)) & set(_ENDING)
+                signals = set(os.read(self._signals, 64))
+                if signals & {signal.SIGINT, *_ENDING}:
+                    note_ending()
+                came = signals & set(_ENDING)
                 if came and self.looks_since_signal is None and not ending_is_shared():
                     self.looks_since_signal = 0
                 continue
@@ -159,9 +162,15 @@ def watched(label: str, method: str, timeout_s: float | None, report: Callable[[
         _watchdog.call = outer
 
 
-def run_is_ending() -> bool:
-    """Whether the system has asked for the end, and calls that go on are ended."""
-    return _watchdog.is_ending
+def ends_run(error: BaseException) -> bool:
+    """Whether an error in a call is the end of the run that the system has asked for, and not one of the call's own.
+
+    Args:
+        error: What was raised.
+    """
+    if not isinstance(error, SystemExit):
+        return False
+    return _watchdog.is_ending or (_watchdog.ending is not SystemExit and isinstance(error, _watchdog.ending))
 
 
 def listening(ending: type[BaseException]) -> contextlib.AbstractContextManager[None]:

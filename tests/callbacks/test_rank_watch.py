@@ -76,6 +76,11 @@ class Trouble(Callback):
                 raise RunError("the robot has fallen over")
             time.sleep(300.0)
 
+    def on_test_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_rank == (0 if self.kind == "test first" else 1):
+            signal.raise_signal(signal.SIGTERM)
+            raise AssertionError("the process goes on after the signal")
+
 
 def troubled(folder: Path) -> None:
     module, data = flow(folder)
@@ -91,7 +96,7 @@ def troubled(folder: Path) -> None:
         enable_model_summary=False,
         callbacks=[Trouble(folder.name), RankWatch(timeout_s=4.0 if folder.name == "hang" else 60.0)],
     )
-    trainer.fit(module, data)
+    (trainer.test if folder.name.startswith("test") else trainer.fit)(module, data)
 
 
 def error_lines(text: str) -> list[str]:
@@ -103,6 +108,7 @@ def error_lines(text: str) -> list[str]:
     ("kind", "words"),
     [
         ("hang", "rank 1 of 2 keeps the others waiting: no progress for 4 s"),
+        ("test", "rank 1 of 2 failed: it was ended by SIGTERM; the last checkpoint stays"),
         pytest.param("fail", "rank 1 of 2 failed: the robot has fallen over", marks=pytest.mark.slow),
         pytest.param("kill", "rank 1 of 2 has said nothing for 5 s: it was killed", marks=pytest.mark.slow),
     ],
@@ -116,6 +122,18 @@ def test_the_other_process_ends_and_says_who_is_to_blame(kind: str, words: str, 
     (line,) = error_lines(first.err)
     assert words in line
     assert error_lines(second.err) == []
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_a_signal_to_the_first_process_of_a_test_ends_the_other(tmp_path: Path) -> None:
+    (tmp_path / "test first").mkdir()
+    started = time.monotonic()
+    first, second = in_processes("tests.callbacks.test_rank_watch:troubled", tmp_path / "test first", timeout=120.0)
+    assert time.monotonic() - started < 110.0
+    assert first.code == second.code == 1
+    assert "SIGTERMException: it was ended by SIGTERM" in first.err
+    assert len(error_lines(second.err)) < 2  # it may have heard of the end, or found the first one gone
 
 
 @pytest.mark.ddp

@@ -9,9 +9,11 @@ import time
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.envs import GymnasiumEnvironment, build_environment, examine, watchdog
+from flowmatch_rl.envs.guard import Guard
 from flowmatch_rl.envs.watchdog import CallTimeout, listening, watched
 from tests.envs.odd_environments import PREFIX
 
@@ -75,6 +77,15 @@ def test_calls_of_other_threads_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert ended == [True]
+
+
+def test_the_end_of_the_run_that_a_handler_raises_within_a_step_is_no_error_of_the_environment() -> None:
+    guard = Guard("Robot")
+    with listening(SIGTERMException):
+        with pytest.raises(SIGTERMException), guard("step"):
+            raise SIGTERMException
+        with pytest.raises(RunError, match="Robot raised SystemExit in step"), guard("step"):
+            raise SystemExit(3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
