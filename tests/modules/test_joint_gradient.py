@@ -1,6 +1,9 @@
 """The gradient of two processes is that of one process on the batches of both."""
 
+import contextlib
+import itertools
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,11 +15,27 @@ from torch import Tensor
 
 from flowmatch_rl.batches import SAMPLE, SOURCE
 from flowmatch_rl.data.base import batch_loader
-from flowmatch_rl.modules import FlowMatchingModel
+from tests.modules import test_reverse_flow_actor_critic as reverse
+from tests.modules import test_soft_actor_critic as soft
+from tests.modules.occupancy_toys import occupancy, segments
 from tests.modules.test_flow_matching import model
 from tests.processes import in_processes
 
-ROWS = 12
+ROWS = 14
+"""No other dimension of what is drawn is a multiple of 7."""
+
+
+def pairs() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {name: torch.randn(ROWS, 2, generator=generator) for name in (SAMPLE, SOURCE)}
+
+
+MODULES: dict[str, tuple[Callable[[], LightningModule], Callable[[], Any]]] = {
+    "flow": (model, pairs),
+    "soft": (soft.build, lambda: reverse.transitions(ROWS)),
+    "reverse flow": (reverse.build, lambda: reverse.transitions(ROWS)),
+    "occupancy": (occupancy, lambda: segments(ROWS)),
+}
 
 
 class Gradient(Callback):
@@ -24,17 +43,48 @@ class Gradient(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self.found = {
-            name: weight.grad.clone() for name, weight in pl_module.named_parameters() if weight.requires_grad
+            name: weight.grad.clone() for name, weight in pl_module.named_parameters() if weight.grad is not None
         }
 
 
-def gradient(folder: Path, rank: int = 0, world_size: int = 1) -> tuple[dict[str, Tensor], FlowMatchingModel]:
-    """Gradient of the first update on the rows of one of several processes, under fixed noise and times."""
-    generator = torch.Generator().manual_seed(1)
-    own = slice(rank, None, world_size)
-    sample, source = (torch.randn(ROWS, 2, generator=generator)[own] for _ in range(2))
-    times = torch.rand(1, ROWS, generator=generator)[:, own]
-    module, kept = model(), Gradient()
+@contextlib.contextmanager
+def noise_of_rows(rank: int, world_size: int) -> Iterator[None]:
+    """Random numbers that belong to the rows of the joined batch, whichever process draws them."""
+    calls, own = itertools.count(), ROWS // world_size
+
+    def drawn(draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        """Numbers of the own rows, along the dimension that has as many entries, or several times as many."""
+        generator = torch.Generator().manual_seed(next(calls))
+        dim = next((dim for dim, size in enumerate(shape) if size % own == 0), None)
+        if dim is None:
+            return draw(shape, generator=generator)
+        before, times, after = shape[:dim], shape[dim] // own, shape[dim + 1 :]
+        whole = draw((*before, times, ROWS, *after), generator=generator)
+        return whole.movedim(dim + 1, 0)[rank::world_size].movedim(0, dim + 1).reshape(shape)
+
+    def of_shape(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *size, **_: drawn(draw, tuple(size[0] if isinstance(size[0], tuple) else size))
+
+    randn, rand = torch.randn, torch.rand
+    with (
+        mock.patch("torch.randn", of_shape(randn)),
+        mock.patch("torch.rand", of_shape(rand)),
+        mock.patch("torch.randn_like", lambda like: drawn(randn, tuple(like.shape))),
+        mock.patch("torch.rand_like", lambda like: drawn(rand, tuple(like.shape))),
+    ):
+        yield
+
+
+def gradient(name: str, folder: Path, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+    """Gradient of the first update on the rows of one of several processes, and the weights after it."""
+    build, joined = MODULES[name]
+    batch = joined()
+    part = (
+        {key: rows[rank::world_size] for key, rows in batch.items()}
+        if isinstance(batch, dict)
+        else batch[rank::world_size]
+    )
+    module, kept = build(), Gradient()
     trainer = Trainer(
         default_root_dir=folder,
         max_steps=1,
@@ -47,24 +97,33 @@ def gradient(folder: Path, rank: int = 0, world_size: int = 1) -> tuple[dict[str
         enable_model_summary=False,
         callbacks=[kept],
     )
-    with mock.patch("torch.rand", lambda *size, **_: times.expand(*size)):
-        trainer.fit(module, batch_loader(1, lambda _: {SAMPLE: sample, SOURCE: source}))
-    return kept.found, module
+    with noise_of_rows(rank, world_size):
+        trainer.fit(module, batch_loader(1, lambda _: part))
+    return {"gradient": kept.found, "weights": dict(module.state_dict())}
 
 
 def write(folder: Path) -> None:
     rank = int(os.environ["LOCAL_RANK"])
-    found, module = gradient(folder, rank, 2)
-    torch.save({"gradient": found, "weights": module.state_dict()}, folder / f"gradient{rank}.pt")
+    torch.save({name: gradient(name, folder, rank, 2) for name in MODULES}, folder / f"gradients{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("gradients")
+    for ended in in_processes("tests.modules.test_joint_gradient:write", folder):
+        assert ended.code == 0, ended.err
+    return [torch.load(folder / f"gradients{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 @pytest.mark.ddp
-def test_two_processes_have_the_gradient_of_one_on_the_joined_batch(tmp_path: Path) -> None:
-    for ended in in_processes("tests.modules.test_joint_gradient:write", tmp_path):
-        assert ended.code == 0, ended.err
-    wanted, module = gradient(tmp_path)
-    first, second = (torch.load(tmp_path / f"gradient{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert max(float(part.abs().max()) for part in wanted.values()) > 1e-3
-    for got in (first, second):
-        torch.testing.assert_close(got["gradient"], wanted, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(first["weights"], dict(module.state_dict()), rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("name", MODULES)
+def test_two_processes_have_the_gradient_of_one_on_the_joined_batch(name: str, found, tmp_path: Path) -> None:
+    wanted = gradient(name, tmp_path)
+    networks = {weight.partition(".")[0] for weight in wanted["gradient"]}
+    for network in networks:
+        largest = max(float(part.abs().max()) for key, part in wanted["gradient"].items() if key.startswith(network))
+        assert largest > 1e-3, network
+    assert len(networks) == {"soft": 3, "reverse flow": 2}.get(name, 1), networks
+    for rank in (0, 1):
+        torch.testing.assert_close(found[rank][name]["gradient"], wanted["gradient"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[0][name]["weights"], wanted["weights"], rtol=1e-3, atol=1e-5)
