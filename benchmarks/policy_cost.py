@@ -1,7 +1,7 @@
 """What an update of the lean preset costs against its sizes, and a decision of trained policies on one state.
 
-The sizes are changed one at a time; updates are in float32 on a fixed batch, in CPU time of one thread, and the
-dimensions are those of real tasks. Decisions are those of ``load_policy``, eager and compiled.
+The sizes are changed one at a time; updates are in float32 on a fixed batch, and the dimensions are those of real
+tasks. Decisions are those of ``load_policy``, eager and compiled. All in CPU time of one thread.
 """
 
 import tempfile
@@ -75,7 +75,7 @@ def run(rounds: int = 5) -> dict[str, Any]:
     decisions: dict[str, Callable[[], object]] = {}
     for name, overlay in DECIDING.items():
         decisions[f"{name}, eager"], decisions[f"{name}, compiled"] = _policies(overlay)
-    taken = milliseconds(decisions, rounds, 100, time.perf_counter)
+    taken = milliseconds(decisions, rounds, 100, time.process_time)
     least = taken["lean, compiled"]
     rows += [{"what": f"decision: {name}", "ms": ms, "ratio": ms / least} for name, ms in taken.items()]
     return {"title": "Cost of an update and of a decision by size", "threads": 1, "rows": rows}
