@@ -158,6 +158,7 @@ def test_processes_of_an_occupancy_end_with_equal_weights_from_different_rows_an
     assert first["out"].count("distance  ") == 1
 
 
+@pytest.mark.slow  # a second proof of what those of the flow and of the occupancy show
 def test_processes_of_a_one_step_model_end_with_equal_weights_from_different_rows_and_noise(tmp_path) -> None:
     args = dynamics_arguments(
         "fit",
