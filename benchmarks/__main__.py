@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parent
 BENCHMARKS = (
     "update_speed",
     "training_speed",
+    "trainer_overhead",
     "collecting_ahead",
     "policy_cost",
     "critic_cost",
