@@ -1,10 +1,12 @@
 """An hour of training with all of it on: whether memory, handles and the time of a step stay as they are.
 
-Two ranks (gloo), each with a process that collects a block ahead and a replay buffer on a disk, which is full after the
-first minutes; an evaluation, a video and a checkpoint after every 1,000 environment steps, each tenth of which is kept
-(the newest three); metrics go to a server of MLflow. Every ten seconds the processes of the run, without the server's,
-are looked at: resident memory (pages that processes share count in each), open files and sockets, threads, and CPU
-seconds; steps are those of the metrics. The first sixth of the time is not counted. Draws ``docs/soak.png``.
+Two ranks (gloo), each with a process that collects a block ahead and a replay buffer on a disk, which is full after
+the first minutes; an evaluation, a video and a checkpoint after every 1,000 environment steps, each tenth of which is
+kept (the newest three); metrics go to a server of MLflow. Every ten seconds the processes of the run, without the
+server's, are looked at: resident memory (pages that processes share count in each), open files and sockets, threads,
+and CPU seconds; steps are those of the metrics. Each look also takes the CPU time of some work that is always the
+same, by which the time of a step is divided as well: the speed of a processor that others share changes. The first
+sixth of the time is not counted. Draws ``docs/soak.png``.
 """
 
 import bisect
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from benchmarks.tracking_outage import serving
 from flowmatch_rl.callbacks.journal import METRICS, journals, read_entries
@@ -44,6 +47,7 @@ class Sample:
         threads: Threads.
         processes: Processes.
         cpu_s: CPU seconds so far.
+        work_s: CPU seconds of the work that is always the same.
     """
 
     time_s: float
@@ -52,6 +56,7 @@ class Sample:
     threads: int
     processes: int
     cpu_s: float
+    work_s: float
 
 
 def run(minutes: float = 60.0) -> dict[str, Any]:
@@ -87,7 +92,17 @@ def look_at(pid: int, time_s: float) -> Sample | None:
         cpu = sum(sum(each.cpu_times()[:4]) for each in family)
     except psutil.NoSuchProcess:
         return None
-    return Sample(time_s, memory / 1e6, handles, threads, len(family), cpu)
+    return Sample(time_s, memory / 1e6, handles, threads, len(family), cpu, same_work())
+
+
+def same_work() -> float:
+    """CPU seconds of some products of matrices as large as those of the run."""
+    torch.set_num_threads(1)
+    batch, weights = torch.ones(256, 128), torch.ones(128, 128)
+    began = time.process_time()
+    for _ in range(200):
+        torch.relu(batch @ weights)
+    return time.process_time() - began
 
 
 def steps_by_time(folder: Path, began: float) -> list[tuple[float, int]]:
@@ -106,14 +121,19 @@ def rows(samples: list[Sample], steps: list[tuple[float, int]]) -> list[dict[str
     per_step = [
         1e3 * (samples[last].cpu_s - samples[first].cpu_s) / (counts[last] - counts[first]) for first, last in pairs
     ]
+    work = [statistics.fmean(each.work_s for each in samples[first : last + 1]) for first, last in pairs]
+    relative = [step / (1e3 * each) for step, each in zip(per_step, work, strict=True)]
+    ends = [times[last] for _, last in pairs]
     curves: dict[str, tuple[list[float], list[float]]] = {
         "resident memory, MB": (times, [sample.memory_mb for sample in samples]),
         "open files and sockets": (times, [float(sample.handles) for sample in samples]),
         "threads": (times, [float(sample.threads) for sample in samples]),
-        "CPU time of a step, ms": ([times[last] for _, last in pairs], per_step),
+        "CPU time of a step, ms": (ends, per_step),
+        "CPU time of a step, in that of the same work": (ends, relative),
     }
     figure = new_figure(9.0, 5.0, "")
-    for axes, (name, (when, values)) in zip(figure.subplots(2, 2).ravel(), curves.items(), strict=True):
+    drawn = {name: curve for name, curve in curves.items() if name != "CPU time of a step, ms"}
+    for axes, (name, (when, values)) in zip(figure.subplots(2, 2).ravel(), drawn.items(), strict=True):
         axes.plot([each / 60.0 for each in when], values, color=BLUE)
         axes.set_ylim(0.0, 1.25 * max(values))
         tidy(axes, "minutes", name)
