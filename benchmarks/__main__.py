@@ -20,6 +20,7 @@ from flowmatch_rl.devices import processor_instructions
 FOLDER = Path(__file__).parent
 BENCHMARKS = (
     "update_speed",
+    "update_peer",
     "training_speed",
     "trainer_overhead",
     "collecting_ahead",
@@ -64,7 +65,7 @@ BENCHMARKS = (
     "tracking_outage",
     "pictures",
 )
-ON_REQUEST = ("offline_peer",)
+ON_REQUEST = ("update_peer", "offline_peer")
 """Those that need code of others, see their descriptions: run when they are named."""
 
 
