@@ -55,12 +55,12 @@ def test_time_of_earlier_parts_is_added_or_makes_the_sum_unknown(clock: Clock) -
 
 
 class TakesTime(Callback):
-    """A batch takes one second, an evaluation a hundred, filming it afterwards ten thousand."""
+    """An update takes one second, an evaluation a hundred, filming it afterwards ten thousand."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_before_optimizer_step(self, *_: Any) -> None:
         self.clock.now += 1.0
 
     def on_validation_batch_end(self, *_: Any) -> None:
@@ -91,7 +91,7 @@ def test_curve_counts_seconds_of_training_over_the_parts_of_a_resumed_run(
 
 def test_evaluation_in_the_middle_of_an_epoch_is_left_out_too(clock: Clock, tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, [LearningCurve(), TakesTime(clock)], max_epochs=1)
-    trainer.val_check_batch = 5
-    trainer.val_check_interval = 5  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.val_check_batch = 1  # a round of eight updates; the next one has two
+    trainer.val_check_interval = 1  # pyright: ignore[reportAttributeAccessIssue]
     trainer.fit(tiny_module(), datamodule=tiny_data())
-    assert [float(row["seconds"]) for row in read_table(tmp_path)] == [5.0, 10.0]
+    assert [float(row["seconds"]) for row in read_table(tmp_path)] == [8.0, 10.0]

@@ -31,6 +31,7 @@ def build(environment: GymnasiumEnvironment = COUNTING, world_size: int = 1, ran
     )
     module = SimpleNamespace(
         device=torch.device("cpu"),
+        takes_rounds=False,
         collection_policy=ConstantPolicy,
         evaluation_policy=ConstantPolicy,
         check_finite=lambda: None,
