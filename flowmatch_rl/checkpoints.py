@@ -1,5 +1,6 @@
 """Checkpoints are read here and nowhere else: from files, never from addresses, and without running what they hold."""
 
+import io
 import pickle
 import zipfile
 from collections.abc import Collection
@@ -56,6 +57,18 @@ def read_checkpoint(
         raise UserError(f"{path} is not a checkpoint of flowmatch-rl: it holds no {lacking[0]}")
     _rename(content.get("hyper_parameters", {}))
     return content
+
+
+def pack_state(state: dict[str, Any]) -> bytes:
+    """A state as a checkpoint may hold it, to be sent to another process."""
+    packed = io.BytesIO()
+    torch.save(state, packed)
+    return packed.getvalue()
+
+
+def unpack_state(state: bytes) -> dict[str, Any]:
+    """The state that another process has packed, see ``pack_state``."""
+    return torch.load(io.BytesIO(state), weights_only=True)
 
 
 def damage(path: str | Path) -> str:

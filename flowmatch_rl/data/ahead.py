@@ -9,8 +9,9 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from flowmatch_rl.checkpoints import unpack_state
 from flowmatch_rl.checks import RunError
-from flowmatch_rl.data.workers import CollectorWorkers, Recipe, Worker, unpacked
+from flowmatch_rl.data.workers import CollectorWorkers, Recipe, Worker
 from flowmatch_rl.envs.states import UnknownStateError
 
 STATE_S = 5.0
@@ -84,7 +85,7 @@ class AheadCollector:
             state = worker.state(max(0.0, end_by - time.monotonic()))
             if not isinstance(state, bytes):
                 raise UnknownStateError(f"the state of a worker beside it cannot be kept, {state}")
-            states.append(unpacked(state))
+            states.append(unpack_state(state))
             blocks.append(dict(worker.arrived.flatten_keys("/").items()))
         assert self._ordered_at is not None
         return {"workers": states, "blocks": blocks, "age": self._updates() - self._ordered_at}

@@ -1,7 +1,6 @@
 """Workers that collect beside the training: what they are made of, and what they answer."""
 
 import abc
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from flowmatch_rl.checkpoints import pack_state, unpack_state
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.data.collector import Key, StepCollector
 from flowmatch_rl.data.collector_state import read_collector, write_collector
@@ -123,9 +123,7 @@ class Recipe:
 
     def continued(self, state: dict[str, Any]) -> "Recipe":
         """What a worker collects that continues from a state that ``AheadCollector.state_dict`` holds."""
-        packed = io.BytesIO()
-        torch.save(state, packed)
-        return replace(self, random_steps=state["random_steps"], state=packed.getvalue())
+        return replace(self, random_steps=state["random_steps"], state=pack_state(state))
 
     def build(self) -> "Acting":
         """Make the module and the environments, in the process of the worker."""
@@ -137,7 +135,7 @@ class Recipe:
         sizes = self.block_steps, self.random_steps
         collector = StepCollector(env, module.collection_policy(), *sizes, self.keys, torch.device("cpu"))
         if self.state is not None:
-            state = unpacked(self.state)
+            state = unpack_state(self.state)
             write_collector(self.environment, collector, state)
             write_generators(state["generators"])
         return Acting(module, self.environment, collector)
@@ -164,19 +162,12 @@ class Acting:
         return {key: entry.numpy() for key, entry in block.items(True, True)}
 
     def state(self) -> bytes | UnknownStateError:
-        """What the next block begins from, see ``unpacked``; an error where it cannot be written down."""
+        """What the next block begins from, see ``unpack_state``; an error where it cannot be written down."""
         try:
             state = read_collector(self.environment, self.collector)
         except UnknownStateError as error:
             return error
-        packed = io.BytesIO()
-        torch.save(state | {"random_steps": self.collector.random_steps, "generators": read_generators()}, packed)
-        return packed.getvalue()
-
-
-def unpacked(state: bytes) -> dict[str, Any]:
-    """What ``Acting.state`` returned, as a checkpoint may hold it."""
-    return torch.load(io.BytesIO(state), weights_only=True)
+        return pack_state(state | {"random_steps": self.collector.random_steps, "generators": read_generators()})
 
 
 class Worker(abc.ABC):
