@@ -14,6 +14,7 @@ from flowmatch_rl.testbeds.processes.horizons import geometric_steps
 from flowmatch_rl.testbeds.processes.linear_gaussian import LinearGaussianProcess
 from flowmatch_rl.testbeds.processes.maze import PointMassMaze, free_positions
 from flowmatch_rl.testbeds.processes.planar import PlanarProcess
+from flowmatch_rl.testbeds.processes.point_mass import PointMassRoom
 from flowmatch_rl.testbeds.processes.random_walk import RandomWalkProcess
 from flowmatch_rl.testbeds.processes.ring import RingProcess
 from flowmatch_rl.testbeds.rewards import (
@@ -63,6 +64,7 @@ __all__ = [
     "PlanarProcess",
     "PointGoalPolicy",
     "PointMassMaze",
+    "PointMassRoom",
     "PolicyMixture",
     "Process",
     "ProductBandit",

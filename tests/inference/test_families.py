@@ -22,7 +22,8 @@ from flowmatch_rl.samplers import OdeSampler
 from flowmatch_rl.schema import TableSchema
 from flowmatch_rl.solvers import Euler
 from flowmatch_rl.testbeds import GoalReward, MazeGoalPolicy, PointMassMaze
-from flowmatch_rl.testbeds.processes.maze import HALF_SIZE, free_positions
+from flowmatch_rl.testbeds.processes.maze import free_positions
+from flowmatch_rl.testbeds.processes.point_mass import HALF_SIZE
 
 MAZE = PointMassMaze(action_repeat=4)
 TINY = FlowPolicyArchitecture(

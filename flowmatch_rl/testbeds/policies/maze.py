@@ -11,7 +11,8 @@ from torch import Tensor
 
 from flowmatch_rl.checks import check_word
 from flowmatch_rl.shapes import check_shape
-from flowmatch_rl.testbeds.processes.maze import ARM_HALF_WIDTH, ARM_LENGTH, DECAY, HALF_SIZE, MAX_SPEED, free_positions
+from flowmatch_rl.testbeds.processes.maze import ARM_HALF_WIDTH, ARM_LENGTH, free_positions
+from flowmatch_rl.testbeds.processes.point_mass import DECAY, HALF_SIZE, MAX_SPEED
 from flowmatch_rl.types import Policy, SinglePolicy
 
 Room: TypeAlias = Literal["top_left", "top_right", "bottom_right", "bottom_left"]
