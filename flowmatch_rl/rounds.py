@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 UPDATES_PER_ROUND = 8
-"""Updates of one step of the trainer, which calls some forty hooks around it: a tenth of a small network's update."""
+"""Updates of one step of the trainer, whose forty hooks take up to 8 % of a small network's update."""
 
 
 class Round:
