@@ -18,18 +18,18 @@ def digest(tensors: Any) -> str:
 
 
 class Started(Callback):
-    """Touches a file after some batches.
+    """Touches a file after some updates.
 
     Args:
         path: The file.
-        batches: Number of batches.
+        batches: Number of updates.
     """
 
     def __init__(self, path: str, batches: int = 3) -> None:
         self.path, self.batches = Path(path), batches
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self.batches:
+        if trainer.global_step >= self.batches:
             self.path.touch()
 
 
@@ -71,6 +71,8 @@ class RankReport(Callback):
 
 class Batches(Callback):
     """Adds a line with the hash of every training batch to a file, and perhaps ends the run like a user.
+
+    An actor-critic must take one batch in a step of the trainer.
 
     Args:
         path: The file.
@@ -144,7 +146,7 @@ class Signals(Callback):
             for _ in range(300):
                 time.sleep(0.1)
 
-    def on_before_zero_grad(self, trainer: Trainer, *_: Any) -> None:
+    def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
         if not self.evaluates and trainer.global_step == 3:
             self._send()
 

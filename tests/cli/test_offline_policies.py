@@ -138,8 +138,11 @@ def test_a_family_of_policies_trains_on_walks_and_is_tested_by_held_out_rows(tmp
 
 
 @pytest.mark.usefixtures("without_figures", "signals")
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its noise is other, but critics and V of implicit Q-learning learn without any."""
+    monkeypatch.setattr("flowmatch_rl.data.episodes.UPDATES_PER_ROUND", 1)
     method = CONF / "offline" / "methods" / "implicit_flow_q_learning.yaml"
     options = {"data__path": data, "seed_everything": 3}
 
