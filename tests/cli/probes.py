@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tensordict import TensorDictBase
 
+from flowmatch_rl.data import episodes
+
 
 def digest(tensors: Any) -> str:
     """Hash of tensors, in their order."""
@@ -103,6 +105,9 @@ class FlowRankReport(Callback):
         self.folder = Path(folder)
         self.start = ""
         self.batches: list[str] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        episodes.UPDATES_PER_ROUND = 1  # an actor-critic takes its batches one by one, so that they are seen here
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start = digest(pl_module.parameters())
