@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from flowmatch_rl.publishing import publish
+from flowmatch_rl.rounds import Round
 
 
 class CountsEnvSteps(Protocol):
@@ -169,8 +170,8 @@ class Throughput(Callback):
                 rates |= {"train/env_steps_per_s": (now[1] - self._last[1]) / seconds, "step": float(now[1])}
             if returns := getattr(trainer.datamodule, "recent_returns", ()):  # pyright: ignore[reportAttributeAccessIssue]
                 rates["train/episode_return"] = sum(returns) / len(returns)
-            if data is not None:
-                publish(pl_module, rates)
+            if isinstance(batch, Round):
+                publish(pl_module, rates | {"step": float(now[1])})
             else:
                 pl_module.log_dict(rates)
         self._last = now

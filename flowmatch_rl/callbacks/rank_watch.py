@@ -260,7 +260,7 @@ class RankWatch(Callback):
     def _await_child(self, rank: int, pid: int, done: threading.Event) -> None:
         """Name a process that this one has started as soon as it ends."""
         try:
-            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # Lightning collects its status
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # its status is left
         except ChildProcessError:
             return  # another one has started it, perhaps on another node
         if ended is None or (ended.si_code == os.CLD_EXITED and ended.si_status == 0):
@@ -280,6 +280,10 @@ class RankWatch(Callback):
             done.wait(GRACE_S)
         if done.is_set() or evaluation_is_ending():
             return
+        with contextlib.suppress(ChildProcessError):
+            # If the culprit is a child, its status is collected here: Lightning, which looks every five seconds, would
+            # kill this process before the others know.
+            os.waitpid(self._statuses[culprit].pid, os.WNOHANG)
         if speaks and message:
             text = f"{message}; the last checkpoint stays" + (", resume with --ckpt_path last" if self._trains else "")
             print(f"flowmatch-rl: error: {text}", file=sys.stderr, flush=True)

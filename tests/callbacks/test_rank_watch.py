@@ -68,9 +68,15 @@ class Trouble(Callback):
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if self.kind == "kill of a child" and trainer.global_rank == 0:
+            rank_watch.LOOK_S = (
+                3.0  # of which it waits two for the others to hear why: Lightning looks every five seconds
+            )
+
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_rank == 1 and trainer.global_step == 3:
-            if self.kind == "kill":
+            if self.kind.startswith("kill"):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.kind == "fail":
                 raise RunError("the robot has fallen over")
@@ -139,7 +145,7 @@ def test_a_signal_to_the_first_process_of_a_test_ends_the_other(tmp_path: Path) 
 @pytest.mark.ddp
 def test_a_process_that_the_first_has_started_is_named_with_the_signal_that_ended_it(tmp_path: Path) -> None:
     args = flow_arguments("fit", TWO_MOONS, trainer__default_root_dir=tmp_path, trainer__strategy="ddp")
-    trouble = '[{"class_path": "tests.callbacks.test_rank_watch.Trouble", "init_args": {"kind": "kill"}}]'
+    trouble = '[{"class_path": "tests.callbacks.test_rank_watch.Trouble", "init_args": {"kind": "kill of a child"}}]'
     args += ["--trainer.devices=2", f"--trainer.callbacks={trouble}"]
     command = [sys.executable, "-m", "flowmatch_rl", *args]
     result = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=240)
