@@ -7,22 +7,26 @@ import torch
 from torch import Tensor
 
 from flowmatch_rl.checks import UserError, check_range
-from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator, Prior
-from flowmatch_rl.estimators.chains import ChainState, ExpectedStates, Secants, langevin_proposal
+from flowmatch_rl.estimators.base import EndpointEstimate, Prior
+from flowmatch_rl.estimators.chains import (
+    ChainEstimator,
+    ChainState,
+    ExpectedStates,
+    Posterior,
+    Secants,
+    langevin_proposal,
+)
 from flowmatch_rl.estimators.control_variates import ControlVariate, FisherControlVariate
 from flowmatch_rl.estimators.proposals import ProductProposal, Proposal
 from flowmatch_rl.estimators.stratified import choice
 from flowmatch_rl.estimators.weighted import mean_estimate
 from flowmatch_rl.paths import AffinePath, PathPoints, Source
-from flowmatch_rl.shapes import append_dims, check_shape
+from flowmatch_rl.shapes import check_shape
 from flowmatch_rl.types import LogDensityAndScore
-
-NUM_BINS = 20
-"""Bins of flow time within which the states of a batch share the size of a step."""
 
 
 @dataclass(frozen=True)
-class ChainMeanEstimator(EndpointEstimator):
+class ChainMeanEstimator(ChainEstimator):
     """Mean of x_1 given x_t over chains of Metropolis-adjusted Langevin steps, for actions of many dimensions.
 
     Weights of independent samples collapse with the dimension; steps along the gradient hardly do. A chain starts at
@@ -57,8 +61,6 @@ class ChainMeanEstimator(EndpointEstimator):
         Roberts and Rosenthal, J. R. Stat. Soc. B 60 (1998), for the scale of a step.
     """
 
-    needs_jacobian = True
-
     num_samples: int = 16
     num_starts: int = 4
     num_chains: int = 1
@@ -84,30 +86,6 @@ class ChainMeanEstimator(EndpointEstimator):
                 f"of the {self._first} starts"
             )
 
-    @property
-    def num_draws(self) -> int:
-        """Two: where a chain goes, and whether it is taken there."""
-        return 2
-
-    @property
-    def compares_points(self) -> bool:
-        """False."""
-        return False
-
-    @property
-    def needs_score(self) -> bool:
-        """True: chains follow it."""
-        return True
-
-    def check(self, path: AffinePath, source: Source) -> None:
-        """Refuse a source without a score, and a proposal that leaves part of the space out."""
-        self.proposal.check(source)
-        if not (source.is_smooth and self.proposal.covers_space):
-            raise UserError(
-                "ChainMeanEstimator needs a source with a smooth density everywhere and a proposal that covers the "
-                f"whole space, got {source} and {self.proposal}"
-            )
-
     def estimate(
         self,
         path: AffinePath,
@@ -122,25 +100,12 @@ class ChainMeanEstimator(EndpointEstimator):
         width = source.noise_dim(x_t.shape[1])
         check_shape("z", z, (x_t.shape[0], self.num_samples, self.num_draws * width))
         noise, chance = z[..., :width], torch.special.ndtr(z[..., width])  # (B, K, width), (B, K)
-        t = append_dims(points.t, like=x_t[:, 0]).expand(x_t.shape[0])
-        alpha, sigma = (c[:, None, None] for c in (path.schedule.alpha(t), path.schedule.sigma(t)))
-        rho = sigma / alpha
-
-        def noise_of(x_1: Tensor) -> Tensor:
-            return (x_t[:, None] - alpha * x_1) / sigma
-
-        def posterior(x_1: Tensor) -> tuple[Tensor, Tensor]:
-            log_density, score = log_density_and_score(x_1)
-            check_shape("log density", log_density, tuple(x_1.shape[:2]))
-            check_shape("score", score, tuple(x_1.shape))
-            x_0 = noise_of(x_1)
-            log_posterior = log_density.to(x_t.dtype) + source.log_prob(x_0)
-            return log_posterior, score.to(x_t.dtype) - source.score(x_0) / rho
-
+        posterior = Posterior(path, source, log_density_and_score, points)
         if self.num_starts:
-            x_0, x_1 = self.proposal.draw(noise[:, : self.num_starts], source, x_t[:, None], alpha, sigma)
+            place = source, posterior.x_t, posterior.alpha, posterior.sigma
+            x_0, x_1 = self.proposal.draw(noise[:, : self.num_starts], *place)
             starts = ChainState.at(posterior, x_1)
-            correction = self.proposal.correction(x_0, x_1, source, x_t[:, None], alpha, sigma)
+            correction = self.proposal.correction(x_0, x_1, *place)
             weights = (starts.log_density - source.log_prob(x_0) + correction).softmax(1)
             secants = Secants.between(starts, starts.select(torch.zeros_like(starts.log_density[:, :1]).long()))
             state = starts.select(choice(weights, chance[:, : self.num_chains]))
@@ -148,17 +113,21 @@ class ChainMeanEstimator(EndpointEstimator):
             state = ChainState.at(posterior, points.x_1[:, None])
             secants = Secants.between(state, state)  # of length zero: nothing is known yet
             state = state.select(torch.zeros_like(chance[:, : self.num_chains]).long())
-        # No step is longer than the standard deviation of a normal posterior whose prior has the scale of the limit.
-        limit = (rho.square().reciprocal() + self.limit**-2).rsqrt()
         rest = slice(self._first, self._first + self._steps * self.num_chains)
         shape = (self._steps, self.num_chains)
         z_of_steps = noise[:, rest, : x_t.shape[1]].unflatten(1, shape).unbind(1)
         moves = zip(z_of_steps, chance[:, rest].unflatten(1, shape).unbind(1), strict=True)
-        found, weights = self._average(posterior, state, secants, t, limit, moves)
-        x_0 = noise_of(found.x)
-        log_density = found.log_density - source.log_prob(x_0)
+        found, weights = self._average(posterior, state, secants, moves)
+        rho = posterior.rho
         return mean_estimate(
-            weights[..., None], x_0, found.x, log_density, rho * found.score, rho[:, 0], t, self.control_variate
+            weights[..., None],
+            posterior.noise_of(found.x),
+            found.x,
+            found.log_density - posterior.log_likelihood(found.x),
+            rho * found.score,
+            rho[:, 0],
+            posterior.t,
+            self.control_variate,
         )
 
     @property
@@ -173,11 +142,9 @@ class ChainMeanEstimator(EndpointEstimator):
 
     def _average(
         self,
-        posterior: LogDensityAndScore,
+        posterior: Posterior,
         state: ChainState,
         secants: Secants,
-        t: Tensor,
-        limit: Tensor,
         moves: Iterable[tuple[Tensor, Tensor]],
     ) -> tuple[ChainState, Tensor]:
         """Points of the chains (B, N) and their weights.
@@ -186,16 +153,14 @@ class ChainMeanEstimator(EndpointEstimator):
             posterior: The density that is sampled.
             state: Where the chains start.
             secants: What is known of the density.
-            t: Flow times, shape (B,).
-            limit: Largest scale of a step, shape (B, 1, 1).
             moves: Normal noise (B, C, D) and uniform noise (B, C) of each step.
         """
-        size, average = self.step * state.x.shape[-1] ** (-1.0 / 6.0), ExpectedStates(state)
+        limit, average = self.scale_limit(posterior.rho), ExpectedStates(state)
         burn_in = int(self.burn_in * self._steps)
         for place, (z, uniform) in enumerate(moves):
             if place == burn_in:
                 average = ExpectedStates(state)
-            scale = size * torch.minimum(secants.length(t, NUM_BINS)[:, None], limit)
+            scale = self.scale(secants, posterior.t, limit)
             new, probability = langevin_proposal(state, posterior, scale, limit, z)
             taken = uniform < probability
             average.add(new, probability, taken)

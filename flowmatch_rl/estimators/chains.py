@@ -1,5 +1,6 @@
 """Metropolis-adjusted Langevin steps, their size, and the points that chains of them are averaged over."""
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -7,8 +8,111 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from flowmatch_rl.checks import UserError
+from flowmatch_rl.estimators.base import EndpointEstimator
+from flowmatch_rl.estimators.proposals import Proposal
 from flowmatch_rl.estimators.time_bins import time_bin_average
+from flowmatch_rl.paths import AffinePath, PathPoints, Source
+from flowmatch_rl.shapes import append_dims, check_shape
 from flowmatch_rl.types import LogDensityAndScore
+
+NUM_BINS = 20
+"""Bins of flow time within which the states of a batch share the size of a step."""
+
+
+class ChainEstimator(EndpointEstimator, abc.ABC):
+    """Estimators whose samples follow the score in chains that begin at samples of a proposal.
+
+    Attributes:
+        proposal: Where the first samples are drawn from.
+        step: Size of a step in units of its natural scale.
+        limit: Largest scale of a step, in units of the latent space.
+    """
+
+    needs_jacobian = True
+
+    proposal: Proposal
+    step: float
+    limit: float
+
+    @property
+    def num_draws(self) -> int:
+        """Two: where a sample lies, and whether its chain goes there."""
+        return 2
+
+    @property
+    def compares_points(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def needs_score(self) -> bool:
+        """True: chains follow it."""
+        return True
+
+    def check(self, path: AffinePath, source: Source) -> None:
+        """Refuse a source without a score, and a proposal that leaves part of the space out."""
+        self.proposal.check(source)
+        if not (source.is_smooth and self.proposal.covers_space):
+            raise UserError(
+                f"{type(self).__name__} needs a source with a smooth density everywhere and a proposal that covers the "
+                f"whole space, got {source} and {self.proposal}"
+            )
+
+    def scale_limit(self, rho: Tensor) -> Tensor:
+        """Largest scale of a step: that of a normal posterior whose prior has the scale of the limit.
+
+        Args:
+            rho: Standard deviation of the likelihood, shape (B, 1, 1).
+        """
+        return (rho.square().reciprocal() + self.limit**-2).rsqrt()
+
+    def scale(self, secants: "Secants", t: Tensor, limit: Tensor) -> Tensor:
+        """Standard deviation of the next step, shape (B, 1, D), for flow times (B,) and a limit (B, 1, 1)."""
+        size = self.step * secants.x.shape[-1] ** (-1.0 / 6.0)
+        return size * torch.minimum(secants.length(t, NUM_BINS)[:, None], limit)
+
+
+class Posterior:
+    """The density of x_1 given x_t, up to a constant per state, as chains sample it.
+
+    Args:
+        path: The path.
+        source: Distribution of x_0.
+        log_density_and_score: Of p_1.
+        points: Points on the path.
+
+    Attributes:
+        t: Flow times, shape (B,).
+        x_t: Points, shape (B, 1, D).
+        alpha, sigma, rho: Coefficients of the path and ``sigma / alpha``, shape (B, 1, 1).
+    """
+
+    def __init__(
+        self, path: AffinePath, source: Source, log_density_and_score: LogDensityAndScore, points: PathPoints
+    ) -> None:
+        self._source, self._log_density_and_score = source, log_density_and_score
+        self.x_t = points.x_t[:, None]
+        self.t = append_dims(points.t, like=points.x_t[:, 0]).expand(len(points.x_t))
+        self.alpha, self.sigma = (c[:, None, None] for c in (path.schedule.alpha(self.t), path.schedule.sigma(self.t)))
+        self.rho = self.sigma / self.alpha
+
+    def noise_of(self, x_1: Tensor) -> Tensor:
+        """The noise x_0 that leads with endpoints (B, C, D) to the points."""
+        return (self.x_t - self.alpha * x_1) / self.sigma
+
+    def log_likelihood(self, x_1: Tensor) -> Tensor:
+        """Log-density of the noise of endpoints (B, C, D), which lacks a factor ``sigma^-D``; shape (B, C)."""
+        return self._source.log_prob(self.noise_of(x_1))
+
+    def __call__(self, x_1: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-density (B, C) of endpoints (B, C, D), and its gradient."""
+        log_density, score = self._log_density_and_score(x_1)
+        check_shape("log density", log_density, tuple(x_1.shape[:2]))
+        check_shape("score", score, tuple(x_1.shape))
+        x_0 = self.noise_of(x_1)
+        pull = self._source.score(x_0) / self.rho
+        return log_density.to(x_1.dtype) + self._source.log_prob(x_0), score.to(x_1.dtype) - pull
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,23 +6,27 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flowmatch_rl.checks import UserError, check_range
-from flowmatch_rl.estimators.base import EndpointEstimate, EndpointEstimator, Prior
-from flowmatch_rl.estimators.chains import ChainState, Secants, langevin_drift, langevin_proposal
+from flowmatch_rl.checks import check_range
+from flowmatch_rl.estimators.base import EndpointEstimate, Prior
+from flowmatch_rl.estimators.chains import (
+    ChainEstimator,
+    ChainState,
+    Posterior,
+    Secants,
+    langevin_drift,
+    langevin_proposal,
+)
 from flowmatch_rl.estimators.control_variates import ControlVariate, FisherControlVariate
 from flowmatch_rl.estimators.proposals import ProductProposal, Proposal
 from flowmatch_rl.estimators.stratified import latin_hypercube, systematic_choice
 from flowmatch_rl.estimators.weighted import weighted_estimate
 from flowmatch_rl.paths import AffinePath, PathPoints, Source
-from flowmatch_rl.shapes import append_dims, check_shape
+from flowmatch_rl.shapes import check_shape
 from flowmatch_rl.types import LogDensityAndScore
-
-NUM_BINS = 20
-"""Bins of flow time within which the states of a batch share the size of a step."""
 
 
 @dataclass(frozen=True)
-class LocalMeanEstimator(EndpointEstimator):
+class LocalMeanEstimator(ChainEstimator):
     """Importance sampling of E[x_1 given x_t] with local proposals that follow the gradient, in any dimension.
 
     The first ``num_starts`` samples come from a proposal, spread evenly over its quantiles. Each of the others is
@@ -59,8 +63,6 @@ class LocalMeanEstimator(EndpointEstimator):
         there policy and target are conditioned on it, here the target is the posterior itself.
     """
 
-    needs_jacobian = True
-
     num_samples: int = 16
     num_starts: int = 6
     proposal: Proposal = field(default_factory=ProductProposal)
@@ -75,30 +77,6 @@ class LocalMeanEstimator(EndpointEstimator):
         check_range("[0, inf)", power=self.power)
         check_range("(0, inf)", step=self.step, limit=self.limit)
 
-    @property
-    def num_draws(self) -> int:
-        """Two: where a sample lies, and whether its chain goes there."""
-        return 2
-
-    @property
-    def compares_points(self) -> bool:
-        """False."""
-        return False
-
-    @property
-    def needs_score(self) -> bool:
-        """True: the proposals follow it."""
-        return True
-
-    def check(self, path: AffinePath, source: Source) -> None:
-        """Refuse a source without a score, and a proposal that leaves part of the space out."""
-        self.proposal.check(source)
-        if not (source.is_smooth and self.proposal.covers_space):
-            raise UserError(
-                "LocalMeanEstimator needs a source with a smooth density everywhere and a proposal that covers the "
-                f"whole space, got {source} and {self.proposal}"
-            )
-
     def estimate(
         self,
         path: AffinePath,
@@ -109,61 +87,46 @@ class LocalMeanEstimator(EndpointEstimator):
         prior: Prior | None = None,
     ) -> EndpointEstimate:
         """Weighted means of starts and steps, minus the weighted mean score."""
-        x_t = points.x_t
-        size, dim = x_t.shape
+        size, dim = points.x_t.shape
         width = source.noise_dim(dim)
         check_shape("z", z, (size, self.num_samples, self.num_draws * width))
         noise, chance = z[..., :width], torch.special.ndtr(z[..., width])  # (B, K, width), (B, K)
-        t = append_dims(points.t, like=x_t[:, 0]).expand(size)
-        alpha, sigma = (c[:, None, None] for c in (path.schedule.alpha(t), path.schedule.sigma(t)))
-        rho = sigma / alpha
-
-        def noise_of(x_1: Tensor) -> Tensor:
-            return (x_t[:, None] - alpha * x_1) / sigma
+        posterior = Posterior(path, source, log_density_and_score, points)
+        place = source, posterior.x_t, posterior.alpha, posterior.sigma
 
         def log_likelihood(x_1: Tensor) -> Tensor:
-            return source.log_prob(noise_of(x_1)) - dim * sigma[..., 0].log()
-
-        def posterior(x_1: Tensor) -> tuple[Tensor, Tensor]:
-            log_density, score = log_density_and_score(x_1)
-            check_shape("log density", log_density, tuple(x_1.shape[:2]))
-            check_shape("score", score, tuple(x_1.shape))
-            pull = source.score(noise_of(x_1)) / rho
-            return log_density.to(x_t.dtype) + log_likelihood(x_1), score.to(x_t.dtype) - pull
+            return posterior.log_likelihood(x_1) - dim * posterior.sigma[..., 0].log()
 
         def log_proposal(x_1: Tensor) -> Tensor:
             # Asked about as many points at a time as were drawn: a mixture of proposals divides them.
             rows = torch.arange(-(-x_1.shape[1] // self.num_starts) * self.num_starts, device=x_1.device)
             parts = [
-                self.proposal.correction(noise_of(x), x, source, x_t[:, None], alpha, sigma).expand(x.shape[:2])
+                self.proposal.correction(posterior.noise_of(x), x, *place).expand(x.shape[:2])
                 for x in x_1[:, rows % x_1.shape[1]].split(self.num_starts, 1)
             ]
             return log_likelihood(x_1) - torch.cat(parts, 1)[:, : x_1.shape[1]]
 
         first = slice(None, self.num_starts)
         strata = latin_hypercube(noise[:, first], torch.special.ndtr(z[:, first, width:]))
-        _, x_1 = self.proposal.draw(strata, source, x_t[:, None], alpha, sigma)
+        _, x_1 = self.proposal.draw(strata, *place)
         starts = ChainState.at(posterior, x_1)
         divided = (self.power * (starts.log_density - log_proposal(x_1))).softmax(1)
         # Nothing follows the last step, so that whether it is taken does not matter, and its chance is free.
         chosen = systematic_choice(divided, chance[:, -1:], self.num_samples - self.num_starts)
-        # No step is longer than the standard deviation of a normal posterior whose prior has the scale of the limit.
-        limit = (rho.square().reciprocal() + self.limit**-2).rsqrt()
-        found, kernels = self._steps(posterior, starts, chosen, t, limit, noise[..., :dim], chance)
+        found, kernels = self._steps(posterior, starts, chosen, noise[..., :dim], chance)
         parts = [log_proposal(found.x) + math.log(self.num_starts)]
         log_mixture = torch.stack(parts + [_log_normal(found.x, *kernel) for kernel in kernels], -1).logsumexp(-1)
-        log_density = found.log_density - log_likelihood(found.x)
+        log_density = found.log_density - posterior.log_likelihood(found.x)
         correction = log_likelihood(found.x) - log_mixture
-        x_0, r = noise_of(found.x), rho * found.score
-        return weighted_estimate(x_0, found.x, log_density, correction, r, rho[:, 0], t, self.control_variate)
+        x_0, r = posterior.noise_of(found.x), posterior.rho * found.score
+        rho, t = posterior.rho[:, 0], posterior.t
+        return weighted_estimate(x_0, found.x, log_density, correction, r, rho, t, self.control_variate)
 
     def _steps(
         self,
-        posterior: LogDensityAndScore,
+        posterior: Posterior,
         starts: ChainState,
         chosen: Tensor,
-        t: Tensor,
-        limit: Tensor,
         noise: Tensor,
         chance: Tensor,
     ) -> tuple[ChainState, list[tuple[Tensor, Tensor]]]:
@@ -173,19 +136,17 @@ class LocalMeanEstimator(EndpointEstimator):
             posterior: Density that the steps follow.
             starts: Where chains begin.
             chosen: Start of the chain of each step, in ascending order, shape (B, L).
-            t: Flow times, shape (B,).
-            limit: Largest scale of a step, shape (B, 1, 1).
             noise: Normal noise, shape (B, K, D).
             chance: Uniform noise, shape (B, K).
         """
-        size = self.step * noise.shape[-1] ** (-1.0 / 6.0)
+        limit = self.scale_limit(posterior.rho)
         secants = Secants.between(starts, starts.select(torch.zeros_like(starts.log_density[:, :1]).long()))
         found, kernels, state = [starts], [], starts.select(chosen[:, :1])
         for place in range(chosen.shape[1]):
             start, before = chosen[:, place, None], chosen[:, max(place - 1, 0), None]
             state = state.where(start == before, starts.select(start))
             row = slice(self.num_starts + place, self.num_starts + place + 1)
-            scale = size * torch.minimum(secants.length(t, NUM_BINS)[:, None], limit)
+            scale = self.scale(secants, posterior.t, limit)
             kernels.append((state.x + langevin_drift(state.score, scale, limit), scale))
             new, probability = langevin_proposal(state, posterior, scale, limit, noise[:, row])
             secants = secants.then(Secants.between(new, state))

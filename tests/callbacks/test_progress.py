@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from flowmatch_rl.callbacks import Progress
+from flowmatch_rl.callbacks import Progress, Throughput
 from flowmatch_rl.cli import run
+from flowmatch_rl.rounds import Round
 from tests.callbacks.stand_ins import stand_in_trainer
 from tests.cli.support import TWO_MOONS, flow_arguments, run_folder
 
@@ -67,6 +68,24 @@ def test_a_run_without_an_end_shows_how_far_it_is(tmp_path: Path, clock: Any, ca
         progress.on_train_batch_end(trainer, Any, None, None, 0)
     progress.on_train_end(trainer, Any)
     assert capsys.readouterr().err.rstrip().endswith("updates: 5step [00:02,  2.00step/s]")
+
+
+@pytest.mark.parametrize("counted", [False, True], ids=["updates", "environment steps"])
+def test_rates_are_logged_in_the_round_that_passes_the_interval(tmp_path: Path, counted: bool) -> None:
+    logged: list[tuple[int, set[str]]] = []
+    logger = SimpleNamespace(log_metrics=lambda values, step: logged.append((step, set(values))), save=lambda: None)
+    module = SimpleNamespace(log_dict=lambda *_, **__: None, loggers=[logger])
+    data = SimpleNamespace(env_steps=0, total_env_steps=400) if counted else None
+    trainer = stand_in_trainer(tmp_path, datamodule=data, log_every_n_steps=100, global_step=0)
+    throughput: Any = Throughput()
+    throughput.on_train_epoch_start(trainer, module)
+    for number in range(1, 27):
+        trainer.global_step = 8 * number
+        if data is not None:
+            data.env_steps = 16 * number
+        throughput.on_train_batch_end(trainer, module, None, Round(8, lambda place: place), number)
+    names = {"train/gradient_steps_per_s"} | ({"train/env_steps_per_s"} if counted else set())
+    assert logged == [(208 if counted else 104, names), (400 if counted else 200, names)]
 
 
 @pytest.fixture(scope="module")
