@@ -1,5 +1,6 @@
 """Units: the columns of tables and the bounds of actions, as models see them and as their users do."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowmatch_rl.checks import UserError
+from flowmatch_rl.checks import UserError, first_names
 
 
 def with_unit(name: str, unit: str) -> str:
@@ -74,6 +75,52 @@ class ActionBounds:
             raise ValueError(f"expected actions of shape (..., {len(self.low)}), got {tuple(like.shape)}")
         low, high = (torch.tensor(bound, dtype=torch.float64, device=like.device) for bound in (self.low, self.high))
         return low, high
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Names and units of what a policy observes and does, and the time of a step; what is not known is left out.
+
+    Attributes:
+        observation_columns: Names of the S entries of an observation; empty if they are not known.
+        observation_units: Unit of each, such as ``rad``, empty where it is not known; empty if none is.
+        action_columns: Names of the A entries of an action; empty if they have none.
+        action_units: Unit of each; empty if none is known.
+        step_s: Time between two observations, seconds; None if it is not known.
+    """
+
+    observation_columns: tuple[str, ...] = ()
+    observation_units: tuple[str, ...] = ()
+    action_columns: tuple[str, ...] = ()
+    action_units: tuple[str, ...] = ()
+    step_s: float | None = None
+
+    def lines(self, observation_dim: int, action_bounds: ActionBounds) -> list[str]:
+        """What is observed, in a line, and the entries of the action with their bounds, a line each.
+
+        Args:
+            observation_dim: Dimension S of the observation.
+            action_bounds: Bounds of the action in its own unit.
+        """
+        observed = map(with_unit, self.observation_columns, self.observation_units or [""] * observation_dim)
+        dim, names = len(action_bounds.low), self.action_columns
+        actions = map(with_unit, names or map(str, range(dim)), self.action_units or [""] * dim)
+        bounds = zip(actions, action_bounds.low, action_bounds.high, strict=True)
+        return [
+            f"observation ({observation_dim}): {first_names(list(observed)) or 'names unknown'}",
+            *(f"action {name} in [{low:g}, {high:g}]" for name, low, high in bounds),
+        ]
+
+    def chunked(self, number: int) -> "Interface":
+        """The interface of a policy whose actions are several of these side by side.
+
+        Args:
+            number: How many, at least 1.
+        """
+        if number == 1:
+            return self
+        columns = tuple(f"{name}_step_{step}" for step in range(number) for name in self.action_columns)
+        return dataclasses.replace(self, action_columns=columns, action_units=self.action_units * number)
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from torchrl.envs import EnvBase
 from flowmatch_rl.batches import NEXT_OBSERVATION, REWARD, SUCCESS
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.data.base import TEST_SEEDS, DataModule, batch_loader
-from flowmatch_rl.envs.building import build_environment
+from flowmatch_rl.envs.building import Spaces, build_environment
 from flowmatch_rl.envs.environments import Environment
 from flowmatch_rl.envs.open_loop import OpenLoop
 from flowmatch_rl.envs.rendered import RenderedEnvironment
 from flowmatch_rl.envs.rollouts import roll_out_episodes
 from flowmatch_rl.rounds import UPDATES_PER_ROUND
+from flowmatch_rl.schema import Interface
 
 _MOST_COPIES = 32
 """Copies of the environment that an evaluation steps together; one of a robot with meshes takes some 200 MB."""
@@ -72,7 +73,7 @@ class ActingModule(Protocol):
 class EpisodeData(DataModule, abc.ABC):
     """Data for a policy, whose whole episodes the validation and test loaders run in an environment.
 
-    Initial states are the same in every evaluation of one kind.
+    Initial states are the same in every evaluation of one kind. Children set ``spaces``, the dimensions and bounds.
 
     Args:
         num_epochs: Virtual epochs of the whole run.
@@ -87,6 +88,8 @@ class EpisodeData(DataModule, abc.ABC):
     Raises:
         UserError: If the environment or a number does not fit.
     """
+
+    spaces: Spaces
 
     def __init__(
         self,
@@ -127,6 +130,11 @@ class EpisodeData(DataModule, abc.ABC):
     def return_range(self) -> tuple[float, float] | None:
         """Returns that count as 0 and as 1, see ``Environment``; None where the rewards are not the environment's."""
         return None if self.environment is None or self.reward_of is not None else self.environment.return_range
+
+    @property
+    def interface(self) -> Interface:
+        """Names and units of what a policy observes and does, and the time of a step."""
+        return self.spaces.interface.chunked(self.action_chunk)
 
     @property
     def module(self) -> ActingModule:

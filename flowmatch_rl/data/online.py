@@ -116,7 +116,7 @@ class OnlineData(EpisodeData):
     @property
     def dimensions(self) -> dict[str, Any]:
         """Arguments of a model that this data determines."""
-        return dict(vars(self.spaces))
+        return self.spaces.dimensions
 
     @property
     def outline(self) -> dict[str, str]:

@@ -1,10 +1,12 @@
 """Dimensions and bounds that a data set and an environment share."""
 
+import dataclasses
+
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.data.transitions.store import StoreInfo
 from flowmatch_rl.envs.building import Spaces, examine
 from flowmatch_rl.envs.environments import Environment
-from flowmatch_rl.schema import ActionBounds
+from flowmatch_rl.schema import ActionBounds, Interface
 
 
 def shared_spaces(info: StoreInfo, environment: Environment | None) -> Spaces:
@@ -20,7 +22,7 @@ def shared_spaces(info: StoreInfo, environment: Environment | None) -> Spaces:
     """
     if environment is None:
         bounds = info.action_bounds or ActionBounds.unit(info.action_dim)
-        return Spaces(info.observation_dim, info.action_dim, bounds)
+        return Spaces(info.observation_dim, info.action_dim, bounds, _interface(info, None))
     spaces, columns = examine(environment)
     same = not environment.names_columns or columns == info.columns
     if not same or (spaces.observation_dim, spaces.action_dim) != (info.observation_dim, info.action_dim):
@@ -31,7 +33,19 @@ def shared_spaces(info: StoreInfo, environment: Environment | None) -> Spaces:
         )
     if info.action_bounds is not None:
         _check_bounds(environment.label, spaces.action_bounds, info.action_bounds)
-    return spaces
+    return dataclasses.replace(spaces, interface=_interface(info, spaces.interface.step_s))
+
+
+def _interface(info: StoreInfo, step_s: float | None) -> Interface:
+    """Names and units of a data set, and the time of a step of its environment."""
+    action_units = tuple(info.units.get(name, "") for name in info.action_columns)
+    return Interface(
+        info.columns,
+        info.column_units if any(info.column_units) else (),
+        info.action_columns,
+        action_units if any(action_units) else (),
+        step_s,
+    )
 
 
 def _check_bounds(label: str, own: ActionBounds, stored: ActionBounds) -> None:

@@ -1,6 +1,7 @@
 """Environments as a run uses them: tried out, with the transforms that continuous control needs."""
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from flowmatch_rl.envs.guard import in_one_line
 from flowmatch_rl.envs.quick_steps import QuickSteps
 from flowmatch_rl.envs.states import UnknownStateError
 from flowmatch_rl.envs.unit_actions import UnitActions
-from flowmatch_rl.schema import ActionBounds
+from flowmatch_rl.schema import ActionBounds, Interface
 
 _GYMNASIUM_WARNS = "WARN: "
 
@@ -38,11 +39,19 @@ class Spaces:
         observation_dim: Dimension S of the observation, all entries concatenated in the order of their names.
         action_dim: Dimension A of the action.
         action_bounds: Bounds of the action, in the environment's unit.
+        interface: Names and units of the entries, and the time of a step.
     """
 
     observation_dim: int
     action_dim: int
     action_bounds: ActionBounds
+    interface: Interface = Interface()
+
+    @property
+    def dimensions(self) -> dict[str, Any]:
+        """Arguments of a model that they determine."""
+        names = "observation_dim", "action_dim", "action_bounds"
+        return {name: getattr(self, name) for name in names}
 
 
 def build_environment(
@@ -178,14 +187,15 @@ def examine(environment: Environment) -> tuple[Spaces, tuple[str, ...]]:
         warnings.simplefilter("always")
         try:
             with contextlib.closing(environment.make(render=False)) as env:
-                found = spaces_of(env, environment.label), environment.column_names(env)
-                _try_out(env, found[0])
+                spaces, columns = spaces_of(env, environment.label), environment.column_names(env)
+                spaces = dataclasses.replace(spaces, interface=Interface(columns, step_s=environment.step_s(env)))
+                _try_out(env, spaces)
         except RunError as error:
             raise UserError(str(error)) from error
     texts = [in_one_line(warning.message) for warning in caught if isinstance(warning.message, Warning)]
     for text in dict.fromkeys(text for text in texts if text.startswith(_GYMNASIUM_WARNS)):
         warnings.warn(f"{environment.label}: {text.removeprefix(_GYMNASIUM_WARNS)}", stacklevel=1)
-    return found
+    return spaces, columns
 
 
 def _try_out(env: EnvBase, spaces: Spaces) -> None:

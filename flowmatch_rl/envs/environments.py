@@ -4,6 +4,7 @@ import abc
 import difflib
 import functools
 import logging
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -108,6 +109,10 @@ class Environment(abc.ABC):
     @abc.abstractmethod
     def frames_per_second(self, env: EnvBase) -> float:
         """Environment steps per second of simulated time, for videos."""
+
+    def step_s(self, env: EnvBase) -> float | None:
+        """Time of a step of a bare environment, seconds; None if the environment does not state it."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,10 @@ class GymnasiumEnvironment(SimulatedEnvironment):
         """Environment steps per second of simulated time, for videos."""
         return float(_raw(env).metadata.get("render_fps", 30))
 
+    def step_s(self, env: EnvBase) -> float | None:
+        """The attribute ``dt``, which those of MuJoCo and classic control have; None for one without."""
+        return stated_step(_raw(env))
+
 
 def _view(env: Any) -> dict[str, str]:
     """Options that make a Gymnasium environment render, with the camera that follows the body where there is one."""
@@ -306,7 +315,11 @@ class DMControlEnvironment(SimulatedEnvironment):
 
     def frames_per_second(self, env: EnvBase) -> float:
         """Environment steps per second of simulated time, for videos."""
-        return 1.0 / (self.action_repeat * float(_raw(env).control_timestep()))
+        return 1.0 / self.step_s(env)
+
+    def step_s(self, env: EnvBase) -> float:
+        """Time of a step, its repetitions included."""
+        return self.action_repeat * float(_raw(env).control_timestep())
 
 
 def _says_no_deprecation(record: logging.LogRecord) -> bool:
@@ -347,6 +360,12 @@ class ControlSuiteEnv(Guarded, DMControlEnv):
 def _make_float(environment: SimulatedEnvironment, reports: Path | None = None) -> EnvBase:
     """One of several copies. A batch whose episodes end at different times refuses numbers in double precision."""
     return TransformedEnv(environment.make_guarded(render=False, reports=reports), DoubleToFloat())
+
+
+def stated_step(env: gymnasium.Env) -> float | None:
+    """Time of a step that a Gymnasium environment states by its attribute ``dt``, seconds; None without one."""
+    step = getattr(env.unwrapped, "dt", None)
+    return float(step) if isinstance(step, int | float | np.number) and 0.0 < step < math.inf else None
 
 
 def layers(env: gymnasium.Env) -> dict[str, Any]:

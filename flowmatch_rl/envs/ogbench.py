@@ -19,7 +19,7 @@ from torchrl.envs import EnvBase
 
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.envs import states
-from flowmatch_rl.envs.environments import GymnasiumEnv, SimulatedEnvironment, layers
+from flowmatch_rl.envs.environments import GymnasiumEnv, SimulatedEnvironment, layers, stated_step
 from flowmatch_rl.envs.guard import Guard
 from flowmatch_rl.envs.rendering import reason_without_backend
 from flowmatch_rl.envs.vectors import VectorObservations
@@ -105,6 +105,10 @@ class OgbenchEnvironment(SimulatedEnvironment):
     def frames_per_second(self, env: EnvBase) -> float:
         """Environment steps per second of simulated time, for videos."""
         return float(_vectors(env).metadata.get("render_fps", _UNSTATED_RATE))
+
+    def step_s(self, env: EnvBase) -> float | None:
+        """Time of a step of a maze; None for the manipulation tasks, which do not state it."""
+        return stated_step(_vectors(env))
 
     def _known_tasks(self) -> list[int]:
         """Numbers of the environment's tasks."""

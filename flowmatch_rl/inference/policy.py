@@ -1,5 +1,6 @@
 """A trained policy for use outside training."""
 
+import itertools
 from collections.abc import Collection
 from pathlib import Path
 
@@ -7,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowmatch_rl.checks import RunError, UserError
+from flowmatch_rl.checks import RunError, UserError, first_names
 from flowmatch_rl.devices import check_compiler
 from flowmatch_rl.inference.kinds import read_kind
-from flowmatch_rl.models import GoalTable
+from flowmatch_rl.models import FlowPolicy, GoalTable, LatentPolicy
 from flowmatch_rl.modules.behavior_cloning import BehaviorCloning
 from flowmatch_rl.modules.flow_q_learning import FlowQLearning
 from flowmatch_rl.modules.implicit_flow_q_learning import ImplicitFlowQLearning
@@ -26,28 +27,80 @@ from flowmatch_rl.schema import ActionBounds
 class TrainedPolicy:
     """Maps NumPy observations to actions in the environment's own unit.
 
+    Printed, it states what it takes and returns, and how it acts.
+
     Args:
         module: The trained module.
-        seed: Seed of the policy's noise.
+        seed: Seed of the policy's noise, or of the fixed noise of a deterministic policy.
         samples: Whether it acts by a sample of the policy, at the temperature that it was trained at, in place of what
             evaluations choose.
         compile: Whether it acts by ``torch.compile``, for many single observations: the first action takes about half
             a minute, those that follow less time. On the CPU it needs a C++ compiler.
+        deterministic: Whether the same observation gives the same action: the noise is drawn once, and a choice among
+            several particles takes the one of highest value.
+
+    Attributes:
+        action_bounds: Bounds of the action in the environment's unit.
+        interface: Names and units of what it observes and does, and the time of a step, where they are known.
+        noise: Fixed noise of a deterministic policy, standard normal, shape (N, noise_dim) for N particles; None for
+            one that draws noise. It is ``numpy.random.default_rng(seed).standard_normal((N, noise_dim))``.
 
     Raises:
         UserError: If ``compile`` finds no C++ compiler.
     """
 
-    def __init__(self, module: PolicyModule, seed: int = 0, samples: bool = False, compile: bool = False) -> None:
+    def __init__(
+        self,
+        module: PolicyModule,
+        seed: int = 0,
+        samples: bool = False,
+        compile: bool = False,
+        deterministic: bool = False,
+    ) -> None:
         self.module = module.eval()
         self._actor = module.actor("eval")
         if samples:
             self._actor = self._actor.sampling()
+        if deterministic:
+            self._actor = self._actor.greedy()
         if compile:
             check_compiler()
             self._actor = self._actor.compiled()
         self._generator = torch.Generator().manual_seed(seed)
-        self._bounds: ActionBounds = module.hparams["action_bounds"] or ActionBounds.unit(module.action_dim)
+        self.action_bounds: ActionBounds = module.hparams["action_bounds"] or ActionBounds.unit(module.action_dim)
+        self.interface = module.interface
+        self.noise: np.ndarray | None = None
+        if deterministic:
+            random = np.random.default_rng(seed)
+            self.noise = _normal(random, self._actor.num_particles, module.policy.noise_dim)
+            self._on_the_way = _normal(random, _num_draws(module.policy), *self.noise.shape[:1], module.action_dim)
+
+    @property
+    def observation_dim(self) -> int:
+        """Dimension S of the observation."""
+        return self.module.observation_dim
+
+    @property
+    def action_dim(self) -> int:
+        """Dimension A of the action."""
+        return self.module.action_dim
+
+    @property
+    def goal_columns(self) -> tuple[str, ...]:
+        """Names of the G entries of a goal; empty for a single policy."""
+        return () if self.module.goals is None else self.module.goals.schema.columns
+
+    def __repr__(self) -> str:
+        """What it takes and returns, an entry a line, and how it acts."""
+        acts = self._actor.description + (", from fixed noise" if self.noise is not None else "")
+        step = self.interface.step_s
+        return "\n".join(
+            [
+                f"{type(self.module).__name__}, acts {acts}" + (f", every {step:g} s" if step else ""),
+                *self.interface.lines(self.observation_dim, self.action_bounds),
+                *([f"goal ({len(self.goal_columns)}): {first_names(self.goal_columns)}"] if self.goal_columns else []),
+            ]
+        )
 
     def embedding(self, goal: np.ndarray) -> np.ndarray:
         """Embeddings of members of a family, as an occupancy of the family takes them: standardised goals.
@@ -96,11 +149,21 @@ class TrainedPolicy:
             )
         if goal is not None:
             states = self._beside(states, goal)
-        action = self._actor(states, self._generator).clamp(-1.0, 1.0)
+        action = self._act(states).clamp(-1.0, 1.0)
         if not bool(action.isfinite().all()):
             largest = float(states.abs().max())
             raise RunError(f"the policy's action is not finite; the largest number that it observed is {largest:.3g}")
-        return self._bounds.restore(action).float().cpu().numpy()
+        return self.action_bounds.restore(action).float().cpu().numpy()
+
+    def _act(self, states: Tensor) -> Tensor:
+        if self.noise is None:
+            return self._actor(states, self._generator)
+        rows = states.reshape(-1, states.shape[-1])
+        # A batch may be carried in pieces, each of which draws once per step.
+        fixed = itertools.cycle(torch.as_tensor(self._on_the_way, device=rows.device).unbind())
+        noise = torch.as_tensor(self.noise, device=rows.device).expand(len(rows), -1, -1)
+        action = self._actor.from_noise(rows, noise, lambda like: next(fixed).expand_as(like))
+        return action.reshape(*states.shape[:-1], -1)
 
     def _beside(self, states: Tensor, goal: np.ndarray) -> Tensor:
         """States with the embeddings of goals beside them."""
@@ -131,6 +194,8 @@ def load_policy(
     samples: bool = False,
     allow: Collection[str] = (),
     compile: bool = False,
+    deterministic: bool = False,
+    seed: int = 0,
 ) -> TrainedPolicy:
     """Load the policy of a checkpoint.
 
@@ -141,6 +206,8 @@ def load_policy(
             evaluations choose: the best of several by default.
         allow: Packages whose classes it may name, beside this one and those that were imported.
         compile: Whether it acts by ``torch.compile``, see ``TrainedPolicy``.
+        deterministic: Whether the same observation gives the same action: greedy, with fixed noise.
+        seed: Seed of the noise.
 
     Returns:
         The policy, a function of an observation, and of a goal if it is a family.
@@ -149,7 +216,17 @@ def load_policy(
         FileNotFoundError: If there is no such file.
         UserError: If it is not a checkpoint of a policy, or names a class of another package.
     """
-    return TrainedPolicy(load_policy_module(checkpoint, device, allow), samples=samples, compile=compile)
+    return TrainedPolicy(load_policy_module(checkpoint, device, allow), seed, samples, compile, deterministic)
+
+
+def _num_draws(policy: LatentPolicy) -> int:
+    """Times that a policy draws noise on its way from the noise that it starts from."""
+    sampler = policy.sampler if isinstance(policy, FlowPolicy) else None
+    return sampler.steps or 0 if sampler is not None and sampler.adds_noise else 0
+
+
+def _normal(random: np.random.Generator, *shape: int) -> np.ndarray:
+    return random.standard_normal(shape).astype(np.float32)
 
 
 def load_policy_module(checkpoint: str | Path, device: str = "cpu", allow: Collection[str] = ()) -> PolicyModule:

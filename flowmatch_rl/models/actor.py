@@ -12,6 +12,7 @@ from torch import Tensor
 from flowmatch_rl.checks import check_range
 from flowmatch_rl.models.policy import LatentPolicy
 from flowmatch_rl.models.selection import FirstSelection, GreedySelection, Selection, SoftmaxSelection
+from flowmatch_rl.samplers import Draw
 
 ActionValues: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Values (B, N), units of the return, called as ``values(observation, actions)`` for actions (B, N, A)."""
@@ -121,6 +122,15 @@ class ParticleActor:
         """The actor that acts by plain samples of the policy."""
         return replace(self, num_particles=1, selection=FirstSelection(), noise_scale=1.0)
 
+    def greedy(self) -> "ParticleActor":
+        """The actor that leaves nothing to chance but the noise that particles start from.
+
+        It takes the particle of highest value, or the only one where values are not looked at.
+        """
+        chooses = self.selection.needs_values and self.num_particles > 1
+        kept = {"num_particles": self.num_particles, "selection": GreedySelection()} if chooses else {}
+        return replace(self, **({"num_particles": 1, "selection": FirstSelection()} | kept), exploration=0.0)
+
     def compiled(self) -> "ParticleActor":
         """The same actor with ``torch.compile``; the sampling of its policy is compiled for every use of the policy."""
         self.policy.compile_sampling()
@@ -151,6 +161,26 @@ class ParticleActor:
 
         with torch.no_grad():  # a decorator here would break a graph of torch.compile
             return self.policy.sample_latents(observation, noise, draw)
+
+    @torch.no_grad()
+    def from_noise(self, observation: Tensor, noise: Tensor, draw: Draw = torch.randn_like) -> Tensor:
+        """Act greedily by particles that start from given noise.
+
+        Args:
+            observation: Shape (B, S).
+            noise: Standard normal, shape (B, N, noise_dim); it is multiplied by ``noise_scale``.
+            draw: More noise, for policies with a stochastic sampler.
+
+        Returns:
+            Actions, shape (B, A).
+        """
+        started = noise if self.noise_scale == 1.0 else self.noise_scale * noise
+        latents = self.policy.sample_latents(observation, started, draw)
+        if self.num_particles == 1 or not self.selection.needs_values:
+            return self.policy.squash.action(latents[:, 0])
+        actions = self.policy.squash.action(latents)
+        index = self.values(observation, actions).argmax(dim=1)
+        return actions.gather(1, index[:, None, None].expand(-1, 1, actions.shape[-1]))[:, 0]
 
     def latent(self, observation: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Latent point of the chosen particle.

@@ -17,9 +17,12 @@ from flowmatch_rl.models import ActorModule, FirstSelection, GoalTable, LatentPo
 from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.loading import instantiate
 from flowmatch_rl.modules.watched import WatchedModule
-from flowmatch_rl.schema import TableSchema
+from flowmatch_rl.schema import Interface, TableSchema
 from flowmatch_rl.seeds import process_seed
 from flowmatch_rl.shapes import even_rows
+
+_INTERFACE = "interface"
+"""Entry of a checkpoint that holds names and units."""
 
 _MOST_SCORED = 256
 """Held-out states that the policy is compared with the data in, at most."""
@@ -36,6 +39,7 @@ class PolicyModule(WatchedModule, abc.ABC):
         observation_dim: Dimension S of the observation.
         action_dim: Dimension A of the action.
         policy: The policy.
+        interface: Names and units of what the policy observes and does, those of the data or of the checkpoint.
     """
 
     NAME_KEY: ClassVar = "actor_critic"
@@ -46,6 +50,7 @@ class PolicyModule(WatchedModule, abc.ABC):
     observation_dim: int
     action_dim: int
     policy: LatentPolicy
+    interface: Interface = Interface()
     _loaded_steps: int = 0  # those of the checkpoint, which a test of it does not give to the trainer
 
     @property
@@ -133,19 +138,22 @@ class PolicyModule(WatchedModule, abc.ABC):
         return batch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the class, for those who load the policy without a configuration, and write the units of goals in use.
+        """Name the class, for those who load the policy without a configuration, and write names and units in use.
 
         Raises:
             RunError: If a network has diverged.
         """
         super().on_save_checkpoint(checkpoint)
         checkpoint[self.NAME_KEY] = type(self).__name__
+        own = getattr(getattr(self._trainer, "datamodule", None), "interface", self.interface)
+        checkpoint[_INTERFACE] = dataclasses.asdict(own)
         if self.goals is not None:
             checkpoint["hyper_parameters"]["goal_schema"] = self.goals.schema
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the gradient steps of a checkpoint, and take its units of goals; refuse another policy in one line."""
         super().on_load_checkpoint(checkpoint)
+        self.interface = Interface(**checkpoint.get(_INTERFACE, {}))
         saved = checkpoint["hyper_parameters"]
         for name in ("observation_dim", "action_dim"):
             if saved[name] != getattr(self, name):
