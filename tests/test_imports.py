@@ -90,7 +90,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "modules": (GROUND | MATH | {"nets", "models", "evaluation"}, {"torch", "tensordict", "lightning"}),
     "callbacks": (
         GROUND | {"evaluation", "figures"},
-        {"torch", "tensordict", "torchrl", "lightning", "mlflow", "sqlalchemy", "imageio", "tqdm", "numpy", "pandas"},
+        {"torch", "tensordict", "torchrl", "lightning", "mlflow", "wandb", "sqlalchemy"}
+        | {"imageio", "tqdm", "numpy", "pandas"},
     ),
     "inference": (GROUND | MATH | {"nets", "models", "evaluation", "modules"}, {"torch", "numpy"}),
     "experiments": (

@@ -5,6 +5,7 @@ from flowmatch_rl.doors import lazy_exports
 if TYPE_CHECKING:
     from flowmatch_rl.callbacks.actions import ActionWriter
     from flowmatch_rl.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+    from flowmatch_rl.callbacks.csv_tracking import CsvTracker
     from flowmatch_rl.callbacks.curves import LossCurve
     from flowmatch_rl.callbacks.dynamics_figures import DynamicsFigures
     from flowmatch_rl.callbacks.episodes import EpisodeWriter
@@ -26,9 +27,12 @@ if TYPE_CHECKING:
     from flowmatch_rl.callbacks.quiet_profiler import QuietProfiler
     from flowmatch_rl.callbacks.rank_watch import RankWatch
     from flowmatch_rl.callbacks.results import RunResult
+    from flowmatch_rl.callbacks.run_logger import RunLogger
     from flowmatch_rl.callbacks.samples import SampleWriter
+    from flowmatch_rl.callbacks.tensorboard_tracking import TensorBoardTracker
     from flowmatch_rl.callbacks.tracking import RunRecord, Tracker
     from flowmatch_rl.callbacks.video import Video
+    from flowmatch_rl.callbacks.wandb_tracking import WandbTracker
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -37,6 +41,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "CalibrationFigure",
     "Checkpoints",
+    "CsvTracker",
     "DynamicsFigures",
     "EpisodeFigure",
     "EpisodeWriter",
@@ -51,13 +56,16 @@ __all__ = [
     "Progress",
     "QuietProfiler",
     "RankWatch",
+    "RunLogger",
     "RunRecord",
     "RunResult",
     "SampleWriter",
+    "TensorBoardTracker",
     "Throughput",
     "Tracker",
     "ValueMapFigure",
     "Video",
+    "WandbTracker",
     "header",
     "summary",
 ]

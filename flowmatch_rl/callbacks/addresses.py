@@ -117,3 +117,21 @@ def run_page(address: str, experiment_id: str, run_id: str | None = None, ui: st
     server = without_password(address).rstrip("/") if is_server(address) else ui
     place = f"experiments/{experiment_id}/runs" + ("" if run_id is None else f"/{run_id}")
     return f"{server}/#/{place}?{_KIND_OF_PAGE}"
+
+
+def run_lines(address: str, page: str | None, run_id: str | None) -> list[str]:
+    """Where an MLflow run is to be seen, in lines that begin with a label.
+
+    Args:
+        address: Address of the tracking.
+        page: Address of the run's page; None where MLflow has not been reached.
+        run_id: Identifier of the run.
+    """
+    if page is None:
+        return [f"tracking     {place_of(address)}, not reached yet"]
+    if is_server(address):
+        return [f"tracking     {page}"]
+    if database_file(address) is None:
+        return [f"tracking     MLflow run {run_id} at {without_password(address)}"]
+    option = "" if address == local_address() else f" --tracking_uri {address}"
+    return [f"tracking     {page}", f"open it      flowmatch-rl ui{option}"]

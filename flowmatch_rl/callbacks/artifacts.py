@@ -1,11 +1,11 @@
-"""Files that callbacks write: where they go, who writes them, and their copy in MLflow."""
+"""Files that callbacks write: where they go, who writes them, and their copies where the run is tracked."""
 
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 
-from flowmatch_rl.callbacks.tracking import Tracker
+from flowmatch_rl.callbacks.run_logger import RunLogger
 from flowmatch_rl.figures import Figure, save_figure
 from flowmatch_rl.files import FIGURES
 
@@ -30,7 +30,7 @@ def file_path(trainer: Trainer, folder: str, name: str) -> Path:
 
 
 def publish(trainer: Trainer, path: Path, folder: str) -> None:
-    """Copy a file to every MLflow run that the trainer logs to; a ``Tracker`` does so later, without waiting.
+    """Copy a file to wherever the trainer tracks the run; to MLflow a ``Tracker`` does so later, without waiting.
 
     Args:
         trainer: The run's trainer.
@@ -38,14 +38,14 @@ def publish(trainer: Trainer, path: Path, folder: str) -> None:
         folder: Folder among the run's artifacts.
     """
     for logger in trainer.loggers:
-        if isinstance(logger, Tracker):
+        if isinstance(logger, RunLogger):
             logger.log_file(path, folder)
         elif isinstance(logger, MLFlowLogger):
             logger.experiment.log_artifact(logger.run_id, str(path), folder)
 
 
 def write_figure(trainer: Trainer, figure: Figure, name: str) -> None:
-    """Write a figure into the folder of figures, and to MLflow.
+    """Write a figure into the folder of figures, and to wherever the run is tracked.
 
     Args:
         trainer: The run's trainer.

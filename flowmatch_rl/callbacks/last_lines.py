@@ -6,15 +6,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 
-from flowmatch_rl.callbacks.addresses import (
-    database_file,
-    is_server,
-    local_address,
-    place_of,
-    run_page,
-    without_password,
-)
-from flowmatch_rl.callbacks.tracking import Tracker
+from flowmatch_rl.callbacks.addresses import run_lines, run_page
+from flowmatch_rl.callbacks.run_logger import RunLogger
 from flowmatch_rl.files import shown
 
 
@@ -34,29 +27,16 @@ def summary(trainer: Trainer) -> str:
 
 
 def tracking_lines(trainer: Trainer) -> list[str]:
-    """Where the MLflow runs of a run are to be seen.
+    """Where what a run tracks is to be seen.
 
     Args:
         trainer: Its Trainer.
     """
     lines = []
     for logger in trainer.loggers:
-        if isinstance(logger, Tracker):
-            logger.open()
-            lines += _lines(logger.address, logger.page, logger.run_id)
+        if isinstance(logger, RunLogger):
+            lines += logger.lines()
         elif isinstance(logger, MLFlowLogger):
             address = str(logger.experiment.tracking_uri)
-            lines += _lines(address, run_page(address, str(logger.experiment_id), logger.run_id), logger.run_id)
+            lines += run_lines(address, run_page(address, str(logger.experiment_id), logger.run_id), logger.run_id)
     return lines
-
-
-def _lines(address: str, page: str | None, run_id: str | None) -> list[str]:
-    """Where an MLflow run is to be seen; its page is None where MLflow has not been reached."""
-    if page is None:
-        return [f"tracking     {place_of(address)}, not reached yet"]
-    if is_server(address):
-        return [f"tracking     {page}"]
-    if database_file(address) is None:
-        return [f"tracking     MLflow run {run_id} at {without_password(address)}"]
-    option = "" if address == local_address() else f" --tracking_uri {address}"
-    return [f"tracking     {page}", f"open it      flowmatch-rl ui{option}"]

@@ -19,10 +19,9 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from flowmatch_rl.callbacks.addresses import LOCAL_FOLDER, artifact_folder, run_page, tracking_address
+from flowmatch_rl.callbacks.addresses import LOCAL_FOLDER, artifact_folder, run_lines, run_page, tracking_address
 from flowmatch_rl.callbacks.courier import Courier
 from flowmatch_rl.callbacks.delivered import Delivered, record_of, what_is_left
 from flowmatch_rl.callbacks.journal import (
@@ -37,6 +36,7 @@ from flowmatch_rl.callbacks.journal import (
     log_of,
     new_journal,
 )
+from flowmatch_rl.callbacks.run_logger import RunLogger
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.files import RUN_TIME, shown
 from flowmatch_rl.redaction import redact, redact_all
@@ -54,7 +54,7 @@ _LONGEST = 500
 """Characters of a parameter that every version of MLflow takes."""
 
 
-class Tracker(Logger):
+class Tracker(RunLogger):
     """An MLflow run.
 
     Without an address, runs are kept in ``runs/mlflow.db`` and their files in ``runs/mlflow_artifacts``, both under the
@@ -189,6 +189,11 @@ class Tracker(Logger):
             return None
         return run_page(self.address, known.experiment_id, known.run_id)
 
+    def lines(self) -> list[str]:
+        """Where the run is to be seen; waits until MLflow is reached, or is known not to answer."""
+        self.open()
+        return run_lines(self.address, self.page, self.run_id)
+
     @property
     def name(self) -> str:
         """Name of the experiment."""
@@ -209,10 +214,6 @@ class Tracker(Logger):
         """
         values = {re.sub("[^a-zA-Z0-9_/. -]+", "", name): float(value) for name, value in metrics.items()}
         self._append(METRICS, values=values, step=step or 0)
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: ``RunRecord`` logs the whole configuration, of which the module's part is a fraction."""
 
     @rank_zero_only
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
@@ -326,7 +327,7 @@ class RunRecord(Callback):
         self._recorded = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write ``config.yaml`` into the run's folder and everything into MLflow, once per run."""
+        """Write ``config.yaml`` into the run's folder, and track everything, once per run."""
         if not trainer.is_global_zero or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
         path = Path(trainer.default_root_dir) / "config.yaml"
@@ -336,10 +337,10 @@ class RunRecord(Callback):
         self._recorded = True
         path.write_text(self.config)
         for logger in trainer.loggers:
-            if isinstance(logger, Tracker):
+            if isinstance(logger, RunLogger):
                 self._record(logger, path)
 
-    def _record(self, logger: Tracker, path: Path) -> None:
+    def _record(self, logger: RunLogger, path: Path) -> None:
         made_of = commit()
         tags = {"seed": str(self.seed), "commit": made_of, "command": " ".join(sys.argv), "run_dir": str(path.parent)}
         if made_of != _UNKNOWN:

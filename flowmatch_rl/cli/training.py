@@ -24,11 +24,11 @@ from flowmatch_rl.callbacks import (
     Progress,
     QuietProfiler,
     RankWatch,
+    RunLogger,
     RunRecord,
     RunResult,
     SampleWriter,
     Throughput,
-    Tracker,
     Video,
     header,
     summary,
@@ -249,7 +249,7 @@ class FlowMatchCLI(LightningCLI):
         is_fit = self.subcommand == "fit"
         self._ending.may_end_at_once = lambda: not is_fit or (trainer.world_size == 1 and not trainer.training)
         for logger in trainer.loggers:
-            if isinstance(logger, Tracker):
+            if isinstance(logger, RunLogger):
                 name = f"{label}/{time.strftime(RUN_TIME) if chosen else folder.name}"
                 begun = self._checkpoint is not None or self._folder is not None
                 resumes = self.subcommand == "fit" and begun
