@@ -32,7 +32,8 @@ def check_same_shape(**tensors: Tensor) -> None:
     Raises:
         ValueError: If two shapes differ.
     """
-    if len({tuple(x.shape) for x in tensors.values()}) > 1:
+    first, *others = tensors.values()
+    if any(x.shape != first.shape for x in others):
         got = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
         raise ValueError(f"expected equal shapes, got {got}")
 

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], Callable[[list[str]], int]]]] = {
     "convert": ("Copy files in another layout into a data set of transitions.", lambda: cli.convert),
     "collect": ("Let a policy act in an environment and write a data set.", lambda: cli.collect),
     "improve": ("Train a policy for any reward from an occupancy.", lambda: cli.improve),
+    "export": ("Write a trained model as an ONNX or PyTorch program.", lambda: cli.export),
     "compare": ("Train several methods on several tasks with several seeds.", lambda: cli.compare),
     "report": ("Show runs beside each other on one page.", lambda: cli.report),
     "estimators": ("Measure the errors of estimators on bandits.", lambda: cli.estimators),

@@ -6,6 +6,7 @@ from flowmatch_rl.modules.safe_globals import allow_dataclasses
 
 if TYPE_CHECKING:
     from flowmatch_rl.inference.dynamics import TrainedDynamics, load_dynamics
+    from flowmatch_rl.inference.export import Exported, export_checkpoint
     from flowmatch_rl.inference.flow import TrainedFlow, load_flow
     from flowmatch_rl.inference.forward_backward import EmbeddedPolicy, TrainedForwardBackward, load_forward_backward
     from flowmatch_rl.inference.occupancy import TrainedOccupancy, load_occupancy
@@ -16,11 +17,13 @@ else:
 __all__ = [
     "CheckpointPolicy",
     "EmbeddedPolicy",
+    "Exported",
     "TrainedDynamics",
     "TrainedFlow",
     "TrainedForwardBackward",
     "TrainedOccupancy",
     "TrainedPolicy",
+    "export_checkpoint",
     "load_dynamics",
     "load_flow",
     "load_forward_backward",

@@ -34,7 +34,7 @@ def read_kind(kind: str, path: str | Path, allow: Collection[str]) -> dict[str, 
     """
     allow_imports(allow)
     content = read_checkpoint(path)
-    found = _kind(content)
+    found = kind_of(content)
     if found == kind:
         return content
     if found is None:
@@ -42,8 +42,12 @@ def read_kind(kind: str, path: str | Path, allow: Collection[str]) -> dict[str, 
     raise UserError(f"{path} is a checkpoint of {found}, not of {kind}; what loads it is {_LOADERS[found]}")
 
 
-def _kind(content: dict[str, Any]) -> str | None:
-    """Kind of a checkpoint, by what its module writes into it; None for another module's."""
+def kind_of(content: dict[str, Any]) -> str | None:
+    """Kind of a checkpoint, with its article, by what its module writes into it; None for another module's.
+
+    Args:
+        content: What ``read_checkpoint`` returned.
+    """
     if PolicyModule.NAME_KEY in content:
         return "a policy"
     if "occupancy" in content:

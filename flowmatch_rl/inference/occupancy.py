@@ -51,12 +51,15 @@ class TrainedOccupancy:
         model: The trained model.
         action_bounds: Bounds of the action in the environment's unit; [-1, 1] if None.
         seed: Seed of the noise.
+
+    Attributes:
+        action_bounds: Those bounds.
     """
 
     def __init__(self, model: Occupancy, action_bounds: ActionBounds | None = None, seed: int = 0) -> None:
         self.model = model.eval()
         self._generator = torch.Generator().manual_seed(seed)
-        self._bounds = action_bounds or ActionBounds.unit(model.inputs.action_dim)
+        self.action_bounds = action_bounds or ActionBounds.unit(model.inputs.action_dim)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -122,7 +125,7 @@ class TrainedOccupancy:
         """
         state = self._entries("state", observation, self.model.inputs.schema.sample_dim)
         given = self._entries("action", action, self.model.inputs.action_dim, state.shape[:-1])
-        return _array(self.model.infer_members(state, self._bounds.standardise(given).float(), self._generator))
+        return _array(self.model.infer_members(state, self.action_bounds.standardise(given).float(), self._generator))
 
     def log_prob(
         self,
@@ -228,7 +231,7 @@ class TrainedOccupancy:
             max_rows,
         )
         batch = states.shape[:-1]
-        action = self._bounds.restore(plan.action).float()
+        action = self.action_bounds.restore(plan.action).float()
         index, values = plan.index.reshape(batch), plan.values.reshape(*batch, -1)
         return PlannedAction(_array(action.reshape(*batch, -1)), _array(index), _array(values))
 
@@ -257,7 +260,7 @@ class TrainedOccupancy:
         if action is None:
             return state, self.model.act(state, member), member
         given = self._entries("action", action, inputs.action_dim, batch)
-        return state, self._bounds.standardise(given).float(), member
+        return state, self.action_bounds.standardise(given).float(), member
 
     def _entries(self, name: str, array: np.ndarray, dimension: int, batch: tuple[int, ...] | None = None) -> Tensor:
         """An array as a tensor, its last dimension checked, and those before it where ``batch`` is given."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowmatch_rl.checks import RunError, UserError, first_names
 from flowmatch_rl.devices import check_compiler
 from flowmatch_rl.inference.kinds import read_kind
-from flowmatch_rl.models import FlowPolicy, GoalTable, LatentPolicy
+from flowmatch_rl.models import GoalTable
 from flowmatch_rl.modules.behavior_cloning import BehaviorCloning
 from flowmatch_rl.modules.flow_q_learning import FlowQLearning
 from flowmatch_rl.modules.implicit_flow_q_learning import ImplicitFlowQLearning
@@ -44,6 +44,7 @@ class TrainedPolicy:
         interface: Names and units of what it observes and does, and the time of a step, where they are known.
         noise: Fixed noise of a deterministic policy, standard normal, shape (N, noise_dim) for N particles; None for
             one that draws noise. It is ``numpy.random.default_rng(seed).standard_normal((N, noise_dim))``.
+        step_noise: What the same generator draws next for a stochastic sampler, shape (steps, N, A); None likewise.
 
     Raises:
         UserError: If ``compile`` finds no C++ compiler.
@@ -70,10 +71,11 @@ class TrainedPolicy:
         self.action_bounds: ActionBounds = module.hparams["action_bounds"] or ActionBounds.unit(module.action_dim)
         self.interface = module.interface
         self.noise: np.ndarray | None = None
+        self.step_noise: np.ndarray | None = None
         if deterministic:
             random = np.random.default_rng(seed)
             self.noise = _normal(random, self._actor.num_particles, module.policy.noise_dim)
-            self._on_the_way = _normal(random, _num_draws(module.policy), *self.noise.shape[:1], module.action_dim)
+            self.step_noise = _normal(random, module.policy.num_draws, len(self.noise), module.action_dim)
 
     @property
     def observation_dim(self) -> int:
@@ -156,11 +158,11 @@ class TrainedPolicy:
         return self.action_bounds.restore(action).float().cpu().numpy()
 
     def _act(self, states: Tensor) -> Tensor:
-        if self.noise is None:
+        if self.noise is None or self.step_noise is None:
             return self._actor(states, self._generator)
         rows = states.reshape(-1, states.shape[-1])
         # A batch may be carried in pieces, each of which draws once per step.
-        fixed = itertools.cycle(torch.as_tensor(self._on_the_way, device=rows.device).unbind())
+        fixed = itertools.cycle(torch.as_tensor(self.step_noise, device=rows.device).unbind())
         noise = torch.as_tensor(self.noise, device=rows.device).expand(len(rows), -1, -1)
         action = self._actor.from_noise(rows, noise, lambda like: next(fixed).expand_as(like))
         return action.reshape(*states.shape[:-1], -1)
@@ -217,12 +219,6 @@ def load_policy(
         UserError: If it is not a checkpoint of a policy, or names a class of another package.
     """
     return TrainedPolicy(load_policy_module(checkpoint, device, allow), seed, samples, compile, deterministic)
-
-
-def _num_draws(policy: LatentPolicy) -> int:
-    """Times that a policy draws noise on its way from the noise that it starts from."""
-    sampler = policy.sampler if isinstance(policy, FlowPolicy) else None
-    return sampler.steps or 0 if sampler is not None and sampler.adds_noise else 0
 
 
 def _normal(random: np.random.Generator, *shape: int) -> np.ndarray:

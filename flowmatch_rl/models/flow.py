@@ -122,7 +122,7 @@ class Flow(nn.Module):
         """
         if condition is None or not self.marks_absence:
             return condition
-        rows = torch.as_tensor(present, device=condition.device).expand(len(condition))
+        rows = torch.as_tensor(present, device=condition.device).expand(condition.shape[0])
         rows = rows.reshape(-1, *[1] * (condition.dim() - 1)).expand(*condition.shape[:-1], 1).to(condition)
         return torch.cat([condition * rows, rows], dim=-1)
 
@@ -214,7 +214,7 @@ class Flow(nn.Module):
         def run(rows: Tensor, *conditions: Tensor) -> tuple[Tensor]:
             return (self._carry(rows, conditions[0] if conditions else None, sampler, guidance, draw),)
 
-        rows, given = math.prod(noise.shape[1:-1]), _given(_shared(condition, len(noise)))
+        rows, given = math.prod(noise.shape[1:-1]), _given(_shared(condition, noise.shape[0]))
         return map_in_chunks(run, rows, noise, *given, ordered=sampler.adds_noise)[0]
 
     @torch.no_grad()
@@ -334,7 +334,7 @@ class Flow(nn.Module):
 
 def _shared(condition: Tensor | None, size: int) -> Tensor | None:
     """A condition with one row for each of the samples, which are evaluated some rows at a time."""
-    if condition is None or len(condition) != 1:
+    if condition is None or condition.shape[0] != 1:
         return condition
     return condition.expand(size, *condition.shape[1:])
 

@@ -53,6 +53,11 @@ class GaussianPolicy(LatentPolicy):
         """One normal per entry."""
         return self.action_dim
 
+    @property
+    def num_draws(self) -> int:
+        """0."""
+        return 0
+
     @torch.no_grad()
     def sample_latents(self, observation: Tensor, noise: Tensor, draw: Draw = torch.randn_like) -> Tensor:
         """Latent points of N particles per state, shape (B, N, A), without gradient."""

@@ -32,6 +32,11 @@ class OneStepPolicy(LatentPolicy):
         """One normal per entry."""
         return self.action_dim
 
+    @property
+    def num_draws(self) -> int:
+        """0."""
+        return 0
+
     def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
         """Latent points with gradient.
 

@@ -32,6 +32,11 @@ class LatentPolicy(nn.Module, abc.ABC):
     def noise_dim(self) -> int:
         """Number of standard normals that make one action."""
 
+    @property
+    @abc.abstractmethod
+    def num_draws(self) -> int:
+        """Times that sampling draws noise on its way, beside the noise that it starts from."""
+
     @abc.abstractmethod
     def sample_latents(self, observation: Tensor, noise: Tensor, draw: Draw = torch.randn_like) -> Tensor:
         """Latent points of N particles per state, without gradient.
@@ -91,6 +96,11 @@ class FlowPolicy(LatentPolicy):
     def noise_dim(self) -> int:
         """As many normals as the source takes."""
         return self.flow.source.noise_dim(self.action_dim)
+
+    @property
+    def num_draws(self) -> int:
+        """One in each step of a stochastic sampler."""
+        return (self.sampler.steps or 0) if self.sampler.adds_noise else 0
 
     def sample_latents(self, observation: Tensor, noise: Tensor, draw: Draw = torch.randn_like) -> Tensor:
         """Latent points of N particles per state, shape (B, N, A), without gradient."""
@@ -197,5 +207,5 @@ def check_particles(observation: Tensor, noise: Tensor) -> None:
     Raises:
         ValueError: If a shape is not as stated.
     """
-    if observation.dim() != 2 or noise.dim() != 3 or len(observation) != len(noise):
+    if observation.dim() != 2 or noise.dim() != 3 or observation.shape[0] != noise.shape[0]:
         raise ValueError(f"expected (B, S) and (B, N, A), got {tuple(observation.shape)} and {tuple(noise.shape)}")

@@ -36,6 +36,8 @@ def map_in_chunks(
     Returns:
         The result of ``function(*inputs)``.
     """
+    if torch.compiler.is_exporting():
+        return function(*inputs)
     whole = inputs[0].device.type != "cpu" or len(inputs[0]) * rows_per_state <= CPU_ROWS
     if whole and torch.compiler.is_compiling():
         return function(*inputs)  # a graph does not know the number of threads

@@ -304,5 +304,5 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 
 def _check_particles(observation: Tensor, actions: Tensor) -> None:
-    if observation.dim() != 2 or actions.dim() != 3 or len(observation) != len(actions):
+    if observation.dim() != 2 or actions.dim() != 3 or observation.shape[0] != actions.shape[0]:
         raise ValueError(f"expected (B, S) and (B, N, A), got {tuple(observation.shape)} and {tuple(actions.shape)}")

@@ -25,6 +25,10 @@ class NormalPolicy(LatentPolicy):
     def noise_dim(self) -> int:
         return self.action_dim
 
+    @property
+    def num_draws(self) -> int:
+        return 0
+
     def sample_latents(self, observation: Tensor, noise: Tensor, draw: object = None) -> Tensor:
         return observation[:, None] + self.scale * noise
 
