@@ -10,13 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from tensordict import TensorDict
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import gemm, rates
 from flowmatch_rl.cli import FlowMatchCLI
 from flowmatch_rl.devices import has_fast_bfloat16
+from flowmatch_rl.modules.trial_update import trial_update
 from flowmatch_rl.nets import chunks
 
 PAPER = ["-c", "conf/actor_critic/halfcheetah.yaml", "-c", "conf/actor_critic/presets/paper.yaml"]
@@ -28,31 +27,8 @@ def update_of(config: list[str], precision: str, compile: bool, device: str) -> 
     folder = tempfile.mkdtemp()  # one for each: a run has its folder for itself
     options = ["--trainer.logger=false", f"--trainer.default_root_dir={folder}", f"--trainer.precision={precision}"]
     cli = FlowMatchCLI([*config, *options, f"--model.init_args.compile={compile}"], run=False)
-    module, trainer = cli.model.to(device), Trainer(logger=False, log_every_n_steps=10**9, accelerator="auto")
-    module.trainer = trainer
-    optimizer = module.configure_optimizers()
-    size, (states, actions) = cli.datamodule.batch_size, (module.observation_dim, module.action_dim)
-    batch = TensorDict(
-        {
-            "observation": torch.randn(size, states),
-            "action": 2.0 * torch.rand(size, actions) - 1.0,
-            ("next", "observation"): torch.randn(size, states),
-            ("next", "reward"): torch.randn(size, 1),
-            ("next", "terminated"): torch.zeros(size, 1, dtype=torch.bool),
-        },
-        batch_size=[size],
-    ).to(device)
-
-    def update() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            loss = module.loss(batch)
-        loss.backward()
-        module.on_before_optimizer_step(optimizer)
-        optimizer.step()
-        module.after_update()
-
-    return update, module
+    size, dtype = cli.datamodule.batch_size, torch.bfloat16 if precision == "bf16-mixed" else None
+    return trial_update(cli.model, size, device, dtype), cli.model
 
 
 def _without_chunks(update: Callable[[], None]) -> Callable[[], None]:

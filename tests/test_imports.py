@@ -117,7 +117,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "experiments",
             "configuration",
         },
-        {"torch", "lightning", "jsonargparse", "yaml"},
+        {"torch", "lightning", "jsonargparse", "yaml", "mlflow", "packaging"},
     ),
 }
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.cli.comparisons import compare, estimators
     from flowmatch_rl.cli.datasets import collect, convert
     from flowmatch_rl.cli.delivering import deliver
+    from flowmatch_rl.cli.diagnosing import doctor
     from flowmatch_rl.cli.exporting import export
     from flowmatch_rl.cli.improving import improve
     from flowmatch_rl.cli.main import run
@@ -23,6 +24,7 @@ __all__ = [
     "compare",
     "convert",
     "deliver",
+    "doctor",
     "estimators",
     "export",
     "improve",

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], Callable[[list[str]], int]]]] = {
     "report": ("Show runs beside each other on one page.", lambda: cli.report),
     "estimators": ("Measure the errors of estimators on bandits.", lambda: cli.estimators),
     "deliver": ("Deliver to MLflow what runs tracked while it did not answer.", lambda: cli.deliver),
+    "doctor": ("Check what runs need, and say what to do about what is wrong.", lambda: cli.doctor),
     "ui": ("Show the tracked runs in a browser.", lambda: cli.ui),
 }
 """Help of each command, and how its function is imported, which returns the exit status."""
