@@ -204,7 +204,12 @@ def test_a_flow_in_onnx_samples_as_the_model_in_the_units_of_the_data(conditiona
     if conditional:
         options = {"guidance": 1.5, "condition_dropout": 0.1, "network": film, "sampler": OdeSampler(Euler(1))}
     schema = TABLE if conditional else TableSchema(("x", "y"), (3.0, -1.0), (2.0, 0.2))
-    path = saved(FlowMatchingModel(schema, **{"network": NET} | options), tmp_path)
+    trained = FlowMatchingModel(schema, **{"network": NET} | options)
+    with torch.no_grad():  # a new model does not look at its condition
+        for weight in trained.flow.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    trained.flow_ema.load_state_dict(trained.flow.state_dict())
+    path = saved(trained, tmp_path)
     program, flow = export_checkpoint(path, tmp_path / "flow.onnx"), load_flow(path)
     random = np.random.default_rng(0)
     for number in (1, 9):
@@ -225,6 +230,9 @@ def test_a_flow_in_onnx_samples_as_the_model_in_the_units_of_the_data(conditiona
         )
         wanted = model.schema.restore(sample).numpy()
         np.testing.assert_allclose(outputs(program.path, **given), wanted, rtol=1e-5, atol=1e-5)
+    for name in given:
+        changed = outputs(program.path, **given | {name: given[name][::-1]})
+        assert not np.allclose(changed, wanted, atol=1e-2)
     assert json.loads(program.metadata["columns"]) == list(schema.columns)
 
 
