@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flowmatch_rl import __version__, cli
 from flowmatch_rl.checks import RunError, UserError
-from flowmatch_rl.cli.messages import print_error, unknown_command
+from flowmatch_rl.cli.messages import EXAMPLES, print_error, unknown_command
 from flowmatch_rl.files import out_of_space
 
 COMMANDS: dict[str, tuple[str, Callable[[], Callable[[list[str]], int]]]] = {
@@ -33,6 +33,8 @@ COMMANDS: dict[str, tuple[str, Callable[[], Callable[[list[str]], int]]]] = {
 }
 """Help of each command, and how its function is imported, which returns the exit status."""
 
+_FIRST = ("fit", "test", "compare", "report")
+
 _HELP = "\n".join(
     [
         "usage: flowmatch-rl [-h] [--version] COMMAND ...",
@@ -42,7 +44,11 @@ _HELP = "\n".join(
         "commands:",
         *(f"  {name:<12}{text}" for name, (text, _) in COMMANDS.items()),
         "",
-        "For the options of a command: flowmatch-rl COMMAND --help",
+        "begin with:",
+        *(f"  flowmatch-rl {name} {arguments}" for name, arguments in EXAMPLES.items() if name in _FIRST),
+        "",
+        "configurations, overlays, models, data and the options used most: flowmatch-rl fit --help",
+        "options of a command: flowmatch-rl COMMAND --help",
     ]
 )
 
@@ -61,6 +67,8 @@ def run(args: list[str] | None = None) -> int:
         an interruption.
     """
     given = sys.argv[1:] if args is None else args
+    if given[:1] == ["help"]:
+        given = [*given[1:2], "--help"]
     name = given[0] if given else ""
     if name in ("-h", "--help", "--version"):
         print(f"flowmatch-rl {__version__}" if name == "--version" else _HELP)

@@ -91,7 +91,7 @@ def what_is_missing(message: str, program: str) -> str | None:
     begin = f"; begin with: flowmatch-rl {command} {EXAMPLES[command]}" if command in EXAMPLES else ""
     return (
         f"{command} needs {' and '.join([', '.join(needed[:-1]), needed[-1]] if needed[1:] else needed)}{begin}\n"
-        f"  all options: flowmatch-rl {command} --help"
+        f"  options: flowmatch-rl {command} --help"
     )
 
 

@@ -18,18 +18,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flowmatch_rl.callbacks import (
     AtomicCheckpointIO,
-    Checkpoints,
-    FlowFigures,
-    OccupancyFigures,
     Progress,
     QuietProfiler,
-    RankWatch,
     RunLogger,
     RunRecord,
     RunResult,
-    SampleWriter,
     Throughput,
-    Video,
     header,
     summary,
 )
@@ -38,26 +32,19 @@ from flowmatch_rl.cli.arguments import compose
 from flowmatch_rl.cli.fitting import check_command, check_fit
 from flowmatch_rl.cli.folders import run_folder, sole_run
 from flowmatch_rl.cli.names import known_names
+from flowmatch_rl.cli.overview import overview, without_all
 from flowmatch_rl.cli.parser import ALLOW_IMPORTS, CommandParser, user_errors
 from flowmatch_rl.cli.precision import RunTrainer, choose_precision
 from flowmatch_rl.cli.requests import request_words
 from flowmatch_rl.cli.resuming import LAST, check_arguments, folder_of_run, last_checkpoint, read_chosen
 from flowmatch_rl.cli.signals import Ending, ended_by_signals
-from flowmatch_rl.cli.wiring import giver, model_wiring, wiring
+from flowmatch_rl.cli.wiring import WITH_OPTIONS, giver, model_wiring, wiring
 from flowmatch_rl.configuration import DIMENSIONS, flatten
 from flowmatch_rl.experiments.plan import Job
 from flowmatch_rl.files import RUN_TIME
 from flowmatch_rl.redaction import redact, redact_all
 from flowmatch_rl.trust import allow_imports, check_object, in_file, name_functions, reading_file
 
-_WITH_OPTIONS = {
-    Checkpoints: "checkpoints",
-    Video: "video",
-    SampleWriter: "samples",
-    FlowFigures: "figures",
-    OccupancyFigures: "occupancy_figures",
-    RankWatch: "ranks",
-}
 _CHECKPOINT_WORDS = ("best", "hpc")
 
 
@@ -79,9 +66,12 @@ def train(command: str, args: list[str]) -> int:
     Returns:
         Exit status: 0; 129, 130 and 143 for an interruption, which the checkpoint callback reports.
     """
+    if (page := overview(command, args)) is not None:
+        print(page)
+        return 0
     with ended_by_signals() as ending:
         try:
-            FlowMatchCLI([command, *args], ending=ending)
+            FlowMatchCLI([command, *without_all(args)], ending=ending)
         except SIGTERMException:
             # The status is that of the first process, which Lightning kills as soon as another one ends with not 0.
             return ending.said(ending.status) if _is_first() else ending.status_of_others
@@ -159,7 +149,7 @@ class FlowMatchCLI(LightningCLI):
         for name in DIMENSIONS:
             give = giver(name, lambda: self._section(self.config)["model"].class_path)
             parser.link_arguments("data", f"model.init_args.{name}", compute_fn=give, apply_on="instantiate")
-        for callback, group in _WITH_OPTIONS.items():
+        for callback, group in WITH_OPTIONS.items():
             parser.add_lightning_class_args(callback, group)
         parser.add_argument("--allow_imports", type=list[str], default=[], help=ALLOW_IMPORTS)
 

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from flowmatch_rl.callbacks import (
     ActionWriter,
     CalibrationFigure,
+    Checkpoints,
     DynamicsFigures,
     EpisodeFigure,
     EpisodeWriter,
@@ -23,6 +24,7 @@ from flowmatch_rl.callbacks import (
     PolicyCurve,
     PolicyFigures,
     PosteriorFigures,
+    RankWatch,
     SampleWriter,
     ValueMapFigure,
     Video,
@@ -37,6 +39,16 @@ from flowmatch_rl.modules import (
     OccupancyActorCritic,
     OccupancyModule,
 )
+
+WITH_OPTIONS = {
+    Checkpoints: "checkpoints",
+    Video: "video",
+    SampleWriter: "samples",
+    FlowFigures: "figures",
+    OccupancyFigures: "occupancy_figures",
+    RankWatch: "ranks",
+}
+"""Callbacks with options of their own, and the name that these begin with."""
 
 
 @dataclass(frozen=True)
