@@ -25,6 +25,7 @@ BENCHMARKS = (
     "trainer_overhead",
     "collecting_ahead",
     "policy_cost",
+    "policy_latency",
     "critic_cost",
     "exact_resume",
     "checkpoint_kills",
