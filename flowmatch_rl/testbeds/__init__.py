@@ -7,6 +7,7 @@ from flowmatch_rl.testbeds.labelled import LabelledReward
 from flowmatch_rl.testbeds.policies.maze import MazeGoalPolicy, MazeLoopPolicy, MazeReachPolicy, Room
 from flowmatch_rl.testbeds.policies.mixture import PolicyMixture
 from flowmatch_rl.testbeds.policies.simple import ConstantPolicy, LinearPolicy, PointGoalPolicy, RandomPolicy
+from flowmatch_rl.testbeds.processes.arm import ReachingArm
 from flowmatch_rl.testbeds.processes.base import Process
 from flowmatch_rl.testbeds.processes.cells import CellProcess, discounted_occupancy
 from flowmatch_rl.testbeds.processes.full_mixture import FullGaussianMixture
@@ -72,6 +73,7 @@ __all__ = [
     "QuadraticReward",
     "RandomPolicy",
     "RandomWalkProcess",
+    "ReachingArm",
     "RingProcess",
     "Rings",
     "Room",

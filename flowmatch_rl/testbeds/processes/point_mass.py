@@ -102,9 +102,7 @@ class PointMassRoom(PointMass):
     def __post_init__(self) -> None:
         check_range("[1, inf)", action_repeat=self.action_repeat)
         check_range(f"[0, {HALF_SIZE}]", start_half_width=self.start_half_width)
-        for box in self.walls_at:
-            if len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
-                raise UserError(f"a wall is x_low, y_low, x_high, y_high, each low less than its high; got {box}")
+        check_walls(self.walls_at)
         low, high = (
             torch.tensor(self.start_at, dtype=torch.float64) + side * self.start_half_width for side in (-1.0, 1.0)
         )
@@ -131,6 +129,20 @@ class PointMassRoom(PointMass):
         check_shape("noise", noise, (*noise.shape[:-1], self.noise_dim))
         position = noise.new_tensor(self.start_at) + self.start_half_width * (2.0 * torch.special.ndtr(noise) - 1.0)
         return torch.cat([position, torch.zeros_like(position)], dim=-1)
+
+
+def check_walls(walls: tuple[Box, ...]) -> None:
+    """Check that no wall is empty.
+
+    Args:
+        walls: The walls.
+
+    Raises:
+        UserError: If one is, naming it.
+    """
+    for box in walls:
+        if len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
+            raise UserError(f"a wall is x_low, y_low, x_high, y_high, each low less than its high; got {box}")
 
 
 def _move(state: Tensor, action: Tensor, boxes: tuple[Box, ...]) -> Tensor:
