@@ -134,12 +134,12 @@ class FlowRankReport(Callback):
 
 
 class Signals(Callback):
-    """Ends the run by a signal, in the middle of its fourth update or of its first evaluation, which takes long.
+    """Ends a run by a signal, in the middle of its fourth update or of its first evaluation, which takes long.
 
     Args:
         path: File that is touched when the signal comes.
         number: Number of the signal.
-        evaluates: Whether it comes in an evaluation.
+        evaluates: Whether it comes in an evaluation, of whichever command.
     """
 
     def __init__(self, path: str, number: int, evaluates: bool) -> None:
@@ -150,6 +150,12 @@ class Signals(Callback):
             self._send()
             for _ in range(300):
                 time.sleep(0.1)
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        self.on_validation_batch_start()
+
+    def on_predict_batch_start(self, *_: Any) -> None:
+        self.on_validation_batch_start()
 
     def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
         if not self.evaluates and trainer.global_step == 3:

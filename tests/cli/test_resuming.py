@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,21 @@ def test_a_checkpoint_of_whole_updates_is_there_ten_seconds_after_a_signal(
     assert step_of(last) == kept
     assert last.stat().st_mtime - (tmp_path / "ended").stat().st_mtime < 10.0
     assert "resume with flowmatch-rl fit" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "status"),
+    [("validate", signal.SIGTERM, 143), ("test", signal.SIGHUP, 129), ("predict", signal.SIGINT, 130)],
+    ids=["validate", "test", "predict"],
+)
+def test_an_evaluation_that_a_signal_ends_says_how_to_repeat_it(tmp_path, trained, command, number, status) -> None:
+    init_args = {"path": str(tmp_path / "ended"), "number": int(number), "evaluates": True}
+    probe = json.dumps([{"class_path": "tests.cli.probes.Signals", "init_args": init_args}])
+    options = {"trainer__default_root_dir": tmp_path / "run", "ckpt_path": trained}
+    began = time.monotonic()
+    with default_signals():
+        outcome = call(flow_arguments(command, TWO_MOONS, **options, trainer__callbacks=probe))
+    assert outcome.code == status, outcome.err
+    assert time.monotonic() - began < 25.0  # the evaluation would take half a minute
+    assert len(outcome.error_lines) == 1, outcome.err
+    assert f"interrupted; repeat with: flowmatch-rl {command} -c={TWO_MOONS}" in outcome.err
