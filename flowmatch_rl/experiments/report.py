@@ -126,6 +126,7 @@ def _scores(task: TaskCurves, table: pd.DataFrame) -> pd.DataFrame:
             "std over runs": [_number(value, decimals) for value in table["std"]],
             "95 % interval": [_between(low, high, decimals) for low, high in bounds],
             **others,
+            "return over training": [_number(value, decimals) for value in table["mean_return"]],
             "runs ended": [f"{ended} of {all_}" for ended, all_ in zip(table["ended"], table["planned"], strict=True)],
             rate: table["steps_per_s"].map(_number),
         }
@@ -148,6 +149,8 @@ def _means(aggregate: Aggregate) -> pd.DataFrame | None:
     if aggregate.interquartile_mean is None or aggregate.mean is None:
         return None
     columns = {"interquartile mean": aggregate.interquartile_mean, "mean over tasks": aggregate.mean}
+    if aggregate.area is not None:
+        columns["interquartile mean over training"] = aggregate.area
     shown = {
         name: [_number(value, 3) + _bracket(low, high, 3) for value, low, high in means.tolist()]
         for name, means in columns.items()

@@ -49,6 +49,13 @@ class RunCurve:
     returns: Tensor
     seconds: Tensor
 
+    @property
+    def mean_return(self) -> float:
+        """Area under the curve by steps, from the first evaluation to the last, divided by these steps."""
+        if len(self.steps) == 1:
+            return float(self.returns[0])
+        return float(torch.trapezoid(self.returns, self.steps) / (self.steps[-1] - self.steps[0]))
+
 
 @dataclass(frozen=True)
 class Run:

@@ -62,7 +62,7 @@ class Summary:
             Bessel's correction), bounds ``low`` and ``high`` of the bootstrap interval of the mean, means of ``RETURN``
             and ``SUCCESS`` where all runs measured it, and
             ``steps_per_s``, steps per second of training, which are those of the task's curves. NaN where runs are
-            missing.
+            missing. ``mean_return`` is the mean over these runs of the area under the curve by steps, divided by them.
         aggregate: What is known over all tasks with returns.
         bandits: Tasks that are bandits: density and samples, of the first run of each method.
         bandit_tables: Of each of them, by method, ``mean`` and ``std`` over runs of what their tests measured, and
@@ -104,6 +104,7 @@ def summarize(study: Study) -> Summary:
         _AGGREGATES.get(frozenset(returns.scores[task].metric for task in returns.tasks), "score"),
         None if scaled is None else _means(scaled, interquartile_mean),
         None if scaled is None else _means(scaled, _mean_of_tasks),
+        _areas(returns, scaled is not None),
         _improvement(returns, scores) if len(methods) > 1 else None,
     )
     return Summary(
@@ -206,6 +207,7 @@ def _row(study: Study, task: TaskCurves, method: MethodCurves) -> dict[str, Any]
         "std": float(scores.std()) if len(scores) > 1 else math.nan,
         "low": low,
         "high": high,
+        "mean_return": float(_curve_means(study, task.name, method.name).mean()),
         "steps_per_s": sum(speeds) / len(speeds) if speeds else math.nan,
         **{metric: _mean_of([run for run in runs if run.metrics is not None], metric) for metric in SCORES},
     }
@@ -224,6 +226,21 @@ def _scaled(study: Study, scores: dict[str, list[Tensor]]) -> list[list[Tensor]]
         [(raw - low) / (high - low) for raw, (low, high) in zip(scores[name], ranges, strict=True)]
         for name in study.methods
     ]
+
+
+def _curve_means(study: Study, task: str, method: str) -> Tensor:
+    """Mean returns over the training of runs that ended, shape (N,); empty where runs count different steps."""
+    curves = [run.curve for run in study.of(task, method) if run.metrics is not None and run.curve is not None]
+    values = [curve.mean_return for curve in curves] if len(study.steps(task)) == 1 else []
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _areas(study: Study, is_scaled: bool) -> Tensor | None:
+    """Interquartile means of the returns over training, with bounds; None where scores are others, or have no scale."""
+    if not is_scaled or any(study.scores[task].metric != RETURN for task in study.tasks):
+        return None
+    means = {name: [_curve_means(study, task, name) for task in study.tasks] for name in study.methods}
+    return _means(_scaled(study, means), interquartile_mean)
 
 
 def _means(scaled: Sequence[Sequence[Tensor]], mean: Callable[[Sequence[Tensor]], Tensor]) -> Tensor | None:

@@ -68,6 +68,8 @@ class Aggregate:
         interquartile_mean: Interquartile mean of these over tasks and runs, and bounds of its interval, shape (M, 3);
             None without a scale.
         mean: Mean over tasks of their means over runs, and bounds of its interval, shape (M, 3); None without a scale.
+        area: Interquartile mean of the mean return over the training, the area under the learning curve divided by its
+            steps, and bounds, shape (M, 3); None without a scale, or where scores are not returns.
         improvement: Probability that the method of a row beats that of a column, and bounds, shape (M, M, 3); None
             with a single method.
     """
@@ -76,6 +78,7 @@ class Aggregate:
     score: str
     interquartile_mean: Tensor | None
     mean: Tensor | None
+    area: Tensor | None
     improvement: Tensor | None
 
 

@@ -142,22 +142,27 @@ def test_page_holds_its_pictures_and_needs_nothing_else(whole: Path) -> None:
 
 def test_tables_hold_means_deviations_runs_and_speed(whole: Path) -> None:
     _, _, swing, walk = Page((whole / "report.html").read_text()).tables
-    assert swing[0] == ["method", "return", "std over runs", "95 % interval", "runs ended", "env steps / s"]
+    head = ["method", "return", "std over runs", "95 % interval", "return over training", "runs ended", "env steps / s"]
+    assert swing[0] == head
     assert [row[:3] for row in swing[1:]] == [["a", "30.0", "26.5"], ["b", "40.0", "10.0"]]
     assert [row[:3] for row in walk[1:]] == [["a", "300.0", "100.0"], ["b", "500.0", "400.0"]]
     # The lowest and the highest resample of three runs come up once in 27 each, more often than in 40.
     assert [row[3] for row in swing[1:]] == ["10.0 to 60.0", "30.0 to 50.0"]
-    assert all(row[4:] == ["3 of 3", "1.0"] for row in swing[1:] + walk[1:])
+    # Evaluations are at 10, 20, 30 and 40 steps, of a quarter to the whole of the last: on average 5 / 8 of it.
+    assert [row[4] for row in swing[1:] + walk[1:]] == ["18.8", "25.0", "187.5", "312.5"]
+    assert all(row[5:] == ["3 of 3", "1.0"] for row in swing[1:] + walk[1:])
 
 
 def test_aggregate_is_that_worked_out_by_hand(whole: Path) -> None:
     means, improvement, *_ = Page((whole / "report.html").read_text()).tables
     # a: 0.1 | 0.2 0.2 0.3 0.4... sorted 0.1 0.2 0.2 0.3 0.4 0.6, one left out on either side: mean 1.1 / 4.
     # b: 0.1 0.3 0.4 0.5 0.5 0.9: 1.7 / 4.
-    assert means[0] == ["method", "interquartile mean", "mean over tasks"]
+    assert means[0] == ["method", "interquartile mean", "mean over tasks", "interquartile mean over training"]
     assert [row[1][:5] for row in means[1:]] == ["0.275", "0.425"]
     # a: (0.3 + 0.3) / 2, b: (0.4 + 0.5) / 2.
     assert [row[2][:5] for row in means[1:]] == ["0.300", "0.450"]
+    # 5 / 8 of the first.
+    assert [row[3][:5] for row in means[1:]] == ["0.172", "0.266"]
     lows, highs = zip(*(map(float, row[2].partition("[")[2].strip("]").split(",")) for row in means[1:]), strict=True)
     assert all(low < mean < high for low, mean, high in zip(lows, (0.3, 0.45), highs, strict=True))
     # a above b: swing 3 of 9 pairs (60 above all), walk 3 of 9 (each above 100): 1/3.
@@ -243,7 +248,7 @@ def test_runs_of_unequal_length_are_shown_as_far_as_they_go_and_counted(tmp_path
     assert report(tmp_path).code == 0
     page = Page((tmp_path / "report.html").read_text())
     assert "2 of 3 runs have ended, 1 have begun" in page.text
-    assert page.tables[-1][1][4] == "2 of 3"
+    assert page.tables[-1][1][5] == "2 of 3"
 
 
 def test_run_that_has_not_begun_counts_as_planned(tmp_path: Path) -> None:
@@ -476,4 +481,4 @@ def test_folder_that_does_not_serve_is_refused_in_one_line(content, words, tmp_p
 
 def test_aggregate_of_nothing_is_not_drawn() -> None:
     with pytest.raises(ValueError, match="got neither"):
-        draw_aggregate(Aggregate(["a"], "score", None, None, None))
+        draw_aggregate(Aggregate(["a"], "score", None, None, None, None))
