@@ -34,6 +34,7 @@ BENCHMARKS = (
     "bandits",
     "estimator_dimensions",
     "online",
+    "two_ways",
     "pendulum",
     "flow_speed",
     "flow_quality",

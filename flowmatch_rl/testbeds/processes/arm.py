@@ -20,11 +20,12 @@ MAX_TURN = 0.06
 
 @dataclass(frozen=True)
 class ReachingArm(PlanarProcess):
-    """An arm of two links of 0.15 in the plane, with state (x, y, shoulder, elbow), moved by velocities of its joints (A = 2).
+    """An arm of two links of 0.15 in the plane, with state (x, y, shoulder, elbow), moved by its joints (A = 2).
 
     (x, y) is the tip, and the shoulder's joint is the origin. With both angles at 0 the arm is stretched to the left;
-    both stay in [-pi, pi]. A step takes 0.02 s: the shoulder turns by up to 0.06 radians, then the elbow does; a turn that
-    would bring a link into a wall is not made. The dynamics are deterministic, and never end.
+    both stay in [-pi, pi]. An action gives the velocities of shoulder and elbow. A step takes 0.02 s: the shoulder
+    turns by up to 0.06 radians, then the elbow does; a turn that would bring a link into a wall is not made. The
+    dynamics are deterministic, and never end.
 
     Args:
         walls_at: Walls as boxes (x_low, y_low, x_high, y_high), in the unit of the links.
