@@ -23,13 +23,14 @@ from flowmatch_rl.nets import (
     PreNormBlocks,
     VelocityArchitecture,
 )
-from flowmatch_rl.objectives import MeanFlow
-from flowmatch_rl.paths import ClipSquash, MixtureSource
+from flowmatch_rl.objectives import ConditionalFlowMatching, MeanFlow
+from flowmatch_rl.paths import AffinePath, ClipSquash, GaussianSource, LinearSchedule, MixtureSource
 from flowmatch_rl.samplers import AverageVelocitySampler, DdimSampler, OdeSampler, SdeSampler
 from flowmatch_rl.schema import Interface, TableSchema
 from flowmatch_rl.solvers import AdaptiveSolver, Euler, Heun
 from flowmatch_rl.testbeds import MazeGoalPolicy
-from tests.combinations import one_test
+from tests.combinations import each_value, one_test
+from tests.families import ARCHITECTURES, CRITIC_LAYERS, SAMPLERS, SCHEDULES, SOURCES, VALUE_HEADS
 from tests.inference.test_occupancy import MAZE
 from tests.inference.test_policy import BOUNDS, module
 from tests.modules.occupancy_toys import occupancy
@@ -317,3 +318,41 @@ def test_what_pytorch_cannot_export_is_refused_with_its_reason(checkpoints, tmp_
     monkeypatch.setattr("flowmatch_rl.inference.sampling_programs.FlowProgram.forward", depends_on_numbers)
     with pytest.raises(UserError, match=r"PyTorch cannot export .*model\.ckpt: \w+: "):
         export_checkpoint(checkpoints["flow"], tmp_path / "flow.pt2")
+
+
+@pytest.mark.slow
+@each_value
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=repr)
+@pytest.mark.parametrize("source", SOURCES, ids=repr)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_any_sampler_network_source_and_schedule_is_exported(sampler, architecture, source, schedule, tmp_path) -> None:
+    torch.manual_seed(0)
+    if sampler.adds_noise:
+        source = GaussianSource()
+    averages = sampler.needs_average_velocity
+    objective = MeanFlow() if averages else ConditionalFlowMatching()
+    path = AffinePath(LinearSchedule() if averages else schedule)
+    parts = {"network": architecture, "source": source, "path": path, "t_min": 0.01, "objective": objective}
+    trained = FlowMatchingModel(GOALS, sampler=sampler.with_steps(2), **parts)
+    with torch.no_grad():
+        for weight in trained.flow.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    trained.flow_ema.load_state_dict(trained.flow.state_dict())
+    program = export_checkpoint(saved(trained, tmp_path), tmp_path / "flow.onnx")
+    size = float(
+        export.run_exported(program.path, export.load_program(tmp_path / "model.ckpt").examples(9)).abs().max()
+    )
+    assert program.difference < 1e-5 * size
+
+
+@pytest.mark.slow
+@each_value
+@pytest.mark.parametrize("layers", CRITIC_LAYERS, ids=repr)
+@pytest.mark.parametrize("head", VALUE_HEADS, ids=repr)
+def test_the_choice_by_any_critics_is_exported(layers, head, tmp_path) -> None:
+    critic = CriticArchitecture(hidden_dim=8, num_layers=1, layers=layers, head=head)
+    joint = {"joint_batch": True, "ema_decay": 0.0} if layers.needs_joint_batch else {}
+    trained = flow_policy(critic=critic, sampler=OdeSampler(Euler(1)), **joint)
+    program = export_checkpoint(saved(trained, tmp_path), tmp_path / "policy.onnx")
+    assert program.difference < 1e-4
