@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmatch_rl.checks import UserError, check_range
-from flowmatch_rl.models import FlowPolicy, ParticleActor
+from flowmatch_rl.models import FlowPolicy, LatentPolicy, ParticleActor
 from flowmatch_rl.modules.actor_critic import ActorCritic
 from flowmatch_rl.modules.policy_module import PolicyModule
 from flowmatch_rl.samplers import Draw, Sampler
@@ -133,19 +133,13 @@ def policy_program(
     Raises:
         UserError: If the policy is of one particle, has no steps, or a sampler that chooses its steps by the error.
     """
-    evaluated, policy = module.actor("eval"), copy.copy(module.policy)
+    check_range("[1, inf)", num_particles=num_particles, num_steps=num_steps)
+    evaluated = module.actor("eval")
     if samples:
         evaluated = evaluated.sampling()
-    actor = dataclasses.replace(evaluated.greedy(), policy=policy, noise_scale=1.0)
-    check_range("[1, inf)", num_particles=num_particles, num_steps=num_steps)
-    if num_particles is not None and actor.num_particles == 1 < num_particles:
-        raise UserError(f"the policy acts by one particle, not the best of several; got num_particles {num_particles}")
-    if num_particles is not None:
-        actor = dataclasses.replace(actor, num_particles=num_particles).greedy()
-    if isinstance(policy, FlowPolicy):
-        policy.sampler = with_fixed_steps(policy.sampler, num_steps)
-    elif num_steps is not None:
-        raise UserError(f"{type(policy).__name__} takes no steps; num_steps must be null, got {num_steps}")
+    actor = _with_particles(dataclasses.replace(evaluated.greedy(), noise_scale=1.0), num_particles)
+    policy = _with_steps(module.policy, num_steps)
+    actor = dataclasses.replace(actor, policy=policy)
     bounds: ActionBounds = module.hparams["action_bounds"] or ActionBounds.unit(module.action_dim)
     particles, goals = actor.num_particles, module.goals
     inputs = {"observation": Input((module.observation_dim,)), "noise": Input((particles, policy.noise_dim))}
@@ -171,6 +165,26 @@ def policy_program(
             "goal_columns": () if goals is None else goals.schema.columns,
         },
     )
+
+
+def _with_particles(actor: ParticleActor, num_particles: int | None) -> ParticleActor:
+    """A greedy actor with a number of particles; its own if None."""
+    if num_particles is None:
+        return actor
+    if actor.num_particles == 1 < num_particles:
+        raise UserError(f"the policy acts by one particle, not the best of several; got num_particles {num_particles}")
+    return dataclasses.replace(actor, num_particles=num_particles).greedy()
+
+
+def _with_steps(policy: LatentPolicy, num_steps: int | None) -> LatentPolicy:
+    """The policy, with the same weights, and a number of steps that is fixed; its own if None."""
+    if isinstance(policy, FlowPolicy):
+        stepping = copy.copy(policy)
+        stepping.sampler = with_fixed_steps(policy.sampler, num_steps)
+        return stepping
+    if num_steps is not None:
+        raise UserError(f"{type(policy).__name__} takes no steps; num_steps must be null, got {num_steps}")
+    return policy
 
 
 def with_fixed_steps(sampler: Sampler, num_steps: int | None) -> Sampler:
