@@ -1,8 +1,10 @@
 """The progress bar and the rates of a run, both in environment steps."""
 
+import io
 import sys
 import time
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -33,19 +35,23 @@ def env_step_counter(trainer: Trainer) -> CountsEnvSteps | None:
 class Progress(ProgressBar):
     """A bar of the training, in environment steps where the data counts them and else in updates, and of prediction.
 
-    It shows the rate and the metrics that the module names in ``progress_metrics``, pairs of a label and a metric.
+    It shows the rate, the remaining time and the metrics that the module names in ``progress_metrics``, pairs of a
+    label and a metric. Where standard error is no terminal, a line is printed at each evaluation in place of the bar,
+    without control characters. What a module says of its metrics in words, by its method ``remarks``, is printed once,
+    and again when it has ceased to hold meanwhile.
 
     Args:
-        refresh_seconds: Seconds between two updates on a terminal; elsewhere a line is printed every 15 seconds.
+        refresh_seconds: Seconds between two updates of the bar.
     """
 
     def __init__(self, refresh_seconds: float = 0.5) -> None:
         super().__init__()
-        self._interval = refresh_seconds if sys.stderr.isatty() else 15.0
-        self._shown = 0.0
+        self._interval = refresh_seconds
+        self._shown, self._printed = 0.0, -1
         self._warms_up = False
         self._bar: tqdm | None = None
         self._enabled = True
+        self._remarks: frozenset[str] = frozenset()
 
     def disable(self) -> None:
         """Show nothing, as on processes other than the first."""
@@ -62,8 +68,8 @@ class Progress(ProgressBar):
             total = _total_updates(trainer) if data is None else data.total_env_steps
             name = "updates" if data is None else "env steps"
             # Without smoothing the rate is the mean over the run: the remaining time counts evaluations in.
-            self._bar = tqdm(total=total, unit="step", desc=name, mininterval=0.0, smoothing=0.0)
-            self._warms_up = True
+            self._bar = tqdm(total=total, unit="step", desc=name, mininterval=0.0, smoothing=0.0, file=_screen())
+            self._warms_up, self._printed = True, -1
 
     def on_train_batch_end(
         self,
@@ -78,13 +84,14 @@ class Progress(ProgressBar):
             self._warms_up = False
             self._bar.initial = self._bar.n = self._steps(trainer)
             self._bar.unpause()
-        if self._bar is not None and time.monotonic() - self._shown > self._interval:
+        if self._bar is not None and is_terminal() and time.monotonic() - self._shown > self._interval:
             self._show(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the new evaluation return at once."""
+        """Show the new evaluation at once, and what the module says of it."""
         if self._bar is not None:
             self._show(trainer)
+            self._remark(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
@@ -97,7 +104,7 @@ class Progress(ProgressBar):
         """Open a bar of batches."""
         if self._enabled and trainer.is_global_zero:
             batches = sum(count for count in trainer.num_predict_batches if count != float("inf"))
-            self._bar = tqdm(total=int(batches), unit="batch", desc="predict")
+            self._bar = tqdm(total=int(batches), unit="batch", desc="predict", file=_screen())
 
     def on_predict_batch_end(
         self,
@@ -129,9 +136,21 @@ class Progress(ProgressBar):
         assert bar is not None
         self._shown = time.monotonic()
         metrics = trainer.callback_metrics
-        shown = getattr(trainer.lightning_module, "progress_metrics", ())
-        bar.set_postfix({label: f"{float(metrics[name]):.4g}" for label, name in shown if name in metrics}, False)
+        known = getattr(trainer.lightning_module, "progress_metrics", ())
+        shown = {label: f"{float(metrics[name]):.4g}" for label, name in known if name in metrics}
+        bar.set_postfix(shown, False)
         bar.update(self._steps(trainer) - bar.n)
+        if not is_terminal() and bar.n != self._printed:
+            self._printed = bar.n
+            print(_line(bar, shown), file=sys.stderr, flush=True)
+
+    def _remark(self, trainer: Trainer) -> None:
+        """Print what the module says of its metrics and did not say of the last evaluation."""
+        module: Any = trainer.lightning_module
+        remarks: dict[str, str] = getattr(module, "remarks", dict)()  # which a user's own module may not have
+        for what in remarks.keys() - self._remarks:
+            tqdm.write(f"flowmatch-rl: warning: {remarks[what]}", file=sys.stderr)
+        self._remarks = frozenset(remarks)
 
     def _steps(self, trainer: Trainer) -> int:
         """Steps so far, at most all: a run may take whole blocks of them, or be over when it is resumed."""
@@ -175,6 +194,30 @@ class Throughput(Callback):
             else:
                 pl_module.log_dict(rates)
         self._last = now
+
+
+def is_terminal() -> bool:
+    """Whether standard error is a terminal, on which a line can be drawn over."""
+    return sys.stderr.isatty()
+
+
+def _screen() -> TextIO:
+    """Where a bar is drawn: on a terminal, or nowhere."""
+    return sys.stderr if is_terminal() else io.StringIO()
+
+
+def _line(bar: tqdm, shown: Mapping[str, str]) -> str:
+    """What a bar shows, in words: how far the run is, its metrics, its rate and the time left."""
+    state = bar.format_dict
+    done, total, steps = state["n"], state["total"], state["n"] - state["initial"]
+    of_all = "" if total is None or total == float("inf") else f" of {total:,.0f} ({done / total:.0%})"
+    parts = [f"{done:,} {bar.desc.removesuffix(': ')}{of_all}", *(f"{label} {text}" for label, text in shown.items())]
+    if steps > 0 and state["elapsed"] > 0.0:
+        rate = steps / state["elapsed"]
+        parts.append(f"{rate:.3g} per second")
+        if of_all and done < total:
+            parts.append(f"{bar.format_interval((total - done) / rate)} left")
+    return ", ".join(parts)
 
 
 def _total_updates(trainer: Trainer) -> float:

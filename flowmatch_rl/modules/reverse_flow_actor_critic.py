@@ -14,6 +14,7 @@ from flowmatch_rl.models.actor import Role
 from flowmatch_rl.modules.actor_critic import ActorCritic
 from flowmatch_rl.modules.policy_learner import Learned, PolicyLearner
 from flowmatch_rl.modules.posterior_profile import PosteriorMeter, PosteriorProfile
+from flowmatch_rl.modules.remarks import target_remarks
 from flowmatch_rl.modules.settings import ActorCriticOptimizer, Critics, Normalisation, TrainingPoints, WeightCritics
 from flowmatch_rl.modules.watched import Carried
 from flowmatch_rl.objectives import (
@@ -139,6 +140,11 @@ class ReverseFlowActorCritic(ActorCritic):
     def on_train_epoch_end(self) -> None:
         """Log a profile of the policy's targets since the last evaluation."""
         self._log_posterior_profile()
+
+    def remarks(self) -> dict[str, str]:
+        """What the targets since the last evaluation say about settings, one line each by what it is about."""
+        profile, count = self.posterior_profile, self.learner.estimator.num_samples
+        return {} if profile is None else target_remarks(profile, count or 0)
 
     def losses(self, transition: Transition) -> tuple[dict[str, Tensor], PolicyState]:
         """Critic loss and policy loss."""

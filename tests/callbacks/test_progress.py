@@ -24,12 +24,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 @pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes standard error for a terminal."""
+    monkeypatch.setattr("flowmatch_rl.callbacks.progress.is_terminal", lambda: True)
+
+
+@pytest.fixture
 def bar(tmp_path: Path) -> tuple[Progress, Any]:
     data = SimpleNamespace(env_steps=0, total_env_steps=40)
     trainer = stand_in_trainer(tmp_path, datamodule=data, lightning_module=SimpleNamespace())
     return Progress(), trainer
 
 
+@pytest.mark.usefixtures("terminal")
 def test_rate_and_remaining_time_leave_the_warm_up_out(bar: Any, clock: Any, capsys: Any) -> None:
     progress, trainer = bar
     progress.on_train_start(trainer, None)
@@ -40,6 +47,7 @@ def test_rate_and_remaining_time_leave_the_warm_up_out(bar: Any, clock: Any, cap
     assert capsys.readouterr().err.rstrip().endswith("30/40 [00:20<00:20,  2.00s/step]")
 
 
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("resumed_at", [0, 38, 45], ids=["from the start", "resumed", "resumed after its end"])
 def test_a_run_that_takes_more_steps_than_it_was_asked_for_ends_at_all_of_them(
     bar: Any, clock: Any, capsys: Any, resumed_at: int
@@ -57,6 +65,7 @@ def test_a_run_that_takes_more_steps_than_it_was_asked_for_ends_at_all_of_them(
     assert "40/40 [" in last
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_run_without_an_end_shows_how_far_it_is(tmp_path: Path, clock: Any, capsys: Any) -> None:
     progress = Progress()
     trainer = stand_in_trainer(
@@ -68,6 +77,50 @@ def test_a_run_without_an_end_shows_how_far_it_is(tmp_path: Path, clock: Any, ca
         progress.on_train_batch_end(trainer, Any, None, None, 0)
     progress.on_train_end(trainer, Any)
     assert capsys.readouterr().err.rstrip().endswith("updates: 5step [00:02,  2.00step/s]")
+
+
+def evaluate_at(progress: Progress, trainer: Any, clock: Any, step: int, seconds: float, result: float) -> None:
+    trainer.datamodule.env_steps, clock.now = step, seconds
+    progress.on_train_batch_end(trainer, Any, None, None, 0)
+    trainer.callback_metrics = {"val/return_mean": result}
+    progress.on_validation_end(trainer, Any)
+
+
+def test_a_pipe_gets_a_line_of_words_per_evaluation_and_no_control_characters(
+    bar: Any, clock: Any, capsys: Any
+) -> None:
+    progress, trainer = bar
+    trainer.lightning_module = SimpleNamespace(progress_metrics=(("return", "val/return_mean"), ("critic", "none")))
+    progress.on_train_start(trainer, Any)
+    trainer.datamodule.env_steps, clock.now = 10, 50.0
+    progress.on_train_batch_end(trainer, Any, None, None, 0)
+    evaluate_at(progress, trainer, clock, 20, 70.0, -1.5)
+    evaluate_at(progress, trainer, clock, 40, 90.0, -0.5)
+    progress.on_train_end(trainer, Any)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "20 env steps of 40 (50%), return -1.5, 0.5 per second, 00:40 left",
+        "40 env steps of 40 (100%), return -0.5, 0.75 per second",
+    ]
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_a_remark_is_printed_on_a_line_of_its_own_when_it_begins_to_hold(
+    bar: Any, clock: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch, on_terminal: bool
+) -> None:
+    monkeypatch.setattr("flowmatch_rl.callbacks.progress.is_terminal", lambda: on_terminal)
+    progress, trainer = bar
+    said = iter([{}, {"a": "first"}, {"a": "first, otherwise", "b": "second"}, {}, {"a": "again"}])
+    trainer.lightning_module = SimpleNamespace(remarks=lambda: next(said))
+    progress.on_train_start(trainer, Any)
+    for number in range(1, 6):
+        evaluate_at(progress, trainer, clock, 8 * number, 10.0 * number, 0.0)
+    progress.on_train_end(trainer, Any)
+    lines = re.split(r"[\r\n]+", capsys.readouterr().err)
+    assert [line for line in lines if "warning" in line] == [
+        f"flowmatch-rl: warning: {text}" for text in ("first", "second", "again")
+    ]
 
 
 @pytest.mark.parametrize("counted", [False, True], ids=["updates", "environment steps"])
@@ -127,4 +180,14 @@ def test_results_are_printed_once(screens: dict[str, str], command: str) -> None
 
 def test_what_a_prediction_wrote_is_on_a_line_of_its_own(screens: dict[str, str]) -> None:
     assert "20 samples in run/samples.csv" in screens["predict"].splitlines()
-    assert "100%|" in screens["predict"]
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+def test_no_control_characters_get_into_a_pipe(screens: dict[str, str], command: str) -> None:
+    assert screens[command].replace("\n", "").isprintable()
+
+
+def test_a_run_prints_a_line_per_evaluation_into_a_pipe(screens: dict[str, str]) -> None:
+    lines = [line for line in screens["fit"].splitlines() if " updates of 12 (" in line]
+    assert [line.partition(",")[0] for line in lines] == ["6 updates of 12 (50%)", "12 updates of 12 (100%)"]
+    assert all("distance" in line and "per second" in line for line in lines)
