@@ -35,6 +35,7 @@ BENCHMARKS = (
     "estimator_dimensions",
     "online",
     "two_ways",
+    "online_peer",
     "pendulum",
     "flow_speed",
     "flow_quality",

@@ -85,10 +85,11 @@ class Suite(gymnasium.Env):
     Args:
         domain: Name of the body.
         task: Name of the task.
+        seed: Seed of the initial states, or None.
     """
 
-    def __init__(self, domain: str, task: str) -> None:
-        self._env = suite.load(domain, task)
+    def __init__(self, domain: str, task: str, seed: int | None = None) -> None:
+        self._env = suite.load(domain, task, {"random": seed})
         action, entries = self._env.action_spec(), self._env.observation_spec().values()
         size = sum(int(np.prod(entry.shape)) for entry in entries)
         self.action_space = gymnasium.spaces.Box(action.minimum, action.maximum, dtype=np.float32)
