@@ -91,7 +91,7 @@ def _measured(ways: Ways, folder: Path) -> dict[str, str]:
     environment = _environment(folder)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     sampled, evaluated = (_outcome(ways, environment, load_policy(checkpoint, samples=each)) for each in (True, False))
-    closed = folder.parents[2] / f"{NAME}_closed" / folder.relative_to(folder.parents[1])
+    closed = RUNS / f"{NAME}_closed" / folder.relative_to(RUNS / NAME)
     wall = ways.walls[0 if evaluated.positive >= evaluated.negative else 1]
     _resume(folder, closed, wall)
     places = (checkpoint, closed / "checkpoints" / "last.ckpt")
