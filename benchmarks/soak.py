@@ -129,7 +129,7 @@ def rows(samples: list[Sample], steps: list[tuple[float, int]]) -> list[dict[str
         "open files and sockets": (times, [float(sample.handles) for sample in samples]),
         "threads": (times, [float(sample.threads) for sample in samples]),
         "CPU time of a step, ms": (ends, per_step),
-        "CPU time of a step, in that of the same work": (ends, relative),
+        "CPU time of a step / of fixed work": (ends, relative),
     }
     figure = new_figure(9.0, 5.0, "")
     drawn = {name: curve for name, curve in curves.items() if name != "CPU time of a step, ms"}
