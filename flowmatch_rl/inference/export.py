@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.checks import UserError, check_range, check_word
-from flowmatch_rl.files import atomic_path
+from flowmatch_rl.files import atomic_path, out_of_space
 from flowmatch_rl.inference.flow import load_flow
 from flowmatch_rl.inference.kinds import kind_of
 from flowmatch_rl.inference.occupancy import load_occupancy
@@ -93,12 +93,14 @@ def export_checkpoint(
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        UserError: If it is of another kind, the suffix is unknown, a package is missing, an argument does not fit, or
-            PyTorch cannot export the model.
+        UserError: If it is of another kind, the suffix is unknown, a package is missing, an argument does not fit,
+            PyTorch cannot export the model, or the file cannot be written.
     """
     path = Path(output)
     check_word(_SUFFIXES, **{"the suffix of output": path.suffix})
     check_range("[1, inf)", batch_size=batch_size)
+    if path.is_dir():
+        raise UserError(f"output must be a file, {path} is a folder")
     if path.suffix == ".onnx":
         _check_packages()
     program = load_program(checkpoint, num_particles, num_steps, samples, allow)
@@ -107,6 +109,10 @@ def export_checkpoint(
     except UserError:
         raise
     except Exception as error:  # PyTorch raises errors of many kinds about a network that it cannot export
+        if out_of_space(error) is not None:
+            raise
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"PyTorch cannot export {checkpoint}: {type(error).__name__}: {reason}") from error
 

@@ -40,11 +40,15 @@ def test_export_writes_a_program_and_says_in_a_line_what_it_takes_and_returns(ch
         (["--ckpt_path=none.ckpt", "--output=policy.onnx"], "there is no checkpoint none.ckpt"),
         (["--ckpt_path={}", "--output=policy.tflite"], "must be one of .onnx, .pt2, got '.tflite'"),
         (["--ckpt_path={}", "--output=a.pt2", "--particles=3"], "--particles"),
+        (["--ckpt_path={}", "--output=b.pt2"], "error: output must be a file, b.pt2 is a folder"),
+        (["--ckpt_path={}", "--output=file/a.pt2"], "error: cannot write file/a.pt2: File exists"),
         (["--ckpt_path={}", "--output=a.pt2", "--num_particles=3"], "num_particles must be null for a flow"),
     ],
 )
 def test_wrong_arguments_of_export_take_one_line(options, words, checkpoint, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.pt2").mkdir(exist_ok=True)
+    (tmp_path / "file").touch()
     outcome = call(["export", *(option.format(checkpoint) for option in options)])
     assert (outcome.code, outcome.out) == (2, "")
     assert words in outcome.err
