@@ -11,6 +11,7 @@ import torch
 
 from flowmatch_rl.checks import MissingFileError, UserError
 from flowmatch_rl.trust import find_class, in_file, reading_file
+from flowmatch_rl.zoo import checkpoint_path
 
 PARTS = ("hyper_parameters", "state_dict")
 """What the checkpoint of a module with arguments holds."""
@@ -25,7 +26,7 @@ def read_checkpoint(
     """The content of a checkpoint.
 
     Args:
-        path: Path of the file.
+        path: Path of the file, or ``zoo:NAME`` for a trained model of the package.
         device: Where its tensors go, as ``map_location`` of ``torch.load``.
         memory_map: Whether its tensors are read as they are used: it may hold a large replay buffer.
         parts: What it must hold.
@@ -37,10 +38,13 @@ def read_checkpoint(
     """
     if "://" in str(path):
         raise UserError(f"{path} is an address; download the checkpoint and give the path of the file")
+    given, path = str(path), checkpoint_path(path)
     if Path(path).is_dir():
         raise MissingFileError(f"{str(path)!r} is a folder, expected the path of a checkpoint, such as last.ckpt")
     if not Path(path).is_file():
         raise MissingFileError(f"there is no checkpoint {path}")
+    if given != path and (problem := damage(path)):  # of the package: small, so that a look costs little
+        raise UserError(problem)
     try:
         with in_file(path), reading_file(), torch.serialization.safe_globals(_own_classes(path)):
             content = torch.load(path, map_location=device, weights_only=True, mmap=memory_map)

@@ -70,12 +70,12 @@ def read_chosen(path: str, command: str, given: Sequence[str]) -> dict[str, Any]
 
     Raises:
         UserError: If it is missing, damaged or of another program; with the command for the newest of its folder that
-            is none of these, if there is one.
+            is none of these, if there is one. If ``fit`` is to resume from a trained model alone.
     """
     try:
         if "://" not in path and Path(path).is_file() and (problem := damage(path)):
             raise UserError(problem)
-        return read_checkpoint(path, memory_map=True)
+        content = read_checkpoint(path, memory_map=True)
     except UntrustedNameError:
         raise
     except UserError as error:
@@ -86,6 +86,9 @@ def read_chosen(path: str, command: str, given: Sequence[str]) -> dict[str, Any]
         words = [str(whole) if word == path else word.replace(f"={path}", f"={whole}") for word in given]
         words += ["--ckpt_path", str(whole)] if words == list(given) else []
         raise UserError(f"{error}; the newest whole one: flowmatch-rl {shlex.join([command, *words])}") from error
+    if command == "fit" and "optimizer_states" not in content:  # see slim_checkpoint
+        raise UserError(f"{path} holds a trained model and nothing of its training, which fit needs to resume")
+    return content
 
 
 def check_arguments(class_path: str, names: Collection[str]) -> None:

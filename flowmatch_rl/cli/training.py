@@ -44,6 +44,7 @@ from flowmatch_rl.experiments.plan import Job
 from flowmatch_rl.files import RUN_TIME
 from flowmatch_rl.redaction import redact, redact_all
 from flowmatch_rl.trust import allow_imports, check_object, in_file, name_functions, reading_file
+from flowmatch_rl.zoo import checkpoint_path
 
 _CHECKPOINT_WORDS = ("best", "hpc")
 
@@ -179,6 +180,7 @@ class FlowMatchCLI(LightningCLI):
             return
         if self._checkpoint in _CHECKPOINT_WORDS:
             return
+        self._checkpoint = checkpoint_path(self._checkpoint)
         self._saved = read_chosen(self._checkpoint, self._given[0], self._given[1:])
         name_functions(section.as_dict())
         self._take_arguments(self._saved["hyper_parameters"])

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.inference.forward_backward import EmbeddedPolicy, TrainedForwardBackward, load_forward_backward
     from flowmatch_rl.inference.occupancy import TrainedOccupancy, load_occupancy
     from flowmatch_rl.inference.policy import TrainedPolicy, load_policy
+    from flowmatch_rl.inference.slimming import slim_checkpoint
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -29,6 +30,7 @@ __all__ = [
     "load_forward_backward",
     "load_occupancy",
     "load_policy",
+    "slim_checkpoint",
 ]
 
 allow_dataclasses(CheckpointPolicy)

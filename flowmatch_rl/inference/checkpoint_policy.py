@@ -12,6 +12,7 @@ from flowmatch_rl.checks import MissingFileError, check_range
 from flowmatch_rl.inference.policy import load_policy_module
 from flowmatch_rl.models import GoalTable, ParticleActor
 from flowmatch_rl.types import Policy
+from flowmatch_rl.zoo import checkpoint_path
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class CheckpointPolicy(Policy):
     goals that the checkpoint holds.
 
     Args:
-        path: Its checkpoint, a ``.ckpt`` file.
+        path: Its checkpoint, a ``.ckpt`` file, or ``zoo:NAME`` for a trained model of the package.
         num_particles: Particles that each action is chosen from; None for as many as in the run's own
             evaluations. The time of an action is proportional to it.
 
@@ -35,7 +36,7 @@ class CheckpointPolicy(Policy):
     num_particles: int | None = None
 
     def __post_init__(self) -> None:
-        if not Path(self.path).is_file():
+        if not Path(checkpoint_path(self.path)).is_file():
             raise MissingFileError(f"there is no checkpoint {self.path!r}")
         check_range("[1, inf)", num_particles=self.num_particles)
 
@@ -64,7 +65,7 @@ class CheckpointPolicy(Policy):
         return actor(seen, generator).clamp(-1.0, 1.0)
 
     def _loaded(self, device: str) -> "_Loaded":
-        return _load(self.path, Path(self.path).stat().st_mtime_ns, device)
+        return _load(self.path, Path(checkpoint_path(self.path)).stat().st_mtime_ns, device)
 
 
 @dataclass(frozen=True)

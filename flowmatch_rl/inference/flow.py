@@ -89,7 +89,7 @@ def load_flow(checkpoint: str | Path, device: str = "cpu", allow: Collection[str
     """Load the flow of a checkpoint.
 
     Args:
-        checkpoint: Path of a ``.ckpt`` file.
+        checkpoint: Path of a ``.ckpt`` file, or ``zoo:NAME`` for a trained model of the package.
         device: Where to run it.
         allow: Packages whose classes it may name, beside this one and those that were imported.
 

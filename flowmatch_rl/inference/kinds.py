@@ -9,6 +9,19 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.modules.policy_module import PolicyModule
 from flowmatch_rl.trust import allow_imports
 
+IDENTITY = (
+    "hyper_parameters",
+    PolicyModule.NAME_KEY,
+    PolicyModule.INTERFACE_KEY,
+    "occupancy",
+    "forward_backward",
+    "dynamics",
+    "epoch",
+    "global_step",
+    "pytorch-lightning_version",
+)
+"""Entries of a checkpoint that say of what kind of model the weights are, and how long it was trained."""
+
 _LOADERS = {
     "a policy": "load_policy",
     "an occupancy": "load_occupancy",

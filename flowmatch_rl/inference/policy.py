@@ -202,7 +202,7 @@ def load_policy(
     """Load the policy of a checkpoint.
 
     Args:
-        checkpoint: Path of a ``.ckpt`` file.
+        checkpoint: Path of a ``.ckpt`` file, or ``zoo:NAME`` for a trained model of the package.
         device: Where to run it.
         samples: Whether it acts by a sample of the policy, at the temperature that it was trained at, in place of what
             evaluations choose: the best of several by default.

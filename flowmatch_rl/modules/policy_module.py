@@ -21,9 +21,6 @@ from flowmatch_rl.schema import Interface, TableSchema
 from flowmatch_rl.seeds import process_seed
 from flowmatch_rl.shapes import even_rows
 
-_INTERFACE = "interface"
-"""Entry of a checkpoint that holds names and units."""
-
 _MOST_SCORED = 256
 """Held-out states that the policy is compared with the data in, at most."""
 
@@ -44,6 +41,9 @@ class PolicyModule(WatchedModule, abc.ABC):
 
     NAME_KEY: ClassVar = "actor_critic"
     """Entry of a checkpoint that names the class of the module; the word is that of the first versions."""
+
+    INTERFACE_KEY: ClassVar = "interface"
+    """Entry of a checkpoint that holds names and units."""
 
     learns_from_rewards: ClassVar[bool] = True
     takes_rounds: ClassVar[bool] = False
@@ -146,14 +146,14 @@ class PolicyModule(WatchedModule, abc.ABC):
         super().on_save_checkpoint(checkpoint)
         checkpoint[self.NAME_KEY] = type(self).__name__
         own = getattr(getattr(self._trainer, "datamodule", None), "interface", self.interface)
-        checkpoint[_INTERFACE] = dataclasses.asdict(own)
+        checkpoint[self.INTERFACE_KEY] = dataclasses.asdict(own)
         if self.goals is not None:
             checkpoint["hyper_parameters"]["goal_schema"] = self.goals.schema
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the gradient steps of a checkpoint, and take its units of goals; refuse another policy in one line."""
         super().on_load_checkpoint(checkpoint)
-        self.interface = Interface(**checkpoint.get(_INTERFACE, {}))
+        self.interface = Interface(**checkpoint.get(self.INTERFACE_KEY, {}))
         saved = checkpoint["hyper_parameters"]
         for name in ("observation_dim", "action_dim"):
             if saved[name] != getattr(self, name):
