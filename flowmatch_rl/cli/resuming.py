@@ -86,7 +86,8 @@ def read_chosen(path: str, command: str, given: Sequence[str]) -> dict[str, Any]
         words = [str(whole) if word == path else word.replace(f"={path}", f"={whole}") for word in given]
         words += ["--ckpt_path", str(whole)] if words == list(given) else []
         raise UserError(f"{error}; the newest whole one: flowmatch-rl {shlex.join([command, *words])}") from error
-    if command == "fit" and "optimizer_states" not in content:  # see slim_checkpoint
+    of_run = "_class_path" in content["hyper_parameters"]
+    if command == "fit" and of_run and "optimizer_states" not in content:  # see slim_checkpoint
         raise UserError(f"{path} holds a trained model and nothing of its training, which fit needs to resume")
     return content
 
