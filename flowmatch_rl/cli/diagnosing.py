@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Sequence
 
 from flowmatch_rl.cli.packages import is_complete, versions
+from flowmatch_rl.cli.quiet import quieten
 
 
 def doctor(args: Sequence[str]) -> int:
@@ -19,4 +20,6 @@ def doctor(args: Sequence[str]) -> int:
     if not is_complete():
         print(f"{first}\nbroken       {first.label}; the rest is looked at once they are installed")
         return 1
-    return importlib.import_module("flowmatch_rl.cli.health").examine(args, first)  # which needs all of them
+    health = importlib.import_module("flowmatch_rl.cli.health")  # which needs all of them
+    quieten()
+    return health.examine(args, first)

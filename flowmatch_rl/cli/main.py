@@ -1,18 +1,16 @@
 """The front door: commands by name, and how each ends."""
 
-import logging
 import os
 import shlex
 import signal
 import sys
-import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from flowmatch_rl import __version__, cli
 from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.cli.messages import EXAMPLES, print_error, unknown_command
+from flowmatch_rl.cli.quiet import quieten
 from flowmatch_rl.files import out_of_space
 
 COMMANDS: dict[str, tuple[str, Callable[[], Callable[[list[str]], int]]]] = {
@@ -77,7 +75,7 @@ def run(args: list[str] | None = None) -> int:
         return print_error(unknown_command(name, COMMANDS))
     try:
         command = COMMANDS[name][1]()
-        _quieten()
+        quieten()
         return command(given[1:])
     except (UserError, RunError) as error:
         if os.environ.get("FLOWMATCH_RL_DEBUG"):
@@ -107,25 +105,3 @@ def _with_notes(message: str, error: Exception) -> str:
 
 def _interrupted(number: int, args: list[str]) -> int:
     return print_error(f"interrupted; continue with: flowmatch-rl {shlex.join(args)}", code=128 + number)
-
-
-def _quieten() -> None:
-    """Leave out what libraries say about themselves; once they are imported, since they set their levels then."""
-    for name in ("lightning.pytorch", "lightning.fabric", "torchrl"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for category in (DeprecationWarning, FutureWarning, UserWarning):
-        warnings.filterwarnings(
-            "ignore",
-            category=category,
-            module=r"(torch|tensordict|torchrl|lightning|mlflow|gymnasium|jsonargparse|pydantic)",
-        )
-    warnings.formatwarning = _one_line
-
-
-def _one_line(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """A warning of this package as an error is shown; one of other code with its place."""
-    if Path(filename).is_relative_to(Path(__file__).parents[1]):
-        return f"flowmatch-rl: warning: {message}\n"
-    return f"{Path(filename).name}:{lineno}: {category.__name__}: {message}\n"

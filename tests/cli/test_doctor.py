@@ -1,5 +1,6 @@
 """What is looked at, what is found, and what is to be done about it."""
 
+import logging
 import shutil
 import socket
 import tempfile
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from flowmatch_rl.cli import health
+from flowmatch_rl.cli import diagnosing, health
 from flowmatch_rl.cli.packages import Finding, versions
 from flowmatch_rl.cli.speed import Speed, measure_speed
 from flowmatch_rl.envs.rendering import reason_without_backend
@@ -44,6 +45,20 @@ def test_nothing_else_is_looked_at_where_a_package_is_missing(required: Any) -> 
         "  broken:    pip install 'no-such-package>=2'",
         "broken       versions; the rest is looked at once they are installed",
     ]
+
+
+def test_libraries_say_nothing_though_they_are_imported_after_the_command_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lightning, seen = logging.getLogger("lightning.pytorch"), []
+
+    def imported(name: str) -> SimpleNamespace:
+        lightning.setLevel(logging.INFO)  # as Lightning does when it is imported
+        return SimpleNamespace(examine=lambda args, first: seen.append(lightning.level) or 0)
+
+    monkeypatch.setattr(diagnosing, "importlib", SimpleNamespace(import_module=imported))
+    assert diagnosing.doctor([]) == 0
+    assert seen == [logging.WARNING]
 
 
 def test_a_driver_without_a_torch_for_it_is_advised_on(monkeypatch: pytest.MonkeyPatch) -> None:
