@@ -1,6 +1,8 @@
 """Entry point of ``flowmatch-rl`` and ``python -m flowmatch_rl``."""
 
 import os
+import select
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -19,7 +21,22 @@ def main() -> None:
     # A user's own class in the folder of the command is found by its import path, as with python -m; after all others.
     sys.path.append(str(Path.cwd()))
     sys.excepthook = show_error
-    sys.exit(run())
+    try:
+        status = run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_has_ended():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)
+
+
+def _reader_has_ended() -> bool:
+    """Whether what reads the output has ended, as ``head`` does after its lines."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(flags & select.POLLERR for _, flags in poll.poll(0))
 
 
 def show_error(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:

@@ -43,7 +43,8 @@ def read_checkpoint(
         raise MissingFileError(f"{str(path)!r} is a folder, expected the path of a checkpoint, such as last.ckpt")
     if not Path(path).is_file():
         raise MissingFileError(f"there is no checkpoint {path}")
-    if given != path and (problem := damage(path)):  # of the package: small, so that a look costs little
+    # Where all of a file is read, to look at its checksums costs little more.
+    if (not memory_map or given != path) and (problem := damage(path)):
         raise UserError(problem)
     try:
         with in_file(path), reading_file(), torch.serialization.safe_globals(_own_classes(path)):

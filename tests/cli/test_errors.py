@@ -1,6 +1,9 @@
 """Wrong arguments: three lines at most, status 2, and a suggestion where one is near."""
 
+import os
 import runpy
+import signal
+import subprocess
 import sys
 from importlib import metadata
 
@@ -8,7 +11,7 @@ import pytest
 
 from flowmatch_rl.cli.main import COMMANDS
 from flowmatch_rl.cli.messages import EXAMPLES
-from tests.cli.support import PENDULUM, ROOT, arguments, call
+from tests.cli.support import PENDULUM, ROOT, arguments, call, environment
 from tests.combinations import one_test
 
 SAMPLES = ["estimator__init_args__num_samples"]
@@ -181,6 +184,15 @@ def test_module_and_console_script_print_the_same_help(capsys, monkeypatch) -> N
         printed.append(capsys.readouterr().out)
     assert all(word in printed[0] for word in ("usage: flowmatch-rl", "fit", "test", "predict", "validate"))
     assert printed[0] == printed[1]
+
+
+def test_output_that_nobody_reads_ends_a_command_without_a_word() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "flowmatch_rl", "--help"]
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment(), check=False)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_console_script_finds_a_users_class_in_the_folder_of_the_command(tmp_path, monkeypatch, capsys) -> None:

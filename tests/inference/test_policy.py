@@ -1,5 +1,7 @@
 """A trained policy outside training."""
 
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -145,6 +147,16 @@ def test_actions_of_an_unbounded_latent_space_stay_within_the_bounds() -> None:
 def test_missing_file_raises(tmp_path) -> None:
     with pytest.raises(FileNotFoundError):
         load_policy(tmp_path / "none.ckpt")
+
+
+def test_a_file_with_a_changed_bit_is_refused(tmp_path) -> None:
+    """PyTorch reads it without a word, and the policy would act by other weights."""
+    path = Path(checkpoint(module(action_bounds=BOUNDS), tmp_path))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"policy.ckpt is damaged: it is not what was written"):
+        load_policy(path)
 
 
 def test_a_policy_acts_by_plain_samples_on_request(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
