@@ -174,7 +174,7 @@ class WandbTracker(RunLogger):
             self._run = self._wandb.init(
                 project=self._project,
                 name=self._name,
-                dir=self._folder,
+                dir=self._folder.resolve(),  # its service is a process with a folder of its own
                 id=self._identifier(),
                 resume="allow",
                 settings=self._wandb.Settings(silent=True, x_disable_meta=secret),
