@@ -38,13 +38,13 @@ def read_checkpoint(
     """
     if "://" in str(path):
         raise UserError(f"{path} is an address; download the checkpoint and give the path of the file")
-    given, path = str(path), checkpoint_path(path)
+    path = checkpoint_path(path)
     if Path(path).is_dir():
         raise MissingFileError(f"{str(path)!r} is a folder, expected the path of a checkpoint, such as last.ckpt")
     if not Path(path).is_file():
         raise MissingFileError(f"there is no checkpoint {path}")
     # Where all of a file is read, to look at its checksums costs little more.
-    if (not memory_map or given != path) and (problem := damage(path)):
+    if not memory_map and (problem := damage(path)):
         raise UserError(problem)
     try:
         with in_file(path), reading_file(), torch.serialization.safe_globals(_own_classes(path)):

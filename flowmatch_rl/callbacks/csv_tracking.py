@@ -45,11 +45,6 @@ class CsvTracker(RunLogger):
         """Path of the table."""
         return str(self._path)
 
-    @property
-    def version(self) -> str | None:
-        """None: a table has no versions."""
-        return None
-
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add metrics to the row of their step.

@@ -84,7 +84,7 @@ class Progress(ProgressBar):
             self._warms_up = False
             self._bar.initial = self._bar.n = self._steps(trainer)
             self._bar.unpause()
-        if self._bar is not None and is_terminal() and time.monotonic() - self._shown > self._interval:
+        if self._bar is not None and time.monotonic() - self._shown > self._interval and is_terminal():
             self._show(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,8 +148,9 @@ class Progress(ProgressBar):
         """Print what the module says of its metrics and did not say of the last evaluation."""
         module: Any = trainer.lightning_module
         remarks: dict[str, str] = getattr(module, "remarks", dict)()  # which a user's own module may not have
-        for what in remarks.keys() - self._remarks:
-            tqdm.write(f"flowmatch-rl: warning: {remarks[what]}", file=sys.stderr)
+        for what, text in remarks.items():
+            if what not in self._remarks:
+                tqdm.write(f"flowmatch-rl: warning: {text}", file=sys.stderr)
         self._remarks = frozenset(remarks)
 
     def _steps(self, trainer: Trainer) -> int:

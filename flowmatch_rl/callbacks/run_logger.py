@@ -26,6 +26,11 @@ class RunLogger(Logger, abc.ABC):
             resumes: Whether to continue the records of an earlier run in the folder.
         """
 
+    @property
+    def version(self) -> str | None:
+        """Identifier of the run; None where records have none but their path, ``name``."""
+        return None
+
     @abc.abstractmethod
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Track parameters.

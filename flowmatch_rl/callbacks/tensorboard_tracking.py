@@ -58,11 +58,6 @@ class TensorBoardTracker(RunLogger):
         """Path of the folder of the event files."""
         return str(self._folder)
 
-    @property
-    def version(self) -> str | None:
-        """None: event files have no versions."""
-        return None
-
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Track metrics.
