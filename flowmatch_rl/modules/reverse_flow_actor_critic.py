@@ -148,7 +148,7 @@ class ReverseFlowActorCritic(ActorCritic):
 
     def losses(self, transition: Transition) -> tuple[dict[str, Tensor], PolicyState]:
         """Critic loss and policy loss."""
-        losses, entropy, learned = self._evaluate(transition)
+        losses, entropy, learned = self._evaluate(transition, self.actor("train"))
         estimate, count = learned.estimate, self.learner.estimator.num_samples
         saturated = self.policy.squash.action(learned.points.x_1).abs() > 0.99
         self.means.add(estimate.diagnostics("train/") | {"train/saturated": saturated.float().mean()})
@@ -162,9 +162,9 @@ class ReverseFlowActorCritic(ActorCritic):
         """The Bellman loss of the critics."""
         return {"critic": self._critic_loss(transition, self.actor("train").latent(transition.next_observation))[0]}
 
-    def endpoints(self, transition: Transition) -> tuple[Tensor, Tensor, Tensor]:
+    def endpoints(self, transition: Transition, actor: ParticleActor) -> tuple[Tensor, Tensor, Tensor]:
         """Next latent (B, A), and observation (P, S) and endpoint x_1 (P, A) of the paths the policy is trained on."""
-        actor, squash, size = self.actor("train"), self.policy.squash, self.points.batch_size
+        squash, size = self.policy.squash, self.points.batch_size
         if self.points.share_samples:
             latent = actor.latent(transition.next_observation)
             return latent, transition.next_observation[:size], latent[:size]
@@ -177,9 +177,15 @@ class ReverseFlowActorCritic(ActorCritic):
         x_1 = squash.latent(action if self.points.x_1_source == "replay" else uniform)
         return actor.latent(transition.next_observation), observation, x_1
 
-    def _evaluate(self, transition: Transition) -> tuple[dict[str, Tensor], Tensor | None, Learned]:
-        """The losses, entropy, and what the policy has learned from; an update may compile all of it."""
-        next_latent, observation, x_1 = self.endpoints(transition)
+    def _evaluate(
+        self, transition: Transition, actor: ParticleActor
+    ) -> tuple[dict[str, Tensor], Tensor | None, Learned]:
+        """The losses, entropy, and what the policy has learned from; an update may compile all of it.
+
+        The actor is made outside: a frozen dataclass that is made in a graph cannot live on where the graph ends, as it
+        does where an actor draws more particles than one piece holds.
+        """
+        next_latent, observation, x_1 = self.endpoints(transition, actor)
         critic_loss, entropy = self._critic_loss(transition, next_latent)
         policy_loss, learned = self.policy_loss(observation, x_1)
         return {"critic": critic_loss, "policy": policy_loss}, entropy, learned

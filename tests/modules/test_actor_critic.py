@@ -171,7 +171,7 @@ def test_target_includes_the_entropy_of_the_flows_own_samples(solver, monkeypatc
         transition = read_transition(TensorDict({**state, "next": TensorDict(arrival, [B])}, [B]))
         kept: list[Tensor] = []
         sample = module.endpoints
-        monkeypatch.setattr(module, "endpoints", lambda t: kept.append(sample(t)) or kept[0])
+        monkeypatch.setattr(module, "endpoints", lambda *given: kept.append(sample(*given)) or kept[0])
         losses, state = module.losses(transition)
     finally:
         torch.set_default_dtype(torch.float32)
@@ -280,7 +280,7 @@ def test_critics_of_every_composition_learn_a_fixed_batch(name) -> None:
 def test_policy_learns_at_as_many_states_as_stated_and_the_critics_at_all(size, share) -> None:
     module = build(policy_batch_size=size, share_samples=share)
     transition = read_transition(transitions())
-    latent, observation, x_1 = module.endpoints(transition)
+    latent, observation, x_1 = module.endpoints(transition, module.actor("train"))
     kept = min(size, B)
     assert latent.shape == (B, A)
     assert x_1.shape == (kept, A)

@@ -1,6 +1,7 @@
 """The actor-critic module: learning, gradients, targets, checkpoints and refusals."""
 
 from collections import defaultdict
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -133,7 +134,7 @@ def test_policy_loss_sends_no_gradient_to_the_critics_and_the_critic_loss_none_t
     assert all(p.grad is not None for p in module.policy.flow.network.parameters())
     module.zero_grad()
     transition = transitions()
-    next_latent, _, _ = module.endpoints(read(transition))
+    next_latent, _, _ = module.endpoints(read(transition), module.actor("train"))
     module.critic_loss(read(transition), next_latent.tanh()).backward()
     assert all(p.grad is None for p in module.policy.flow.network.parameters())
     assert all(p.grad is not None for p in module.critics.online.parameters())
@@ -181,17 +182,21 @@ def test_target_takes_the_reduced_lagging_value_of_the_next_observation() -> Non
 
 def test_next_action_and_end_point_come_from_the_right_states() -> None:
     transition = read(transitions())
-    module = build()
-    latent, observation, x_1 = module.endpoints(transition)
+
+    def endpoints(**options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        module = build(**options)
+        return module.endpoints(transition, module.actor("train"))
+
+    latent, observation, x_1 = endpoints()
     assert latent.shape == x_1.shape == (B, A)
     assert torch.equal(observation, transition.observation)
-    latent, observation, x_1 = build(share_samples=True).endpoints(transition)
+    latent, observation, x_1 = endpoints(share_samples=True)
     assert torch.equal(observation, transition.next_observation)
     torch.testing.assert_close(latent, x_1)
-    _, observation, x_1 = build(x_1_source="replay").endpoints(transition)
+    _, observation, x_1 = endpoints(x_1_source="replay")
     assert torch.equal(observation, transition.observation)
     torch.testing.assert_close(x_1.tanh(), transition.action, atol=2e-4, rtol=0)
-    _, _, x_1 = build(x_1_source="uniform").endpoints(transition)
+    _, _, x_1 = endpoints(x_1_source="uniform")
     assert not torch.allclose(x_1.tanh(), transition.action, atol=1e-2)
     assert x_1.tanh().abs().max() <= 1.0
 
