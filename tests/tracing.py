@@ -15,12 +15,12 @@ def trace_compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     torch.compiler.reset()  # what other tests compiled counts toward a limit of the function
     compile_function, graphs = torch.compile, []
 
-    def traced(function: Any) -> Any:
+    def traced(function: Any, dynamic: bool | None = None) -> Any:
         def backend(graph: Any, inputs: Any) -> Any:
             graphs.append(graph)
             return graph.forward
 
-        return compile_function(function, backend=backend, fullgraph=True)
+        return compile_function(function, backend=backend, fullgraph=True, dynamic=dynamic)
 
     monkeypatch.setattr(torch, "compile", traced)
     return graphs

@@ -118,7 +118,7 @@ class ReverseFlowActorCritic(ActorCritic):
             check_compiler()
             self.policy.compile_sampling()
             self.critics.compile_evaluation()
-            self._evaluate = torch.compile(self._evaluate)
+            self._evaluate = torch.compile(self._evaluate, dynamic=False)
 
     @property
     def behavior(self) -> None:
