@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from flowmatch_rl.callbacks.tracking import commit
+from flowmatch_rl.callbacks.run_record import commit
 from flowmatch_rl.devices import processor_instructions
 
 FOLDER = Path(__file__).parent

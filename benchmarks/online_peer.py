@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.online import RECORDS
 from benchmarks.training_speed import PEER, Suite
-from flowmatch_rl.callbacks.tracking import commit
+from flowmatch_rl.callbacks.run_record import commit
 from flowmatch_rl.files import write_text
 
 STEPS, INTERVAL, SEEDS = 100_000, 10_000, (0, 1, 2)

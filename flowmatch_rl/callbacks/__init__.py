@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.callbacks.first_lines import header
     from flowmatch_rl.callbacks.flow_figures import FlowFigures
     from flowmatch_rl.callbacks.last_lines import summary
+    from flowmatch_rl.callbacks.model_log import ModelLog
     from flowmatch_rl.callbacks.occupancy_figures import OccupancyFigures
     from flowmatch_rl.callbacks.posterior_figures import PosteriorFigures
     from flowmatch_rl.callbacks.progress import Progress, Throughput
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
     from flowmatch_rl.callbacks.rank_watch import RankWatch
     from flowmatch_rl.callbacks.results import RunResult
     from flowmatch_rl.callbacks.run_logger import RunLogger
+    from flowmatch_rl.callbacks.run_record import RunRecord
     from flowmatch_rl.callbacks.samples import SampleWriter
     from flowmatch_rl.callbacks.tensorboard_tracking import TensorBoardTracker
-    from flowmatch_rl.callbacks.tracking import RunRecord, Tracker
+    from flowmatch_rl.callbacks.tracking import Tracker
     from flowmatch_rl.callbacks.video import Video
     from flowmatch_rl.callbacks.wandb_tracking import WandbTracker
 else:
@@ -49,6 +51,7 @@ __all__ = [
     "FlowFigures",
     "LearningCurve",
     "LossCurve",
+    "ModelLog",
     "OccupancyFigures",
     "PolicyCurve",
     "PolicyFigures",

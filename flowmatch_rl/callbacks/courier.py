@@ -79,8 +79,8 @@ class Courier:
             now = time.monotonic()
             if left.is_empty or self.has_ended:
                 return left
-            if known.sending or (known.offset, known.files, known.status) != progress:
-                progress = known.offset, known.files, known.status
+            if known.sending or (known.offset, known.files, known.models, known.status) != progress:
+                progress = known.offset, known.files, known.models, known.status
                 deadline = now + patience_s
             if now > deadline or (at_most_s is not None and now > began + at_most_s):
                 return left

@@ -3,9 +3,10 @@
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from flowmatch_rl.callbacks.addresses import place_of
-from flowmatch_rl.callbacks.journal import END, FILE, METRICS, OPEN, PARAMETERS, TAGS, log_of, read_entries
+from flowmatch_rl.callbacks.journal import END, FILE, METRICS, MODEL, OPEN, PARAMETERS, TAGS, log_of, read_entries
 from flowmatch_rl.files import shown, write_json
 
 
@@ -19,6 +20,7 @@ class Delivered:
         offset: Bytes of the journal that have been read.
         metrics: Values of metrics that were delivered.
         files: Files to copy, each with its folder among the artifacts.
+        models: Models to log, as the journal describes them.
         status: The run's status that MLflow is to have, and the time; None if it has it.
         refused: Values that MLflow refuses, which are left out.
         unreadable: Lines of the journal that are no entries, which are left out.
@@ -34,6 +36,7 @@ class Delivered:
     offset: int = 0
     metrics: int = 0
     files: list[tuple[str, str]] = field(default_factory=list)
+    models: list[dict[str, Any]] = field(default_factory=list)
     status: tuple[str, int] | None = None
     refused: int = 0
     unreadable: int = 0
@@ -70,6 +73,7 @@ class Remainder:
         metrics: Values of metrics.
         all_metrics: Those that the journal holds.
         files: Files.
+        models: Models.
         others: Parameters, tags, and how the run ended.
         unreadable: Lines of the journal that are no entries, the last one of a killed process among them.
     """
@@ -77,13 +81,14 @@ class Remainder:
     metrics: int
     all_metrics: int
     files: int
+    models: int
     others: int
     unreadable: int
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is left."""
-        return not (self.metrics or self.files or self.others)
+        return not (self.metrics or self.files or self.models or self.others)
 
     def __str__(self) -> str:
         parts = []
@@ -91,6 +96,8 @@ class Remainder:
             parts.append(f"{self.metrics} of {self.all_metrics} metrics")
         if self.files:
             parts.append(f"{self.files} file{'s' if self.files > 1 else ''}")
+        if self.models:
+            parts.append(f"{self.models} model{'s' if self.models > 1 else ''}")
         if self.others and not self.metrics:
             parts.append("how the run ended")
         return " and ".join(parts) or "nothing"
@@ -112,6 +119,7 @@ def remainder(journal: Path, delivered: Delivered) -> Remainder:
         metrics=metrics,
         all_metrics=metrics + delivered.metrics,
         files=len(files.union(delivered.files)),
+        models=len(delivered.models) + sum(entry.kind == MODEL for entry in rest),
         others=others + (delivered.status is not None),
         unreadable=delivered.unreadable + sum(not entry.is_readable for entry in rest) + (size > read),
     )

@@ -19,12 +19,14 @@ from flowmatch_rl.callbacks.journal import (
     END,
     FILE,
     METRICS,
+    MODEL,
     OPEN,
     PARAMETERS,
     TAGS,
     Entry,
     read_entries,
 )
+from flowmatch_rl.callbacks.models import log_model
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.redaction import HIDDEN, redact
 
@@ -37,6 +39,8 @@ FILE_S = 120
 _MOST_METRICS, _MOST_OTHERS = 800, 100  # of MLflow's 1000 values and 100 parameters or tags per request
 _Value: TypeAlias = Metric | Param | RunTag
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+_UNKNOWN = (*_REFUSED, "ENDPOINT_NOT_FOUND", "RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+"""What servers answer that know no models: those before MLflow 3."""
 
 
 @dataclass
@@ -119,7 +123,7 @@ class Delivery:
                 self.delivered.write(self.journal)
             self._send_entries(self._client)
         client = self._client
-        steps: list[Callable[[MlflowClient], None]] = [self._send_files, self._send_status]
+        steps: list[Callable[[MlflowClient], None]] = [self._send_files, self._send_models, self._send_status]
         if self.delivered.status and self.delivered.status[0] in ("KILLED", "FAILED"):
             steps.reverse()  # little time may be left
         failures: list[Exception] = []
@@ -170,12 +174,12 @@ class Delivery:
     def _send_entries(self, client: MlflowClient) -> None:
         """Deliver metrics, parameters and tags in order, and note files and how the run ended."""
         known, batch, end = self.delivered, _Batch(), self.delivered.offset
-        files, status, unreadable = list(known.files), known.status, 0
+        files, models, status, unreadable = list(known.files), list(known.models), known.status, 0
         for entry in read_entries(self.journal, known.offset):
             if not batch.has_room(entry):
                 self._send(client, batch)
                 batch = _Batch()
-                self._advance(end, files, status, unreadable)
+                self._advance(end, files, models, status, unreadable)
                 unreadable = 0
             end = entry.offset
             if entry.kind in (METRICS, PARAMETERS, TAGS):
@@ -183,6 +187,8 @@ class Delivery:
             elif entry.kind == FILE:
                 place = (entry.values["path"], entry.values["folder"])
                 files = [*(kept for kept in files if kept != place), place]
+            elif entry.kind == MODEL:
+                models = [*models, entry.values]
             elif entry.kind == END:
                 status = entry.values["status"], entry.time
             elif entry.kind == OPEN:
@@ -190,11 +196,11 @@ class Delivery:
             unreadable += not entry.is_readable
         if end > known.offset:
             self._send(client, batch)
-            self._advance(end, files, status, unreadable)
+            self._advance(end, files, models, status, unreadable)
 
-    def _advance(self, offset: int, files: list[tuple[str, str]], status: Any, unreadable: int) -> None:
+    def _advance(self, offset: int, files: list[Any], models: list[Any], status: Any, unreadable: int) -> None:
         known = self.delivered
-        known.offset, known.files, known.status = offset, list(files), status
+        known.offset, known.files, known.models, known.status = offset, list(files), list(models), status
         known.unreadable += unreadable
         known.write(self.journal)
 
@@ -220,9 +226,7 @@ class Delivery:
         try:
             _log(client, self._run, part)
         except MlflowException as error:
-            if error.error_code not in _REFUSED:
-                raise
-            if client.get_run(self._run).info.lifecycle_stage != LifecycleStage.ACTIVE:
+            if error.error_code not in _REFUSED or not self._is_active(client):
                 raise
             if len(part) > 1:
                 for value in part:
@@ -247,6 +251,34 @@ class Delivery:
                 known.missing += 1
             known.files, known.sending = others, None
             known.write(self.journal)
+
+    def _send_models(self, client: MlflowClient) -> None:
+        known = self.delivered
+        for stated in list(known.models):
+            file = self.journal.parents[1] / stated["path"]
+            known.sending = stated["path"]
+            known.write(self.journal)
+            if file.is_file():
+                with bounded_requests(FILE_S):
+                    self._send_model(client, file, stated)
+            else:
+                known.missing += 1
+            known.models, known.sending = known.models[1:], None
+            known.write(self.journal)
+
+    def _send_model(self, client: MlflowClient, file: Path, stated: dict[str, Any]) -> None:
+        """Log a model; one that MLflow refuses is counted and left out."""
+        try:
+            log_model(client, self._run, file, stated)
+        except MlflowException as error:
+            if error.error_code not in _UNKNOWN or not self._is_active(client):
+                raise
+            self.delivered.refused += 1
+            print(redact(f"MLflow refuses the model {stated['name']}: {error}"), file=sys.stderr, flush=True)
+
+    def _is_active(self, client: MlflowClient) -> bool:
+        """Whether the run was not deleted."""
+        return client.get_run(self._run).info.lifecycle_stage == LifecycleStage.ACTIVE
 
     def _send_status(self, client: MlflowClient) -> None:
         if self.delivered.status is None:

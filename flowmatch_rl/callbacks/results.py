@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from flowmatch_rl.callbacks.artifacts import writes_files
 from flowmatch_rl.callbacks.progress import env_step_counter
-from flowmatch_rl.callbacks.tracking import commit
+from flowmatch_rl.callbacks.run_record import commit
 from flowmatch_rl.devices import device_name
 from flowmatch_rl.files import RESULT, write_json
 

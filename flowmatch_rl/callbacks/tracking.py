@@ -4,20 +4,16 @@ import atexit
 import getpass
 import json
 import os
-import platform
 import re
-import subprocess
 import sys
 import time
 import uuid
 import warnings
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -28,6 +24,7 @@ from flowmatch_rl.callbacks.journal import (
     END,
     FILE,
     METRICS,
+    MODEL,
     OPEN,
     PARAMETERS,
     TAGS,
@@ -39,7 +36,7 @@ from flowmatch_rl.callbacks.journal import (
 from flowmatch_rl.callbacks.run_logger import RunLogger
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.files import RUN_TIME, shown
-from flowmatch_rl.redaction import redact, redact_all
+from flowmatch_rl.redaction import redact
 
 EXPERIMENT = "flowmatch_rl"
 """Experiment that runs belong to where no other is named."""
@@ -48,8 +45,6 @@ RUN_NAME = "mlflow.runName"
 """MLflow's tag of a run's name."""
 
 _STATUS = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED"}
-_VERSIONS = ("flowmatch_rl", "torch", "lightning", "torchrl", "tensordict", "gymnasium", "mujoco", "dm_control")
-_UNKNOWN = "unknown"
 _LONGEST = 500
 """Characters of a parameter that every version of MLflow takes."""
 
@@ -70,15 +65,19 @@ class Tracker(RunLogger):
         tracking_uri: Address of a tracking server such as ``http://host:5000``; the environment variable
             ``MLFLOW_TRACKING_URI`` or the local file if None.
         log_checkpoints: Whether the last and the best checkpoint are kept as artifacts.
+        log_model: Whether the policy of a finished run is logged as a model, for ``mlflow.pyfunc`` and
+            ``mlflow models serve``.
+        registered_model_name: Name that the model is registered under, as a new version; not registered if None.
         run_id: An existing run to resume.
         tags: Tags of the run.
         patience_s: Seconds that the end of a run waits for a tracking that delivers nothing more, at least 0.
 
     Raises:
-        UserError: If the address lacks its password.
+        UserError: If the address lacks its password, MLflow registers no model under the name, or none is logged.
 
     Attributes:
         address: Address of the tracking, of a server or of the local file.
+        logs_model: Whether the policy of a finished run is logged as a model.
     """
 
     def __init__(
@@ -87,12 +86,16 @@ class Tracker(RunLogger):
         run_name: str | None = None,
         tracking_uri: str | None = None,
         log_checkpoints: bool = True,
+        log_model: bool = True,
+        registered_model_name: str | None = None,
         run_id: str | None = None,
         tags: dict[str, str] | None = None,
         patience_s: float = 10.0,
     ) -> None:
         super().__init__()
         check_range("[0, inf)", patience_s=patience_s)
+        _check_model_name(registered_model_name, log_model)
+        self.logs_model, self._registered_name = log_model, registered_model_name
         self.address = tracking_address(tracking_uri)
         self._experiment, self._tags, self._patience_s = experiment_name, tags or {}, patience_s
         self._given_name, self._given_run, self._log_checkpoints = run_name, run_id, log_checkpoints
@@ -101,6 +104,7 @@ class Tracker(RunLogger):
         self._journal: Journal | None = None
         self._courier: Courier | None = None
         self._status: str | None = None
+        self._model: str | None = None
         self._checkpoints: list[ModelCheckpoint] = []
         self._copied: dict[str, float] = {}
 
@@ -192,7 +196,8 @@ class Tracker(RunLogger):
     def lines(self) -> list[str]:
         """Where the run is to be seen; waits until MLflow is reached, or is known not to answer."""
         self.open()
-        return run_lines(self.address, self.page, self.run_id)
+        model = [f"model        runs:/{self.run_id}/{self._model}"] if self._model and self.run_id else []
+        return [*model, *run_lines(self.address, self.page, self.run_id)]
 
     @property
     def name(self) -> str:
@@ -241,10 +246,25 @@ class Tracker(RunLogger):
             path: The file.
             folder: Folder among the artifacts.
         """
-        inside = path.absolute()
-        if inside.is_relative_to(self._folder.absolute()):
-            inside = inside.relative_to(self._folder.absolute())  # the run's folder may be moved before
-        self._append(FILE, path=str(inside), folder=folder)
+        self._append(FILE, path=self._inside(path), folder=folder)
+
+    @rank_zero_only
+    def log_model(self, name: str, path: Path, step: int, description: Mapping[str, Any]) -> None:
+        """Log a trained model, and register it if the user named it.
+
+        Args:
+            name: Name of the model; a run has one of each name and step.
+            path: Its file, as it is when it is delivered.
+            step: Step that it was trained to.
+            description: What MLflow is told of it, see ``flowmatch_rl.callbacks.models.log_model``.
+        """
+        registered, self._model = self._registered_name, name
+        self._append(MODEL, name=name, path=self._inside(path), step=step, registered=registered, **description)
+
+    def _inside(self, path: Path) -> str:
+        """A path relative to the run's folder, which may be moved before the file is delivered."""
+        inside, folder = path.absolute(), self._folder.absolute()
+        return str(inside.relative_to(folder) if inside.is_relative_to(folder) else inside)
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Remember whose checkpoints are kept as artifacts at the end of the run."""
@@ -302,6 +322,13 @@ class Tracker(RunLogger):
         self._journal.append(kind, **values)
 
 
+def _check_model_name(name: str | None, log_model: bool) -> None:
+    if name is not None and (not name.strip() or set("/:") & set(name)):
+        raise UserError(f"registered_model_name must be a name without '/' and ':', got {name!r}")
+    if name is not None and not log_model:
+        raise UserError(f"registered_model_name {name!r} needs log_model true, got false")
+
+
 def source_tags() -> dict[str, str]:
     """MLflow's tags of who starts a run, and by what."""
     try:
@@ -309,63 +336,3 @@ def source_tags() -> dict[str, str]:
     except (OSError, KeyError, ImportError):  # a number without a name, as in containers
         user = str(os.getuid())
     return {"mlflow.user": user, "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
-
-
-class RunRecord(Callback):
-    """Writes down what a run was made of: configuration, seed, commit, versions and command; no passwords.
-
-    Args:
-        config: The whole configuration as YAML.
-        parameters: The same, flat, for comparing runs.
-        seed: Seed of the run.
-    """
-
-    def __init__(self, config: str, parameters: dict[str, Any], seed: int | None) -> None:
-        self.config = redact(config)
-        self.parameters = redact_all(parameters)
-        self.seed = seed
-        self._recorded = False
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write ``config.yaml`` into the run's folder, and track everything, once per run."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
-            return
-        path = Path(trainer.default_root_dir) / "config.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if self._recorded:
-            return
-        self._recorded = True
-        path.write_text(self.config)
-        for logger in trainer.loggers:
-            if isinstance(logger, RunLogger):
-                self._record(logger, path)
-
-    def _record(self, logger: RunLogger, path: Path) -> None:
-        made_of = commit()
-        tags = {"seed": str(self.seed), "commit": made_of, "command": " ".join(sys.argv), "run_dir": str(path.parent)}
-        if made_of != _UNKNOWN:
-            tags["mlflow.source.git.commit"] = made_of.removesuffix("-dirty")
-        tags |= {f"version/{name}": metadata.version(name) for name in _VERSIONS}
-        tags |= {"version/python": platform.python_version(), "threads": os.environ.get("OMP_NUM_THREADS", "")}
-        logger.set_tags({name: redact(value) for name, value in tags.items()})
-        logger.log_parameters(self.parameters)
-        logger.log_file(path)
-
-
-def commit() -> str:
-    """Commit of the code that runs, with ``-dirty`` if files differ from it; ``unknown`` outside a checkout."""
-    if recorded := os.environ.get("FLOWMATCH_RL_GIT_COMMIT"):
-        return recorded
-    folder = Path(__file__).parent
-    try:
-        name = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return _UNKNOWN
-    return name.stdout.strip()

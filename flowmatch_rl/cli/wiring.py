@@ -20,6 +20,7 @@ from flowmatch_rl.callbacks import (
     FlowFigures,
     LearningCurve,
     LossCurve,
+    ModelLog,
     OccupancyFigures,
     PolicyCurve,
     PolicyFigures,
@@ -31,6 +32,7 @@ from flowmatch_rl.callbacks import (
 )
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.data import BanditData, OfflineData, OnlineData, PolicyData, SampleData, SampleRequests
+from flowmatch_rl.inference.serving import pack_policy
 from flowmatch_rl.modules import (
     ActorCritic,
     BehaviorCloning,
@@ -119,17 +121,17 @@ def _(model: OccupancyModule) -> Wiring:
 
 @model_wiring.register
 def _(model: BehaviorCloning) -> Wiring:
-    return Wiring((), (PolicyFigures,))
+    return Wiring((ModelLog(pack_policy),), (PolicyFigures,))
 
 
 @model_wiring.register
 def _(model: ActorCritic) -> Wiring:
-    return Wiring((CalibrationFigure(),), ())
+    return Wiring((CalibrationFigure(), ModelLog(pack_policy)), ())
 
 
 @model_wiring.register
 def _(model: OccupancyActorCritic) -> Wiring:
-    return Wiring((CalibrationFigure(), ValueMapFigure()), ())
+    return Wiring((CalibrationFigure(), ValueMapFigure(), ModelLog(pack_policy)), ())
 
 
 @model_wiring.register

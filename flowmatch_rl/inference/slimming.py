@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from flowmatch_rl.checkpoints import pack_state, read_checkpoint
 from flowmatch_rl.checks import UserError
@@ -32,10 +33,26 @@ def slim_checkpoint(checkpoint: str | Path, output: str | Path, allow: Collectio
         UserError: If it is not of a model that loads without a trainer, or names a class of another package.
     """
     allow_imports(allow)
-    content = read_checkpoint(checkpoint)
+    return write_slim(read_checkpoint(checkpoint), output, str(checkpoint))
+
+
+def write_slim(content: dict[str, Any], output: str | Path, name: str) -> Path:
+    """Write what loading a model needs of a checkpoint that has been read, see ``slim_checkpoint``.
+
+    Args:
+        content: What ``read_checkpoint`` returned.
+        output: File to write.
+        name: What the checkpoint is called in errors.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        UserError: If it is not of a model that loads without a trainer.
+    """
     kind = kind_of(content)
     if kind is None:
-        raise UserError(f"{checkpoint} is not a checkpoint of a model that loads without a trainer")
+        raise UserError(f"{name} is not a checkpoint of a model that loads without a trainer")
     slim = {name: content[name] for name in IDENTITY if name in content}
     left_out = _TRAINED_WITH if kind == "an occupancy" else None
     weights = {

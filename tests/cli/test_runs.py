@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlflow.pyfunc
 import numpy as np
 import pytest
 import torch
@@ -66,6 +67,7 @@ def tracked(tmp_path_factory):
                 data__epoch_env_steps=4,
                 data__env_steps_per_collection=1,
                 trainer__log_every_n_steps=2,
+                trainer__logger__init_args__registered_model_name="pendulum",
             )
         )
         assert outcome.code == 0, outcome.err
@@ -98,7 +100,7 @@ def artifacts(tracked: Tracked, folder: str | None = None) -> set[str]:
 def test_run_leaves_checkpoints_configuration_and_figures(tracked) -> None:
     files = {str(path.relative_to(tracked.folder)) for path in tracked.folder.rglob("*") if path.is_file()}
     wanted = {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "config.yaml", "figures/learning_curve.csv"}
-    wanted |= {"result.json", "tracking/fit-1.jsonl", "tracking/fit-1.delivered.json"}
+    wanted |= {"result.json", "model/policy.ckpt", "tracking/fit-1.jsonl", "tracking/fit-1.delivered.json"}
     wanted |= {f"figures/{name}.png" for name in ("learning_curve", "policy", "posterior", "episode")}
     assert files == wanted
 
@@ -188,6 +190,23 @@ def test_record_holds_files(tracked) -> None:
     assert "config.yaml" in found
     assert {f"figures/{name}.png" for name in ("learning_curve", "policy", "posterior", "episode")} <= found
     assert {"last/last.ckpt", "best/best.ckpt"} <= found
+
+
+def test_record_holds_the_policy_as_a_model_which_acts_as_the_checkpoint(tracked, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.uri)
+    (output,) = tracked.run.outputs.model_outputs
+    (version,) = tracked.client.search_model_versions("name = 'pendulum'")
+    assert (version.source, version.run_id) == (f"models:/{output.model_id}", tracked.run.info.run_id)
+    assert f"model        runs:/{tracked.run.info.run_id}/policy" in tracked.outcome.out
+    observation = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    for address in (f"runs:/{tracked.run.info.run_id}/policy", "models:/pendulum/1"):
+        model = mlflow.pyfunc.load_model(address, model_config={"seed": 1})
+        np.testing.assert_array_equal(model.predict(observation), load_policy(tracked.last, seed=1)(observation))
+    assert model.input_example["observation"].shape == (2, 3)
+    logged = tracked.client.get_logged_model(output.model_id)
+    measured = {metric.key: metric.value for metric in logged.metrics or ()}
+    assert measured["test/return_mean"] == tracked.run.data.metrics["test/return_mean"]
+    assert len(tracked.client.get_metric_history(tracked.run.info.run_id, "test/return_mean")) == 1
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -384,7 +403,8 @@ def test_interrupted_run_keeps_its_state_and_says_so(tracked, interrupted, numbe
     assert last["global_step"] >= 3
     assert last["OnlineData"]["local_env_steps"] >= 35
     assert len(last["OnlineData"]["replay"]["action"]) == last["OnlineData"]["local_env_steps"]
-    assert run_in(tracked.client, folder).info.status == "KILLED"
+    run = run_in(tracked.client, folder)
+    assert (run.info.status, run.outputs.model_outputs) == ("KILLED", [])
     assert load_policy(folder / "checkpoints" / "last.ckpt")(np.zeros(3)).shape == (1,)
 
 

@@ -14,6 +14,7 @@ from flowmatch_rl.checks import UserError
 from flowmatch_rl.data import Goals, PolicyData, collect_transitions
 from flowmatch_rl.envs import ProcessEnvironment
 from flowmatch_rl.inference import CheckpointPolicy, TrainedOccupancy, TrainedPolicy, load_policy
+from flowmatch_rl.inference.serving import ServedPolicy, pack_policy
 from flowmatch_rl.models import FlowPolicyArchitecture, Horizon
 from flowmatch_rl.modules import BehaviorCloning, FlowOptimizer, OccupancyModule
 from flowmatch_rl.nets import EmaSettings, VelocityArchitecture
@@ -101,6 +102,18 @@ def test_a_member_of_the_checkpoint_acts_as_the_loaded_policy_with_its_goal(fami
     again = load_policy(family)(STATES.numpy(), np.tile(goal, (3, 1)))
     np.testing.assert_allclose(again, wanted, atol=1e-6)
     assert not np.allclose(load_policy(family)(STATES.numpy(), -goal), wanted, atol=1e-3)
+
+
+def test_a_family_is_packed_with_its_goals_as_an_input(family: str, tmp_path: Path) -> None:
+    path, states = tmp_path / "policy.ckpt", STATES.numpy()
+    described = pack_policy(Path(family), path, states)
+    goal = np.array(described["example"]["goal"], np.float32)
+    assert (described["inputs"], described["metadata"]["goal_columns"]) == ({"observation": 4, "goal": 2}, ["x", "y"])
+    assert path.stat().st_size < 0.7 * Path(family).stat().st_size
+    served = ServedPolicy(load_policy(path))
+    np.testing.assert_array_equal(
+        served.predict({"observation": states, "goal": goal}), load_policy(family)(states, goal)
+    )
 
 
 @pytest.mark.parametrize("batch", [(3,), (2, 3)], ids=str)
