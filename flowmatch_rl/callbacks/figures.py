@@ -153,7 +153,7 @@ class CalibrationFigure(EpisodesFigure):
         calibration: Calibration | None = module.calibration(batch)
         if calibration is None or not bool(calibration.known.any()):
             return None
-        return draw_calibration(calibration, title)
+        return draw_calibration(calibration, title, module.valued)
 
 
 class ValueMapFigure(EpisodesFigure):

@@ -19,7 +19,7 @@ class Calibration:
 
     Attributes:
         predicted: Value of the first action in the first state, shape (N,).
-        observed: Discounted return that followed, shape (N,).
+        observed: Discounted return that followed, with what values hold beside rewards, shape (N,).
         known: Whether the episode shows the whole return: it terminated, or no more than 5 % of the weight of rewards
             lies beyond its last step; boolean, shape (N,).
     """
@@ -60,6 +60,7 @@ def calibrate(
     terminated: Tensor,
     mask: Tensor,
     discount: float,
+    bonus: Tensor | None = None,
 ) -> Calibration:
     """Compare a critic with whole episodes.
 
@@ -71,6 +72,8 @@ def calibrate(
         terminated: Whether the episode terminated after a step, boolean, shape (N, T).
         mask: Whether a step belongs to the episode, boolean, shape (N, T).
         discount: Discount per environment step, in [0, 1).
+        bonus: What values hold beside rewards for being in the state of a step after the first, such as an entropy
+            times a temperature, units of the return, shape (N, T); nothing if None.
 
     Returns:
         Predicted and observed returns.
@@ -78,6 +81,9 @@ def calibrate(
     Raises:
         ValueError: If the shapes differ.
     """
+    if bonus is not None:
+        check_same_shape(reward=reward, bonus=bonus)
+        reward = torch.cat([reward[:, :1], reward[:, 1:] + bonus[:, 1:]], dim=1)
     check_same_shape(reward=reward, terminated=terminated, mask=mask)
     weights = discount ** torch.arange(mask.shape[1], device=mask.device, dtype=torch.float64)
     observed = (torch.where(mask, reward, 0.0).double() * weights).sum(1).float()

@@ -25,9 +25,13 @@ from flowmatch_rl.nets import update_ema
 from flowmatch_rl.objectives import ConstantTemperature, PolicyState, Temperature, temperature_loss
 from flowmatch_rl.publishing import publish
 from flowmatch_rl.rounds import Round
+from flowmatch_rl.seeds import process_seed
 
 _UNIT_INTERVAL = 64
 """Updates between two looks at the unit of returns, which wait for the device."""
+
+_STATES_AT_ONCE = 2048
+"""States of episodes whose entropy is computed at a time."""
 
 LEAST_TEMPERATURE = 1e-6
 """Temperature below which a tuned one does not fall, units of the return, or of the rewards' scale."""
@@ -211,9 +215,7 @@ class ActorCritic(PolicyModule, abc.ABC):
         }
 
     def calibration(self, episodes: TensorDictBase) -> Calibration | None:
-        """Values of the critics at the beginnings of episodes against the returns; None where they hold an entropy."""
-        if self.entropy_backup:
-            return None
+        """Values of the critics at the beginnings of episodes against the returns, with the entropy that they hold."""
         return calibrate(
             self.critics.values,
             episodes[OBSERVATION][:, 0].to(self.device),
@@ -222,7 +224,37 @@ class ActorCritic(PolicyModule, abc.ABC):
             episodes[TERMINATED].squeeze(-1).to(self.device),
             episodes["mask"].to(self.device),
             self.critics.discount,
+            self._bonuses(episodes[OBSERVATION]),
         )
+
+    @property
+    def valued(self) -> str:
+        """What values are of, in some words."""
+        return "discounted return and entropy" if self.entropy_backup else super().valued
+
+    def next_bonus(self, observation: Tensor) -> Tensor | None:
+        """What Bellman targets add to the values of next states for the entropy of the policy, by a sample of it.
+
+        Args:
+            observation: Next states, shape (B, S).
+
+        Returns:
+            Units of the return, shape (B,); None where values hold no entropy.
+        """
+        return None
+
+    @torch.no_grad()
+    def _bonuses(self, observation: Tensor) -> Tensor | None:
+        """What the values hold for the entropy of the policy in the states (N, T, S) of episodes, shape (N, T)."""
+        found = []
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(process_seed(0, self.global_rank))
+            for states in observation.flatten(0, 1).split(_STATES_AT_ONCE):
+                bonus = self.next_bonus(states.to(self.device))
+                if bonus is None:
+                    return None
+                found.append(bonus)
+        return torch.cat(found).unflatten(0, observation.shape[:2])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam with a group per network."""

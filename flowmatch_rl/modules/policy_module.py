@@ -97,6 +97,11 @@ class PolicyModule(WatchedModule, abc.ABC):
         """
 
     @property
+    def valued(self) -> str:
+        """What values are of, in some words."""
+        return "discounted return"
+
+    @property
     @abc.abstractmethod
     def behavior(self) -> LatentPolicy | None:
         """Policy that clones the data and that the policy departs from; None if there is none."""
@@ -197,12 +202,11 @@ class PolicyModule(WatchedModule, abc.ABC):
             *held_out,
         ]
 
-    @staticmethod
-    def _calibration_lines(metrics: Mapping[str, float]) -> list[str]:
+    def _calibration_lines(self, metrics: Mapping[str, float]) -> list[str]:
         if "test/predicted_return" not in metrics:
             return []
         return [
-            f"critic       predicts a discounted return of {metrics['test/predicted_return']:.4g} at the start; "
+            f"critic       predicts a {self.valued} of {metrics['test/predicted_return']:.4g} at the start; "
             f"{metrics['test/discounted_return']:.4g} followed (root mean square error "
             f"{metrics['test/value_error']:.3g})"
         ]

@@ -162,6 +162,12 @@ class ReverseFlowActorCritic(ActorCritic):
         """The Bellman loss of the critics."""
         return {"critic": self._critic_loss(transition, self.actor("train").latent(transition.next_observation))[0]}
 
+    def next_bonus(self, observation: Tensor) -> Tensor | None:
+        """The temperature times the negative log-density of a sample; None without entropy in the values."""
+        if not self.entropy_backup:
+            return None
+        return -self.temperature * self._log_prob(observation, self.actor("train").latent(observation))
+
     def endpoints(self, transition: Transition, actor: ParticleActor) -> tuple[Tensor, Tensor, Tensor]:
         """Next latent (B, A), and observation (P, S) and endpoint x_1 (P, A) of the paths the policy is trained on."""
         squash, size = self.policy.squash, self.points.batch_size

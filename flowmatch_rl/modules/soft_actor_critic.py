@@ -104,6 +104,10 @@ class SoftActorCritic(ActorCritic):
             bonus = -self.temperature * next_log_prob if self.entropy_backup else None
         return {"critic": self.critic_loss(transition, self.policy.squash.action(next_latent), bonus)}
 
+    def next_bonus(self, observation: Tensor) -> Tensor | None:
+        """The temperature times the negative log-density of a sample; None without entropy in the values."""
+        return -self.temperature * self._sample(observation)[1] if self.entropy_backup else None
+
     def _sample(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         noise = torch.randn(len(observation), self.action_dim, device=observation.device)
         return self.policy.sample_with_log_prob(observation, noise)

@@ -15,7 +15,7 @@ def values(observation: Tensor, actions: Tensor) -> Tensor:
     return 10.0 * observation[:, :1] + actions.sum(-1)
 
 
-def episodes(lengths: list[int], ends: list[bool], steps: int = 6) -> Calibration:
+def episodes(lengths: list[int], ends: list[bool], steps: int = 6, bonus: float | None = None) -> Calibration:
     mask = torch.arange(steps) < torch.tensor(lengths)[:, None]
     reward = torch.where(mask, 1.0, 99.0)  # what lies beyond an episode does not count
     terminated = torch.zeros_like(mask)
@@ -24,13 +24,19 @@ def episodes(lengths: list[int], ends: list[bool], steps: int = 6) -> Calibratio
         terminated[row, length:] = True
     observation = torch.arange(len(lengths), dtype=torch.float32)[:, None]
     action = torch.full((len(lengths), 2), 0.25)
-    return calibrate(values, observation, action, reward, terminated, mask, DISCOUNT)
+    bonuses = None if bonus is None else torch.full_like(reward, bonus)
+    return calibrate(values, observation, action, reward, terminated, mask, DISCOUNT, bonuses)
 
 
 def test_returns_are_discounted_and_values_are_those_of_the_first_step() -> None:
     found = episodes([1, 3, 6], [True, True, False])
     torch.testing.assert_close(found.observed, torch.tensor([1.0, 1.75, 1.96875]))
     torch.testing.assert_close(found.predicted, torch.tensor([0.5, 10.5, 20.5]))
+
+
+def test_an_entropy_counts_from_the_second_state_on() -> None:
+    found = episodes([1, 3], [True, True], bonus=4.0)
+    torch.testing.assert_close(found.observed, torch.tensor([1.0, 1.0 + 0.5 * 5.0 + 0.25 * 5.0]))
 
 
 def test_an_episode_that_was_cut_counts_if_its_return_is_known() -> None:

@@ -49,6 +49,39 @@ def build(kind: type[ActorCritic] = ReverseFlowActorCritic, seed: int = 0, **opt
     return kind(S, A, **grouped(kind is SoftActorCritic, **dict(KINDS)[kind] | options))
 
 
+@pytest.mark.parametrize("kind", [ReverseFlowActorCritic, SoftActorCritic])
+def test_values_that_hold_an_entropy_are_held_against_returns_with_it(kind: type[ActorCritic]) -> None:
+    module = build(kind, temperature=0.5, entropy_backup=True, discount=0.9)
+    plain = build(kind, temperature=0.5, entropy_backup=False, discount=0.9)
+    states = torch.tensor([[0.3, -0.2, 0.5], [-1.0, 2.0, 0.0]]).repeat_interleave(200, 0)
+    shape, reward = (len(states), 60), 0.7
+    arrival = {"reward": torch.full((*shape, 1), reward), "terminated": torch.zeros(*shape, 1, dtype=torch.bool)}
+    episodes = TensorDict(
+        {
+            "observation": states[:, None].expand(*shape, S),
+            "action": torch.zeros(*shape, A),
+            "mask": torch.ones(shape, dtype=torch.bool),
+            "next": TensorDict(arrival, shape),
+        },
+        shape,
+    )
+    before = torch.random.get_rng_state()
+    found, again = module.calibration(episodes), module.calibration(episodes)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert found is not None
+    assert again is not None
+    assert torch.equal(found.observed, again.observed)
+    bonus = module.next_bonus(states.repeat(20, 1))
+    assert bonus is not None
+    bonus = bonus.unflatten(0, (20, 2, 200)).mean((0, 2))  # 0.5 times the entropy in nats
+    assert bonus.abs().max() > 0.3
+    torch.testing.assert_close(
+        found.observed.unflatten(0, (2, 200)).mean(1), 10.0 * reward + 9.0 * bonus, rtol=0.0, atol=0.6
+    )
+    observed = plain.calibration(episodes).observed
+    torch.testing.assert_close(observed, torch.full_like(observed, 10.0 * reward), rtol=0.0, atol=0.02)
+
+
 class Batches(IterableDataset):
     def __init__(self, size: int = B) -> None:
         self.size = size
