@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: setup train test test-all check format notebooks bench ui clean
+.PHONY: setup train test test-all check format notebooks docs docs-serve bench ui clean
 
 setup: $(READY)  ## install everything into .venv
 
@@ -39,6 +39,12 @@ format: $(READY)
 
 notebooks: $(READY)  ## make the .ipynb files from the .py files, which are what to edit
 	$(BIN)/jupytext --quiet --to ipynb --update notebooks/*.py
+
+docs: $(READY)  ## the documentation as a site, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(READY)  ## the site at http://127.0.0.1:8000, made again when a page is saved
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 bench: $(READY)  ## measure, and write benchmarks/RESULTS.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements.txt

@@ -16,6 +16,7 @@ from flowmatch_rl.testbeds.processes.point_mass import DECAY, HALF_SIZE, MAX_SPE
 from flowmatch_rl.types import Policy, SinglePolicy
 
 Room: TypeAlias = Literal["top_left", "top_right", "bottom_right", "bottom_left"]
+"""A room of the maze, by its corner."""
 
 _STIFFNESS = 6.0
 """Wanted velocity per distance from the target, 1/s."""
