@@ -143,8 +143,8 @@ class ReverseFlowActorCritic(ActorCritic):
 
     def remarks(self) -> dict[str, str]:
         """What the targets since the last evaluation say about settings, one line each by what it is about."""
-        profile, count = self.posterior_profile, self.learner.estimator.num_samples
-        return {} if profile is None else target_remarks(profile, count or 0)
+        profile = self.posterior_profile
+        return {} if profile is None else target_remarks(profile, self.learner.estimator)
 
     def losses(self, transition: Transition) -> tuple[dict[str, Tensor], PolicyState]:
         """Critic loss and policy loss."""

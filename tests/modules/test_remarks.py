@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from flowmatch_rl.estimators import LikelihoodProposal, PosteriorMeanEstimator, ProductProposal
 from flowmatch_rl.evaluation import PosteriorProfile
 from flowmatch_rl.modules import ReverseFlowActorCritic
 from flowmatch_rl.modules.remarks import target_remarks
@@ -11,6 +12,7 @@ from flowmatch_rl.modules.trial_update import trial_update
 from tests.callbacks.stand_ins import tiny_module
 
 NAN = float("nan")
+PLAIN, PRODUCT = (PosteriorMeanEstimator(16, proposal) for proposal in (LikelihoodProposal(), ProductProposal()))
 
 
 def profile(**means: list[float]) -> PosteriorProfile:
@@ -19,16 +21,18 @@ def profile(**means: list[float]) -> PosteriorProfile:
 
 def test_few_effective_samples_are_named_with_the_fraction_of_flow_times() -> None:
     few, many = 1.9 / 16, 2.1 / 16
-    remarks = target_remarks(profile(effective_sample_fraction=[few, few, few, many, NAN]), 16)
+    remarks = target_remarks(profile(effective_sample_fraction=[few, few, few, many, NAN]), PRODUCT)
+    assert "ProductProposal" not in remarks["effective samples"]
+    assert "(ProductProposal)" in target_remarks(profile(effective_sample_fraction=[few]), PLAIN)["effective samples"]
     assert remarks["effective samples"].startswith("effective sample size under 2 of 16 at 75% of flow times: raise")
-    assert target_remarks(profile(effective_sample_fraction=[few, many, many, NAN]), 16) == {}
-    assert target_remarks(profile(effective_sample_fraction=[NAN]), 16) == {}
-    assert target_remarks(profile(eta=[0.0]), 0) == {}
+    assert target_remarks(profile(effective_sample_fraction=[few, many, many, NAN]), PRODUCT) == {}
+    assert target_remarks(profile(effective_sample_fraction=[NAN]), PRODUCT) == {}
+    assert target_remarks(profile(eta=[0.0]), PRODUCT) == {}
 
 
 @pytest.mark.parametrize(("values", "expected"), [([0.95, 0.93], {"saturated"}), ([0.95, 0.8], set())])
 def test_actions_at_their_bounds_are_named(values: list[float], expected: set[str]) -> None:
-    assert set(target_remarks(profile(saturated=values), 16)) == expected
+    assert set(target_remarks(profile(saturated=values), PRODUCT)) == expected
 
 
 def test_a_module_remarks_on_the_targets_since_the_last_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
