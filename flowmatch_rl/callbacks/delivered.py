@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from flowmatch_rl.callbacks.addresses import place_of
-from flowmatch_rl.callbacks.journal import END, FILE, METRICS, MODEL, OPEN, PARAMETERS, TAGS, log_of, read_entries
+from flowmatch_rl.callbacks.journal import (
+    END,
+    FILE,
+    INPUT,
+    METRICS,
+    MODEL,
+    OPEN,
+    PARAMETERS,
+    TAGS,
+    log_of,
+    read_entries,
+)
 from flowmatch_rl.files import shown, write_json
 
 
@@ -113,7 +124,7 @@ def remainder(journal: Path, delivered: Delivered) -> Remainder:
     rest = list(read_entries(journal, delivered.offset))
     metrics = sum(len(entry.values["values"]) for entry in rest if entry.kind == METRICS)
     files = {(entry.values["path"], entry.values["folder"]) for entry in rest if entry.kind == FILE}
-    others = sum(entry.kind in (OPEN, END, TAGS, PARAMETERS) for entry in rest)
+    others = sum(entry.kind in (OPEN, END, TAGS, PARAMETERS, INPUT) for entry in rest)
     size, read = journal.stat().st_size, rest[-1].offset if rest else delivered.offset
     return Remainder(
         metrics=metrics,

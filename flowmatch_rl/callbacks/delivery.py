@@ -5,19 +5,22 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mlflow.entities import LifecycleStage, Metric, Param, RunTag
+from mlflow.entities import DatasetInput, LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from flowmatch_rl.callbacks.addresses import check_address
 from flowmatch_rl.callbacks.database import NoAnswerError, bounded_requests, check_run, connect, open_experiment
+from flowmatch_rl.callbacks.datasets import as_dataset
 from flowmatch_rl.callbacks.delivered import Delivered, remainder
 from flowmatch_rl.callbacks.journal import (
     END,
     FILE,
+    INPUT,
     METRICS,
     MODEL,
     OPEN,
@@ -40,7 +43,7 @@ _MOST_METRICS, _MOST_OTHERS = 800, 100  # of MLflow's 1000 values and 100 parame
 _Value: TypeAlias = Metric | Param | RunTag
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 _UNKNOWN = (*_REFUSED, "ENDPOINT_NOT_FOUND", "RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
-"""What servers answer that know no models: those before MLflow 3."""
+"""What servers answer that know no models or no data sets, those of MLflow 2 and 1, too."""
 
 
 @dataclass
@@ -50,10 +53,11 @@ class _Batch:
     metrics: list[Metric] = field(default_factory=list)
     parameters: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    inputs: list[DatasetInput] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
-        return not (self.metrics or self.parameters or self.tags)
+        return not (self.metrics or self.parameters or self.tags or self.inputs)
 
     def has_room(self, entry: Entry) -> bool:
         """Whether an entry fits as well."""
@@ -64,7 +68,10 @@ class _Batch:
         return entry.kind not in (PARAMETERS, TAGS) or not kept or len(kept) + more <= _MOST_OTHERS
 
     def add(self, entry: Entry) -> None:
-        """Add an entry of metrics, parameters or tags."""
+        """Add an entry of metrics, parameters, tags or an input."""
+        if entry.kind == INPUT:
+            self.inputs.append(as_dataset(entry.values))
+            return
         values = entry.values["values"]
         if entry.kind == METRICS:
             step = entry.values["step"]
@@ -182,7 +189,7 @@ class Delivery:
                 self._advance(end, files, models, status, unreadable)
                 unreadable = 0
             end = entry.offset
-            if entry.kind in (METRICS, PARAMETERS, TAGS):
+            if entry.kind in (METRICS, PARAMETERS, TAGS, INPUT):
                 batch.add(entry)
             elif entry.kind == FILE:
                 place = (entry.values["path"], entry.values["folder"])
@@ -208,6 +215,10 @@ class Delivery:
         if batch.is_empty:
             return
         run = self._run
+        if batch.inputs:
+            self._unless_refused(
+                client, "what the run takes its data from", lambda: client.log_inputs(run, batch.inputs)
+            )
         if batch.parameters:
             # A parameter of a run can't be changed: those of a resumed run that differ stay as they were first.
             there = client.get_run(run).data.params
@@ -260,21 +271,22 @@ class Delivery:
             known.write(self.journal)
             if file.is_file():
                 with bounded_requests(FILE_S):
-                    self._send_model(client, file, stated)
+                    send = partial(log_model, client, self._run, file, stated)
+                    self._unless_refused(client, f"the model {stated['name']}", send)
             else:
                 known.missing += 1
             known.models, known.sending = known.models[1:], None
             known.write(self.journal)
 
-    def _send_model(self, client: MlflowClient, file: Path, stated: dict[str, Any]) -> None:
-        """Log a model; one that MLflow refuses is counted and left out."""
+    def _unless_refused(self, client: MlflowClient, what: str, send: Callable[[], None]) -> None:
+        """Deliver something; what MLflow refuses is counted and left out."""
         try:
-            log_model(client, self._run, file, stated)
+            send()
         except MlflowException as error:
             if error.error_code not in _UNKNOWN or not self._is_active(client):
                 raise
             self.delivered.refused += 1
-            print(redact(f"MLflow refuses the model {stated['name']}: {error}"), file=sys.stderr, flush=True)
+            print(redact(f"MLflow refuses {what}: {error}"), file=sys.stderr, flush=True)
 
     def _is_active(self, client: MlflowClient) -> bool:
         """Whether the run was not deleted."""

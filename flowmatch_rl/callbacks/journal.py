@@ -16,7 +16,7 @@ FOLDER = "tracking"
 END, OPEN = "end", "open"
 """Kinds of the entries that begin and end a part of a run: an interrupted run that is resumed has several parts."""
 
-METRICS, PARAMETERS, TAGS, FILE, MODEL = "metrics", "parameters", "tags", "file", "model"
+METRICS, PARAMETERS, TAGS, INPUT, FILE, MODEL = "metrics", "parameters", "tags", "input", "file", "model"
 """Kinds of the entries between them."""
 
 _UNREADABLE = "unreadable"

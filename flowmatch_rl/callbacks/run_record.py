@@ -1,5 +1,6 @@
 """What a run was made of, written down once: configuration, seed, commit, versions and command."""
 
+import dataclasses
 import os
 import platform
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from flowmatch_rl.callbacks.run_logger import RunLogger
+from flowmatch_rl.callbacks.tracking import Tracker
 from flowmatch_rl.redaction import redact, redact_all
 
 _VERSIONS = ("flowmatch_rl", "torch", "lightning", "torchrl", "tensordict", "gymnasium", "mujoco", "dm_control")
@@ -45,6 +47,11 @@ class RunRecord(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 self._record(logger, path)
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        inputs = [_as_tracked(given, stage) for given in getattr(data, "inputs", [])]  # a user's own data may have none
+        for tracker in [logger for logger in trainer.loggers if isinstance(logger, Tracker)] if inputs else []:
+            for given in inputs:
+                tracker.log_input(given)
 
     def _record(self, logger: RunLogger, path: Path) -> None:
         made_of = commit()
@@ -56,6 +63,12 @@ class RunRecord(Callback):
         logger.set_tags({name: redact(value) for name, value in tags.items()})
         logger.log_parameters(self.parameters)
         logger.log_file(path)
+
+
+def _as_tracked(given: Any, stage: str) -> dict[str, Any]:
+    """Attributes of an input by name; without a training nothing is an input of one."""
+    values = redact_all(dataclasses.asdict(given))
+    return values if stage == "fit" else values | {"context": "evaluation"}
 
 
 def commit() -> str:

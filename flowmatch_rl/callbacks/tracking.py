@@ -23,6 +23,7 @@ from flowmatch_rl.callbacks.delivered import Delivered, record_of, what_is_left
 from flowmatch_rl.callbacks.journal import (
     END,
     FILE,
+    INPUT,
     METRICS,
     MODEL,
     OPEN,
@@ -237,6 +238,15 @@ class Tracker(RunLogger):
             tags: Values by name.
         """
         self._append(TAGS, values=dict(tags))
+
+    @rank_zero_only
+    def log_input(self, data: Mapping[str, Any]) -> None:
+        """Track what the run takes its data from.
+
+        Args:
+            data: Attributes of a ``flowmatch_rl.data.inputs.DataInput`` by name.
+        """
+        self._append(INPUT, **data)
 
     @rank_zero_only
     def log_file(self, path: Path, folder: str = "") -> None:

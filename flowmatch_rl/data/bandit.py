@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from flowmatch_rl.batches import ACTION, OBSERVATION, REFERENCE
 from flowmatch_rl.checks import check_range
 from flowmatch_rl.data.base import DataModule, batch_loader
+from flowmatch_rl.data.inputs import DataInput, recipe_input
 from flowmatch_rl.testbeds import Bandit, FourModes
 
 
@@ -65,6 +66,11 @@ class BanditData(DataModule):
             "bandit": f"{self.label}, action of dimension {self.bandit.action_dim}",
             "training": f"{self.num_updates:,} updates of batch {self.batch_size:,}",
         }
+
+    @property
+    def inputs(self) -> list[DataInput]:
+        """The bandit."""
+        return [recipe_input(self.label, self.bandit)]
 
     def train_dataloader(self) -> DataLoader:
         """Batches of ``OBSERVATION`` (B, 1), zeros."""

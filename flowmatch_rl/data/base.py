@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from flowmatch_rl.checks import UserError
+from flowmatch_rl.data.inputs import DataInput
 from flowmatch_rl.endings import SharedEnd, end_is_requested, mark_stage, settle_ending
 from flowmatch_rl.rounds import Round
 
@@ -151,6 +152,11 @@ class DataModule(LightningDataModule, abc.ABC):
     @abc.abstractmethod
     def outline(self) -> dict[str, str]:
         """What a run trains on and how long, a line each by its label, such as ``environment`` and ``training``."""
+
+    @property
+    @abc.abstractmethod
+    def inputs(self) -> list[DataInput]:
+        """What the run takes its data from; files are read for their digests."""
 
     @property
     def common_seed(self) -> int:

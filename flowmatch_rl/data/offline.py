@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from flowmatch_rl.batches import ACTION, DONE, EMBEDDING, OBSERVATION, ActionTrials, SegmentNeeds
 from flowmatch_rl.checks import check_range
 from flowmatch_rl.data.base import TEST_SEEDS, DataModule, batch_loader
+from flowmatch_rl.data.inputs import DataInput, stored_inputs
 from flowmatch_rl.data.transitions.rollouts import Trajectories, follow_policy, stored_trajectories, try_actions
 from flowmatch_rl.data.transitions.segments import SegmentReader
 from flowmatch_rl.data.transitions.store import TransitionStore
@@ -134,6 +135,11 @@ class OfflineData(DataModule):
         """Smallest and largest value of each entry of the observations."""
         states = self.store.transitions.get(OBSERVATION)
         return tuple(states.amin(0).tolist()), tuple(states.amax(0).tolist())
+
+    @property
+    def inputs(self) -> list[DataInput]:
+        """The data set, and the environment of evaluations."""
+        return stored_inputs(self.store, self.environment)
 
     @property
     def outline(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.data.collecting import Collection
 from flowmatch_rl.data.collection_settings import CollectionSettings
 from flowmatch_rl.data.episodes import ActingModule, EpisodeData
+from flowmatch_rl.data.inputs import DataInput, recipe_input
 from flowmatch_rl.data.replay_storage import MemoryStorage, ReplayStorage
 from flowmatch_rl.data.workers import CollectorWorkers
 from flowmatch_rl.envs.building import Spaces, examine
@@ -127,6 +128,12 @@ class OnlineData(EpisodeData):
             "training": f"{self.total_env_steps:,} environment steps, {self.warmup_env_steps:,} of them a warm-up; "
             f"then {self.updates_per_env_step:g} updates of batch {self.batch_size:,} per step",
         }
+
+    @property
+    def inputs(self) -> list[DataInput]:
+        """The environment."""
+        columns, steps = self.interface.observation_columns, self.total_env_steps
+        return [recipe_input(self.label, self._collects_in, columns, rows=steps)]
 
     @property
     def env_steps(self) -> int:

@@ -16,6 +16,7 @@ from flowmatch_rl.data.collecting import NOTHING_COLLECTED, Collection
 from flowmatch_rl.data.collection_settings import CollectionSettings
 from flowmatch_rl.data.episodes import ActingModule, EpisodeData
 from flowmatch_rl.data.futures import FamilyReader
+from flowmatch_rl.data.inputs import DataInput, stored_inputs
 from flowmatch_rl.data.online_phase import OnlinePhase, mix
 from flowmatch_rl.data.spaces import shared_spaces
 from flowmatch_rl.data.transitions.goals import Goals
@@ -201,6 +202,11 @@ class PolicyData(EpisodeData):
                 f"step, {self.online.data_fraction:.0%} of each batch from the data"
             )
         return lines
+
+    @property
+    def inputs(self) -> list[DataInput]:
+        """The data set, and the environment of evaluations and of an online phase."""
+        return stored_inputs(self.store, self.environment, self.online and self.online.env_steps)
 
     @property
     def total_updates(self) -> int:

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from flowmatch_rl.batches import CONDITION
 from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.data.base import DataModule, batch_loader
+from flowmatch_rl.data.inputs import DataInput
 from flowmatch_rl.data.tables.columns import standardised_conditions
 from flowmatch_rl.data.tables.reading import read_table
 from flowmatch_rl.schema import TableSchema
@@ -61,6 +62,11 @@ class SampleRequests(DataModule):
         """How many samples are drawn."""
         number = self.predict_samples if self._condition is None else len(self._condition)
         return {"prediction": f"{number:,} samples"}
+
+    @property
+    def inputs(self) -> list[DataInput]:
+        """None: the model alone."""
+        return []
 
     def predict_dataloader(self) -> DataLoader:
         """Batches of ``row``, the number of each sample to draw, and, for a conditional model, ``CONDITION`` (B, C)."""

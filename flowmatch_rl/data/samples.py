@@ -1,6 +1,7 @@
 """Samples of a table, in batches: the training data of a generative model, its evaluation data and its conditions."""
 
 import math
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 from flowmatch_rl.batches import CONDITION, EXACT_LOG_PROB, SAMPLE, SOURCE, Samples
 from flowmatch_rl.checks import UserError, check_range, check_word, first_names
 from flowmatch_rl.data.base import DataModule, batch_loader
+from flowmatch_rl.data.inputs import DataInput, recipe_input, table_input
 from flowmatch_rl.data.requests import conditions_in, request_loader
 from flowmatch_rl.data.tables.columns import (
     describe_table,
@@ -22,6 +24,7 @@ from flowmatch_rl.data.tables.columns import (
 )
 from flowmatch_rl.data.tables.datasets import Dataset, DensityTable
 from flowmatch_rl.data.tables.gaps import Missing, drop_gaps, fill_gaps
+from flowmatch_rl.data.tables.reading import TableFile
 from flowmatch_rl.data.tables.shuffled import ShuffledRows
 from flowmatch_rl.data.tables.text import REMARKS
 from flowmatch_rl.ranks import states_of_ranks
@@ -148,6 +151,15 @@ class SampleData(DataModule):
     def outline(self) -> dict[str, str]:
         """The updates of the run; ``description`` says what is learned."""
         return {"training": f"{self.num_updates:,} updates of batch {self.batch_size:,}"}
+
+    @property
+    def inputs(self) -> list[DataInput]:
+        """The table: its file, or the recipe that it is drawn by."""
+        schema, rows = self.schema, len(self._frame)
+        columns = (*schema.columns, *schema.condition_columns)
+        if isinstance(self.dataset, TableFile):
+            return [table_input(self.label, Path(self.dataset.path), columns, rows)]
+        return [recipe_input(self.label, self.dataset, columns, rows=rows)]
 
     @property
     def description(self) -> str:

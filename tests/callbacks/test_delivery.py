@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.data import get_source
 from mlflow.tracking import MlflowClient
 
 from flowmatch_rl.callbacks import delivery
 from flowmatch_rl.callbacks.delivered import Delivered, record_of, remainder, what_is_left
 from flowmatch_rl.callbacks.deliverer import deliver_all
 from flowmatch_rl.callbacks.delivery import Delivery
-from flowmatch_rl.callbacks.journal import END, FILE, METRICS, OPEN, PARAMETERS, TAGS, Journal, read_entries
+from flowmatch_rl.callbacks.journal import END, FILE, INPUT, METRICS, OPEN, PARAMETERS, TAGS, Journal, read_entries
 from flowmatch_rl.checks import UserError
 from tests.callbacks.fake_server import FakeServer, eventually, locked
 from tests.cli.support import environment
@@ -134,6 +135,8 @@ def test_to_deliver_twice_adds_no_point_to_a_real_tracking(address: str, tmp_pat
     journal = begin(tmp_path, address)
     log(journal, 1, 2, 3)
     journal.append(METRICS, values={"a": float("nan")}, step=4)
+    data = {"name": "set", "source": "/data/set", "digest": "abc", "columns": ["x"], "rows": 3, "is_file": True}
+    journal.append(INPUT, **data, context="training")
     journal.append(END, status="FINISHED")
     client, histories, runs = MlflowClient(address), [], []
     for _ in range(2):
@@ -147,6 +150,9 @@ def test_to_deliver_twice_adds_no_point_to_a_real_tracking(address: str, tmp_pat
     assert [step for step, _, _ in histories[0]] == [1, 2, 3, 4]
     run = client.get_run(runs[0])
     assert (runs[0], run.info.status) == (runs[1], "FINISHED")
+    (given,) = run.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest, given.tags[0].value) == ("set", "abc", "training")
+    assert get_source(given.dataset).uri == "file:///data/set"
     assert len(client.search_runs([run.info.experiment_id])) == 1
 
 

@@ -192,6 +192,17 @@ def test_record_holds_files(tracked) -> None:
     assert {"last/last.ckpt", "best/best.ckpt"} <= found
 
 
+def test_record_holds_the_environment_as_the_data_of_the_run(tracked) -> None:
+    (given,) = tracked.run.inputs.dataset_inputs
+    assert (given.dataset.name, len(given.dataset.digest)) == ("Pendulum-v1", 32)
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]
+    assert json.loads(given.dataset.profile)["num_rows"] == 40
+    assert "GymnasiumEnvironment" in given.dataset.source
+    assert [column["name"] for column in json.loads(given.dataset.schema)["mlflow_colspec"]] == list(
+        load_policy(tracked.last).interface.observation_columns
+    )
+
+
 def test_record_holds_the_policy_as_a_model_which_acts_as_the_checkpoint(tracked, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.uri)
     (output,) = tracked.run.outputs.model_outputs
