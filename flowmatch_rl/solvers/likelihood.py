@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flowmatch_rl.solvers.base import Solver
 from flowmatch_rl.solvers.divergence import Divergence
-from flowmatch_rl.types import Velocity
+from flowmatch_rl.types import Time, Velocity
 
 
 def log_likelihood(
@@ -17,7 +17,7 @@ def log_likelihood(
     solver: Solver,
     divergence: Divergence,
     t_start: float = 0.0,
-    t_end: float = 1.0,
+    t_end: Time = 1.0,
     condition: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def log_likelihood(
         solver: Solver.
         divergence: How the divergence is computed.
         t_start: Flow time of the source, in [0, 1].
-        t_end: Flow time of the points, in [0, 1].
+        t_end: Flow time of the points, in [0, 1]; its shape a prefix of the batch shape.
         condition: Condition of the field, or None.
         noise: Standard normal noise of the probes, held fixed along the way, shape (needed_probes, *batch, D); None
             if the divergence has no probes.

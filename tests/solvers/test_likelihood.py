@@ -158,3 +158,24 @@ def test_noise_that_does_not_fit_is_refused() -> None:
     for noise in (None, torch.zeros(4, 2), torch.zeros(2, 4, 2), torch.zeros(1, 4, 3)):
         with pytest.raises(ValueError, match=r"\(1, 4, 2\)"):
             log_likelihood(lambda x, t, c: x, x, lambda x: x.sum(-1), Midpoint(2), HutchinsonDivergence(), noise=noise)
+
+
+def test_every_point_may_have_a_time_of_its_own() -> None:
+    """Beside one call per time; and the derivative with respect to the times goes through the solver."""
+    schedule = SCHEDULES[0]
+    x, times = MIXTURE.draw(3, seed=2), torch.tensor([0.3, 0.6, 0.9], dtype=F64)
+
+    def found(x: Tensor, t_end: Tensor | float) -> Tensor:
+        return log_likelihood(
+            velocity(schedule),
+            x,
+            lambda x: log_density(schedule, x, ENDS[0]),
+            Midpoint(20),
+            ExactDivergence(),
+            ENDS[0],
+            t_end,
+        )[0]
+
+    torch.testing.assert_close(found(x, times), torch.cat([found(x[k : k + 1], float(times[k])) for k in range(3)]))
+    slope = torch.func.jvp(lambda t: found(x, t), (times,), (torch.ones_like(times),))[1]
+    torch.testing.assert_close(slope, (found(x, times + 1e-4) - found(x, times - 1e-4)) / 2e-4, rtol=1e-4, atol=1e-4)
