@@ -35,6 +35,9 @@ RUN mkdir -p /usr/share/glvnd/egl_vendor.d \
 ENV PATH=/opt/venv/bin:$PATH \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 
+# pip reads it: an index with builds of torch for the CPU, which it prefers to those with CUDA. Empty for CUDA.
+ARG PIP_EXTRA_INDEX_URL
+
 # Dependencies alone, so that a change of the source leaves this layer as it is.
 COPY pyproject.toml constraints.txt /opt/flowmatch_rl/
 RUN --mount=type=cache,target=/root/.cache/pip \

@@ -27,11 +27,12 @@ test: $(READY)  ## all tests but the slow ones
 test-all: $(READY)  ## the slow ones too
 	$(BIN)/python -m pytest -q $(WORKERS) -m "not gpu"
 
-check: $(READY)  ## format, lint, types, Dockerfile
+check: $(READY)  ## format, lint, types, Dockerfile, shell scripts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/hadolint --failure-threshold warning Dockerfile
+	$(BIN)/shellcheck .ci/run examples/*.sh
 
 format: $(READY)
 	$(BIN)/ruff format .

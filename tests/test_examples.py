@@ -54,3 +54,27 @@ def test_the_example_keeps_the_rate_and_counts_the_steps_that_come_too_late(monk
     assert example["control"](policy, lambda: clock[0], act, 8) == 2
     np.testing.assert_allclose(np.diff(times)[:2], 0.02, atol=1e-9)
     assert times[-1] == pytest.approx(7 * 0.02 + 0.004)
+
+
+@pytest.mark.parametrize("status", [0, 1, 143])
+def test_the_slurm_script_requeues_a_job_that_was_ended_by_sigterm_and_no_other(status: int, tmp_path: Path) -> None:
+    """With SLURM's and Apptainer's commands replaced by ones that write their arguments down."""
+    for name, does in (
+        ("srun", 'shift; exec "$@"'),
+        ("apptainer", f'printf "%s\\n" "$@" > arguments; exit {status}'),
+        ("scontrol", 'echo "$@" > requeued'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    script = EXAMPLE.with_name("slurm_apptainer.sh")
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "IMAGE": "some.sif"}
+    command = ["bash", str(script), "-c", "my conf.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status, done.stderr
+    assert (tmp_path / "requeued").exists() == (status == 143)
+    arguments = (tmp_path / "arguments").read_text().splitlines()
+    assert arguments[arguments.index("some.sif") + 1 :] == [
+        *("flowmatch-rl", "fit", "-c", "my conf.yaml"),
+        *("--trainer.default_root_dir", "/workspace/runs/7", "--ckpt_path", "last"),
+    ]
+    assert (tmp_path / "runs").is_dir()
