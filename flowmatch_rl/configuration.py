@@ -126,6 +126,31 @@ def drop_replaced(
     return result
 
 
+def lay_over(below: Any, above: Any) -> Any:
+    """Two overlays as one, of which the second is on top.
+
+    Args:
+        below: Content of a configuration file, or a part of it, without arguments of classes that the other replaces:
+            see ``drop_replaced``.
+        above: The other.
+    """
+    if isinstance(below, str) and isinstance(above, dict):
+        below = {"class_path": below}  # a word that arguments are given to is the name of a class
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    if any(key in side for side in (below, above) for key in ("class_path", *_TRANSPARENT)):
+        below, above = _with_arguments(below), _with_arguments(above)
+    shared = {key: lay_over(below[key], value) if key in below else value for key, value in above.items()}
+    return {**below, **shared}
+
+
+def _with_arguments(node: dict[str, Any]) -> dict[str, Any]:
+    """An object whose arguments are ``init_args``, which a file may leave out."""
+    own = {key: value for key, value in node.items() if key in ("class_path", *_TRANSPARENT)}
+    loose = {key: value for key, value in node.items() if key not in own}
+    return own | {"init_args": {**own.get("init_args", {}), **loose}} if loose else own
+
+
 def classes_of(node: Any, place: Place = ()) -> Iterator[tuple[Place, str, bool]]:
     """Classes that an overlay may name: places, names, and whether it is sure, since a word may be any other value.
 

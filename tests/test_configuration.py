@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.configuration import drop_replaced, read_overlay, read_yaml, same_class
+from flowmatch_rl.configuration import drop_replaced, lay_over, read_overlay, read_yaml, same_class
+from tests.combinations import one_test
 
 SOURCE = {"model": {"init_args": {"source": {"class_path": "Gaussian", "init_args": {"scale": 2.0}}, "width": 3}}}
 
@@ -111,3 +112,23 @@ def test_file_without_configuration_is_refused_by_name(content: bytes | None, wo
     assert all(word in str(caught.value) for word in [str(path), *words]), caught.value
     path.write_text("")
     assert read_overlay(path) == {}
+
+
+@one_test
+@pytest.mark.parametrize(
+    ("below", "above", "whole"),
+    [
+        ({"a": 1, "b": {"c": 2}}, {"b": {"d": 3}}, {"a": 1, "b": {"c": 2, "d": 3}}),
+        (
+            {"a": {"class_path": "A", "init_args": {"x": 1}}},
+            {"a": {"y": 2}},
+            {"a": {"class_path": "A", "init_args": {"x": 1, "y": 2}}},
+        ),
+        ({"a": "A"}, {"a": {"y": 2}}, {"a": {"class_path": "A", "init_args": {"y": 2}}}),
+        ({"a": {"x": 1}}, {"a": {"init_args": {"y": 2}}}, {"a": {"init_args": {"x": 1, "y": 2}}}),
+        ({"a": {"x": 1}}, {"a": "B"}, {"a": "B"}),
+        ({"a": [1]}, {"a": [2]}, {"a": [2]}),
+    ],
+)
+def test_an_overlay_on_top_of_another_is_one_overlay(below: dict, above: dict, whole: dict) -> None:
+    assert lay_over(below, above) == whole

@@ -101,7 +101,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         | MATH
         | {"nets", "models", "evaluation", "figures", "envs", "data", "modules", "callbacks", "inference"}
         | {"configuration"},
-        {"torch", "lightning", "jsonargparse", "yaml", "pandas", "jinja2", "submitit", "tqdm"},
+        {"torch", "lightning", "jsonargparse", "yaml", "pandas", "jinja2", "submitit", "tqdm"} | {"optuna", "numpy"},
     ),
     ROOF: (
         GROUND

@@ -1,9 +1,9 @@
-"""An MLflow run that holds others: the runs of a comparison, each tracked by a process of its own."""
+"""An MLflow run that holds others: the runs of a comparison or a sweep, each tracked by a process of its own."""
 
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +45,7 @@ class ParentRun:
                 self._client = connect(address)
                 self.run_id = self._open(name, run_id, address)
         except _FAILURES as error:
-            raise UserError(f"{_reason(error)}; start it, or compare without it: --tracking false") from error
+            raise UserError(f"{_reason(error)}; start it, or work without it: --tracking false") from error
 
     def _open(self, name: str, run_id: str | None, address: str) -> str:
         if run_id is not None and self._known(run_id):
@@ -54,13 +54,14 @@ class ParentRun:
         experiment = open_experiment(self._client, EXPERIMENT, artifact_folder(address))
         return self._client.create_run(experiment, tags={**source_tags(), RUN_NAME: name}).info.run_id
 
-    def child_environment(self, name: str) -> dict[str, str]:
+    def child_environment(self, name: str, tags: Mapping[str, str] | None = None) -> dict[str, str]:
         """Environment variables that put the run of a process under this one.
 
         Args:
             name: Name of the child.
+            tags: Further tags of the child, by name.
         """
-        return {"MLFLOW_RUN_CONTEXT": json.dumps({PARENT: self.run_id, RUN_NAME: name})}
+        return {"MLFLOW_RUN_CONTEXT": json.dumps({**(tags or {}), PARENT: self.run_id, RUN_NAME: name})}
 
     def child_of(self, folder: Path) -> str | None:
         """Identifier of the child whose files lie in a folder, the latest if there are several; None without one."""
@@ -69,6 +70,19 @@ class ParentRun:
                 if run.data.tags.get("run_dir") == str(folder):
                     return run.info.run_id
         return None
+
+    def tag_child(self, folder: Path, tags: Mapping[str, str]) -> None:
+        """Set tags of the child whose files lie in a folder; nothing if there is none.
+
+        Args:
+            folder: Folder of the child.
+            tags: Values by name.
+        """
+        with self._unless_it_fails(f"the tags of the run in {folder} are not set"):
+            for run in self._children():
+                if run.data.tags.get("run_dir") == str(folder):
+                    for name, value in tags.items():
+                        self._client.set_tag(run.info.run_id, name, value)
 
     def publish(self, path: Path) -> None:
         """Copy a file to the artifacts of this run.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flowmatch_rl.cli.main import run
     from flowmatch_rl.cli.pages import ui
     from flowmatch_rl.cli.reports import report
+    from flowmatch_rl.cli.sweeps import sweep
     from flowmatch_rl.cli.training import FlowMatchCLI, train
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
@@ -30,6 +31,7 @@ __all__ = [
     "improve",
     "report",
     "run",
+    "sweep",
     "train",
     "ui",
 ]

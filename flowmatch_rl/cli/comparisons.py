@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowmatch_rl.cli.arguments import compose
+from flowmatch_rl.cli.checking import check_runs
 from flowmatch_rl.cli.names import known_names
 from flowmatch_rl.cli.parser import make_parser, read_options, user_errors
-from flowmatch_rl.cli.training import check_runs
 from flowmatch_rl.experiments import comparison
 from flowmatch_rl.experiments.estimator_study import study_estimators
 from flowmatch_rl.experiments.executors import Executor, LocalExecutor

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, Callable[[], Callable[[list[str]], int]]]] = {
     "improve": ("Train a policy for any reward from an occupancy.", lambda: cli.improve),
     "export": ("Write a trained model as an ONNX or PyTorch program.", lambda: cli.export),
     "compare": ("Train several methods on several tasks with several seeds.", lambda: cli.compare),
+    "sweep": ("Search for the values of options with which a model does best.", lambda: cli.sweep),
     "report": ("Show runs beside each other on one page.", lambda: cli.report),
     "estimators": ("Measure the errors of estimators on bandits.", lambda: cli.estimators),
     "deliver": ("Deliver to MLflow what runs tracked while it did not answer.", lambda: cli.deliver),

@@ -5,7 +5,6 @@ import inspect
 import shlex
 import signal
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,6 @@ from flowmatch_rl.cli.resuming import LAST, check_arguments, folder_of_run, last
 from flowmatch_rl.cli.signals import Ending, ended_by_signals
 from flowmatch_rl.cli.wiring import WITH_OPTIONS, giver, model_wiring, wiring
 from flowmatch_rl.configuration import DIMENSIONS, flatten
-from flowmatch_rl.experiments.plan import Job
 from flowmatch_rl.files import RUN_TIME
 from flowmatch_rl.redaction import redact, redact_all
 from flowmatch_rl.trust import allow_imports, check_object, in_file, name_functions, reading_file
@@ -340,31 +338,6 @@ class FlowMatchCLI(LightningCLI):
         }
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         return RunRecord(text, parameters, config.get("seed_everything"))
-
-
-class _ModelAndData(FlowMatchCLI):
-    """Makes model and data, and checks that they fit each other; no trainer, no folder."""
-
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Check only."""
-        check_fit(self.model, self.datamodule)
-
-
-def check_runs(jobs: Iterable[Job]) -> None:
-    """Make model and data of jobs, so that a value which does not fit is named before anything runs.
-
-    Args:
-        jobs: Jobs; of each task with each method the first one is tried, unless all of them are finished.
-
-    Raises:
-        UserError: If one cannot be run.
-    """
-    first = {(job.task, job.method): job for job in reversed([job for job in jobs if not job.finished])}
-    for (task, method), job in first.items():
-        try:
-            _ModelAndData([*job.arguments, "--seed_everything=false", "--trainer.logger=false"], run=False)
-        except UserError as error:
-            raise UserError(f"method {method!r} on task {task!r}: {error}") from error
 
 
 def _model_argument(argument: str) -> list[str] | None:

@@ -12,10 +12,9 @@ from flowmatch_rl.callbacks.nesting import ParentRun
 from flowmatch_rl.checks import RunError, check_range
 from flowmatch_rl.experiments.executors import Executor, LocalExecutor
 from flowmatch_rl.experiments.plan import Job, Plan
-from flowmatch_rl.experiments.queue import JobQueue
-from flowmatch_rl.experiments.record import check_unchanged, write_record
+from flowmatch_rl.experiments.queue import JobQueue, PlannedJobs
+from flowmatch_rl.experiments.record import check_unchanged, lock_folder, write_record
 from flowmatch_rl.experiments.report import NothingToReportError, write_report
-from flowmatch_rl.files import lock_file
 from flowmatch_rl.trust import allow_imports
 
 
@@ -48,16 +47,13 @@ def compare(
         plan.check_one_server()
     allow_imports(plan.named_modules())  # the report at the end describes the runs by their classes
     jobs, definition = plan.jobs(output), plan.definition()
-    output.mkdir(parents=True, exist_ok=True)
-    lock = lock_file(output / ".lock")
-    if lock is None:
-        raise RunError(f"another command works in {output}; wait until it ends, or choose another folder")
-    with lock:
+    with lock_folder(output):
         known = check_unchanged(output, definition)
         check(jobs)
         parent = ParentRun(output.name, known["parent_run"] if known else None) if plan.tracking else None
         record = write_record(output, known, definition, jobs, parent and parent.run_id)
-        _work(JobQueue(jobs, executor, workers or executor.default_workers, parent), output, parent, record)
+        planned = PlannedJobs(jobs)
+        _work(planned, JobQueue(planned, executor, workers or executor.default_workers, parent), output, parent, record)
 
 
 def list_commands(plan: Plan, output: Path) -> list[str]:
@@ -74,12 +70,12 @@ def list_commands(plan: Plan, output: Path) -> list[str]:
     return [job.describe() for job in plan.jobs(output)]
 
 
-def _work(queue: JobQueue, output: Path, parent: ParentRun | None, record: Path) -> None:
+def _work(planned: PlannedJobs, queue: JobQueue, output: Path, parent: ParentRun | None, record: Path) -> None:
     """Run everything, close the parent, write the report, and raise if runs failed."""
     status: Any = "FAILED"
     try:
         stopped = queue.work()
-        status = "KILLED" if stopped else "FAILED" if queue.failures else "FINISHED"
+        status = "KILLED" if stopped else "FAILED" if planned.failures else "FINISHED"
         if stopped:
             raise KeyboardInterrupt if stopped == signal.SIGINT else SIGTERMException
         files = [record]
@@ -91,6 +87,6 @@ def _work(queue: JobQueue, output: Path, parent: ParentRun | None, record: Path)
     finally:
         if parent is not None:
             parent.close(status)
-    if queue.failures:
-        failed = f"{len(queue.failures)} of {len(queue.jobs)} runs failed; the same command tries them again"
-        raise RunError("\n".join([failed, *(failure.describe() for failure in queue.failures)]))
+    if planned.failures:
+        failed = f"{len(planned.failures)} of {len(planned.jobs)} runs failed; the same command tries them again"
+        raise RunError("\n".join([failed, *(failure.describe() for failure in planned.failures)]))

@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a comparison: a process ``flowmatch-rl fit`` in a folder of its own.
+    """One run of a comparison or a sweep: a process ``flowmatch-rl fit`` in a folder of its own.
 
     Attributes:
         task: Name of the task.
@@ -76,6 +76,8 @@ class Job:
         seed: Seed.
         folder: Its folder.
         arguments: Arguments of ``fit``.
+        remark: What to say of it when it begins; may be empty.
+        tags: Tags of its MLflow run, names and values.
     """
 
     task: str
@@ -83,6 +85,8 @@ class Job:
     seed: int
     folder: Path
     arguments: tuple[str, ...]
+    remark: str = ""
+    tags: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -134,15 +138,10 @@ class Plan:
         check_names("tasks", self.tasks)
         check_names("methods", self.methods)
         for where, options in self._options():
-            for name in options:
-                if not isinstance(name, str):
-                    raise UserError(f"{where}: a name must be a word, got {name!r}; put it in quotes")
-                if name.lstrip("-") in _OWN_OPTIONS:
-                    raise UserError(f"{where} must not set {name}: compare sets it for each run")
+            check_options(where, options, "compare")
         for where, path in self._files():
             read_file(where, path)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise UserError(f"seeds must be different numbers of at least 0, got {list(self.seeds)}")
+        check_seeds(self.seeds)
 
     def jobs(self, output: Path) -> list[Job]:
         """The jobs, one seed of everything before the next.
@@ -184,10 +183,7 @@ class Plan:
 
     def named_modules(self) -> set[str]:
         """Modules of the classes that options and files name by an import path."""
-        contents = [content for _, content in self._options()]
-        contents += [read_file(where, path) for where, path in self._files()]
-        named = [value for content in contents for key, value in flatten(content).items() if key.endswith("class_path")]
-        return {name.rpartition(".")[0] for name in named if isinstance(name, str) and "." in name}
+        return named_modules(content for _, content in self._contents())
 
     def check_one_server(self) -> None:
         """Raise if runs are given an address of MLflow, which their parent would not share.
@@ -195,15 +191,11 @@ class Plan:
         Raises:
             UserError: If they are.
         """
-        contents = [(where, read_file(where, path)) for where, path in self._files()]
-        for where, content in [*self._options(), *contents]:
-            for name, value in flatten(content).items():
-                key = name.lstrip("-")
-                if key.startswith("trainer.logger.") and key.endswith(".tracking_uri") and value is not None:
-                    raise UserError(
-                        f"{where} must not set {key}: the parent of the runs would be elsewhere; set the environment "
-                        "variable MLFLOW_TRACKING_URI, which holds for all"
-                    )
+        check_one_server(self._contents())
+
+    def _contents(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        yield from self._options()
+        yield from ((where, read_file(where, path)) for where, path in self._files())
 
     def _entries(self) -> Iterator[tuple[str, Task | Method]]:
         for kind, entries in (("tasks", self.tasks), ("methods", self.methods)):
@@ -240,6 +232,66 @@ def option(name: str, value: Any) -> str:
         value: A word, or anything that YAML can say.
     """
     return f"--{name.lstrip('-')}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def check_options(where: str, options: Iterable[Any], command: str) -> None:
+    """Raise unless names can be those of options of a run, and none is set for each run.
+
+    Args:
+        where: Entry of the plan that has the options, for errors.
+        options: Names as YAML read them.
+        command: The command that sets some itself.
+
+    Raises:
+        UserError: If a name does not fit.
+    """
+    for name in options:
+        if not isinstance(name, str):
+            raise UserError(f"{where}: a name must be a word, got {name!r}; put it in quotes")
+        if name.lstrip("-") in _OWN_OPTIONS:
+            raise UserError(f"{where} must not set {name}: {command} sets it for each run")
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise unless there are seeds, all of them different.
+
+    Args:
+        seeds: The seeds.
+
+    Raises:
+        UserError: If they are not.
+    """
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError(f"seeds must be different numbers of at least 0, got {list(seeds)}")
+
+
+def named_modules(contents: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Modules of the classes that options and files name by an import path.
+
+    Args:
+        contents: Options by name, and contents of files.
+    """
+    named = [value for content in contents for key, value in flatten(content).items() if key.endswith("class_path")]
+    return {name.rpartition(".")[0] for name in named if isinstance(name, str) and "." in name}
+
+
+def check_one_server(contents: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Raise if runs are given an address of MLflow, which their parent would not share.
+
+    Args:
+        contents: Options by name, and contents of files, each with the entry of the plan that has it.
+
+    Raises:
+        UserError: If they are.
+    """
+    for where, content in contents:
+        for name, value in flatten(content).items():
+            key = name.lstrip("-")
+            if key.startswith("trainer.logger.") and key.endswith(".tracking_uri") and value is not None:
+                raise UserError(
+                    f"{where} must not set {key}: the parent of the runs would be elsewhere; set the environment "
+                    "variable MLFLOW_TRACKING_URI, which holds for all"
+                )
 
 
 def check_names(kind: str, names: Iterable[Any]) -> None:

@@ -1,20 +1,39 @@
 """What the runs in a comparison's folder were made with, kept beside them as ``comparison.json``."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowmatch_rl.checks import UserError
+from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.configuration import flatten
 from flowmatch_rl.experiments.executors import is_free
 from flowmatch_rl.experiments.plan import OUTPUT, Job
-from flowmatch_rl.files import write_json
+from flowmatch_rl.files import lock_file, write_json
 
 RECORD = "comparison.json"
 """Name of the record in a comparison's folder."""
 
 _KINDS = {"tasks": 0, "methods": 1}
+
+
+@contextlib.contextmanager
+def lock_folder(output: Path) -> Iterator[None]:
+    """Keep other commands out of the folder of a comparison or a sweep, in a ``with`` block.
+
+    Args:
+        output: The folder; it is made if there is none.
+
+    Raises:
+        RunError: If another command works in it.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    lock = lock_file(output / ".lock")
+    if lock is None:
+        raise RunError(f"another command works in {output}; wait until it ends, or choose another folder")
+    with lock:
+        yield
 
 
 def read_record(output: Path) -> dict[str, Any] | None:

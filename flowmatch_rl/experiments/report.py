@@ -1,15 +1,13 @@
 """Reports: runs beside each other on one page, in one picture and in one table."""
 
-import base64
-import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 import pandas as pd
 
 from flowmatch_rl.checks import UserError
+from flowmatch_rl.experiments.pages import as_text, render
 from flowmatch_rl.experiments.runs import RETURN, SUCCESS, read_study
 from flowmatch_rl.experiments.statistics import BANDIT_METRICS, SCORES, Summary, summarize
 from flowmatch_rl.figures import draw_bandit_samples, save_figure
@@ -82,31 +80,21 @@ def make_page(title: str, summary: Summary) -> str:
     """
     aggregate = summary.aggregate
     known = aggregate.interquartile_mean is not None or aggregate.improvement is not None
-    return _template().render(
+    return render(
+        "report.html.jinja",
         title=title,
         remarks=summary.remarks,
-        aggregate=_text(encode_figure(draw_aggregate(aggregate))) if known else None,
+        aggregate=as_text(encode_figure(draw_aggregate(aggregate))) if known else None,
         means=_means(aggregate),
         score=aggregate.score,
         improvement=_improvement(aggregate),
         tasks=[
-            (task.name, _text(encode_figure(draw_task(task))), task.score, _scores(task, table))
+            (task.name, as_text(encode_figure(draw_task(task))), task.score, _scores(task, table))
             for task, table in zip(summary.tasks, summary.tables, strict=True)
         ],
-        samples=_text(encode_figure(draw_bandit_samples(summary.bandits))) if summary.bandits else None,
+        samples=as_text(encode_figure(draw_bandit_samples(summary.bandits))) if summary.bandits else None,
         bandits=[(name, _distances(table)) for name, table in summary.bandit_tables.items()],
     )
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader("flowmatch_rl.experiments")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template("report.html.jinja")
-
-
-def _text(png: bytes) -> str:
-    return base64.b64encode(png).decode()
 
 
 def _scores(task: TaskCurves, table: pd.DataFrame) -> pd.DataFrame:

@@ -1,11 +1,10 @@
 """The runs that a report is about, read from their folders."""
 
-import contextlib
 import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,16 @@ from torch import Tensor
 from flowmatch_rl import envs
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.configuration import shorten
+from flowmatch_rl.experiments.curves import CURVE_PATH, STEPS, read_curve, reading
 from flowmatch_rl.experiments.naming import LooseRun, name_runs
 from flowmatch_rl.experiments.record import begun_runs, first_difference, read_record
-from flowmatch_rl.files import ACTIONS, CURVE, FIGURES, RESULT
+from flowmatch_rl.files import ACTIONS, RESULT
 from flowmatch_rl.testbeds import Bandit
 from flowmatch_rl.trust import check_object, in_file, reading_file
 
-_CURVE = f"{FIGURES}/{CURVE}"
 RETURN, SUCCESS = "test/return_mean", "test/success_rate"
 """Metrics that may be the score of a run."""
 
-_STEPS = ("env_steps", "gradient_steps")
 _RETURN, _SECONDS = "return_mean", "seconds"
 
 
@@ -92,7 +90,7 @@ class Run:
 
     def actions(self) -> Tensor:
         """Samples of its policy in [-1, 1], shape (N, A)."""
-        with _reading(self.folder / ACTIONS):
+        with reading(self.folder / ACTIONS):
             return torch.from_numpy(pd.read_csv(self.folder / ACTIONS).to_numpy(float, copy=True))
 
     def bandit(self) -> tuple[Bandit, float]:
@@ -147,7 +145,7 @@ class Study:
     def steps(self, task: str) -> tuple[str, ...]:
         """What the curves of the runs on a task count, see ``RunCurve``: one thing, or several, or nothing yet."""
         known = {run.curve.counts for run in self.runs if run.task == task and run.curve is not None}
-        return tuple(counts for counts in _STEPS if counts in known)
+        return tuple(counts for counts in STEPS if counts in known)
 
     def split(self) -> tuple["Study", "Study"]:
         """Studies of the tasks that have returns, and of those that are bandits."""
@@ -241,7 +239,7 @@ def _check_same_names(records: Mapping[Path, dict[str, Any]]) -> None:
 def _runs_below(folders: Sequence[Path]) -> list[Run]:
     """Runs with a curve of returns, or with samples for a bandit."""
     found: list[LooseRun] = []
-    places = [(folder, table.parents[1]) for folder in folders for table in folder.rglob(_CURVE)]
+    places = [(folder, table.parents[1]) for folder in folders for table in folder.rglob(CURVE_PATH)]
     places += [(folder, table.parent) for folder in folders for table in folder.rglob(ACTIONS)]
     # MLflow keeps a copy of each tracked run's figures in a folder of this name.
     kept = {place.resolve(): place for folder, place in places if place.name != "artifacts" or place == folder}
@@ -271,20 +269,11 @@ def _read_run(folder: Path, task: str, method: str) -> Run:
 
 def _curve(folder: Path) -> RunCurve | None:
     """A run's evaluations; None if it has no returns, as a generative model, or none yet."""
-    path = folder / _CURVE
-    if not path.is_file():
+    found = read_curve(folder, _RETURN, [_SECONDS])
+    if found is None:
         return None
-    with _reading(path):
-        table = pd.read_csv(path, usecols=lambda name: name in (*_STEPS, _RETURN, _SECONDS), dtype=float)
-        counts = next((name for name in _STEPS if name in table), None)
-        if counts is None:
-            return None
-        table = table.reindex(columns=[counts, _RETURN, _SECONDS]).dropna(subset=_RETURN)
-        if table.empty:
-            return None
-        if not (table[counts].diff().iloc[1:] > 0.0).all():
-            raise ValueError(f"{counts} do not ascend")
-        return RunCurve(counts, *torch.tensor(table.to_numpy(), dtype=torch.float64).T.unbind())
+    counts, table = found
+    return RunCurve(counts, *torch.tensor(table.to_numpy(), dtype=torch.float64).T.unbind())
 
 
 def _result(folder: Path) -> dict[str, Any]:
@@ -292,7 +281,7 @@ def _result(folder: Path) -> dict[str, Any]:
     path = folder / RESULT
     if not path.is_file():
         return {}
-    with _reading(path):
+    with reading(path):
         result = json.loads(path.read_text())
         if not (isinstance(result, dict) and isinstance(result.get("metrics", {}), dict)):
             raise ValueError(f"expected metrics by name, got {result!r}")
@@ -311,7 +300,7 @@ def _config(path: Path) -> dict[str, Any]:
     """A run's configuration; empty if there is none."""
     if not path.is_file():
         return {}
-    with _reading(path):
+    with reading(path):
         config = yaml.safe_load(path.read_text())
         for section in ("model", "data"):
             if not isinstance(config, dict) or not isinstance(config.get(section, {}), dict):
@@ -343,12 +332,3 @@ def _instantiate(path: Path, kind: type, stated: Any) -> Any:
         raise
     except (ArgumentError, ValueError) as error:
         raise UserError(f"{path}: {shorten(str(error))}") from error
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Say which file it is that cannot be read."""
-    try:
-        yield
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error

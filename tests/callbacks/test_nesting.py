@@ -19,7 +19,7 @@ def test_a_comparison_does_not_begin_without_its_server_and_says_so_within_secon
     if is_down:
         server.stop()
     began = time.monotonic()
-    with pytest.raises(UserError, match=r"^[^\n]*; start it, or compare without it: --tracking false$"):
+    with pytest.raises(UserError, match=r"^[^\n]*; start it, or work without it: --tracking false$"):
         ParentRun("out")
     assert time.monotonic() - began < 30.0
 

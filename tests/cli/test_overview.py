@@ -29,7 +29,7 @@ def test_the_page_names_every_model_every_data_class_and_every_configuration(mon
     for name, kind in known_classes().items():
         if issubclass(kind, LightningModule | LightningDataModule):
             assert (name in words) == (not inspect.isabstract(kind)), name
-    others = {"collect", "convert", "comparison", "improve"}
+    others = {"collect", "convert", "comparison", "improve", "sweep"}
     for path in CONF.rglob("*.yaml"):
         place = path.parent.relative_to(CONF)
         if place.parts[0] not in others and path.name != "estimators.yaml":

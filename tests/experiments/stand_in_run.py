@@ -1,7 +1,8 @@
 """A program that looks like ``flowmatch-rl fit`` to a comparison, and takes a fraction of a second.
 
 Its option ``--act`` says what it does: ``end`` writes a result, ``fail`` prints lines and ends with status 3, ``wait``
-waits for a signal unless it goes on from a checkpoint, ``signal`` sends its parent the number in ``--signal`` and
+waits for a signal unless it goes on from a checkpoint, ``wait_first`` does so in the first trial of a sweep, ``linger``
+waits after its evaluations if it scores less than 7, ``signal`` sends its parent the number in ``--signal`` and
 waits. It refuses to start where another one lives.
 """
 
@@ -40,6 +41,8 @@ if act == "fail" and "ckpt_path" not in options:
     checkpoint.touch()
     alive.unlink()
     sys.exit(3)
+if act == "wait_first":
+    act = "wait" if folder.parent.name == "0" else "end"
 if act in ("wait", "signal") and "ckpt_path" not in options:
     if act == "signal":
         os.kill(os.getppid(), int(options["signal"]))
@@ -48,6 +51,8 @@ if act in ("wait", "signal") and "ckpt_path" not in options:
 score = float(options.get("score", 1.0)) + int(options["seed_everything"])
 rows = [f"{step},{score * step / 40},{step / 10}" for step in (10, 20, 40)]
 (folder / "figures" / "learning_curve.csv").write_text("\n".join(["env_steps,return_mean,seconds", *rows]) + "\n")
+if act == "linger" and score < 7.0 and "ckpt_path" not in options:
+    time.sleep(60)
 result = {"task": "Stand-in", "env_steps": 40, "gradient_steps": 30, "return_range": None, "commit": "abc"}
 (folder / "result.json").write_text(json.dumps(result | {"metrics": {"test/return_mean": score}}))
 alive.unlink()

@@ -20,7 +20,7 @@ from flowmatch_rl.cli import comparisons
 from flowmatch_rl.experiments import comparison, plan
 from flowmatch_rl.experiments.executors import Execution, LocalExecutor
 from flowmatch_rl.experiments.plan import Job
-from flowmatch_rl.experiments.queue import JobQueue
+from flowmatch_rl.experiments.queue import JobQueue, PlannedJobs
 from tests.cli.support import CONF, PENDULUM, ROOT, SIZES, call, environment
 from tests.combinations import one_test
 from tests.experiments.comparisons import STAND_IN, compare, definition, starts, write_names
@@ -82,9 +82,9 @@ def test_no_more_jobs_than_workers_run_at_a_time(tmp_path: Path) -> None:
         folder = tmp_path / "swing" / "plain" / str(seed)
         arguments = ("--seed_everything=0", f"--trainer.default_root_dir={folder}")
         jobs.append(Job("swing", "plain", seed, folder, arguments))
-    queue = JobQueue(jobs, Counting(), 1, None)
-    assert queue.work() == 0
-    assert (running, queue.failures) == ([0, 0, 0, 0], [])
+    planned = PlannedJobs(jobs)
+    assert JobQueue(planned, Counting(), 1, None).work() == 0
+    assert (running, planned.failures) == ([0, 0, 0, 0], [])
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -140,11 +140,11 @@ def test_what_a_killed_command_leaves_behind_is_ended_before_its_runs_go_on(tmp_
     code = (
         "import sys; from pathlib import Path; from flowmatch_rl.experiments import plan; "
         "from flowmatch_rl.experiments.executors import LocalExecutor; "
-        "from flowmatch_rl.experiments.queue import JobQueue; "
+        "from flowmatch_rl.experiments.queue import JobQueue, PlannedJobs; "
         f"plan.PROGRAM = (sys.executable, {str(STAND_IN)!r}); "
         "waits = plan.Method(options={'act': 'wait'}); "
         f"made = plan.Plan({{'swing': plan.Task([{str(tmp_path / 'task.yaml')!r}])}}, {{'a': waits, 'b': waits}}); "
-        f"JobQueue(made.jobs(Path({str(tmp_path / 'out')!r})), LocalExecutor(), 2, None).work()"
+        f"JobQueue(PlannedJobs(made.jobs(Path({str(tmp_path / 'out')!r}))), LocalExecutor(), 2, None).work()"
     )
     command = subprocess.Popen(
         [sys.executable, "-c", code], env=environment(), cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True

@@ -13,7 +13,7 @@ from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.experiments import comparison
 from flowmatch_rl.experiments.executors import Executor, is_free
 from flowmatch_rl.experiments.plan import Job
-from flowmatch_rl.experiments.queue import JobQueue
+from flowmatch_rl.experiments.queue import JobQueue, PlannedJobs
 from tests.cli.support import default_signals
 from tests.experiments.comparisons import compare, starts, write_names
 
@@ -89,8 +89,9 @@ def test_job_that_is_cut_off_is_submitted_again_and_resumes(executor: Executor, 
 
     thread = threading.Thread(target=cut_off)
     thread.start()
-    queue = JobQueue([waiting], executor, 1, None)
-    assert (queue.work(), queue.failures, waiting.finished) == (0, [], True)
+    planned = PlannedJobs([waiting])
+    queue = JobQueue(planned, executor, 1, None)
+    assert (queue.work(), planned.failures, waiting.finished) == (0, [], True)
     thread.join()
     assert ["ckpt_path" in start["options"] for start in starts(tmp_path, waiting.name)] == [False, True]
 
@@ -100,7 +101,7 @@ def test_interruption_asks_submitted_jobs_to_save(executor: Executor, tmp_path: 
     timer = threading.Thread(target=lambda: (wait(waiting.folder / "alive"), os.kill(os.getpid(), signal.SIGTERM)))
     with default_signals():
         timer.start()
-        queue = JobQueue([waiting], executor, 1, None)
+        queue = JobQueue(PlannedJobs([waiting]), executor, 1, None)
         assert queue.work() == signal.SIGTERM
     timer.join()
     assert (waiting.last.is_file(), waiting.finished, is_free(waiting.folder)) == (True, False, True)
@@ -110,8 +111,9 @@ def test_what_a_killed_command_left_submitted_is_ended_and_resumed(executor: Exe
     waiting = job(tmp_path, "waits", act="wait")
     execution = executor.start(waiting, waiting.command(), {})  # nobody looks after it any more
     wait(waiting.folder / "alive")
-    queue = JobQueue([waiting], executor, 1, None)
-    assert (queue.work(), queue.failures, waiting.finished) == (0, [], True)
+    planned = PlannedJobs([waiting])
+    queue = JobQueue(planned, executor, 1, None)
+    assert (queue.work(), planned.failures, waiting.finished) == (0, [], True)
     assert ["ckpt_path" in start["options"] for start in starts(tmp_path, waiting.name)] == [False, True]
     execution.kill()
 
@@ -125,4 +127,4 @@ def test_wrong_sizes_are_refused() -> None:
 def test_a_machine_without_slurm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RunError, match="there is no SLURM here"):
-        JobQueue([job(tmp_path, "good")], SlurmExecutor(), 1, None).work()
+        JobQueue(PlannedJobs([job(tmp_path, "good")]), SlurmExecutor(), 1, None).work()
