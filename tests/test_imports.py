@@ -92,7 +92,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "modules": (GROUND | MATH | {"nets", "models", "evaluation"}, {"torch", "tensordict", "lightning"}),
     "callbacks": (
         GROUND | {"evaluation", "figures"},
-        {"torch", "tensordict", "torchrl", "lightning", "mlflow", "wandb", "sqlalchemy"}
+        {"torch", "tensordict", "torchrl", "lightning", "mlflow", "wandb", "sqlalchemy", "psutil", "pynvml"}
         | {"imageio", "tqdm", "numpy", "pandas"},
     ),
     "inference": (GROUND | MATH | {"nets", "models", "evaluation", "modules"}, {"torch", "numpy"}),

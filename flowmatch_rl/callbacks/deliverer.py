@@ -17,7 +17,8 @@ from pathlib import Path
 
 from flowmatch_rl.callbacks.delivered import Delivered, Remainder, remainder
 from flowmatch_rl.callbacks.delivery import Delivery
-from flowmatch_rl.callbacks.journal import END, OPEN, end_of_killed, lock_of, read_entries
+from flowmatch_rl.callbacks.journal import END, METRICS, OPEN, Entry, add_entry, end_of_killed, lock_of, read_entries
+from flowmatch_rl.callbacks.system_metrics import SystemMetrics
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.files import exclusive, shown
 from flowmatch_rl.redaction import redact
@@ -48,16 +49,20 @@ def follow(journal: Path, parent: int, address: str | None) -> None:
     with exclusive(lock_of(journal), str(journal), wait=True):
         delivery = Delivery(journal, address)
         looked, due, pause, orphaned = 0, 0.0, FIRST_PAUSE_S, None
+        system = _System(journal, parent)
         while True:
             now = time.monotonic()
             for entry in read_entries(journal, looked):
                 looked = entry.offset
+                system.note(entry)
                 if entry.kind == OPEN and orphaned is not None:
                     return  # the run was resumed, by a process that delivers by another one
                 if entry.kind in (OPEN, END):
                     due, pause = 0.0, FIRST_PAUSE_S
             if orphaned is None and os.getppid() != parent:
                 orphaned = now
+            if orphaned is None:
+                system.measure(now)
             if orphaned is not None:
                 has_ended = end_of_killed(journal)
                 if now > orphaned + ORPHAN_S or (has_ended and delivery.is_done):
@@ -73,6 +78,46 @@ def follow(journal: Path, parent: int, address: str | None) -> None:
                 if os.read(0, 1):
                     return
                 time.sleep(_POLL_S)  # the other process has just ended
+
+
+class _System:
+    """Adds what a run and its machine are busy with to the run's journal, while it trains.
+
+    Args:
+        journal: The journal.
+        process: Number of the process that writes it.
+    """
+
+    def __init__(self, journal: Path, process: int) -> None:
+        self._journal, self._process = journal, process
+        self._began_ms: int | None = None
+        self._interval_s: float | None = None
+        self._metrics: SystemMetrics | None = None
+        self._due = 0.0
+
+    def note(self, entry: Entry) -> None:
+        """Begin or end to measure, as an entry of the journal says."""
+        if entry.kind == OPEN:
+            self._began_ms = self._began_ms or entry.time
+            self._interval_s, self._metrics = entry.values.get("system_s"), None
+        if entry.kind == END:
+            self._interval_s = self._metrics = None
+
+    def measure(self, now: float) -> None:
+        """Add measurements if they are due; their step is the time since the run began, seconds."""
+        if self._interval_s is None or self._began_ms is None:
+            return
+        if self._metrics is None:
+            self._metrics, self._due = SystemMetrics(self._process, os.getpid()), now + self._interval_s
+        elif now >= self._due:
+            self._due = now + self._interval_s
+            step = round(time.time() - self._began_ms / 1000)
+            found = self._metrics.measure()
+            try:
+                if found:
+                    add_entry(self._journal, METRICS, values=found, step=step)
+            except OSError as error:  # a full disk, of which the run itself warns
+                print(f"what the machine is busy with cannot be written: {error}", file=sys.stderr, flush=True)
 
 
 def deliver_all(journal: Path, address: str | None = None) -> tuple[str, Delivered, Remainder]:

@@ -48,7 +48,7 @@ class Journal:
             kind: Its kind.
             **values: What it holds, as JSON can hold it.
         """
-        line = json.dumps({"kind": kind, "time": round(time.time() * 1000), **values}).encode() + b"\n"
+        line = _line(kind, values)
         if self._is_torn:
             line = b"\n" + line  # what a killed process left of a line must not spoil the next one
         try:
@@ -113,6 +113,22 @@ def _parse(line: bytes, offset: int) -> Entry:
         return Entry(values.pop("kind"), values.pop("time"), values, offset)
     except (ValueError, KeyError, TypeError, AttributeError):
         return Entry(_UNREADABLE, 0, {}, offset)
+
+
+def add_entry(path: Path, kind: str, **values: Any) -> None:
+    """Add an entry to a journal that another process writes; a line is written at once, so that lines stay whole.
+
+    Args:
+        path: The journal.
+        kind: Kind of the entry.
+        **values: What it holds, as JSON can hold it.
+    """
+    with path.open("ab", buffering=0) as file:
+        file.write(_line(kind, values))
+
+
+def _line(kind: str, values: dict[str, Any]) -> bytes:
+    return json.dumps({"kind": kind, "time": round(time.time() * 1000), **values}).encode() + b"\n"
 
 
 def end_of_killed(path: Path) -> bool:

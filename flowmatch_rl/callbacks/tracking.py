@@ -71,6 +71,7 @@ class Tracker(RunLogger):
         registered_model_name: Name that the model is registered under, as a new version; not registered if None.
         run_id: An existing run to resume.
         tags: Tags of the run.
+        system_interval_s: Seconds between two measurements of processors, memory and GPUs, at least 1; None for none.
         patience_s: Seconds that the end of a run waits for a tracking that delivers nothing more, at least 0.
 
     Raises:
@@ -91,10 +92,13 @@ class Tracker(RunLogger):
         registered_model_name: str | None = None,
         run_id: str | None = None,
         tags: dict[str, str] | None = None,
+        system_interval_s: float | None = 30.0,
         patience_s: float = 10.0,
     ) -> None:
         super().__init__()
         check_range("[0, inf)", patience_s=patience_s)
+        check_range("[1, inf)", system_interval_s=system_interval_s)
+        self._system_s = system_interval_s
         _check_model_name(registered_model_name, log_model)
         self.logs_model, self._registered_name = log_model, registered_model_name
         self.address = tracking_address(tracking_uri)
@@ -143,6 +147,7 @@ class Tracker(RunLogger):
             run_id=self._given_run,
             key=uuid.uuid4().hex,
             tags=self._first_tags(),
+            system_s=self._system_s,
         )
         self._status, self._courier = None, Courier(path, self.address)
         atexit.register(self.close)

@@ -317,7 +317,7 @@ def test_an_outage_delays_no_training_and_its_end_by_no_more_than_the_patience(
     server: FakeServer, tmp_path: Path
 ) -> None:
     server.mode = "hangs"
-    tracker = Tracker(tracking_uri=server.address, patience_s=1.5)
+    tracker = Tracker(tracking_uri=server.address, patience_s=1.5, system_interval_s=None)
     tracker.begin_in(tmp_path / "run", "task/now", "fit", resumes=False)
     with pytest.warns(UserWarning, match=r"^no tracking server answers at .*timed out\); what is tracked is kept in "):
         tracker.open()
@@ -338,7 +338,7 @@ def test_an_outage_delays_no_training_and_its_end_by_no_more_than_the_patience(
     assert (outcome.code, outcome.out) == (0, f"{tmp_path / 'run'}: 200 metrics are in {server.address}\n")
     assert [step for _, step, _, _ in server.run["metrics"]] == list(range(200))
     assert server.run["info"]["status"] == "FINISHED"
-    resumed = Tracker(tracking_uri=server.address)
+    resumed = Tracker(tracking_uri=server.address, system_interval_s=None)
     resumed.begin_in(tmp_path / "run", "task/now", "fit", resumes=True)
     resumed.log_metrics({"a": 200.0}, 200)
     assert (resumed.run_id, len(server.runs)) == (server.run["info"]["run_id"], 1)
