@@ -38,8 +38,8 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-notebooks: $(READY)  ## make the .ipynb files from the .py files, which are what to edit
-	$(BIN)/jupytext --quiet --to ipynb --update notebooks/*.py
+notebooks: $(READY)  ## run the .py files, which are what to edit, and store the .ipynb files; NOTEBOOKS=1_flow_matching for one
+	$(BIN)/python -m notebooks $(NOTEBOOKS)
 
 docs: $(READY)  ## the documentation as a site, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

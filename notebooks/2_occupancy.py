@@ -33,7 +33,6 @@ import json
 import logging
 import os
 import tempfile
-import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -246,7 +245,6 @@ NETWORK = FilmUNetArchitecture((128, 128), 64, time_dims=(64, 32), condition_dim
 
 def trained(process, policy, updates, **options):
     """A model of a policy's occupancy, learned from random actions; collected and trained here."""
-    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         steps = ProcessEnvironment(process, max_steps=5)  # short, so that the data are spread like the starts
         collect_transitions(steps, f"{folder}/data", ROWS, num_envs=2000, block_steps=5, progress=False)
@@ -270,7 +268,7 @@ def trained(process, policy, updates, **options):
             enable_model_summary=False,
         )
         trainer.fit(module, datamodule=data)
-    print(f"{process.label}: {ROWS:,} transitions, {updates:,} updates, {time.perf_counter() - start:.0f} s")
+    print(f"{process.label}: {ROWS:,} transitions, {updates:,} updates")
     return TrainedOccupancy(module.model)
 
 

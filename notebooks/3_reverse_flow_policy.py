@@ -35,7 +35,6 @@
 import logging
 import os
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
@@ -569,7 +568,7 @@ four = FourModes()
 
 
 def fit(estimator, objective=ConditionalFlowMatching(), **options):
-    """A policy of the bandit, its distances to exact samples, and the seconds that training took."""
+    """A policy of the bandit, and its distances to exact samples."""
     torch.manual_seed(0)
     data = BanditData(four, batch_size=128, num_updates=UPDATES, epoch_updates=UPDATES)
     architecture = VelocityArchitecture(128, max_frequency=2.0)
@@ -589,10 +588,8 @@ def fit(estimator, objective=ConditionalFlowMatching(), **options):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    begin = time.process_time()
     trainer.fit(policy, datamodule=data)
-    seconds = time.process_time() - begin
-    return policy, trainer.test(policy, datamodule=data, verbose=False)[0], seconds
+    return policy, trainer.test(policy, datamodule=data, verbose=False)[0]
 
 
 def draw_actions(axes, actions, title):
@@ -617,12 +614,12 @@ learned = {name: fit(estimator) for name, estimator in recipes.items()}
 
 figure, panels = plt.subplots(1, 4, figsize=(12.0, 3.9), sharex=True, sharey=True)
 draw_actions(panels[0], four.sample(torch.rand(1500, 2, dtype=F64)), "exact samples")
-for axes, (name, (policy, metrics, seconds)) in zip(panels[1:], learned.items(), strict=True):
+for axes, (name, (policy, metrics)) in zip(panels[1:], learned.items(), strict=True):
     actions = policy.sample_actions(1500, torch.Generator().manual_seed(0))
     draw_actions(axes, actions, f"{name}\nenergy distance {metrics['test/energy_distance']:.4f}")
-    print(f"{name}: {UPDATES:,} updates in {seconds:.0f} s of processor time", *policy.result_lines(metrics), sep="\n")
+    print(f"{name}: {UPDATES:,} updates", *policy.result_lines(metrics), sep="\n")
 
-distance = [metrics["test/energy_distance"] for _, metrics, _ in learned.values()]
+distance = [metrics["test/energy_distance"] for _, metrics in learned.values()]
 assert FAST or distance[-1] < 0.5 * min(distance[:-1])
 
 # %% [markdown]
@@ -642,8 +639,8 @@ assert FAST or distance[-1] < 0.5 * min(distance[:-1])
 # enters linearly, and the mean of the pairs is that velocity. The same estimator, another objective.
 
 # %%
-one_step, metrics, seconds = fit(product, objective=MeanFlow(), sampler=AverageVelocitySampler(num_steps=1))
-print(f"{UPDATES:,} updates in {seconds:.0f} s of processor time", *one_step.result_lines(metrics), sep="\n")
+one_step, metrics = fit(product, objective=MeanFlow(), sampler=AverageVelocitySampler(num_steps=1))
+print(f"{UPDATES:,} updates", *one_step.result_lines(metrics), sep="\n")
 
 velocity_policy = learned["product, Fisher"][0]
 tried = {
@@ -714,9 +711,8 @@ with tempfile.TemporaryDirectory() as folder:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    begin = time.process_time()
     trainer.fit(agent, datamodule=task)
-    print(f"{task.env_steps:,} environment steps in {time.process_time() - begin:.0f} s of processor time")
+    print(f"{task.env_steps:,} environment steps")
     metrics = trainer.test(agent, datamodule=task, verbose=False)[0]
     figures = {path.stem: path.read_bytes() for path in (Path(folder) / "figures").glob("*.png")}
 print(*agent.result_lines(metrics), sep="\n")

@@ -28,7 +28,6 @@
 import logging
 import os
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
@@ -122,11 +121,10 @@ trainer = Trainer(
     enable_model_summary=False,
 )
 torch.manual_seed(SEED)
-began = time.process_time()
 trainer.fit(module, datamodule=data)
 checkpoint = Path(folder.name) / "occupancy.ckpt"
 trainer.save_checkpoint(checkpoint)
-print(f"{UPDATES:,} updates in {time.process_time() - began:.0f} s of processor time")
+print(f"{UPDATES:,} updates")
 
 # %% [markdown]
 # Where will three members of the family be, from the same state at rest?
@@ -209,9 +207,7 @@ reward = DrawnReward(DRAWING)
 # members with the weights $\exp(Q / \lambda)$, which is reverse flow matching with the family as prior.
 
 # %%
-began = time.process_time()
 policy = improve(checkpoint, reward, data_path, draws=DRAWS, num_updates=POLICY_UPDATES, seed=SEED)
-print(f"{time.process_time() - began:.0f} s of processor time")
 
 
 def play(act, reward):
@@ -267,9 +263,7 @@ diagonal = DrawnReward("""
 . . . . o .
 . . . . . .
 """)
-began = time.process_time()
 other = improve(checkpoint, diagonal, data_path, draws=DRAWS, num_updates=POLICY_UPDATES, seed=SEED)
-print(f"{time.process_time() - began:.0f} s of processor time")
 _, mean, chance = show(other, diagonal, "a place, and a lesser one")
 assert FAST or mean > 5.0 * chance
 
