@@ -205,7 +205,7 @@ class JobQueue:
             minutes = (time.monotonic() - started.began) / 60.0
             self._say(job, f"is finished after {minutes:.1f} min, {self._source.ended(job, status)}")
         elif started.reason is not None:
-            self._say(job, self._source.ended(job, status))
+            self._say(job, f"has ended, {self._source.ended(job, status)}")
         elif stopping:
             self._say(job, "is stopped")
         elif status == CUT_OFF and _changed(job.last) > started.checkpoint:

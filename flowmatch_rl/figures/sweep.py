@@ -111,7 +111,14 @@ def draw_sweep(view: SweepView, title: str, note: str) -> Figure:
 
 
 def _keys_height(view: SweepView) -> float:
-    return 3.0 * -(-(len(view.keys) + _has_importances(view)) // _COLUMNS)
+    return 3.0 * _grid(view)[0]
+
+
+def _grid(view: SweepView) -> tuple[int, int]:
+    """Rows and columns of the panels of keys, about as many in each row."""
+    panels = len(view.keys) + _has_importances(view)
+    rows = -(-panels // _COLUMNS)
+    return rows, -(-panels // rows)
 
 
 def _has_importances(view: SweepView) -> bool:
@@ -149,19 +156,29 @@ def _focus(axes: Axes, values: np.ndarray) -> None:
     finite = values[np.isfinite(values)]
     if len(finite):
         low, high = float(finite.min()), float(finite.max())
+        if _spans_decades(finite):
+            axes.set_yscale("log")
+            axes.set_ylim(low / (high / low) ** 0.08, high * (high / low) ** 0.08)
+            return
         margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
         axes.set_ylim(low - margin, high + margin)
 
 
+def _spans_decades(values: np.ndarray) -> bool:
+    """Whether numbers are positive and so different that a logarithmic axis shows them better."""
+    return bool(values.min() > 0.0 and values.max() > 20.0 * values.min())
+
+
 def _mark_others(axes: Axes, view: SweepView, x: np.ndarray) -> None:
-    """Show trials without a value at the edge of the panel, whose values would not compare with the others."""
+    """Show trials without a value at the edge of the panel where the worst values are."""
+    height = 0.03 if view.maximizes else 0.97
     edge = axes.get_xaxis_transform()
     style: dict[str, Any] = {"transform": edge, "clip_on": False, "linestyle": "none", "zorder": 5}
     if view.pruned.any():
-        heights = np.full(int(view.pruned.sum()), 0.03)
+        heights = np.full(int(view.pruned.sum()), height)
         axes.plot(x[view.pruned], heights, "v", color=GREY, markersize=5, fillstyle="none", label="pruned", **style)
     if view.failed.any():
-        heights = np.full(int(view.failed.sum()), 0.03)
+        heights = np.full(int(view.failed.sum()), height)
         axes.plot(x[view.failed], heights, "x", color=RED, markersize=5, label="failed", **style)
 
 
@@ -181,16 +198,15 @@ def _draw_curves(axes: Axes, view: SweepView) -> None:
     points = np.concatenate([*view.curves, np.zeros((0, 2))])
     if len(points) == 0:
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", color=GREY, fontsize=9)
-    elif points[:, 1].min() > 0.0 and points[:, 1].max() > 20.0 * points[:, 1].min():
+    elif _spans_decades(points[:, 1]):
         axes.set_yscale("log")
 
 
 def _draw_keys(figure: FigureBase, view: SweepView) -> None:
-    panels = len(view.keys) + _has_importances(view)
-    rows, columns = -(-panels // _COLUMNS), min(panels, _COLUMNS)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    axes = list(figure.subplots(*_grid(view), squeeze=False).flat)
     if _has_importances(view):
         _draw_importances(axes.pop(0), {key.name: key.importance for key in view.keys})
+    axes[0].set_title("values by each key, later trials lighter", fontsize=10)
     for key in view.keys:
         _draw_slice(axes.pop(0), view, key)
     for rest in axes:
@@ -213,6 +229,8 @@ def _draw_importances(axes: Axes, importances: Mapping[str, float]) -> None:
 def _draw_slice(axes: Axes, view: SweepView, key: SearchedKey) -> None:
     if key.choices is None:
         x = np.array(key.values, dtype=float)
+        if not key.is_log and (x == x.round()).all():
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         places = {name: place for place, name in enumerate(key.choices)}
         x = np.array([places[value] for value in key.values], dtype=float)

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from flowmatch_rl.callbacks.nesting import PARENT
 from flowmatch_rl.cli import sweeps
 from flowmatch_rl.experiments import plan
 from flowmatch_rl.experiments.sweeps import report as sweep_report
-from tests.cli.support import Outcome, call
+from tests.cli.support import FLOW_SIZES, TWO_MOONS, Outcome, call, environment
 from tests.experiments.comparisons import STAND_IN
 
 SPACE: dict[str, Any] = {"score": {"float": [1.0, 9.0]}, "data.size": {"choices": [16, 32]}}
@@ -95,6 +96,8 @@ def test_more_trials_are_fine_and_the_same_as_at_once_but_another_space_is_refus
     at_once = table(tmp_path / "at_once")[columns]
     pd.testing.assert_frame_equal(at_once, table(tmp_path / "later")[columns])
     assert at_once.score.nunique() == 5
+    assert sweep(tmp_path / "later", trials=9, sampler=sampler, timeout_s=1e-6).code == 0
+    assert len(table(tmp_path / "later")) == 5  # no trial begins after the timeout
     other = SPACE | {"score": {"float": [1.0, 8.0]}}
     refused = sweep(tmp_path / "later", space=other, trials=5, sampler=sampler)
     assert (refused.code, len(refused.error_lines)) == (2, 1)
@@ -128,7 +131,7 @@ def test_trials_worse_than_the_median_are_ended_and_count_as_pruned(tmp_path: Pa
 @pytest.mark.usefixtures("stand_in")
 def test_a_trial_that_fails_is_told_in_one_line_and_the_others_go_on(tmp_path: Path) -> None:
     space = {"act": {"choices": ["end", "fail"]}, "score": {"choices": [1, 2, "nan"]}}
-    outcome = sweep(tmp_path, space=space, trials=9, sampler="GridSampler")
+    outcome = sweep(tmp_path, "--workers=2", space=space, trials=9, sampler="GridSampler")
     assert (outcome.code, outcome.err) == (0, "")
     assert "the grid has 6 points, fewer than trials 9" in outcome.out
     found = table(tmp_path)
@@ -208,3 +211,34 @@ def test_a_pruner_without_anything_to_compare_is_refused_and_can_be_mended(tmp_p
     mended = sweep(tmp_path, space=space, trials=1, sampler="GridSampler", **changes, prune_by="return_mean")
     assert (mended.code, len(mended.error_lines)) == (1, 1)
     assert "trial 0 failed: its test has no success_rate, but return_mean" in mended.err
+
+
+@pytest.mark.slow
+def test_real_runs_that_are_killed_end_as_a_sweep_that_was_not(tmp_path: Path) -> None:
+    options = {key: value for key, value in FLOW_SIZES.items() if key != "trainer.logger"}
+    changes = {
+        "base": [str(TWO_MOONS)],
+        "space": {"model.optimizer.learning_rate": {"float": [1e-4, 1e-2], "log": True}},
+        "options": options | {"data.num_updates": 120, "data.epoch_updates": 12},
+        "sampler": {"class_path": "TpeSampler", "init_args": {"startup_trials": 2}},
+        "pruner": {"class_path": "MedianPruner", "init_args": {"startup_trials": 1, "warmup_steps": 30}},
+        "trials": 4,
+    }
+    assert sweep(tmp_path / "whole", **changes).code == 0
+    definition = tmp_path / "whole" / "sweep.yaml"
+    command = [sys.executable, "-m", "flowmatch_rl", "sweep", f"-c={definition}", f"--output={tmp_path / 'out'}"]
+    killed = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 600.0
+        last = tmp_path / "out" / "trials" / "1" / "0" / "checkpoints" / "last.ckpt"
+        while not last.exists() and time.monotonic() < deadline:
+            assert killed.poll() is None
+            time.sleep(0.05)
+    finally:
+        killed.kill()
+        killed.wait()
+    outcome = call(command[3:])
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "trials/1/0 resumes" in outcome.out
+    columns = ["trial", "state", "energy_distance", "model.optimizer.learning_rate", "last_step", "last_evaluation"]
+    pd.testing.assert_frame_equal(table(tmp_path)[columns], table(tmp_path / "whole")[columns])

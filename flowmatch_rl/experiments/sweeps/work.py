@@ -136,7 +136,7 @@ class TrialJobs(JobSource):
             waiting = next((job for job in jobs if not job.finished), None)
             if waiting is not None and self.superfluous(jobs[0]) is None:
                 return waiting
-            print(f"[{self.progress()}] {jobs[0].name} {self._conclude(jobs)}", flush=True)
+            print(f"[{self.progress()}] {jobs[0].name} has ended, {self._conclude(jobs)}", flush=True)
         return None
 
     @property
@@ -186,7 +186,7 @@ class TrialJobs(JobSource):
             self._trials.prune(trial)
             self._mark(jobs[0], "pruned")
             self._ended += 1
-            return "has ended, pruned"
+            return "pruned"
         try:
             values = [self._objective.value(job.folder) for job in jobs]
         except UserError as error:
