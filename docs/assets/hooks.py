@@ -104,9 +104,12 @@ def public_names() -> dict[str, str]:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add the reference to the navigation."""
+    """Add to the navigation what it does not list: the reference, and further pages."""
+    listed = str(config.nav)
+    others = sorted(page.name for page in (ROOT / "docs").glob("*.md") if page.name not in listed)
+    more: list[Any] = [{"More": others}] if others else []
     pages: list[Any] = [{package: f"reference/{package}.md"} for package in PACKAGES]
-    config.nav = [*(config.nav or []), {"Reference": ["reference/index.md", *pages]}]
+    config.nav = [*(config.nav or []), *more, {"Reference": ["reference/index.md", *pages]}]
     return config
 
 

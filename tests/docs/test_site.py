@@ -41,7 +41,7 @@ NAMES = [(package, name) for package in HOOKS.PACKAGES for name in HOOKS.exports
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as ``make docs`` does; any warning ends the build."""
     folder = tmp_path_factory.mktemp("site")
-    variables = environment(NO_MKDOCS_2_WARNING="1", FLOWMATCH_RL_REPOSITORY="")
+    variables = environment(NO_MKDOCS_2_WARNING="1", FLOWMATCH_RL_REPOSITORY="", FLOWMATCH_RL_DOCS_SEARCH="false")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     built = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
     assert built.returncode == 0, built.stderr
