@@ -1,6 +1,7 @@
 """Trained models in MLflow: each logged once with what it takes and returns, and registered if the user named it."""
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from mlflow.types.schema import Schema, TensorSpec
 STEP = "flowmatch_rl.step"
 """Tag of a model with the step that it was trained to, by which one that was made is found again."""
 
+_VERSIONS = "mlflow.modelVersions"
 _ADDRESS = "MLFLOW_TRACKING_URI"
 _NEEDED = ("flowmatch_rl", "torch", "tensordict", "torchrl", "lightning", "numpy", "mlflow")
 
@@ -128,8 +130,11 @@ def _register(client: MlflowClient, run_id: str, model: LoggedModel, name: str) 
             raise
     source = f"models:/{model.model_id}"
     with _default_tracking(client.tracking_uri):
-        if all(version.source != source for version in client.search_model_versions(f"name = '{name}'")):
-            client.create_model_version(name, source, run_id, model_id=model.model_id)
+        known = [v for v in client.search_model_versions(f"name = '{name}'") if v.source == source]
+        version = known[0] if known else client.create_model_version(name, source, run_id, model_id=model.model_id)
+    if _VERSIONS not in model.tags:  # from which its page reads that it is registered
+        versions = [{"name": name, "version": str(version.version)}]
+        client.set_logged_model_tags(model.model_id, {_VERSIONS: json.dumps(versions)})
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ class RunRecord(Callback):
 
     Args:
         config: The whole configuration as YAML.
-        parameters: The same, flat, for comparing runs.
+        parameters: The same, flat, for comparing runs; those that are None are not tracked.
         seed: Seed of the run.
     """
 
@@ -61,7 +61,7 @@ class RunRecord(Callback):
         tags |= {f"version/{name}": metadata.version(name) for name in _VERSIONS}
         tags |= {"version/python": platform.python_version(), "threads": os.environ.get("OMP_NUM_THREADS", "")}
         logger.set_tags({name: redact(value) for name, value in tags.items()})
-        logger.log_parameters(self.parameters)
+        logger.log_parameters({name: value for name, value in self.parameters.items() if value is not None})
         logger.log_file(path)
 
 

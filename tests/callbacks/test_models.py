@@ -75,6 +75,7 @@ def test_a_model_whose_logging_broke_off_is_completed_and_logged_and_registered_
     assert (output.model_id, output.step, version.source) == (logged.model_id, 40, f"models:/{logged.model_id}")
     assert (logged.status, logged.name, logged.source_run_id) == ("READY", "policy", run.info.run_id)
     assert [(m.key, m.value) for m in logged.metrics or ()] == [("test/return_mean", -200.0)]
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": "pendulum", "version": "1"}]
     assert run.info.status == "FINISHED"
     size = sum(path.stat().st_size for path in (tmp_path / "artifacts" / "models").rglob("*") if path.is_file())
     assert size < 1.5 * (tmp_path / "run" / "model" / "policy.ckpt").stat().st_size + 10_000

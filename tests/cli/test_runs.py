@@ -161,6 +161,7 @@ def test_record_holds_parameters_and_tags(tracked) -> None:
     }.items():
         assert data.params[name] == value
     assert any("CosineSchedule" in value for value in data.params.values())
+    assert "None" not in data.params.values()
     assert data.tags["seed"] == "7"
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     if head.returncode == 0:
