@@ -76,6 +76,14 @@ def test_equations_reach_the_page_for_the_typesetter(site: Path) -> None:
         assert "$" not in re.sub(r"document\$|<script.*?</script>", "", text, flags=re.DOTALL)
 
 
+def test_the_navigation_names_each_page_once() -> None:
+    listed = re.findall(
+        r"[\w/]+\.md$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2], re.MULTILINE
+    )
+    assert sorted(listed) == sorted(set(listed))
+    assert len(listed) > 20
+
+
 def test_public_packages_are_those_of_the_reference() -> None:
     with_exports = {
         path.parent.name for path in (ROOT / "flowmatch_rl").glob("*/__init__.py") if "__all__" in path.read_text()
