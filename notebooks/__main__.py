@@ -37,6 +37,7 @@ def run(notebook: Any, folder: Path, fast: bool = False) -> None:
         "FLOWMATCH_FAST": str(int(fast)),
         "OMP_NUM_THREADS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "TQDM_DISABLE": "1",
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         "PYTHONPATH": str(FOLDER.parent),  # of a kernel that starts in another folder
     }
