@@ -39,10 +39,9 @@ class PolicyData(EpisodeData):
     Training draws rows with replacement. Evaluations run episodes of the policy, where there is an environment, and
     measure losses on the last rows, which training leaves out.
 
-    With an online phase the run goes on after its updates: the policy collects transitions in the environment, and
+    With an online phase the run continues after its updates: the policy collects transitions in the environment, and
     trains on batches of these and of the data. The checkpoint of a run without one continues with one. Steps are
-    gradient steps throughout; the epochs of the two phases differ in length, so that the trainer is told to make new
-    loaders for every epoch.
+    gradient steps throughout; the epochs of the phases differ in length, so that each needs new loaders.
 
     Args:
         path: Folder of the data set.
@@ -58,12 +57,11 @@ class PolicyData(EpisodeData):
         eval_episodes: Episodes of each evaluation during training, divided among the processes.
         test_episodes: Episodes of the ``test`` and ``predict`` commands.
         eval_seed: Seed of the initial states during training; tests have others.
-        max_episode_steps: Steps after which an evaluation episode is cut off.
+        max_episode_steps: Steps of an evaluation episode, at most.
         verify: Whether to compare the data set with its checksums first, which reads it once, about 1 GB per second.
         online: What follows those updates in the environment; None for nothing.
         reward: Reward for the state that a step arrives in, by its columns, in place of the rewards of the data set,
-            which need not have any, and of those of evaluation episodes; None for their own. What is terminal stays
-            so.
+            which need not have any, and of evaluation episodes; None for their own. What is terminal stays so.
         goals: Goals that the transitions are relabelled with, for a family of policies, which is evaluated without an
             environment; None for a single policy.
         futures: File of future states of a family of policies, whose values under the reward are then in every batch;
@@ -316,7 +314,7 @@ class PolicyData(EpisodeData):
         Raises:
             UserError: If an online phase would begin before the updates of the checkpoint, or has begun after other
                 updates than those of this run, or epochs on the data have another length, so that training would end,
-                or go online, elsewhere than it says.
+                or continue online, elsewhere than it says.
         """
         first = states_of_ranks(state_dict)[0]  # places are the same for all processes
         self._drawn, self._reader = first["drawn"], None

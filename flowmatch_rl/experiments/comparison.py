@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from flowmatch_rl.callbacks.nesting import ParentRun
 from flowmatch_rl.checks import RunError, check_range
 from flowmatch_rl.experiments.executors import Executor, LocalExecutor
-from flowmatch_rl.experiments.plan import Job, Plan
+from flowmatch_rl.experiments.plan import Job, Plan, check_one_server, named_modules
 from flowmatch_rl.experiments.queue import JobQueue, PlannedJobs
 from flowmatch_rl.experiments.record import check_unchanged, lock_folder, write_record
 from flowmatch_rl.experiments.report import NothingToReportError, write_report
@@ -44,8 +44,8 @@ def compare(
     """
     check_range("[1, inf)", workers=workers)
     if plan.tracking:
-        plan.check_one_server()
-    allow_imports(plan.named_modules())  # the report at the end describes the runs by their classes
+        check_one_server(plan.contents())
+    allow_imports(named_modules(plan.contents()))  # the report at the end describes the runs by their classes
     jobs, definition = plan.jobs(output), plan.definition()
     with lock_folder(output):
         known = check_unchanged(output, definition)

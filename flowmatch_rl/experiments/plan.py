@@ -181,19 +181,8 @@ class Plan:
         }
         return redact_all(definition)
 
-    def named_modules(self) -> set[str]:
-        """Modules of the classes that options and files name by an import path."""
-        return named_modules(content for _, content in self._contents())
-
-    def check_one_server(self) -> None:
-        """Raise if runs are given an address of MLflow, which their parent would not share.
-
-        Raises:
-            UserError: If they are.
-        """
-        check_one_server(self._contents())
-
-    def _contents(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def contents(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Options by name, and contents of files, each with the entry of the plan that has it."""
         yield from self._options()
         yield from ((where, read_file(where, path)) for where, path in self._files())
 
@@ -265,13 +254,13 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise UserError(f"seeds must be different numbers of at least 0, got {list(seeds)}")
 
 
-def named_modules(contents: Iterable[Mapping[str, Any]]) -> set[str]:
+def named_modules(contents: Iterable[tuple[str, Mapping[str, Any]]]) -> set[str]:
     """Modules of the classes that options and files name by an import path.
 
     Args:
-        contents: Options by name, and contents of files.
+        contents: Options by name, and contents of files, each with the entry of the plan that has it.
     """
-    named = [value for content in contents for key, value in flatten(content).items() if key.endswith("class_path")]
+    named = [value for _, content in contents for key, value in flatten(content).items() if key.endswith("class_path")]
     return {name.rpartition(".")[0] for name in named if isinstance(name, str) and "." in name}
 
 

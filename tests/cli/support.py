@@ -37,6 +37,17 @@ SIZES = {
     "trainer.accelerator": "cpu",
 }
 
+BANDIT_SIZES = {
+    "data.num_updates": 4,
+    "data.epoch_updates": 2,
+    "data.batch_size": 8,
+    "data.eval_samples": 20,
+    "model.policy.network.hidden_dim": 16,
+    "trainer.logger": "false",
+    "trainer.enable_progress_bar": "false",
+    "trainer.accelerator": "cpu",
+}
+
 FLOW_SIZES = {
     "data.num_updates": 12,
     "data.epoch_updates": 6,

@@ -5,7 +5,7 @@ import pytest
 import torch
 import yaml
 
-from tests.cli.support import CONF, call
+from tests.cli.support import BANDIT_SIZES, CONF, call
 
 BANDITS = sorted(path for path in (CONF / "bandit").glob("*.yaml") if path.stem != "estimators")
 
@@ -13,17 +13,7 @@ BANDITS = sorted(path for path in (CONF / "bandit").glob("*.yaml") if path.stem 
 @pytest.mark.parametrize("path", BANDITS, ids=lambda path: path.stem)
 @pytest.mark.usefixtures("without_figures")
 def test_every_bandit_trains(path, tmp_path) -> None:
-    sizes = {
-        "data.num_updates": 4,
-        "data.epoch_updates": 2,
-        "data.batch_size": 8,
-        "data.eval_samples": 20,
-        "model.policy.network.hidden_dim": 16,
-        "trainer.logger": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.accelerator": "cpu",
-        "trainer.default_root_dir": tmp_path,
-    }
+    sizes = BANDIT_SIZES | {"trainer.default_root_dir": tmp_path}
     outcome = call(["fit", f"-c={path}", *(f"--{name}={value}" for name, value in sizes.items())])
     assert outcome.code == 0, outcome.err
     assert "distance     " in outcome.out

@@ -12,20 +12,9 @@ import torch
 from flowmatch_rl.checks import UserError
 from flowmatch_rl.estimators import ProductProposal
 from flowmatch_rl.paths import AffinePath, CosineSchedule, LinearSchedule, Schedule
-from tests.cli.support import CONF, arguments, call
+from tests.cli.support import BANDIT_SIZES, CONF, arguments, call
 from tests.docs.blocks import BLOCKS
 from tests.oracles import F64, NORMAL, at, gaussian_density, normal
-
-TINY_BANDIT = {
-    "data.num_updates": 4,
-    "data.epoch_updates": 2,
-    "data.batch_size": 8,
-    "data.eval_samples": 20,
-    "model.policy.network.hidden_dim": 16,
-    "trainer.logger": "false",
-    "trainer.enable_progress_bar": "false",
-    "trainer.accelerator": "cpu",
-}
 
 
 @pytest.fixture
@@ -74,7 +63,7 @@ def test_an_odd_number_of_samples_is_refused_in_a_line(estimators: ModuleType) -
 @pytest.mark.usefixtures("without_drawings")
 def test_the_estimator_trains_when_a_configuration_names_it(written: Path) -> None:
     files = [f"-c={CONF / 'bandit' / 'four_modes.yaml'}", "-c=antithetic.yaml"]
-    options = TINY_BANDIT | {"trainer.default_root_dir": written / "run"}
+    options = BANDIT_SIZES | {"trainer.default_root_dir": written / "run"}
     outcome = call(["fit", *files, *(f"--{name}={value}" for name, value in options.items())])
     assert outcome.code == 0, outcome.err
     content = torch.load(written / "run" / "checkpoints" / "last.ckpt", weights_only=True)

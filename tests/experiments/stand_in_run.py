@@ -1,7 +1,7 @@
 """A program that looks like ``flowmatch-rl fit`` to a comparison, and takes a fraction of a second.
 
 Its option ``--act`` says what it does: ``end`` writes a result, ``fail`` prints lines and ends with status 3, ``wait``
-waits for a signal unless it goes on from a checkpoint, ``wait_first`` does so in the first trial of a sweep, ``linger``
+waits for a signal unless it resumes from a checkpoint, ``wait_first`` does so in the first trial of a sweep, ``linger``
 waits after its evaluations if it scores less than 7, ``signal`` sends its parent the number in ``--signal`` and
 waits. It refuses to start where another one lives.
 """

@@ -10,10 +10,8 @@ from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.experiments.plan import (
     Job,
     Options,
-    check_one_server,
     check_options,
     check_seeds,
-    named_modules,
     option,
     read_file,
 )
@@ -149,19 +147,8 @@ class Sweep:
         }
         return redact_all(definition)
 
-    def named_modules(self) -> set[str]:
-        """Modules of the classes that options, files and the space name by an import path."""
-        return named_modules(content for _, content in self._contents())
-
-    def check_one_server(self) -> None:
-        """Raise if runs are given an address of MLflow, which their parent would not share.
-
-        Raises:
-            UserError: If they are.
-        """
-        check_one_server(self._contents())
-
-    def _contents(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def contents(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Options by name, contents of files and overlays of the space, each with the entry of the plan that has it."""
         yield "options", self.options
         yield from (("base", read_file("base", path)) for path in self.base)
         for key, dimension in self.dimensions.items():

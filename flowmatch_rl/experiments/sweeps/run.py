@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from flowmatch_rl.callbacks.nesting import ParentRun
 from flowmatch_rl.checks import RunError, UserError, check_range
 from flowmatch_rl.experiments.executors import Executor, LocalExecutor
+from flowmatch_rl.experiments.plan import check_one_server, named_modules
 from flowmatch_rl.experiments.queue import JobQueue
 from flowmatch_rl.experiments.record import first_difference, lock_folder
 from flowmatch_rl.experiments.sweeps.plan import Sweep
@@ -56,8 +57,8 @@ def run_sweep(
     """
     check_range("[1, inf)", workers=workers)
     if sweep.tracking:
-        sweep.check_one_server()
-    allow_imports(sweep.named_modules())
+        check_one_server(sweep.contents())
+    allow_imports(named_modules(sweep.contents()))
     with lock_folder(output):
         known = _check_unchanged(sweep, output)
         objective = choose_objective(sweep, check_space(sweep, output, check))

@@ -20,7 +20,7 @@ class Sampler(abc.ABC):
     """Chooses points of a space.
 
     The point of a trial depends on the seed, the number of the trial and the trials before it alone: a sweep that was
-    interrupted goes on with the points that it would have had.
+    interrupted continues with the points that it would have had.
     """
 
     @abc.abstractmethod
@@ -199,7 +199,7 @@ class HyperbandPruner(Pruner):
     Args:
         min_steps: Steps of a run before which none is given up, such as those up to the first evaluation.
         max_steps: Steps of a whole run.
-        reduction_factor: One of how many goes on at each stage, at least 2.
+        reduction_factor: One of how many is kept at each stage, at least 2.
 
     Reference:
         Li et al., arXiv:1603.06560.

@@ -101,7 +101,7 @@ class Trials:
             evaluations: Values by step, ascending.
 
         Returns:
-            The step at which it is to be given up; None if it may go on.
+            The step at which it is to be given up; None if it may continue.
         """
         known = self[number].intermediate_values
         last = max(known, default=-1)

@@ -169,7 +169,7 @@ class TrialJobs(JobSource):
         jobs = self._jobs(int(job.method))
         if job.finished and self.superfluous(jobs[0]) is None and not all(other.finished for other in jobs):
             self._open.appendleft(int(job.method))
-            return "its trial goes on with the next seed"
+            return "its trial continues with the next seed"
         return self._conclude(jobs)
 
     def progress(self) -> str:
