@@ -200,6 +200,22 @@ def test_runs_lie_under_one_parent_with_the_values_of_their_trial(tmp_path: Path
     assert client.get_run(child.info.run_id).data.tags["trial_state"] == "failed"
 
 
+@pytest.mark.parametrize("where", ["options", "base", "space"])
+@pytest.mark.usefixtures("stand_in")
+def test_runs_with_a_server_that_their_parent_does_not_share_are_refused(where: str, tmp_path: Path) -> None:
+    content = {"trainer": {"logger": {"init_args": {"tracking_uri": "http://elsewhere"}}}}
+    (tmp_path / "elsewhere.yaml").write_text(yaml.safe_dump(content))
+    changes = {
+        "options": {"options": {"trainer.logger.init_args.tracking_uri": "http://elsewhere"}},
+        "base": {"base": [str(tmp_path / "elsewhere.yaml")]},
+        "space": {"space": {"server": {"overlays": {"none": [], "other": str(tmp_path / "elsewhere.yaml")}}}},
+    }[where]
+    outcome = sweep(tmp_path, tracking=True, **changes)
+    assert outcome.code == 2
+    assert f"{where}{'.server' * (where == 'space')} must not set trainer.logger.init_args.tracking_uri" in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.usefixtures("stand_in")
 def test_a_pruner_without_anything_to_compare_is_refused_and_can_be_mended(tmp_path: Path) -> None:
     changes = {"metric": "success_rate", "direction": "max", "pruner": "MedianPruner"}

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from flowmatch_rl.cli import sweeps
+from flowmatch_rl.experiments.plan import named_modules
 from flowmatch_rl.experiments.sweeps.plan import Sweep
 from flowmatch_rl.experiments.sweeps.space import plain, read_space
 from tests.cli.support import CONF, PENDULUM, ROOT, call
@@ -151,6 +152,16 @@ def test_the_overlay_of_a_point_makes_the_run_of_its_trial(tmp_path: Path) -> No
     assert config["estimator"]["class_path"].endswith("LocalMeanEstimator")
     assert (config["estimator"]["init_args"]["num_samples"], config["temperature"]) == (9, 1.0)
     assert config["points"]["batch_size"] == 128  # as the preset has it
+
+
+def test_modules_of_a_users_own_are_known_from_options_files_and_the_space(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model: {init_args: {estimator: {class_path: my_estimators.Mine}}}\n")
+    sweep = Sweep(
+        base=[str(tmp_path / "mine.yaml")],
+        space={"model.policy.squash": {"choices": [{"class_path": "my_parts.Squash"}, {"class_path": "TanhSquash"}]}},
+        options={"data": {"class_path": "my_data.Own"}},
+    )
+    assert named_modules(sweep.contents()) == {"my_estimators", "my_parts", "my_data"}
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
