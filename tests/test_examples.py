@@ -56,20 +56,25 @@ def test_the_example_keeps_the_rate_and_counts_the_steps_that_come_too_late(monk
     assert times[-1] == pytest.approx(7 * 0.02 + 0.004)
 
 
-@pytest.mark.parametrize("status", [0, 1, 143])
-def test_the_slurm_script_requeues_a_job_that_was_ended_by_sigterm_and_no_other(status: int, tmp_path: Path) -> None:
-    """With SLURM's and Apptainer's commands replaced by ones that write their arguments down."""
+def run_slurm_script(folder: Path, *, status: int, image: str, tracking: str) -> subprocess.CompletedProcess[str]:
+    """Run the job script with SLURM's and Apptainer's commands replaced by ones that write their arguments down."""
     for name, does in (
         ("srun", 'shift; exec "$@"'),
         ("apptainer", f'printf "%s\\n" "$@" > arguments; exit {status}'),
-        ("scontrol", 'echo "$@" > requeued'),
+        ("scontrol", f'[ "$*" = "show config" ] && echo "ProctrackType   = {tracking}" || echo "$@" > requeued'),
     ):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
-        (tmp_path / name).chmod(0o755)
+        (folder / name).write_text(f"#!/bin/sh\n{does}\n")
+        (folder / name).chmod(0o755)
     script = EXAMPLE.with_name("slurm_apptainer.sh")
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "IMAGE": "some.sif"}
+    environment = {"PATH": f"{folder}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "IMAGE": image}
     command = ["bash", str(script), "-c", "my conf.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("status", [0, 1, 143])
+def test_the_slurm_script_requeues_a_job_that_was_ended_by_sigterm_and_no_other(status: int, tmp_path: Path) -> None:
+    (tmp_path / "some.sif").touch()
+    done = run_slurm_script(tmp_path, status=status, image="some.sif", tracking="proctrack/cgroup")
     assert done.returncode == status, done.stderr
     assert (tmp_path / "requeued").exists() == (status == 143)
     arguments = (tmp_path / "arguments").read_text().splitlines()
@@ -78,3 +83,22 @@ def test_the_slurm_script_requeues_a_job_that_was_ended_by_sigterm_and_no_other(
         *("--trainer.default_root_dir", "/workspace/runs/7", "--ckpt_path", "last"),
     ]
     assert (tmp_path / "runs").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("image", "tracking", "warns"),
+    [
+        ("file.sif", "proctrack/linuxproc", True),
+        ("file.sif", "proctrack/cgroup", False),
+        ("folder", "proctrack/linuxproc", False),
+    ],
+)
+def test_the_slurm_script_warns_where_sigterm_would_end_the_process_that_serves_the_image(
+    image: str, tracking: str, warns: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "file.sif").touch()
+    (tmp_path / "folder").mkdir()
+    done = run_slurm_script(tmp_path, status=0, image=image, tracking=tracking)
+    assert done.returncode == 0, done.stderr
+    assert ("apptainer build --sandbox" in done.stderr) == warns
+    assert (tmp_path / "arguments").exists()
