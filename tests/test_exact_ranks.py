@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fit(ON_DISK, path / "disk", ends_at=9)
     shutil.copy(last(path / "more"), path / "single.ckpt")
     (path / "disk_alone.rows").write_bytes(b"".join(stored(path / "disk")))
-    for rank, ended in enumerate(in_processes("tests.test_exact_ranks:train", path)):
+    for rank, ended in enumerate(in_processes(train, path)):
         assert ended.code == 0, ended.err
         assert ended.out.count("begins new episodes") == 2 * (rank == 0)  # those that a single process began
         assert ended.out.count("transitions of 1 processes are divided among 2") == 2 * (rank == 0)

@@ -18,7 +18,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from flowmatch_rl.callbacks import AtomicCheckpointIO, Checkpoints, LearningCurve, LossCurve
 from flowmatch_rl.checkpoints import read_checkpoint
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.data import BanditData, DiskStorage, LocalProcesses, OfflineData, OnlineData, SampleData
+from flowmatch_rl.data import (
+    BanditData,
+    DiskStorage,
+    LocalProcesses,
+    OfflineData,
+    OnlineData,
+    SampleData,
+    collector_processes,
+)
 from flowmatch_rl.data.replay_log import FILES, Named, named_files
 from flowmatch_rl.data.tables.datasets import DensityTable
 from flowmatch_rl.envs import GymnasiumEnvironment
@@ -42,6 +50,7 @@ from tests.modules import test_reverse_flow_actor_critic as reverse
 from tests.modules import test_soft_actor_critic as soft
 from tests.modules.occupancy_toys import occupancy
 from tests.modules.options import grouped
+from tests.processes import FORKS
 
 SMALL = VelocityArchitecture(hidden_dim=8, num_blocks=1)
 FEW_WEIGHTS = DynamicsArchitecture(num_members=2, hidden_dim=5, num_layers=1)
@@ -284,6 +293,12 @@ def handlers() -> Iterator[None]:
     """Lightning ignores interrupts after the first."""
     with default_signals():
         yield
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start processes that collect without their imports."""
+    monkeypatch.setattr(collector_processes, "get_context", lambda _: FORKS)
 
 
 @pytest.mark.parametrize("name", RUNS)

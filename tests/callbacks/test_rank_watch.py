@@ -122,7 +122,7 @@ def error_lines(text: str) -> list[str]:
 def test_the_other_process_ends_and_says_who_is_to_blame(kind: str, words: str, tmp_path: Path) -> None:
     (tmp_path / kind).mkdir()
     started = time.monotonic()
-    first, second = in_processes("tests.callbacks.test_rank_watch:troubled", tmp_path / kind, timeout=120.0)
+    first, second = in_processes(troubled, tmp_path / kind, timeout=120.0)
     assert time.monotonic() - started < 110.0
     assert (first.code, second.code != 0) == (1, True)
     (line,) = error_lines(first.err)
@@ -135,7 +135,7 @@ def test_the_other_process_ends_and_says_who_is_to_blame(kind: str, words: str, 
 def test_a_signal_to_the_first_process_of_a_test_ends_the_other(tmp_path: Path) -> None:
     (tmp_path / "test first").mkdir()
     started = time.monotonic()
-    first, second = in_processes("tests.callbacks.test_rank_watch:troubled", tmp_path / "test first", timeout=120.0)
+    first, second = in_processes(troubled, tmp_path / "test first", timeout=120.0)
     assert time.monotonic() - started < 110.0
     assert first.code == second.code == 1
     assert "SIGTERMException: it was ended by SIGTERM" in first.err

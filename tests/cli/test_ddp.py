@@ -1,14 +1,18 @@
 """Two processes that train together."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import flowmatch_rl.modules.safe_globals  # noqa: F401 (a checkpoint holds objects of the package)
+from flowmatch_rl.cli import run
 from flowmatch_rl.data import collect_transitions
 from flowmatch_rl.envs import GymnasiumEnvironment
 from flowmatch_rl.ranks import states_of_ranks
@@ -25,25 +29,40 @@ from tests.cli.support import (
     occupancy_arguments,
 )
 from tests.cli.test_offline_policies import words as offline_words
+from tests.processes import in_processes
 
 pytestmark = pytest.mark.ddp
 
 
-def train(args: list[str], probe: str, folder: Path) -> list[dict]:
+def started(words: list[str], folder: Path) -> str:
+    """What both processes of a command print, of which the first starts the second."""
+    command = [sys.executable, "-m", "flowmatch_rl", *words]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=folder, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def forked(words: list[str], folder: Path) -> str:
+    """What both processes of a command print, which are started as torchrun does."""
+    ended = in_processes(command, folder, words)
+    assert [process.code for process in ended] == [0, 0], ended
+    return "".join(process.out for process in ended)
+
+
+def command(folder: Path, words: list[str]) -> None:
+    os.chdir(folder)
+    sys.exit(run(words))
+
+
+def train(
+    args: list[str], probe: str, folder: Path, printed: Callable[[list[str], Path], str] = forked
+) -> list[dict[str, Any]]:
     """Reports of both processes; the first also holds the last checkpoint and what was printed."""
     callbacks = json.dumps([{"class_path": f"tests.cli.probes.{probe}", "init_args": {"folder": str(folder)}}])
-    result = subprocess.run(
-        [sys.executable, "-m", "flowmatch_rl", *args, f"--trainer.callbacks={callbacks}"],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd=folder,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
+    out = printed([*args, f"--trainer.callbacks={callbacks}"], folder)
     reports = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     reports[0]["checkpoint"] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    reports[0]["out"] = result.stdout
+    reports[0]["out"] = out
     return reports
 
 
@@ -65,7 +84,7 @@ def ranks(tmp_path_factory) -> list[dict]:
         model__normalisation__observations="true",
         model__normalisation__temperature="true",
     )
-    return train(args, "RankReport", folder)
+    return train(args, "RankReport", folder, started)
 
 
 def test_both_processes_begin_and_end_with_equal_weights_that_have_moved(ranks) -> None:

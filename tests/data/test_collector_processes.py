@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from flowmatch_rl.batches import DONE, TRANSITION
 from flowmatch_rl.checks import RunError, UserError
-from flowmatch_rl.data import OnlineData, ahead
+from flowmatch_rl.data import OnlineData, ahead, collector_processes
 from flowmatch_rl.data.ahead import AheadCollector
 from flowmatch_rl.data.collector_processes import LocalProcesses
 from flowmatch_rl.data.workers import CollectorWorkers, Recipe, Worker
@@ -28,6 +28,7 @@ from flowmatch_rl.envs.environments import GymnasiumEnvironment
 from flowmatch_rl.envs.states import UnknownStateError
 from tests.data.test_online import build as online
 from tests.data.test_online import held
+from tests.processes import FORKS
 from tests.toys import ConstantPolicy
 
 
@@ -71,6 +72,12 @@ class Training:
             for seed in range(settings.number)
         ]
         return AheadCollector(settings, recipes, self.weights, torch.device("cpu"), lambda: self.updates)
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start processes that need no imports; those of the run that fails, and of the command line, are spawned."""
+    monkeypatch.setattr(collector_processes, "get_context", lambda _: FORKS)
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ def write(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("gradients")
-    for ended in in_processes("tests.modules.test_joint_gradient:write", folder):
+    for ended in in_processes(write, folder):
         assert ended.code == 0, ended.err
     return [torch.load(folder / f"gradients{rank}.pt", weights_only=True) for rank in (0, 1)]
 
