@@ -72,7 +72,14 @@ def _draw_density(axes: Axes, sample: PolicySample, state: int) -> None:
     actions, density = sample.actions[-1, state, :, 0].numpy(), sample.density()[state].numpy()
     low, high = _bounds(sample, 0)
     heights, _, _ = axes.hist(
-        actions, bins=50, range=(low, high), density=True, color=ORANGE, alpha=0.75, label="samples of the flow"
+        actions,
+        bins=50,
+        range=(low, high),
+        density=True,
+        histtype="stepfilled",  # one outline: fifty bars take several times as long to draw
+        color=ORANGE,
+        alpha=0.75,
+        label="samples of the flow",
     )
     axes.plot(sample.grid[0].numpy(), density, color=BLUE, linewidth=1.6, label="exp(Q / temperature), normalised")
     chosen = float(sample.chosen[state, 0])
