@@ -1,10 +1,12 @@
 """Wrong arguments: three lines at most, status 2, and a suggestion where one is near."""
 
+import gc
 import os
 import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 
 import pytest
@@ -184,6 +186,18 @@ def test_module_and_console_script_print_the_same_help(capsys, monkeypatch) -> N
         printed.append(capsys.readouterr().out)
     assert all(word in printed[0] for word in ("usage: flowmatch-rl", "fit", "test", "predict", "validate"))
     assert printed[0] == printed[1]
+
+
+def test_garbage_is_collected_again_after_the_imports_of_a_command(monkeypatch) -> None:
+    seen = []
+
+    def imported() -> Callable[[list[str]], int]:
+        seen.append(gc.isenabled())
+        return lambda _: seen.append(gc.isenabled()) or 0
+
+    monkeypatch.setitem(COMMANDS, "fit", ("", imported))
+    assert call(["fit"]).code == 0
+    assert seen == [False, True]
 
 
 def test_output_that_nobody_reads_ends_a_command_without_a_word() -> None:
