@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import json
 import shlex
 import signal
 import time
@@ -184,9 +185,14 @@ class FlowMatchCLI(LightningCLI):
         self._take_arguments(self._saved["hyper_parameters"])
 
     def before_instantiate_classes(self) -> None:
-        """Give the path of the checkpoint back, which the Trainer needs."""
+        """Give the path of the checkpoint back, which the Trainer needs, and dump the configuration.
+
+        Lightning would dump it for the hyperparameters, and check it once more, which takes as long as parsing.
+        """
         if self._has_command:
             self._section(self.config)["ckpt_path"] = self._checkpoint
+        dump = self.parser.dump(self.config, format="json", skip_unset=False, skip_validation=True)
+        self.config_dump = self._section(json.loads(dump))
 
     def instantiate_classes(self) -> None:
         """Make data, model and trainer, and check that they fit each other and the checkpoint."""
@@ -327,8 +333,7 @@ class FlowMatchCLI(LightningCLI):
         self._checkpoint = None if found is None else str(found)
 
     def _record(self) -> RunRecord:
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        config = redact_all(self._section(config))
+        config = redact_all(self.config_dump)
         if config.get("ckpt_path") is None:  # as an overlay over --ckpt_path it would take that away
             config.pop("ckpt_path", None)
         parameters = {
