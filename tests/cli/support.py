@@ -136,7 +136,8 @@ def occupancy_arguments(command: str, *configs: Path, **changes: object) -> list
     """As ``arguments``, for the occupancy; None leaves an option out."""
     stated = [path.read_text() for path in configs if "segments:" in path.read_text()]
     expands = bool(stated) and "class_path: Expansion" in stated[-1]
-    short = {"model.segments.init_args.num_updates": 20} if expands else {}
+    short = {"num_updates": 20, "pool_batches": 2} if expands else {}
+    short = {f"model.segments.init_args.{name}": value for name, value in short.items()}
     return _arguments(command, configs, OCCUPANCY_SIZES | short, changes)
 
 
