@@ -86,12 +86,12 @@ from flowmatch_rl.testbeds import (
 
 # %%
 FAST = os.environ.get("FLOWMATCH_FAST") == "1"
-ROLL_OUTS = 1000 if FAST else 4000  # on the ring, and as many samples of its model
-GRADIENTS = 8000 if FAST else 60_000  # per objective and discount, in section 4
+ROLL_OUTS = 500 if FAST else 4000  # on the ring, and as many samples of its model
+GRADIENTS = 4000 if FAST else 60_000  # per objective and discount, in section 4
 ROWS = 20_000 if FAST else 200_000  # transitions per data set
-RING_UPDATES, RING_DECAY = (200, 0.9) if FAST else (2500, 0.95)
-MAZE_UPDATES = 150 if FAST else 2000
-SAMPLES, VALUE_SAMPLES = (200, 200) if FAST else (1000, 2000)  # future states per state of the maze
+RING_UPDATES, RING_DECAY = (3, 0.9) if FAST else (2500, 0.95)
+MAZE_UPDATES = 3 if FAST else 2000
+SAMPLES, VALUE_SAMPLES = (50, 20) if FAST else (1000, 2000)  # future states per state of the maze
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="lightning")
@@ -391,7 +391,7 @@ print("discount   TD-CFM   TD2-CFM   difference   the identity says")
 for discount in DISCOUNTS:
     naive, followed = variance["TD-CFM", discount], variance["TD2-CFM", discount]
     print(f"{discount:8}{naive:9.3f}{followed:10.3f}{naive - followed:13.3f}{added[discount]:20.3f}")
-    assert abs(naive - followed - added[discount]) < (0.2 if FAST else 0.06) * added[discount]
+    assert abs(naive - followed - added[discount]) < (0.3 if FAST else 0.06) * added[discount]
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(12.0, 3.8))

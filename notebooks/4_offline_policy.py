@@ -65,7 +65,7 @@ from flowmatch_rl.testbeds import TiltedMixture
 # %%
 FAST = os.environ.get("FLOWMATCH_FAST") == "1"
 ROWS = 2_000 if FAST else 20_000  # of the data set
-UPDATES = 10 if FAST else 1_000  # of every policy
+UPDATES = 3 if FAST else 1_000  # of every policy
 SAMPLES = 200 if FAST else 2_000  # that a policy is judged by
 SEED = 0
 

@@ -52,9 +52,9 @@ from flowmatch_rl.solvers import RK4, ExactDivergence, Midpoint, continuity_term
 # %%
 FAST = os.environ.get("FLOWMATCH_FAST") == "1"
 FRAMES = 5 if FAST else 31  # of the animation
-SIDE = 33 if FAST else 97  # points per side of the maps
+SIDE = 17 if FAST else 97  # points per side of the maps
 PARTICLES = 200 if FAST else 2000  # that the flow carries
-POINTS = 50 if FAST else 400  # at which the trained model is checked
+POINTS = 10 if FAST else 400  # at which the trained model is checked
 STEPS = (5, 10) if FAST else (10, 20, 40)  # of its solver
 
 torch.manual_seed(0)
@@ -298,7 +298,7 @@ fields = {"velocity of the path": velocity, "with the turned score": turning}
 fresh = mixture.draw(torch.rand(2 * PARTICLES, dtype=F64), torch.randn(2 * PARTICLES, 2, dtype=F64))
 figure, panels = plt.subplots(1, 2, figsize=(9.0, 4.7), sharey=True)
 for axes, (name, field) in zip(panels, fields.items(), strict=True):
-    _, points = RK4(num_steps=100).trajectory(field, noise, 0.0, 1.0)
+    _, points = RK4(num_steps=20 if FAST else 100).trajectory(field, noise, 0.0, 1.0)
     length = points.diff(dim=0).norm(dim=-1).sum(0).mean()
     away = energy_distance(points[-1], fresh)
     print(f"{name:22} energy distance to the data {away:.4f}, mean length of a trajectory {length:.2f}")

@@ -6,10 +6,12 @@ python -m notebooks 1_flow_matching    some of them
 
 import argparse
 import base64
+import contextlib
 import io
 import os
 import resource
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +24,53 @@ FOLDER = Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("[0-9]*.py"))
 
 
-def run(notebook: Any, folder: Path, fast: bool = False) -> None:
-    """Execute every cell in a kernel of its own, on one thread, so that the outputs are the same each time.
+@contextlib.contextmanager
+def kernel(folder: Path, fast: bool = False) -> Iterator[nbclient.NotebookClient]:
+    """A kernel on one thread, so that the outputs are the same each time.
 
     Args:
-        notebook: The notebook, which gets its outputs.
-        folder: Working folder of the kernel; nothing may stay in it.
-        fast: Whether with fewer updates and samples.
-
-    Raises:
-        RuntimeError: If a file is left behind.
+        folder: Working folder of the kernel.
+        fast: Whether notebooks run with fewer updates and samples, and draw no pictures.
     """
     environment = {
         "FLOWMATCH_FAST": str(int(fast)),
+        "MPLBACKEND": "agg" if fast else "module://matplotlib_inline.backend_inline",
         "OMP_NUM_THREADS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "TQDM_DISABLE": "1",
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         "PYTHONPATH": str(FOLDER.parent),  # of a kernel that starts in another folder
     }
-    nbclient.NotebookClient(
-        notebook,
+    client = nbclient.NotebookClient(
+        nbformat.v4.new_notebook(),
         timeout=None,
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
         coalesce_streams=True,  # else the split of a text depends on when it arrives
-    ).execute(env=os.environ | environment)
+    )
+    with client.setup_kernel(env=os.environ | environment):
+        yield client
+
+
+def run(notebook: Any, client: nbclient.NotebookClient) -> None:
+    """Execute every cell, without the names that an earlier notebook has left in the kernel.
+
+    Args:
+        notebook: The notebook, which gets its outputs.
+        client: The kernel.
+
+    Raises:
+        RuntimeError: If a file is left behind.
+    """
+    reset = nbformat.v4.new_code_cell("import matplotlib.pyplot as plt\nplt.close('all')\n%reset -f")
+    client.nb = nbformat.v4.new_notebook(cells=[reset])  # which the client writes the executed cell to
+    client.execute_cell(reset, 0, store_history=False)
+    client.nb = notebook
+    client.reset_execution_trackers()
+    for index, cell in enumerate(notebook.cells):
+        client.execute_cell(cell, index)
+    folder = Path(client.resources["metadata"]["path"])
     if left := sorted(path.name for path in folder.iterdir()):
         raise RuntimeError(f"a notebook must leave no files behind, got {left}")
 
@@ -102,8 +124,8 @@ def main() -> None:
     for name in names or NAMES:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         notebook = read(name)
-        with tempfile.TemporaryDirectory() as folder:
-            run(notebook, Path(folder))
+        with tempfile.TemporaryDirectory() as folder, kernel(Path(folder)) as client:
+            run(notebook, client)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         clean(notebook)
         path = FOLDER / f"{name}.ipynb"
