@@ -44,7 +44,7 @@ import torch
 from IPython.display import Image, display
 from lightning.pytorch import Trainer
 
-from flowmatch_rl.callbacks import LearningCurve, PolicyFigures, PosteriorFigures
+from flowmatch_rl.callbacks import PolicyFigures, PosteriorFigures
 from flowmatch_rl.data import BanditData, OnlineData
 from flowmatch_rl.envs import GymnasiumEnvironment
 from flowmatch_rl.estimators import (
@@ -62,6 +62,7 @@ from flowmatch_rl.estimators import (
 )
 from flowmatch_rl.evaluation import estimator_errors, exact_posterior_mean
 from flowmatch_rl.figures.style import BLUE, GREEN, GREY, ORANGE, RED, tidy
+from flowmatch_rl.inference import load_policy
 from flowmatch_rl.metrics import energy_distance, saturated_entries
 from flowmatch_rl.models import Acting, FlowPolicyArchitecture
 from flowmatch_rl.modules import (
@@ -84,11 +85,12 @@ from flowmatch_rl.testbeds import Bimodal, Flat, FourModes, Quadratic
 
 # %%
 FAST = os.environ.get("FLOWMATCH_FAST") == "1"
-PARTICLES = 100 if FAST else 500  # that the exact field of section 1 carries
-POINTS, REPEATS = (16, 16) if FAST else (32, 64)  # of the path, and estimates at each, in sections 2 to 4
+PARTICLES = 20 if FAST else 250  # that the exact field of section 1 carries
+POINTS, REPEATS = (8, 16) if FAST else (32, 64)  # of the path, and estimates at each, in sections 2 to 4
 PAIRS = 50_000 if FAST else 400_000  # endpoints in section 5
-UPDATES = 60 if FAST else 1500  # of the policies of sections 6 and 7
-ENV_STEPS, WARM_UP = (640, 320) if FAST else (6000, 1000)  # of the pendulum
+UPDATES = 5 if FAST else 800  # of the policies of sections 6 and 7
+ACTIONS = 100 if FAST else 2000  # that these are judged by
+WARM_UP, ENV_STEPS = (128, 20) if FAST else (200, 400)  # of the pendulum, at random and by the policy
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 logging.getLogger("torchrl").setLevel(logging.ERROR)
@@ -200,7 +202,7 @@ for line, color in zip(trajectories[:, :80, 0].T, colors, strict=True):
 left.set_title("80 trajectories of the exact velocity, coloured by where they end")
 tidy(left, "flow time t (noise to action)", "latent $x_t$")
 actions = torch.linspace(-1.0, 1.0, 400, dtype=F64)[:, None]
-right.hist(made[:, 0], bins=40, range=(-1, 1), density=True, color=ORANGE, alpha=0.6, label="carried noise")
+right.hist(made[:, 0], bins=25, range=(-1, 1), density=True, color=ORANGE, alpha=0.6, label="carried noise")
 right.plot(actions, bandit.log_prob(actions).exp(), color=BLUE, label=r"$\exp(Q / \lambda)$, normalised")
 right.legend(fontsize=8, loc="upper center")
 right.set(ylim=(0.0, 2.2), title=f"energy distance {energy_distance(made, truth):.4f}")
@@ -570,7 +572,7 @@ four = FourModes()
 def fit(estimator, objective=ConditionalFlowMatching(), **options):
     """A policy of the bandit, and its distances to exact samples."""
     torch.manual_seed(0)
-    data = BanditData(four, batch_size=128, num_updates=UPDATES, epoch_updates=UPDATES)
+    data = BanditData(four, batch_size=128, num_updates=UPDATES, epoch_updates=UPDATES, eval_samples=ACTIONS)
     architecture = VelocityArchitecture(128, max_frequency=2.0)
     policy = BanditFlow(
         four,
@@ -604,18 +606,18 @@ def draw_actions(axes, actions, title):
 
 cells = torch.linspace(-0.99, 0.99, 100, dtype=F64)
 heights = four.log_prob(torch.stack(torch.meshgrid(cells, cells, indexing="xy"), -1)).exp()
-product = PosteriorMeanEstimator(64, ProductProposal(), FisherControlVariate())
+product = PosteriorMeanEstimator(32, ProductProposal(), FisherControlVariate())
 recipes = {
-    "likelihood, regression": PosteriorMeanEstimator(64, LikelihoodProposal(), RegressControlVariate()),
-    "likelihood, Fisher": PosteriorMeanEstimator(64, LikelihoodProposal(), FisherControlVariate()),
+    "likelihood, regression": PosteriorMeanEstimator(32, LikelihoodProposal(), RegressControlVariate()),
+    "likelihood, Fisher": PosteriorMeanEstimator(32, LikelihoodProposal(), FisherControlVariate()),
     "product, Fisher": product,
 }
 learned = {name: fit(estimator) for name, estimator in recipes.items()}
 
 figure, panels = plt.subplots(1, 4, figsize=(12.0, 3.9), sharex=True, sharey=True)
-draw_actions(panels[0], four.sample(torch.rand(1500, 2, dtype=F64)), "exact samples")
+draw_actions(panels[0], four.sample(torch.rand(ACTIONS, 2, dtype=F64)), "exact samples")
 for axes, (name, (policy, metrics)) in zip(panels[1:], learned.items(), strict=True):
-    actions = policy.sample_actions(1500, torch.Generator().manual_seed(0))
+    actions = policy.sample_actions(ACTIONS, torch.Generator().manual_seed(0))
     draw_actions(axes, actions, f"{name}\nenergy distance {metrics['test/energy_distance']:.4f}")
     print(f"{name}: {UPDATES:,} updates", *policy.result_lines(metrics), sep="\n")
 
@@ -623,10 +625,10 @@ distance = [metrics["test/energy_distance"] for _, metrics in learned.values()]
 assert FAST or distance[-1] < 0.5 * min(distance[:-1])
 
 # %% [markdown]
-# By the likelihood proposal a fifth to a quarter of the actions sit at a bound, whatever the rule, and many of the
-# others in the middle: the bias of section 4, learned. (Energy distances hardly show how bad that is; look at samples.)
-# By the product proposal none sit at a bound. The rest of its distance is Euler's method and bridges between modes:
-# fifty steps of the same weights come to within 0.002.
+# By the likelihood proposal more than a third of the actions sit at a bound, whatever the rule, and many of the others
+# in the middle: the bias of section 4, learned. (Energy distances hardly show how bad that is; look at samples.) By the
+# product proposal none sit at a bound. The rest of its distance is Euler's method and bridges between modes: fifty
+# steps of the same weights come to within 0.003.
 #
 # The paper's configuration has more parts than this comparison. It draws 32 particles and picks one by its value, which
 # removes some of the actions in the wrong place.
@@ -648,19 +650,19 @@ tried = {
     "average velocity, one step": (one_step, 1),
     "velocity, ten Euler steps": (velocity_policy, 10),
 }
-truth = four.sample(torch.rand(3000, 2, dtype=F64)).float()
+truth = four.sample(torch.rand(ACTIONS, 2, dtype=F64)).float()
 figure, panels = plt.subplots(1, 3, figsize=(9.6, 4.1), sharex=True, sharey=True)
 in_steps = {}
 for axes, (name, (policy, steps)) in zip(panels, tried.items(), strict=True):
-    actions = policy.sample_actions(3000, torch.Generator().manual_seed(0), num_steps=steps)
+    actions = policy.sample_actions(ACTIONS, torch.Generator().manual_seed(0), num_steps=steps)
     in_steps[name] = float(energy_distance(actions, truth))
-    draw_actions(axes, actions[:1500], f"{name}\nenergy distance {in_steps[name]:.4f}")
+    draw_actions(axes, actions, f"{name}\nenergy distance {in_steps[name]:.4f}")
 assert FAST or in_steps["average velocity, one step"] < 0.2 * in_steps["velocity, one Euler step"]
 
 # %% [markdown]
-# One Euler step ends near the mean of the actions, where no good action is. One step of the average velocity ends in
-# the modes, and ten Euler steps are closer still. The samples of the single step pile up in places; the energy distance
-# sees little of it.
+# One Euler step ends near the mean of the actions, where no good action is. One step of the average velocity finds the
+# four modes, and ten Euler steps are closer still. The single step is blurred: more of its samples lie between and
+# outside the modes, of which the energy distance sees little.
 #
 # ## 8. From bandit to pendulum
 #
@@ -673,21 +675,22 @@ assert FAST or in_steps["average velocity, one step"] < 0.2 * in_steps["velocity
 #
 # Between updates the policy collects.
 #
-# Sizes are those of `conf/actor_critic/pendulum.yaml`, which `make train` runs, for fewer steps. The three callbacks
-# draw the figures that every run leaves behind.
+# Sizes are those of `conf/actor_critic/pendulum.yaml`, which `make train` runs: 7000 environment steps in a few minutes
+# ([learning curve](../docs/benchmarks.md#online-reinforcement-learning)). The package comes with the weights of such a
+# run, `zoo:pendulum`. Here they are tested, and then trained for 400 updates more, to see what they learn from. The two
+# callbacks draw figures that every run leaves behind.
 
 # %%
 torch.manual_seed(0)
 task = OnlineData(
     GymnasiumEnvironment("Pendulum-v1"),
-    total_env_steps=ENV_STEPS,
+    total_env_steps=WARM_UP + ENV_STEPS,
     warmup_env_steps=WARM_UP,
-    epoch_env_steps=ENV_STEPS // 10,
+    epoch_env_steps=ENV_STEPS,
     batch_size=128,
     env_steps_per_collection=4,
-    eval_episodes=2 if FAST else 10,
     test_episodes=2 if FAST else 10,
-    max_episode_steps=40 if FAST else 200,
+    max_episode_steps=10 if FAST else 200,
 )
 agent = ReverseFlowActorCritic(
     **task.dimensions,
@@ -699,29 +702,30 @@ agent = ReverseFlowActorCritic(
     acting=Acting(train_particles=4, collect_particles=4, eval_particles=16),
     critics=Critics(CriticArchitecture(hidden_dim=128), ema_decay=0.98),
 )
+agent.load_state_dict(load_policy("zoo:pendulum").module.state_dict())
 with tempfile.TemporaryDirectory() as folder:
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=task.num_epochs,
         default_root_dir=folder,
-        callbacks=[LearningCurve(), PosteriorFigures(), PolicyFigures()],
+        callbacks=[PolicyFigures(), PosteriorFigures()],
+        limit_val_batches=0,
         log_every_n_steps=20,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(agent, datamodule=task)
-    print(f"{task.env_steps:,} environment steps")
     metrics = trainer.test(agent, datamodule=task, verbose=False)[0]
+    trainer.fit(agent, datamodule=task)
     figures = {path.stem: path.read_bytes() for path in (Path(folder) / "figures").glob("*.png")}
 print(*agent.result_lines(metrics), sep="\n")
-display(Image(figures["learning_curve"], width=640))
 assert FAST or metrics["test/return_mean"] > -400.0
 
 # %% [markdown]
 # Random torques earn about $-1200$; a pendulum that is swung up and kept up earns about $-150$. The policy at four
-# states of an episode: how the flow moves, and where it ends, beside the Boltzmann density of the critics.
+# states of an episode: how the flow moves, and where it ends, beside the Boltzmann density of the critics. (Figures
+# count the environment steps of this notebook, without those of the run that the weights are from.)
 
 # %%
 display(Image(figures["policy"], width=900))
@@ -737,13 +741,14 @@ for name, values in profile.means.items():
     print(f"{name:24}", *(f"{value:9.3f}" for value in values))
 
 # %% [markdown]
-# At a temperature of 1 the values of this task differ by a nat or two over the samples of a state, and most samples
-# carry weight, two thirds of them even at small flow times. The coefficient goes from 0 to 1, as in section 3. Hardly
-# an estimated action is at a bound.
+# At a temperature of 1 the log-density differs by two or three nats over the samples of a state at small flow times,
+# and still more than half of the samples carry weight. The coefficient goes from 0 to 1, as in section 3. Hardly an
+# estimated action is at a bound.
 #
-# The first state above shows a limit. There the critics prefer the full torque, a distribution with a spike at the
-# bound, and the flow's samples are wider than it. Five Euler steps, sixteen samples and a proposal that covers bounds
-# badly are the suspects. The action taken is still right, since it is the best of sixteen.
+# The states above show a limit. In the first two the critics prefer the full torque, a distribution with a spike at the
+# bound, and the flow's samples are wider than it. In the last two all torques are about as good, and the samples leave
+# the bounds out. Five Euler steps, sixteen samples and a proposal that covers bounds badly are the suspects. The action
+# taken is still right, since it is the best of sixteen.
 #
 # ## 9. What is not shown
 #
