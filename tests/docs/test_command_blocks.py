@@ -7,24 +7,24 @@ type. What a single complete file of ``conf/`` does is tested where every such f
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from flowmatch_rl.cli.main import COMMANDS
+from benchmarks.__main__ import BENCHMARKS
+from flowmatch_rl.cli import main
 from tests.cli.support import call
-from tests.docs.blocks import BLOCKS, PAGES, ROOT, Block, inline_commands
+from tests.docs.blocks import BLOCKS, COMMANDS, ROOT, Block
 
+PRINTED = "what the command above prints"
 NOT_RUN = {
     "docs/any_reward.md": {"--behavior '{class_path": "options of the command above", "action  ": "what it prints"},
     "docs/architecture.md": {"roof  ": "a table"},
     "docs/containers.md": {"(umask 077": "needs Docker"},
-    "docs/datasets.md": {"episode,time": "a table", "data/robot_arm:": "what the command above prints"},
-    "docs/export.md": {"MLFLOW_TRACKING_URI": "needs a server; tests/cli/test_runs.py loads the model"},
-    "docs/generative_model.md": {"learns height": "what the command above prints"},
+    "docs/datasets.md": {"episode,time": "a table", "data/robot_arm:": PRINTED},
+    "docs/generative_model.md": {"learns height": PRINTED},
     "docs/occupancy.md": {"m(x | s, a)": "a formula"},
 }
 """Beginnings of blocks that are no commands, or commands that need what is not here, by page, with the reason."""
@@ -34,24 +34,6 @@ PARSED = ("fit", "test", "validate", "predict", "collect", "convert", "estimator
 
 FRAGMENTS = {"segments": "occupancy/maze_loop", "rewards": "occupancy/maze_loop", "estimator": "actor_critic/pendulum"}
 """Arguments of models that pages show by themselves, and a task that they go with."""
-
-
-def all_commands() -> Iterator[tuple[str, list[str]]]:
-    """Where each command stands, and its words."""
-    for block in BLOCKS:
-        if block.kind == "commands":
-            yield from ((block.name, words) for words in block.commands)
-    for page in PAGES:
-        yield from ((page.name, words) for words in inline_commands(page))
-
-
-def of_package(words: list[str]) -> list[str] | None:
-    """Arguments of ``flowmatch-rl`` in a command, which a launcher may begin; None for another program."""
-    for start in (["flowmatch-rl"], ["-m", "flowmatch_rl"]):
-        for place in range(len(words)):
-            if words[place : place + len(start)] == start and words[0] != "docker":
-                return words[place + len(start) :]
-    return None
 
 
 def without_places(words: list[str]) -> tuple[str, ...]:
@@ -96,9 +78,9 @@ def has_files_alone(words: tuple[str, ...]) -> bool:
 @pytest.mark.parametrize("which", ["with options", pytest.param("with files alone", marks=pytest.mark.slow)])
 def test_every_command_of_the_package_is_taken_by_its_parser(which: str, place: Path) -> None:
     tried: dict[tuple[str, ...], str] = {}
-    for where, words in all_commands():
-        if (arguments := of_package(words)) is not None:
-            tried.setdefault(without_places(arguments), where)
+    for command in COMMANDS:
+        if (arguments := command.arguments) is not None:
+            tried.setdefault(without_places(arguments), command.name)
     chosen = {words: where for words, where in tried.items() if has_files_alone(words) == (which != "with options")}
     assert len(chosen) > 30
     wrong = [f"{where}: {problem}" for words, where in chosen.items() if (problem := refusal([*words]))]
@@ -107,10 +89,11 @@ def test_every_command_of_the_package_is_taken_by_its_parser(which: str, place: 
 
 def test_every_file_that_a_command_names_exists(place: Path) -> None:
     missing = []
-    for where, words in all_commands():
-        files = [word for before, word in itertools.pairwise(words) if before == "-c" and word.endswith(".yaml")]
+    for command in COMMANDS:
+        named = itertools.pairwise(command.words)
+        files = [word for before, word in named if before == "-c" and word.endswith(".yaml")]
         missing += [
-            f"{where}: {path}"
+            f"{command.name}: {path}"
             for path in files
             if "<" not in path and not path.startswith("runs/") and not Path(path).exists()
         ]
@@ -120,7 +103,7 @@ def test_every_file_that_a_command_names_exists(place: Path) -> None:
 def refusal(words: list[str]) -> str:
     """What the command line has against a command, "" if nothing."""
     command, rest = words[0], words[1:]
-    if command not in COMMANDS:
+    if command not in main.COMMANDS:
         return f"there is no command {command}"
     files = [word for before, word in itertools.pairwise(rest) if before == "-c"]
     if missing := [path for path in files if not Path(path).exists()]:
@@ -147,15 +130,21 @@ def said(words: list[str]) -> str:
 
 def refused_improvement(rest: list[str]) -> str:
     """``improve`` passes options to ``fit`` that are not its own."""
-    shown = options_of("improve")
-    own, others = [], []
-    for place in range(0, len(rest), 2):
-        name = rest[place]
-        (own if name in shown or name.startswith("--behavior") else others).extend(rest[place : place + 2])
+    own, others = divided(rest)
     outcome = call(["improve", *own, *([] if "--ckpt_path" in own else ["--ckpt_path", "nowhere.ckpt"])])
     if "there is no checkpoint" not in outcome.err:  # what comes after the parser
         return outcome.err
-    return said(["fit", "--model", "OccupancyActorCritic", "--data", "PolicyData", *others, "--print_config"])
+    return said(["fit", *others, "--print_config"])
+
+
+def divided(rest: list[str]) -> tuple[list[str], list[str]]:
+    """Options of ``improve`` that are its own, and those of the ``fit`` that it becomes."""
+    shown = options_of("improve")
+    own, others = [], ["--model", "OccupancyActorCritic", "--data", "PolicyData"]
+    for place in range(0, len(rest), 2):
+        name = rest[place]
+        (own if name in shown or name.startswith("--behavior") else others).extend(rest[place : place + 2])
+    return own, others
 
 
 def refused_names(command: str, rest: list[str]) -> str:
@@ -175,21 +164,21 @@ def options_of(command: str) -> set[str]:
 def test_every_other_command_names_what_is_there() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for where, words in all_commands():
-        if of_package(words) is not None:
+    for command in COMMANDS:
+        words, where = command.words, command.name
+        if command.arguments is not None:
             continue
-        if words[0] == "make":
+        if command.program == "make":
             assert words[1] in targets, where
-        elif words[0] == "pip":
-            for extra in re.findall(r"(?:\.|flowmatch_rl)\[(\w+)\]", " ".join(words)):
+        elif command.program == "pip":
+            for extra in re.findall(r"(?:\.|flowmatch_rl)\[(\w+)\]", command.text):
                 assert extra in project["optional-dependencies"], where
-            for version in re.findall(r"\btorch==\S+", " ".join(words)):
+            for version in re.findall(r"\btorch==\S+", command.text):
                 assert version in (ROOT / "constraints.txt").read_text(), where
-        elif words[0] == "python":
-            assert (ROOT / words[1]).exists(), where
+        elif words[:3] == ("python", "-m", "benchmarks"):
+            assert set(words[3:]) <= set(BENCHMARKS), where
         else:
-            assert words[0] in ("docker", "apptainer", "sbatch"), where  # which are not here
-            assert all((ROOT / word).exists() for word in words if word.startswith(("examples/", "conf/"))), where
+            assert all((ROOT / word).exists() for word in words if re.match("(examples|conf|tests)/", word)), where
 
 
 def configured(block: Block, place: Path) -> str:

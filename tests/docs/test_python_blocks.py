@@ -146,7 +146,7 @@ def run_block(block: Block, given: dict[str, Any], models: Path, folder: Path) -
         return
     if set(block.text.splitlines()) <= README:  # a part of what the README's test runs
         return
-    code = compile("\n" * block.line + tiny(block.text, models), block.page, "exec")
+    code = compile("\n" * (block.line - 1) + tiny(block.text, models), block.page, "exec")
     with contextlib.redirect_stdout(None):
         exec(code, given)
 
