@@ -34,7 +34,13 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(str(homes[name])), name)
+        try:
+            home = importlib.import_module(str(homes[name]))
+        except (
+            AttributeError
+        ) as error:  # of a library that does not load: Python would take it for a name that is missing
+            raise ImportError(f"{homes[name]} cannot be imported: {error}", name=homes[name]) from error
+        value = getattr(home, name)
         setattr(module, name, value)
         return value
 

@@ -60,6 +60,20 @@ def test_a_door_knows_only_what_stands_under_type_checking() -> None:
         get("TYPE_CHECKING")
 
 
+def test_a_library_that_does_not_load_is_not_taken_for_a_missing_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "house_with_a_door"
+    folder.mkdir()
+    door = ["from typing import TYPE_CHECKING", "from flowmatch_rl.doors import lazy_exports", "if TYPE_CHECKING:"]
+    door += ["    from house_with_a_door.room import Thing", "__getattr__, __dir__ = lazy_exports(__name__)"]
+    (folder / "__init__.py").write_text("\n".join(door))
+    (folder / "room.py").write_text("None.eglQueryString")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"house_with_a_door\.room cannot be imported: .*eglQueryString"):
+        importlib.import_module("house_with_a_door").Thing  # noqa: B018
+
+
 def test_the_package_and_its_doors_are_light() -> None:
     code = "\n".join(f"import {name}" for name in DOORS if not name.endswith((".modules", ".inference")))
     assert not {"torch", "numpy", "lightning", "matplotlib", *HEAVY} & loaded(f"import flowmatch_rl\n{code}")
