@@ -18,7 +18,7 @@ LIMITS: dict[str, int] = NETWORKS | {
     "total_env_steps": 120, "warmup_env_steps": 112, "epoch_env_steps": 40, "env_steps": 16,
     "num_pairs": 100, "num_references": 64, "pool_batches": 2, "reuse": 2, "length": 8, "devices": 2,
     # draws
-    "train_particles": 2, "collect_particles": 2, "eval_particles": 2, "num_particles": 2, "num_samples": 4,
+    "train_particles": 2, "collect_particles": 2, "eval_particles": 2, "num_particles": 2, "num_samples": 8,
     "num_steps": 2, "action_samples": 4, "replay_actions": 2, "replay_capacity": 64,
     # evaluations
     "eval_episodes": 1, "test_episodes": 1, "max_episode_steps": 5, "eval_samples": 60, "eval_copies": 8,
