@@ -33,14 +33,14 @@ READ_TRACKED = ("flowmatch-rl ui", "flowmatch-rl deliver", "mlflow", "make ui")
 """Beginnings of commands that read what MLflow tracked: it tracks the runs that come before them on their page."""
 
 CHECKSUMS = "SHA256SUMS"
-REPORT = ("report.html", "report.png")
+REPORT = ("report.html", "results.csv")  # and report.png, or samples.png of bandits
 LEFT = {
     "collect": ("dataset.json", CHECKSUMS, "transitions/meta.json"),
     "convert": ("dataset.json", CHECKSUMS, "transitions/meta.json"),
     "estimators": ("estimators.csv", "estimators.png"),
-    "compare": (*REPORT, "results.csv"),
-    "report": (*REPORT, "results.csv"),
-    "sweep": (*REPORT, "trials.csv", "best.yaml", "study.db"),
+    "compare": REPORT,
+    "report": REPORT,
+    "sweep": ("report.html", "report.png", "trials.csv", "best.yaml", "study.db"),
     "export": ("",),
 }
 """Files that commands leave in their output, by the names of commands; "" is the output itself."""
