@@ -59,9 +59,9 @@ from flowmatch_rl.types import Reward
 # %%
 FAST = os.environ.get("FLOWMATCH_FAST") == "1"
 ROWS = 20_000 if FAST else 200_000  # of the data set
-UPDATES = 3 if FAST else 1_500  # of the occupancy
+UPDATES = 3 if FAST else 1_000  # of the occupancy
 DRAWS = Draws(num_states=64, num_members=4, num_samples=4) if FAST else Draws(num_states=2_048)
-POLICY_UPDATES = 4 if FAST else 1_000  # of each policy
+POLICY_UPDATES = 4 if FAST else 800  # of each policy
 EPISODES, STEPS = (4, 3) if FAST else (200, 120)  # that a policy is tried on
 DISCOUNT = 0.95
 SEED = 0
