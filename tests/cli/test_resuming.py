@@ -1,8 +1,10 @@
 """``--ckpt_path last``: the same command begins a run, continues it, and finds what is whole."""
 
+import io
 import json
 import signal
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -96,8 +98,10 @@ def trained(tmp_path_factory) -> Path:
 
 
 def flipped(content: bytes) -> bytes:
-    """A checkpoint one bit of which has changed, in a weight: PyTorch would read it without a word."""
-    place = content.rindex(b"/data/", 0, len(content) // 2) + 200
+    """A checkpoint one bit of which has changed, in its largest tensor: PyTorch would read it without a word."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        tensor = archive.read(max(archive.infolist(), key=lambda record: record.file_size))
+    place = content.index(tensor) + len(tensor) // 2
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
