@@ -48,6 +48,7 @@ FILES: dict[str, Callable[[Path], object]] = {
 
 GIVEN = {
     "docs/benchmarks.md": ["flowmatch-rl fit -c conf/actor_critic/pendulum.yaml"],
+    "docs/comparing.md": ["flowmatch-rl fit -c conf/actor_critic/pendulum.yaml"],
     "docs/datasets.md": [
         "flowmatch-rl collect -c conf/collect/cube_single.yaml --output data/cube_play"
         " --ogbench_file data/cube-single-play-v0.npz",
