@@ -162,7 +162,12 @@ class Walk:
         """Train or evaluate; in processes of their own where there are several."""
         whole = configuration(words)
         kept = () if words[0] == "fit" else NETWORKS
-        small = ((name, value) for name, value in limited(whole) if name.rpartition(".")[2] not in kept)
+        # The one-step model of an occupancy must have the sizes that it was trained with.
+        small = (
+            (name, value)
+            for name, value in limited(whole)
+            if name.rpartition(".")[2] not in kept or ".dynamics." in name
+        )
         words = [*words, *options(small), *self.trackers(whole)]
         if str(whole["trainer"]["devices"]) not in ("1", "auto"):
             outcome = finished([*PACKAGE, *words], environment())
