@@ -36,9 +36,7 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         try:
             home = importlib.import_module(str(homes[name]))
-        except (
-            AttributeError
-        ) as error:  # of a library that does not load: Python would take it for a name that is missing
+        except AttributeError as error:  # of a library that does not load; Python would say that the name is missing
             raise ImportError(f"{homes[name]} cannot be imported: {error}", name=homes[name]) from error
         value = getattr(home, name)
         setattr(module, name, value)

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from flowmatch_rl.callbacks import Tracker
+from flowmatch_rl.checkpoints import read_checkpoint
 from tests.cli.support import Outcome, call, default_signals, environment
 from tests.docs.blocks import ROOT, Command
 from tests.docs.sizes import NETWORKS, configuration, limited, options
@@ -188,7 +188,7 @@ class Walk:
         for name in ("config.yaml", "result.json", LAST):
             assert (folder / name).is_file(), f"{name} is missing in {folder}"
         assert json.loads((folder / "result.json").read_text())
-        assert torch.load(folder / LAST, weights_only=False)["global_step"] > 0
+        assert read_checkpoint(folder / LAST)["global_step"] > 0
         named = re.findall(r"^(?:checkpoint|figure|video|animation) +(\S+)$", outcome.out, re.MULTILINE)
         assert any(path.endswith(".png") for path in named), outcome.out
         missing = [path for path in named if not Path(path).is_file()]
@@ -225,12 +225,11 @@ class Walk:
 
     def take_nodes(self, words: list[str], command: Command) -> None:
         """Two nodes on this machine, each with one process in place of several."""
-        arguments = command.arguments or []
         port = free_port()
         for name, value in (("--nproc-per-node", "1"), ("--master-port", str(port))):
             words[words.index(name) + 1] = value
         words = ["127.0.0.1" if word == "<first_node>" else word for word in words]
-        whole = configuration([word for word in words[words.index("flowmatch_rl") + 1 :]])
+        whole = configuration(words[words.index("flowmatch_rl") + 1 :])
         small = [word for word in options(limited(whole)) if "devices" not in word]
         started = [
             subprocess.Popen(
@@ -248,7 +247,6 @@ class Walk:
         ]
         outcomes = [process.communicate(timeout=500) for process in started]
         assert [process.returncode for process in started] == [0, 0], outcomes
-        assert arguments
         self.check_fit(Outcome(0, outcomes[0][0], ""))
 
     def take_model_server(self, words: list[str], command: Command) -> None:
