@@ -21,7 +21,7 @@ from flowmatch_rl.inference import load_policy
 
 DOG = {"data.environment.init_args.domain": "dog", "data.environment.init_args.task": "run"}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "lean, cheetah-run: batch 256, width 256, 48 states, 8 samples, 1 particle, 1 step": ("cheetah_run", {}),
+    "lean, cheetah-run: batch 256, width 256, 48 states, 8 samples, 4 particles, 1 step": ("cheetah_run", {}),
     "batch 1024, 256 states": ("cheetah_run", {"data.batch_size": 1024, "model.points.batch_size": 256}),
     "width 512": (
         "cheetah_run",
@@ -31,7 +31,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "256 states": ("cheetah_run", {"model.points.batch_size": None}),
     "16 samples": ("cheetah_run", {"model.estimator.init_args.num_samples": 16}),
     "64 samples": ("cheetah_run", {"model.estimator.init_args.num_samples": 64}),
-    "2 particles": ("cheetah_run", {"model.acting.train_particles": 2}),
+    "1 particle": ("cheetah_run", {"model.acting.train_particles": 1}),
     "16 particles": ("cheetah_run", {"model.acting.train_particles": 16}),
     "10 steps": ("cheetah_run", {"model.policy.sampler.init_args.num_steps": 10}),
     "two residual blocks": ("cheetah_run", {"model.policy.network.num_blocks": 2}),
