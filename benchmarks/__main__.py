@@ -1,6 +1,6 @@
 """Run benchmarks and write ``benchmarks/RESULTS.md`` and ``benchmarks/results.json``.
 
-python -m benchmarks                 all of them, about a day, of which online takes ten hours and offline four
+python -m benchmarks                 all of them, more than a day, most of it online; offline takes four hours
 python -m benchmarks update_speed    one of them; the others' last results are kept
 """
 
