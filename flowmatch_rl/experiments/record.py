@@ -10,7 +10,7 @@ from flowmatch_rl.checks import RunError, UserError
 from flowmatch_rl.configuration import flatten
 from flowmatch_rl.experiments.executors import is_free
 from flowmatch_rl.experiments.plan import OUTPUT, Job
-from flowmatch_rl.files import lock_file, write_json
+from flowmatch_rl.files import RESULT, lock_file, write_json
 
 RECORD = "comparison.json"
 """Name of the record in a comparison's folder."""
@@ -115,13 +115,14 @@ def check_unchanged(output: Path, definition: dict[str, Any]) -> dict[str, Any] 
 
 
 def begun_runs(output: Path) -> list[tuple[str, str, int]]:
-    """Task, method and seed of the runs that were ever started in a folder.
+    """Task, method and seed of the runs that were ever started in a folder, or whose records were copied into it.
 
     Args:
         output: Folder of the comparison.
     """
-    places = [path.relative_to(output).parts for path in sorted(output.glob(f"*/*/*/{OUTPUT}"))]
-    return [(task, method, int(seed)) for task, method, seed, _ in places if seed.isdigit()]
+    folders = {path.parent for name in (OUTPUT, RESULT) for path in output.glob(f"*/*/*/{name}")}
+    places = [folder.relative_to(output).parts for folder in sorted(folders)]
+    return [(task, method, int(seed)) for task, method, seed in places if seed.isdigit()]
 
 
 def first_difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, str, str] | None:

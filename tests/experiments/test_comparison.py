@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,6 +228,15 @@ def test_changed_definition_of_what_has_runs_is_refused_in_one_line(changes, wor
         assert outcome.code == 2
         assert len(outcome.error_lines) == 1
         assert all(word in outcome.err for word in [*words, str(made / "out")]), outcome.err
+
+
+def test_changed_definition_is_refused_where_records_alone_were_copied(made: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(made, tmp_path / "copied")
+    for log in list(copied.rglob("output.log")):
+        log.unlink()
+    outcome = compare(copied, "--dry_run", methods={"plain": {}})
+    assert outcome.code == 2
+    assert "options.score was 2, is not set" in outcome.err
 
 
 def test_changed_content_of_a_file_is_refused_but_not_its_comments_or_its_place(made: Path) -> None:

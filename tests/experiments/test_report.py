@@ -266,6 +266,16 @@ def test_run_that_has_not_begun_counts_as_planned(tmp_path: Path) -> None:
     assert report(tmp_path).code == 0
 
 
+def test_run_counts_whose_record_was_copied_after_the_comparison_was_written(tmp_path: Path) -> None:
+    make_comparison(tmp_path, {"swing": {"a": [10.0, 30.0]}})
+    record = json.loads((tmp_path / "comparison.json").read_text())
+    record["runs"] = [["swing", "a", 0]]
+    (tmp_path / "comparison.json").write_text(json.dumps(record))
+    (tmp_path / "swing" / "a" / "1" / "output.log").unlink()
+    (row,) = summarize(read_study([tmp_path])).tables[0].itertuples()
+    assert (row.planned, row.ended, row.mean) == (2, 2, 20.0)
+
+
 def succeed(folder: Path, *runs: str) -> None:
     """Have runs with a return of minus so many steps measure a success rate of 1 less a hundredth of them."""
     for run in runs:
