@@ -9,11 +9,13 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
+from flowmatch_rl.checks import UserError
 from flowmatch_rl.cli.names import find_class
 from flowmatch_rl.configuration import drop_replaced, read_overlay, read_yaml
 
 _FILE_OPTIONS = ("-c", "--config")
 _WORD = re.compile(r"[\w.+-]+")
+_DEEP_ENTRY = re.compile(r"(tasks|methods)\..+\.options\..+")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,35 @@ def compose(arguments: Sequence[str]) -> tuple[list[str], list[Any]]:
     overlays = drop_replaced([source.overlay for source in sources], find_class, shared_arguments)
     words = [word for source, overlay in zip(sources, overlays, strict=True) for word in source.restate(overlay)]
     return words, overlays
+
+
+def take_entries(arguments: Sequence[str], *names: str) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Take the entries of options of runs out of the arguments, such as ``--options.data.batch_size=7``.
+
+    Their names have dots of their own, which the parser would read as levels.
+
+    Args:
+        arguments: Arguments after the command.
+        names: Options that hold options of runs by name.
+
+    Returns:
+        The other arguments, and the entries by option.
+
+    Raises:
+        UserError: If a value is not YAML, or an entry is one of a single task or method.
+    """
+    rest: list[str] = []
+    entries: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for source in _sources(arguments):
+        head, _, key = (source.option or "").partition(".")
+        if _DEEP_ENTRY.fullmatch(source.option or ""):
+            raise UserError(f"--{source.option}: options of one task or method are given in the comparison's file")
+        if head in entries and key:
+            value = source.words[-1] if len(source.words) == 2 else source.words[-1].partition("=")[2]
+            entries[head][key] = read_yaml(value, f"--{source.option}")
+        else:
+            rest += source.words
+    return rest, entries
 
 
 def shared_arguments(old: Any, new: Any) -> set[str]:

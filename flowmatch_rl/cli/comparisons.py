@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowmatch_rl.cli.arguments import compose
+from flowmatch_rl.cli.arguments import compose, take_entries
 from flowmatch_rl.cli.checking import check_runs
 from flowmatch_rl.cli.names import known_names
 from flowmatch_rl.cli.parser import make_parser, read_options, user_errors
@@ -28,7 +28,9 @@ def compare(args: Sequence[str]) -> int:
     parser.add_argument("--executor", type=Executor, default=LocalExecutor(), help="Where the runs are made.")
     parser.add_argument("--workers", type=int | None, default=None, help="Runs at a time; one per core if null.")
     parser.add_argument("--dry_run", type=bool, nargs="?", const=True, default=False, help="Only print the commands.")
-    options = read_options(parser, *compose(args))
+    words, entries = take_entries(args, "options")
+    options = read_options(parser, *compose(words))
+    options |= {name: options[name] | more for name, more in entries.items()}
     output, executor, workers, dry_run = (options.pop(name) for name in ("output", "executor", "workers", "dry_run"))
     with user_errors():
         plan = Plan(**options)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flowmatch_rl.checks import UserError
-from flowmatch_rl.cli.arguments import compose, shared_arguments
+from flowmatch_rl.cli.arguments import compose, shared_arguments, take_entries
 from flowmatch_rl.cli.checking import check_run
 from flowmatch_rl.cli.messages import with_hint
 from flowmatch_rl.cli.names import find_class
@@ -34,7 +34,9 @@ def sweep(args: Sequence[str]) -> int:
     parser.add_argument(
         "--dry_run", type=bool, nargs="?", const=True, default=False, help="Only check the space, and print commands."
     )
-    options = read_options(parser, *compose(args))
+    words, entries = take_entries(args, "options", "space")
+    options = read_options(parser, *compose(words))
+    options |= {name: options[name] | more for name, more in entries.items()}
     output, executor, workers, dry_run = (options.pop(name) for name in ("output", "executor", "workers", "dry_run"))
     with user_errors():
         try:

@@ -230,6 +230,23 @@ def test_changed_definition_of_what_has_runs_is_refused_in_one_line(changes, wor
         assert all(word in outcome.err for word in [*words, str(made / "out")]), outcome.err
 
 
+def test_entries_of_the_options_of_all_runs_are_changed_one_by_one(tmp_path: Path) -> None:
+    words = ["--options.data.batch_size=7", "--options.data.n_steps", "3", "--options.model.scale=1.5"]
+    outcome = compare(tmp_path, "--dry_run", *words, options={"data.batch_size": 64, "data.size": 5})
+    assert outcome.code == 0
+    for line in outcome.out.splitlines():
+        given = [word for word in shlex.split(line) if word.startswith(("--data.", "--model."))]
+        assert given == ["--data.batch_size=7", "--data.size=5", "--data.n_steps=3", "--model.scale=1.5"]
+
+
+def test_entry_of_the_options_of_one_method_is_refused_on_the_command_line(tmp_path: Path) -> None:
+    outcome = compare(tmp_path, "--dry_run", "--methods.plain.options.data.batch_size=7")
+    assert outcome.code == 2
+    assert outcome.error_lines[-1].endswith(
+        "--methods.plain.options.data.batch_size: options of one task or method are given in the comparison's file"
+    )
+
+
 def test_changed_definition_is_refused_where_records_alone_were_copied(made: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(made, tmp_path / "copied")
     for log in list(copied.rglob("output.log")):

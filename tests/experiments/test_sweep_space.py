@@ -164,6 +164,16 @@ def test_modules_of_a_users_own_are_known_from_options_files_and_the_space(tmp_p
     assert named_modules(sweep.contents()) == {"my_estimators", "my_parts", "my_data"}
 
 
+def test_entries_of_the_options_of_all_trials_are_changed_one_by_one(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = ["--options.data.batch_size=7", "--options.data.eval_samples=90"]
+    outcome = call(["sweep", "-c=conf/sweep/two_moons.yaml", f"--output={tmp_path / 'out'}", "--dry_run", *words])
+    assert outcome.code == 0, outcome.err
+    assert all(
+        set(shlex.split(line)) >= {word.replace("options.", "") for word in words} for line in outcome.out.splitlines()
+    )
+
+
 @pytest.mark.parametrize("path", sorted((CONF / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_sweep_of_the_repository_is_made_of_valid_runs(path: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
