@@ -20,6 +20,7 @@ COMPARISONS = (
     "lean_and_sac",
     "paper_recipe",
     "paper_estimator",
+    "presets",
     "estimators",
     "ablations",
 )
