@@ -22,10 +22,11 @@ def report(args: Sequence[str]) -> int:
     parser.add_argument(
         "--output", type=str, default=None, help="Folder of the page; the first of the folders if none."
     )
+    parser.add_argument("--level", type=float, default=0.95, help="Level of the bootstrap intervals, such as 0.8.")
     parser.add_argument("--allow_imports", type=list[str], default=[], help=ALLOW_IMPORTS)
     options = read_options(parser, args)
     allow_imports(options["allow_imports"])
     folders = [Path(folder) for folder in options["folders"]]
-    for path in experiments.write_report(folders, Path(options["output"] or folders[0])):
+    for path in experiments.write_report(folders, Path(options["output"] or folders[0]), options["level"]):
         print(path)
     return 0

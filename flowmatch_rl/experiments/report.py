@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from flowmatch_rl.checks import UserError
+from flowmatch_rl.checks import UserError, check_range
 from flowmatch_rl.experiments.pages import as_text, render
 from flowmatch_rl.experiments.runs import RETURN, SUCCESS, read_study
 from flowmatch_rl.experiments.statistics import BANDIT_METRICS, SCORES, Summary, summarize
@@ -18,6 +18,7 @@ from flowmatch_rl.figures.comparison import (
     draw_comparison,
     draw_task,
     encode_figure,
+    percent,
 )
 from flowmatch_rl.files import atomic_path, write_text
 
@@ -31,12 +32,13 @@ class NothingToReportError(UserError):
     """No run in the folders has been evaluated yet."""
 
 
-def write_report(folders: Sequence[Path], output: Path) -> list[Path]:
+def write_report(folders: Sequence[Path], output: Path, level: float = 0.95) -> list[Path]:
     """Write a report about runs.
 
     Args:
         folders: Folders of comparisons, of runs, or with runs somewhere below.
         output: Folder for the files; made if it does not exist.
+        level: Level of the bootstrap intervals, in (0, 1).
 
     Returns:
         Paths of the files: ``report.html``, a page with its pictures inside; ``report.png``, curves and returns of
@@ -44,14 +46,15 @@ def write_report(folders: Sequence[Path], output: Path) -> list[Path]:
         of each run measured.
 
     Raises:
-        UserError: If a folder does not exist, or its files are damaged.
+        UserError: If a folder does not exist, its files are damaged, or the level is not in (0, 1).
         NothingToReportError: If no run has a learning curve of returns, or samples for a bandit.
     """
+    check_range("(0, 1)", level=level)
     study = read_study(folders)
     if not any(run.curve is not None or run.on_bandit for run in study.runs):
         names = ", ".join(map(str, folders))
         raise NothingToReportError(f"no run in {names} has been evaluated yet; there is nothing to report")
-    summary = summarize(study)
+    summary = summarize(study, level)
     title = " and ".join(folder.resolve().name for folder in folders)
     files = [output / PAGE]
     write_text(output / PAGE, make_page(title, summary))
@@ -84,6 +87,7 @@ def make_page(title: str, summary: Summary) -> str:
         "report.html.jinja",
         title=title,
         remarks=summary.remarks,
+        level=percent(summary.level),
         aggregate=as_text(encode_figure(draw_aggregate(aggregate))) if known else None,
         means=_means(aggregate),
         score=aggregate.score,
@@ -112,7 +116,7 @@ def _scores(task: TaskCurves, table: pd.DataFrame) -> pd.DataFrame:
             "method": table["method"],
             task.score: [_number(value, decimals) for value in table["mean"]],
             "std over runs": [_number(value, decimals) for value in table["std"]],
-            "95 % interval": [_between(low, high, decimals) for low, high in bounds],
+            f"{percent(task.level)} interval": [_between(low, high, decimals) for low, high in bounds],
             **others,
             "return over training": [_number(value, decimals) for value in table["mean_return"]],
             "runs ended": [f"{ended} of {all_}" for ended, all_ in zip(table["ended"], table["planned"], strict=True)],

@@ -68,6 +68,7 @@ class Summary:
         bandit_tables: Of each of them, by method, ``mean`` and ``std`` over runs of what their tests measured, and
             how many ``runs`` have ``ended`` and are ``planned``: columns of two levels.
         remarks: What a reader must know: what is missing, and why.
+        level: Level of all intervals.
     """
 
     tasks: tuple[TaskCurves, ...]
@@ -76,13 +77,15 @@ class Summary:
     bandits: dict[str, BanditPanels]
     bandit_tables: dict[str, pd.DataFrame]
     remarks: tuple[str, ...]
+    level: float
 
 
-def summarize(study: Study) -> Summary:
+def summarize(study: Study, level: float = 0.95) -> Summary:
     """Work out the numbers of a report.
 
     Args:
         study: The runs.
+        level: Level of the intervals, in (0, 1).
     """
     returns, bandits = study.split()
     methods = returns.methods
@@ -91,7 +94,8 @@ def summarize(study: Study) -> Summary:
             task,
             returns.steps(task),
             SCORES[returns.scores[task].metric],
-            [_method_on(returns, task, method) for method in methods],
+            [_method_on(returns, task, method, level) for method in methods],
+            level,
         )
         for task in returns.tasks
     )
@@ -102,10 +106,10 @@ def summarize(study: Study) -> Summary:
     aggregate = Aggregate(
         methods,
         _AGGREGATES.get(frozenset(returns.scores[task].metric for task in returns.tasks), "score"),
-        None if scaled is None else _means(scaled, interquartile_mean),
-        None if scaled is None else _means(scaled, _mean_of_tasks),
-        _areas(returns, scaled is not None),
-        _improvement(returns, scores) if len(methods) > 1 else None,
+        None if scaled is None else _means(scaled, interquartile_mean, level),
+        None if scaled is None else _means(scaled, _mean_of_tasks, level),
+        _areas(returns, scaled is not None, level),
+        _improvement(returns, scores, level) if len(methods) > 1 else None,
     )
     return Summary(
         tasks,
@@ -114,6 +118,7 @@ def summarize(study: Study) -> Summary:
         {task: panels for task in bandits.tasks if (panels := _panels(bandits, task)) is not None},
         {task: _bandit_table(bandits, task) for task in bandits.tasks},
         tuple(_remarks(study, tasks, tables, unscaled)),
+        level,
     )
 
 
@@ -163,21 +168,23 @@ def _bandit_table(study: Study, task: str) -> pd.DataFrame:
     return table.set_axis(pd.MultiIndex.from_tuples(table.columns), axis="columns")
 
 
-def _method_on(study: Study, task: str, method: str) -> MethodCurves:
+def _method_on(study: Study, task: str, method: str, level: float) -> MethodCurves:
     runs = study.of(task, method)
     measured = [run.measured(study.scores[task].metric) for run in runs]
     scores = torch.tensor([value for value in measured if value is not None], dtype=torch.float64)
     curves = [run.curve for run in runs if run.curve is not None]
-    by_steps = _curve_by_steps(curves) if len(study.steps(task)) == 1 else None
-    return MethodCurves(method, by_steps, _curve_by_seconds(curves), scores, _interval([scores], _mean_of_tasks))
+    by_steps = _curve_by_steps(curves, level) if len(study.steps(task)) == 1 else None
+    by_seconds = _curve_by_seconds(curves, level)
+    return MethodCurves(method, by_steps, by_seconds, scores, _interval([scores], _mean_of_tasks, level))
 
 
-def _curve_by_steps(curves: Sequence[RunCurve]) -> MeanCurve | None:
-    points = [(curve.steps, curve.returns) for curve in curves]
-    return mean_curve(points, torch.cat([x for x, _ in points]).unique(), _uniform(len(points))) if points else None
+def _curve_by_steps(curves: Sequence[RunCurve], level: float) -> MeanCurve | None:
+    if not (points := [(curve.steps, curve.returns) for curve in curves]):
+        return None
+    return mean_curve(points, torch.cat([x for x, _ in points]).unique(), _uniform(len(points)), level)
 
 
-def _curve_by_seconds(curves: Sequence[RunCurve]) -> MeanCurve | None:
+def _curve_by_seconds(curves: Sequence[RunCurve], level: float) -> MeanCurve | None:
     points = []
     for curve in curves:
         known = ~curve.seconds.isnan()
@@ -190,7 +197,7 @@ def _curve_by_seconds(curves: Sequence[RunCurve]) -> MeanCurve | None:
     begin, ends = max(float(x[0]) for x, _ in points), torch.stack([x[-1] for x, _ in points])
     grid = torch.cat([torch.linspace(begin, float(ends.max()), _GRID, dtype=torch.float64), ends]).unique()
     grid = grid[grid >= begin]
-    return mean_curve(points, grid, _uniform(len(points)))
+    return mean_curve(points, grid, _uniform(len(points)), level)
 
 
 def _row(study: Study, task: TaskCurves, method: MethodCurves) -> dict[str, Any]:
@@ -235,27 +242,29 @@ def _curve_means(study: Study, task: str, method: str) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _areas(study: Study, is_scaled: bool) -> Tensor | None:
+def _areas(study: Study, is_scaled: bool, level: float) -> Tensor | None:
     """Interquartile means of the returns over training, with bounds; None where scores are others, or have no scale."""
     if not is_scaled or any(study.scores[task].metric != RETURN for task in study.tasks):
         return None
     means = {name: [_curve_means(study, task, name) for task in study.tasks] for name in study.methods}
-    return _means(_scaled(study, means), interquartile_mean)
+    return _means(_scaled(study, means), interquartile_mean, level)
 
 
-def _means(scaled: Sequence[Sequence[Tensor]], mean: Callable[[Sequence[Tensor]], Tensor]) -> Tensor | None:
+def _means(
+    scaled: Sequence[Sequence[Tensor]], mean: Callable[[Sequence[Tensor]], Tensor], level: float
+) -> Tensor | None:
     """Means over tasks and runs with bounds, shape (M, 3); None if no method has a run on every task."""
     rows = [
         [math.nan] * 3
         if any(len(task) == 0 for task in tasks)
-        else [float(mean(tasks)), *_bounds(_interval(tasks, mean))]
+        else [float(mean(tasks)), *_bounds(_interval(tasks, mean, level))]
         for tasks in scaled
     ]
     means = torch.tensor(rows, dtype=torch.float64)
     return None if bool(means[:, 0].isnan().all()) else means
 
 
-def _improvement(study: Study, scores: dict[str, list[Tensor]]) -> Tensor | None:
+def _improvement(study: Study, scores: dict[str, list[Tensor]], level: float) -> Tensor | None:
     """Probabilities of improvement with bounds, shape (M, M, 3); None if no two methods share a finished task."""
     size, tasks = len(study.methods), len(study.tasks)
     found = torch.full((size, size, 3), torch.nan, dtype=torch.float64)
@@ -268,16 +277,16 @@ def _improvement(study: Study, scores: dict[str, list[Tensor]]) -> Tensor | None
             def chance(resampled: Sequence[Tensor]) -> Tensor:
                 return probability_of_improvement(resampled[:tasks], resampled[tasks:])
 
-            found[row, column] = torch.tensor([float(chance(both)), *_bounds(_interval(both, chance))])
+            found[row, column] = torch.tensor([float(chance(both)), *_bounds(_interval(both, chance, level))])
     return None if bool(found[..., 0].isnan().all()) else found
 
 
-def _interval(scores: Sequence[Tensor], statistic: Callable[[Sequence[Tensor]], Tensor]) -> Tensor | None:
+def _interval(scores: Sequence[Tensor], statistic: Callable[[Sequence[Tensor]], Tensor], level: float) -> Tensor | None:
     """Stratified bootstrap interval of a statistic, shape (2,); None if no task has two runs, or one has none."""
     counts = [len(task) for task in scores]
     if max(counts) < 2 or min(counts) == 0:
         return None
-    return percentile_interval(statistic(resample_runs(scores, _uniform(sum(counts)))))
+    return percentile_interval(statistic(resample_runs(scores, _uniform(sum(counts)))), level)
 
 
 def _mean_of_tasks(scores: Sequence[Tensor]) -> Tensor:

@@ -50,12 +50,14 @@ class TaskCurves:
             and both where there are no curves by steps because runs count different ones.
         score: What the scores are, in words.
         methods: Methods, in the order of the legend; the same on all tasks of a comparison.
+        level: Level of the intervals.
     """
 
     name: str
     steps: Sequence[str]
     score: str
     methods: Sequence[MethodCurves]
+    level: float = 0.95
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,15 @@ def encode_figure(figure: Figure) -> bytes:
     return file.getvalue()
 
 
+def percent(level: float) -> str:
+    """A level in words, such as ``95 %``.
+
+    Args:
+        level: The level, such as 0.95.
+    """
+    return f"{100.0 * level:g} %"
+
+
 def _task_height(task: TaskCurves) -> float:
     return 3.0 + 0.16 * len(task.methods)
 
@@ -159,7 +170,7 @@ def _draw_task(figure: FigureBase, task: TaskCurves) -> None:
     steps.set_title(task.name, fontsize=11, loc="left", fontweight="bold")
     tidy(seconds, "minutes of training")
     seconds.set_xlim(left=0.0)
-    tidy(final, f"{task.score}, final test (mean, 95 %)")
+    tidy(final, f"{task.score}, final test (mean, {percent(task.level)})")
     final.xaxis.set_major_locator(MaxNLocator(5))
     final.set_yticks(range(len(task.methods)), [method.name for method in task.methods])
     final.set_ylim(len(task.methods) - 0.5, -0.5)

@@ -17,7 +17,7 @@ import yaml
 from flowmatch_rl.evaluation import LossPoint, PolicyPoint, ReturnPoint, names_of
 from flowmatch_rl.experiments.report import make_page
 from flowmatch_rl.experiments.runs import RETURN, SUCCESS, Score, read_study
-from flowmatch_rl.experiments.statistics import summarize
+from flowmatch_rl.experiments.statistics import Summary, summarize
 from flowmatch_rl.figures.comparison import Aggregate, MethodCurves, TaskCurves, draw_aggregate, draw_task
 from tests.callbacks.test_figures import is_drawn
 from tests.cli.support import Outcome, call
@@ -151,6 +151,55 @@ def test_tables_hold_means_deviations_runs_and_speed(whole: Path) -> None:
     # Evaluations are at 10, 20, 30 and 40 steps, of a quarter to the whole of the last: on average 5 / 8 of it.
     assert [row[4] for row in swing[1:] + walk[1:]] == ["18.8", "25.0", "187.5", "312.5"]
     assert all(row[5:] == ["3 of 3", "1.0"] for row in swing[1:] + walk[1:])
+
+
+def test_level_of_the_intervals_is_that_asked_for(whole: Path, tmp_path: Path) -> None:
+    assert report(whole, "--level=0.8", f"--output={tmp_path}").code == 0
+    page = Page((tmp_path / "report.html").read_text())
+    _, _, swing, _ = page.tables
+    assert swing[0][3] == "80 % interval"
+    # Of the 27 resamples the lowest is below a tenth, the next three make four.
+    assert [row[3] for row in swing[1:]] == ["13.3 to 46.7", "33.3 to 46.7"]
+    assert "bands are 80 % bootstrap" in page.text
+    assert "80 % stratified" in page.text
+    assert "95 %" not in page.text
+
+
+def test_every_interval_of_a_lower_level_is_narrower(whole: Path) -> None:
+    study = read_study([whole])
+    wide, narrow = (summarize(study, level) for level in (0.95, 0.5))
+
+    def width(summary: Summary) -> dict[str, float]:
+        aggregate, method = summary.aggregate, summary.tasks[0].methods[0]
+        assert method.by_steps is not None
+        assert method.by_seconds is not None
+        assert aggregate.improvement is not None
+        found = {
+            "curve by steps": method.by_steps.interval[:, -1],
+            "curve by seconds": method.by_seconds.interval[:, -1],
+            "score": method.interval,
+            "improvement": aggregate.improvement[0, 1, 1:],
+        }
+        for name, means in (("iqm", aggregate.interquartile_mean), ("mean", aggregate.mean), ("area", aggregate.area)):
+            assert means is not None
+            found[name] = means[0, 1:]
+        return {name: float(bounds[1] - bounds[0]) for name, bounds in found.items()}
+
+    assert all(0.0 < less < width(wide)[name] for name, less in width(narrow).items()), (width(wide), width(narrow))
+    assert draw_task(narrow.tasks[0]).axes[2].get_xlabel() == "return, final test (mean, 50 %)"
+
+
+@one_test
+@pytest.mark.parametrize(
+    ("level", "words"), [("0", "level must"), ("80", "got 80.0"), ("nan", "got 'nan'"), ("x", "got 'x'")]
+)
+def test_level_outside_of_its_range_is_refused_in_one_line(level: str, words: str, whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
+    outcome = report(whole, f"--level={level}")
+    assert outcome.code == 2
+    assert len(outcome.error_lines) == 1
+    assert words in outcome.err
+    assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
 
 
 def test_aggregate_is_that_worked_out_by_hand(whole: Path) -> None:
