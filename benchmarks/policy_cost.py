@@ -20,6 +20,15 @@ from flowmatch_rl.cli import FlowMatchCLI
 from flowmatch_rl.inference import load_policy
 
 DOG = {"data.environment.init_args.domain": "dog", "data.environment.init_args.task": "run"}
+PAPERS = {
+    "class_path": "PosteriorMeanEstimator",
+    "init_args": {
+        "num_samples": 10,
+        "proposal": "LikelihoodProposal",
+        "control_variate": {"class_path": "RegressControlVariate", "init_args": {"limit": 2.0, "ridge": 0.0001}},
+    },
+}
+"""The estimator of ``conf/comparison/paper_estimator.yaml``."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lean, cheetah-run: batch 256, width 256, 48 states, 8 samples, 4 particles, 1 step": ("cheetah_run", {}),
     "batch 1024, 256 states": ("cheetah_run", {"data.batch_size": 1024, "model.points.batch_size": 256}),
@@ -31,6 +40,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "256 states": ("cheetah_run", {"model.points.batch_size": None}),
     "16 samples": ("cheetah_run", {"model.estimator.init_args.num_samples": 16}),
     "64 samples": ("cheetah_run", {"model.estimator.init_args.num_samples": 64}),
+    "the paper's estimator, 10 samples": ("cheetah_run", {"model.estimator": PAPERS}),
     "1 particle": ("cheetah_run", {"model.acting.train_particles": 1}),
     "16 particles": ("cheetah_run", {"model.acting.train_particles": 16}),
     "10 steps": ("cheetah_run", {"model.policy.sampler.init_args.num_steps": 10}),
